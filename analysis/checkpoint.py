@@ -1,0 +1,117 @@
+"""A path → its updates: which checkpoints there are, what each is called, who reads it."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis import CheckpointError
+from analysis.formats import full, multilora, peft
+from analysis.update import Entry, Other, Skipped, Update
+
+# In this order: the first that recognises a directory reads it.
+FORMATS = (multilora, full, peft)
+# Every file that a result depends on.
+INPUTS = (peft.CONFIG, *peft.WEIGHTS, full.CONFIG, full.WEIGHTS)
+STEP = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A checkpoint and what its rows are called: the run, and the step inside the run."""
+
+    path: Path
+    name: str
+    step: int | None
+
+    @property
+    def key(self) -> str:
+        """run, or run@step."""
+        return self.name if self.step is None else f"{self.name}@{self.step}"
+
+
+def read(path: str | Path, base: str | Path | None = None) -> Iterator[Update]:
+    """Every update of the checkpoint at `path`, low-rank or dense, in the file's order.
+
+    Raises CheckpointError where there is no checkpoint, and at the first module that cannot be
+    analysed; `scan` goes on instead.
+    """
+    for entry in scan(path, base):
+        if isinstance(entry, Skipped):
+            raise CheckpointError(entry.reason)
+        if not isinstance(entry, Other):
+            yield entry
+
+
+def scan(path: str | Path, base: str | Path | None = None) -> Iterator[Entry]:
+    """Everything in the checkpoint at `path`: updates, Skipped with a reason, Other tensors.
+
+    Raises CheckpointError where the checkpoint as a whole cannot be read.
+    """
+    directory = _directory(Path(path))
+    for family in FORMATS:
+        if family.recognises(directory):
+            return family.read(directory, None if base is None else Path(base))
+    raise CheckpointError(
+        f"{path}: no checkpoint here; expected {peft.CONFIG} with adapter_model.safetensors,"
+        f" or {full.CONFIG} with {full.WEIGHTS}"
+    )
+
+
+def runs(paths: Iterable[str | Path]) -> list[Run]:
+    """The checkpoints at `paths`, named; a directory of checkpoint-N stands for all of them.
+
+    A run is called by its last path component; X/checkpoint-N is run X at step N. Runs of equal
+    names get their parents in front until they differ. Raises CheckpointError for a path that
+    does not exist or is given twice.
+    """
+    # As given, not resolved: a link is called what the user calls it.
+    found = [Path(os.path.abspath(step)) for path in paths for step in _steps(Path(path))]
+    for path in found:
+        if found.count(path) > 1:
+            raise CheckpointError(f"{path}: given twice")
+    steps = [STEP.fullmatch(path.name) for path in found]
+    homes = [path.parent if step else path for path, step in zip(found, steps, strict=True)]
+    names = _names(homes)
+    return [
+        Run(path, names[home], int(step[1]) if step else None)
+        for path, home, step in zip(found, homes, steps, strict=True)
+    ]
+
+
+def _steps(path: Path) -> Sequence[Path]:
+    """`path` itself, or its checkpoint-N in order of N where it is only a run directory."""
+    directory = _directory(path)
+    if any(family.recognises(directory) for family in FORMATS):
+        return [directory]
+    steps = {
+        int(match[1]): child
+        for child in directory.iterdir()
+        if (match := STEP.fullmatch(child.name)) and child.is_dir()
+    }
+    return [steps[step] for step in sorted(steps)] or [directory]
+
+
+def _directory(path: Path) -> Path:
+    """The directory of the checkpoint; a path to its weight file will do."""
+    if path.is_file() and path.name in (*peft.WEIGHTS, full.WEIGHTS):
+        return path.parent
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or directory")
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: is a file; expected a checkpoint directory")
+    return path
+
+
+def _names(homes: Iterable[Path]) -> dict[Path, str]:
+    """The shortest ends of the paths, whole components, that tell them apart."""
+    distinct = list(dict.fromkeys(homes))
+    length = dict.fromkeys(distinct, 1)
+    while True:
+        names = {home: "/".join(home.parts[-length[home] :]) for home in distinct}
+        shared = [h for h in distinct if list(names.values()).count(names[h]) > 1]
+        if not shared:
+            return names
+        for home in shared:
+            length[home] += 1

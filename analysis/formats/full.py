@@ -1,0 +1,82 @@
+"""Full fine-tuning: delta.safetensors (ΔW by module name) beside delta_config.json.
+
+ΔW = W_tuned − W0 was taken when the checkpoint was written, with the noise floor of each module
+(`analysis.floor`), which stands in the config; there too, the norms of the 1-D changes.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis import CheckpointError
+from analysis.formats.tensors import FLOATS, Stored, number, open_tensors, read_json
+from analysis.update import DenseUpdate, Entry, Other, Skipped
+
+CONFIG, WEIGHTS = "delta_config.json", "delta.safetensors"
+FORMAT, VERSION = "multilora-delta", 1
+
+
+def recognises(path: Path) -> bool:
+    """Whether `path` holds a stored difference; one without its config counts."""
+    return (path / CONFIG).exists() or (path / WEIGHTS).exists()
+
+
+def read(path: Path, base: Path | None = None) -> Iterator[Entry]:
+    """The difference of each 2-D weight, read when it is needed."""
+    config, source = read_json(path / CONFIG), path / CONFIG
+    if (config.get("format"), config.get("version")) != (FORMAT, VERSION):
+        raise CheckpointError(
+            f"{source}: format {config.get('format')!r}, version {config.get('version')!r};"
+            f" expected {FORMAT!r}, version {VERSION}"
+        )
+    modules, vectors = _object(config, "modules", source), _object(config, "vectors", source)
+    file = path / WEIGHTS
+    tensors = open_tensors(file)
+    method = str(config.get("method", "full"))
+    for name in dict.fromkeys([*modules, *tensors]):
+        try:
+            yield _update(name, modules.get(name), tensors.get(name), path, method)
+        except CheckpointError as error:
+            yield Skipped(name, str(error))
+    for name, change in vectors.items():
+        norm = number(
+            change if isinstance(change, dict) else {}, "frobenius_norm", f"{source}: {name}"
+        )
+        yield Other(name, f"1-D change of norm {norm:.3g}")
+    for name in config.get("tied") or []:
+        yield Other(str(name), "tied to another weight, listed once")
+
+
+def _update(name: str, facts: Any, tensor: Stored | None, path: Path, method: str) -> DenseUpdate:
+    if facts is None or tensor is None:
+        has, lacks = (CONFIG, WEIGHTS) if tensor is None else (WEIGHTS, CONFIG)
+        raise CheckpointError(f"{path}: {name}: stands in {has}, not in {lacks}; expected both")
+    if len(tensor.shape) != 2 or 0 in tensor.shape or tensor.dtype not in FLOATS:
+        raise CheckpointError(
+            f"{path / WEIGHTS}: {name}: is {tensor.dtype} {tensor.shape};"
+            " expected a floating-point matrix"
+        )
+    if not isinstance(facts, dict):
+        raise CheckpointError(f"{path / CONFIG}: {name}: is {facts!r}; expected an object")
+    floor = number(facts, "floor", f"{path / CONFIG}: {name}", least=0)
+    d_out, d_in = tensor.shape
+    return DenseUpdate(name, (d_out, d_in), _widened(tensor.load), floor, method=method)
+
+
+def _widened(load: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
+    """The same values in a dtype that LAPACK has."""
+
+    def widened() -> np.ndarray:
+        x = load()
+        return x if x.dtype.itemsize >= 4 else x.astype(np.float32)
+
+    return widened
+
+
+def _object(config: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: {key} is a {type(value).__name__}; expected an object")
+    return value

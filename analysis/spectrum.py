@@ -1,0 +1,398 @@
+"""Show how the update in a checkpoint is spread over its singular directions.
+
+PATH is a checkpoint directory (a PEFT LoRA adapter, MultiLoRA, a stored full fine-tuning), or a
+run directory of checkpoint-N. One table a checkpoint, one line a projection, medians over its
+modules. ΔW = W_tuned − W0 has singular values s₁ ≥ s₂ ≥ …, and energy Σs².
+"""
+
+import argparse
+import io
+import itertools
+import math
+import os
+import platform
+import re
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from analysis import CheckpointError, checkpoint, decompose, metrics, null, store
+from analysis.store import Row, Spectra
+from analysis.update import DenseUpdate, LowRankUpdate, Other, Skipped, Update
+
+Outcome = decompose.Spectrum | CheckpointError
+
+EXPLANATION = """\
+‖ΔW‖₂ = s₁, ‖ΔW‖_F = √Σs²; top-k: share of the energy in the k largest values; eff. rank: exp of
+the entropy of s; stable: Σs²/s₁²; used: eff. rank / capacity; democracy: eff. rank / its mean for
+a random update of that capacity (1: as even as chance). Numbers are medians over modules. Eff.
+rank, used and democracy hold within one capacity; between capacities compare the energy shares."""
+
+# Rows are summarised by the median of each of these.
+MEASURES = store.COLUMNS[store.COLUMNS.index("capacity") : store.COLUMNS.index("algorithm")]
+
+
+def analyse(
+    paths: str | Path | Iterable[str | Path],
+    *,
+    base: str | Path | None = None,
+    modules: str | None = None,
+    method: str = "auto",
+    progress: bool = False,
+) -> Spectra:
+    """The spectrum of every update in the checkpoints at `paths`.
+
+    paths: one path or several; a directory of checkpoint-N stands for all of them. modules: a
+    regular expression that a module's name must contain. method: see `decompose.spectrum`.
+    progress: a bar on stderr where it takes over two seconds. What cannot be analysed stands in
+    `skipped`, a whole checkpoint under module "". Raises CheckpointError for a path that does
+    not exist, ValueError for a method or an expression that is none.
+    """
+    listed = [paths] if isinstance(paths, str | Path) else list(paths)
+    wanted = _expression(modules)
+    found = Spectra()
+    for run in checkpoint.runs(listed):
+        try:
+            _analyse_run(run, base, wanted, method, progress, found)
+        except CheckpointError as error:
+            found.skipped.append({"run": run.key, "module": "", "reason": str(error)})
+    return found
+
+
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """One line a run, step and kind, then kind "all": counts, and medians where defined."""
+    lines = []
+    for (run, step), of_run in _grouped(rows, "run", "step").items():
+        kinds = _grouped(of_run, "kind")
+        for kind, of_kind in [
+            *((kind[0], group) for kind, group in kinds.items()),
+            ("all", of_run),
+        ]:
+            zero = sum(row["spectral_norm"] == 0 for row in of_kind)
+            line: Row = {"run": run, "step": step, "kind": kind}
+            line |= {"modules": len(of_kind), "zero": zero}
+            line |= {name: _median(row[name] for row in of_kind) for name in MEASURES}
+            lines.append(line)
+    return lines
+
+
+def _expression(modules: str | None) -> re.Pattern[str]:
+    try:
+        return re.compile(modules or "")
+    except re.error as error:
+        raise ValueError(f"--modules {modules!r} is no regular expression: {error}") from None
+
+
+def _analyse_run(
+    run: checkpoint.Run,
+    base: str | Path | None,
+    wanted: re.Pattern[str],
+    method: str,
+    progress: bool,
+    found: Spectra,
+) -> None:
+    """Add what is in one checkpoint to `found`."""
+
+    def updates() -> Iterator[Update]:
+        for entry in checkpoint.scan(run.path, base):
+            if isinstance(entry, Other):
+                found.other.append({"run": run.key, "name": entry.name, "what": entry.what})
+            elif wanted.search(entry.name):
+                if isinstance(entry, Skipped):
+                    skip(entry.name, entry.reason)
+                else:
+                    yield entry
+
+    def skip(module: str, reason: str) -> None:
+        found.skipped.append({"run": run.key, "module": module, "reason": reason})
+
+    for update, result in _spectra(updates(), method, progress, run.key):
+        if isinstance(result, CheckpointError):
+            skip(update.name, f"{run.path}: {result}")
+            continue
+        line = row(update, result, run)
+        if line["key"] in found.s:
+            skip(update.name, f"{run.path}: {update.name}: stands twice in the checkpoint")
+            continue
+        found.rows.append(line)
+        found.s[line["key"]] = result.s
+
+
+def _spectra(
+    updates: Iterable[Update], method: str, progress: bool, label: str
+) -> Iterator[tuple[Update, Outcome]]:
+    """Each update with its spectrum, or the error that it raised; in order."""
+    for kind, group in itertools.groupby(updates, type):
+        if kind is LowRankUpdate:
+            yield from _in_parallel(group, method)
+        else:
+            # To read is to know the size: the matrices themselves are loaded one by one.
+            for update in _with_bar(list(group), progress, label):
+                yield update, _outcome(update, method)
+
+
+def _in_parallel(updates: Iterable[Update], method: str) -> Iterator[tuple[Update, Outcome]]:
+    """Small kernels: one BLAS thread each, several updates at a time.
+
+    Only a few are held at once, so that memory does not grow with the checkpoint.
+    """
+    threads = os.cpu_count() or 1
+    waiting: deque[tuple[Update, Future[Outcome]]] = deque()
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+        for update in updates:
+            waiting.append((update, pool.submit(_outcome, update, method)))
+            if len(waiting) > 2 * threads:
+                update, future = waiting.popleft()
+                yield update, future.result()
+        for update, future in waiting:
+            yield update, future.result()
+
+
+def _outcome(update: Update, method: str) -> Outcome:
+    try:
+        return decompose.spectrum(update, method)
+    except CheckpointError as error:
+        return error
+
+
+def _with_bar(updates: list[Update], progress: bool, label: str) -> Iterable[Update]:
+    if not progress:
+        return updates
+    from tqdm import tqdm
+
+    return tqdm(updates, desc=label, unit="matrix", delay=2, disable=None, leave=False)
+
+
+def row(update: Update, spectrum: decompose.Spectrum, run: checkpoint.Run) -> Row:
+    """The line of one update in the table, by store.COLUMNS; None where a number is undefined."""
+    s, (d_out, d_in) = spectrum.s, update.shape
+    floor = update.floor if isinstance(update, DenseUpdate) else None
+    rounding = max(d_out, d_in) * decompose.EPS * s[0]
+    rank = metrics.rank(s, max(spectrum.error_bound, floor or 0.0, rounding))
+    components = update.name.split(".")
+    part = f"#{update.part}" if update.part else ""
+    line: Row = {
+        "key": f"{run.key}/{update.name}{part}",
+        "run": run.name,
+        "method": update.method,
+        "step": run.step,
+        "module": update.name,
+        "layer": next((int(c) for c in components if c.isdecimal()), None),
+        "kind": components[-1],
+        "part": update.part or None,
+        "d_out": d_out,
+        "d_in": d_in,
+        "capacity": update.capacity,
+        "rank": rank,
+        "spectral_norm": metrics.spectral_norm(s),
+        "frobenius_norm": metrics.frobenius_norm(s),
+        "nuclear_norm": metrics.nuclear_norm(s),
+        "floor": floor,
+        "above_floor": rank if floor is None else metrics.rank(s, floor),
+        "algorithm": spectrum.algorithm,
+        "error_bound": spectrum.error_bound,
+    }
+    if s[0] > 0:
+        line |= _concentration(s, d_out, d_in, dense=isinstance(update, DenseUpdate))
+    return {column: line.get(column) for column in store.COLUMNS}
+
+
+def _concentration(s: np.ndarray, d_out: int, d_in: int, dense: bool) -> Row:
+    """The ratios, which are undefined for ΔW = 0."""
+    d = min(d_out, d_in)
+    return {
+        **{f"top_share_{k}": metrics.top_share(s, k) for k in (1, 4, 16)},
+        "top_share_1pct": metrics.top_share(s, max(1, math.ceil(d / 100))),
+        "top_share_10pct": metrics.top_share(s, max(1, math.ceil(d / 10))),
+        "effective_rank": metrics.effective_rank(s),
+        "energy_entropy_rank": metrics.energy_entropy_rank(s),
+        "stable_rank": metrics.stable_rank(s),
+        "participation_ratio": metrics.participation_ratio(s),
+        "gini": metrics.gini(s),
+        **{f"energy_rank_{q}": int(metrics.energy_rank(s, q / 100)) for q in (50, 90, 99)},
+        "utilisation": metrics.utilisation(s, s.size),
+        "democracy": null.democracy(s, d_out, d_in),
+        "outliers": null.outliers(s, d_out, d_in) if dense else None,
+    }
+
+
+def table(rows: Sequence[Row]) -> Iterator[str]:
+    """The lines of the summary that a person reads: a block a checkpoint, a line a projection."""
+    lines = summary(rows)
+    for (run, step), of_run in _grouped(rows, "run", "step").items():
+        methods = ", ".join(dict.fromkeys(row["method"] for row in of_run))
+        yield f"{run}{'' if step is None else f'  step {step}'}  ({methods})"
+        cells = [list(HEADINGS)]
+        for line in lines:
+            if (line["run"], line["step"]) == (run, step):
+                shapes = {
+                    f"{row['d_out']}×{row['d_in']}"
+                    for row in of_run
+                    if line["kind"] in (row["kind"], "all")
+                }
+                shape = shapes.pop() if len(shapes) == 1 else f"{len(shapes)} shapes"
+                cells.append(
+                    [line["kind"], str(line["modules"]), shape, *map(_cell, _picked(line))]
+                )
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        for row_cells in cells:
+            kind, *numbers = (c.rjust(w) for c, w in zip(row_cells, widths, strict=True))
+            yield "  ".join([kind.strip().ljust(widths[0]), *numbers]).rstrip()
+        yield ""
+
+
+HEADINGS = (
+    *("kind", "modules", "d_out×d_in", "capacity", "‖ΔW‖₂", "‖ΔW‖_F", "top-1", "top-4"),
+    *("eff. rank", "stable", "used", "democracy", "zero"),
+)
+
+
+def _picked(line: Row) -> list[float | None]:
+    names = ("capacity", "spectral_norm", "frobenius_norm", "top_share_1", "top_share_4")
+    more = ("effective_rank", "stable_rank", "utilisation", "democracy", "zero")
+    return [line[name] for name in (*names, *more)]
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return str(int(value)) if value == int(value) and abs(value) < 1e6 else f"{value:.3g}"
+
+
+def _grouped(rows: Iterable[Row], *columns: str) -> dict[tuple[Any, ...], list[Row]]:
+    """The rows by their values in `columns`, in order of first appearance."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for line in rows:
+        groups.setdefault(tuple(line[column] for column in columns), []).append(line)
+    return groups
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return float(np.median(defined)) if defined else None
+
+
+def record(paths: Sequence[str], arguments: dict[str, Any]) -> dict[str, Any]:
+    """What made a result: command, arguments, versions, seed, and SHA-256 of every input file."""
+    import hashlib
+    from importlib.metadata import version
+
+    inputs = {}
+    for run in checkpoint.runs(paths):
+        for file in sorted(run.path.iterdir()):
+            if file.name in checkpoint.INPUTS:
+                with file.open("rb") as opened:
+                    inputs[str(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
+    packages = ("multilora", "numpy", "ml_dtypes", "safetensors", "scipy", "torch")
+    return {
+        "command": "analysis.spectrum",
+        "arguments": arguments,
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "seed": null.SEED,
+        "inputs": inputs,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status: 0, all analysed; 1, some skipped; 2, nothing."""
+    arguments = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = _run(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of the table has seen enough; leave nothing for the flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (CheckpointError, ValueError, OSError) as error:
+        _complain(str(error))
+        return 2
+    return status
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    found = analyse(
+        arguments.paths,
+        modules=arguments.modules,
+        method=arguments.method,
+        progress=True,
+    )
+    for skip in found.skipped:
+        _complain(skip["reason"])
+    if not found.rows:
+        if not found.skipped:
+            _complain(f"{', '.join(arguments.paths)}: no update to analyse")
+        return 2
+    if arguments.out or arguments.json:
+        made_by = record(arguments.paths, vars(arguments))
+    if arguments.out:
+        store.save(arguments.out, found, made_by)
+    if arguments.json:
+        result = {"record": made_by, "rows": found.rows, "summary": summary(found.rows)}
+        print(store.strict_json({**result, "skipped": found.skipped, "other": found.other}))
+    elif arguments.csv:
+        store.write_csv(found.rows, sys.stdout)
+    else:
+        _print_table(found)
+    return 1 if found.skipped else 0
+
+
+def _print_table(found: Spectra) -> None:
+    for line in table(found.rows):
+        print(printable(line))
+    print(EXPLANATION)
+    faint = sum(_mostly_below_floor(row) for row in found.rows)
+    if faint:
+        print(
+            f"Rounding noise: in {faint} modules more than half of the values lie below the floor."
+        )
+    if found.other:
+        print(f"{len(found.other)} tensors that are no updates (heads, biases): see --json.")
+
+
+def _mostly_below_floor(row: Row) -> bool:
+    return row["floor"] is not None and 0 < 2 * row["above_floor"] < row["capacity"]
+
+
+def _complain(message: str) -> None:
+    print(f"analysis.spectrum: {printable(message)}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """`text` on one line, control characters escaped: names in a checkpoint are a stranger's."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.spectrum",
+        description=__doc__,
+        epilog=EXPLANATION + " Exit status: 0, every update was analysed; 1, some were skipped;"
+        " 2, nothing was analysed, or bad usage.",
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a checkpoint or run directory")
+    parser.add_argument("--modules", metavar="REGEX", help="only modules whose name has a match")
+    parser.add_argument(
+        "--method",
+        choices=("auto", "svd"),
+        default="auto",
+        help="svd: slower, and exact far below s₁ for dense updates too",
+    )
+    parser.add_argument("--out", metavar="DIR", help=f"write {store.TABLE}, {store.SPECTRA}, …")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    output.add_argument("--csv", action="store_true", help="a row a module on stdout")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

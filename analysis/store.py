@@ -1,0 +1,121 @@
+"""Results on disk: spectrum.csv, spectra.safetensors, record.json; a reader never sees half a file.
+
+store.save(directory, spectra, record)
+spectra, record = store.load(directory)
+"""
+
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from analysis import CheckpointError
+
+TEXT = ("key", "run", "method", "module", "kind", "part", "algorithm")
+WHOLE = (
+    *("step", "layer", "d_out", "d_in", "capacity", "rank"),
+    *("energy_rank_50", "energy_rank_90", "energy_rank_99", "outliers", "above_floor"),
+)
+COLUMNS = (
+    *("key", "run", "method", "step", "module", "layer", "kind", "part"),
+    *("d_out", "d_in", "capacity", "rank"),
+    *("spectral_norm", "frobenius_norm", "nuclear_norm"),
+    *("top_share_1", "top_share_4", "top_share_16", "top_share_1pct", "top_share_10pct"),
+    *("effective_rank", "energy_entropy_rank", "stable_rank", "participation_ratio", "gini"),
+    *("energy_rank_50", "energy_rank_90", "energy_rank_99"),
+    *("utilisation", "democracy", "outliers", "floor", "above_floor"),
+    *("algorithm", "error_bound"),
+)
+TABLE, SPECTRA, RECORD = "spectrum.csv", "spectra.safetensors", "record.json"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Spectra:
+    """What an analysis found.
+
+    rows: one a module, keyed by COLUMNS, None where a number is undefined; s: the singular values
+    by row key, (capacity,), float64, descending, also for ΔW = 0; skipped: {run, module, reason}
+    of updates that could not be analysed; other: {run, name, what} of tensors that are none.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    s: dict[str, np.ndarray] = field(default_factory=dict)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    other: list[dict[str, str]] = field(default_factory=list)
+
+
+def save(directory: str | Path, spectra: Spectra, record: dict[str, Any]) -> None:
+    """Write the three files into `directory`, made if need be; each is renamed into place."""
+    out = Path(directory)
+    out.mkdir(parents=True, exist_ok=True)
+    _replace(out / SPECTRA, lambda path: save_file(spectra.s, path))
+    table = io.StringIO()
+    write_csv(spectra.rows, table)
+    _replace(out / TABLE, lambda path: path.write_text(table.getvalue(), encoding="utf-8"))
+    text = strict_json({**record, "skipped": spectra.skipped, "other": spectra.other})
+    _replace(out / RECORD, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+
+def load(directory: str | Path) -> tuple[Spectra, dict[str, Any]]:
+    """What `save` wrote: the spectra and the record. CheckpointError where it is not all there."""
+    out = Path(directory)
+    try:
+        with (out / TABLE).open(encoding="utf-8", newline="") as file:
+            rows = [_row(cells) for cells in csv.DictReader(file)]
+        with safe_open(out / SPECTRA, framework="np") as tensors:
+            s = {row["key"]: tensors.get_tensor(row["key"]) for row in rows}
+        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{out}: not the results of an analysis: {error}") from None
+    return Spectra(rows, s, record.pop("skipped"), record.pop("other")), record
+
+
+def write_csv(rows: Iterable[Row], file: io.TextIOBase | Any) -> None:
+    """The rows under COLUMNS; an undefined number is an empty cell."""
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def strict_json(value: Any) -> str:
+    """`value` as JSON that every parser reads: ValueError for NaN, which must be None."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _row(cells: dict[str, str]) -> Row:
+    def value(column: str, cell: str) -> str | int | float | None:
+        if cell == "":
+            return None
+        return cell if column in TEXT else int(cell) if column in WHOLE else float(cell)
+
+    return {column: value(column, cells[column]) for column in COLUMNS}
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary neighbour, then rename it to `path`."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,86 @@
+"""What a checkpoint holds, module by module: ΔW as factors, ΔW as a matrix, or neither."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankUpdate:
+    """ΔW = scale · B @ A, never multiplied out.
+
+    name: dotted path of the module in the base model; B (d_out, r), A (r, d_in), in the dtype
+    they are stored in. part tells updates of one module apart (a task, a head), else "".
+    """
+
+    name: str
+    B: np.ndarray
+    A: np.ndarray
+    scale: float = 1.0
+    part: str = ""
+    method: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of ΔW."""
+        return self.B.shape[0], self.A.shape[1]
+
+    @property
+    def capacity(self) -> int:
+        """The highest rank that the parametrisation allows: min(r, d_out, d_in)."""
+        return min(self.B.shape[1], *self.shape)
+
+    def dense(self) -> np.ndarray:
+        """ΔW (d_out, d_in), float64; for tests and small matrices."""
+        return self.scale * (float64(self.B) @ float64(self.A))
+
+
+@dataclass(frozen=True, eq=False)
+class DenseUpdate:
+    """ΔW as a matrix that `load` reads when it is needed, (d_out, d_in), float32 or float64.
+
+    floor: upper estimate of the largest singular value of the rounding noise in ΔW
+    (`analysis.floor.noise_floor`), None where nothing was rounded.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    load: Callable[[], np.ndarray]
+    floor: float | None = None
+    part: str = ""
+    method: str = ""
+
+    @property
+    def capacity(self) -> int:
+        """min(d_out, d_in)."""
+        return min(self.shape)
+
+    def dense(self) -> np.ndarray:
+        """ΔW (d_out, d_in), float64."""
+        return float64(self.load())
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An update that is there and cannot be analysed; name "" stands for the whole checkpoint."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Other:
+    """A tensor that is not an update of a weight matrix: a saved head, a bias."""
+
+    name: str
+    what: str
+
+
+Update = LowRankUpdate | DenseUpdate
+Entry = LowRankUpdate | DenseUpdate | Skipped | Other
+
+
+def float64(x: np.ndarray) -> np.ndarray:
+    """x in float64, exactly; x itself where it is float64 already."""
+    return x.astype(np.float64, copy=False)
