@@ -66,13 +66,14 @@ def runs(paths: Iterable[str | Path]) -> list[Run]:
     names get their parents in front until they differ. Raises CheckpointError for a path that
     does not exist or is given twice.
     """
-    # As given, not resolved: a link is called what the user calls it.
-    found = [Path(os.path.abspath(step)) for path in paths for step in _steps(Path(path))]
-    for path in found:
-        if found.count(path) > 1:
+    found = [step for path in paths for step in _steps(Path(path))]
+    # Not resolved: a link is called what the user calls it.
+    places = [Path(os.path.abspath(path)) for path in found]
+    for path, place in zip(found, places, strict=True):
+        if places.count(place) > 1:
             raise CheckpointError(f"{path}: given twice")
-    steps = [STEP.fullmatch(path.name) for path in found]
-    homes = [path.parent if step else path for path, step in zip(found, steps, strict=True)]
+    steps = [STEP.fullmatch(place.name) for place in places]
+    homes = [place.parent if step else place for place, step in zip(places, steps, strict=True)]
     names = _names(homes)
     return [
         Run(path, names[home], int(step[1]) if step else None)

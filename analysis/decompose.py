@@ -41,8 +41,12 @@ def spectrum(update: Update, method: str = "auto") -> Spectrum:
     if method not in ("auto", "svd"):
         raise ValueError(f"method is {method!r}; expected 'auto' or 'svd'")
     if isinstance(update, LowRankUpdate):
-        return _low_rank(update, method)
-    return _dense_svd(update) if method == "svd" else _dense_gram(update)
+        result = _low_rank(update, method)
+    else:
+        result = _dense_svd(update) if method == "svd" else _dense_gram(update)
+    if not np.isfinite(result.s.sum()):
+        raise CheckpointError(f"{_label(update)}: ΔW is too large for float64")
+    return result
 
 
 def svd(update: Update) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -52,9 +56,9 @@ def svd(update: Update) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     completion. Raises CheckpointError where ΔW holds NaN or Inf.
     """
     if isinstance(update, DenseUpdate):
-        return np.linalg.svd(_finite(update.dense(), update.name, "ΔW"), full_matrices=False)
-    Q_B, R_B = np.linalg.qr(_finite(float64(update.B), update.name, "B"))
-    Q_A, R_A = np.linalg.qr(_finite(float64(update.A), update.name, "A").T)
+        return np.linalg.svd(_finite(update.dense(), "ΔW", update), full_matrices=False)
+    Q_B, R_B = np.linalg.qr(_finite(float64(update.B), "B", update))
+    Q_A, R_A = np.linalg.qr(_finite(float64(update.A), "A", update).T)
     P, s, Qh = np.linalg.svd(R_B @ R_A.T, full_matrices=False)
     k = update.capacity
     sign = -1.0 if update.scale < 0 else 1.0
@@ -64,23 +68,24 @@ def svd(update: Update) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _low_rank(update: LowRankUpdate, method: str) -> Spectrum:
     """Cholesky of both Gram matrices where they are well conditioned, else QR of both factors."""
     B, A = float64(update.B), float64(update.A).T
-    roots = None if method == "svd" else _cholesky_pair(B, A)
-    if roots is not None:
-        (L_B, condition_B), (L_A, condition_A) = roots
-        algorithm, condition = "cholesky", max(condition_B, condition_A)
-    else:
-        _finite(B, update.name, "B")
-        _finite(A, update.name, "A")
-        L_B, L_A = (np.transpose(np.linalg.qr(M, mode="r")) for M in (B, A))
-        algorithm, condition = "qr", 1.0
-    s = np.linalg.svd(L_B.T @ L_A, compute_uv=False)[: update.capacity]
-    # ΔW is a sum of products bᵢaᵢ; where they cancel, s₁ is smaller than the largest of them
-    # and its error is not. (L has the column norms of its factor in its rows.)
-    products = np.linalg.norm(L_B, axis=1) * np.linalg.norm(L_A, axis=1)
-    size = max(float(s[0]), float(products.max()))
-    bound = 10 * update.B.shape[1] * EPS * condition * size
-    scale = abs(update.scale)
-    return Spectrum(scale * s, algorithm, scale * bound)
+    with np.errstate(all="ignore"):  # NaN, Inf and overflow are found by what they lead to
+        roots = None if method == "svd" else _cholesky_pair(B, A)
+        if roots is not None:
+            (L_B, condition_B), (L_A, condition_A) = roots
+            algorithm, condition = "cholesky", max(condition_B, condition_A)
+        else:
+            B, A = _finite(B, "B", update), _finite(A, "A", update)
+            L_B, L_A = (np.transpose(np.linalg.qr(M, mode="r")) for M in (B, A))
+            algorithm, condition = "qr", 1.0
+        core = _finite(L_B.T @ L_A, "B·A", update)
+        s = np.linalg.svd(core, compute_uv=False)[: update.capacity]
+        # ΔW is a sum of products bᵢaᵢ; where they cancel, s₁ is smaller than the largest of
+        # them and its error is not. (Row i of L is as long as column i of its factor.)
+        products = np.linalg.norm(L_B, axis=1) * np.linalg.norm(L_A, axis=1)
+        size = max(float(s[0]), float(products.max()))
+        bound = 10 * update.B.shape[1] * EPS * condition * size
+        scale = abs(update.scale)
+        return Spectrum(scale * s, algorithm, scale * bound)
 
 
 def _cholesky_pair(
@@ -119,7 +124,7 @@ def _dense_gram(update: DenseUpdate) -> Spectrum:
 
     W = update.load()
     W = W if W.shape[0] >= W.shape[1] else W.T
-    size = _magnitude(W, update.name)
+    size = _magnitude(W, update)
     if size == 0:
         return Spectrum(np.zeros(update.capacity), "gram", 0.0)
     G = torch.zeros(W.shape[1], W.shape[1], dtype=torch.float64)
@@ -136,20 +141,23 @@ def _dense_svd(update: DenseUpdate) -> Spectrum:
     import torch
 
     W = update.load()
-    _magnitude(W, update.name)
+    _magnitude(W, update)
     s = torch.linalg.svdvals(torch.from_numpy(np.array(W, dtype=np.float64))).numpy()
     return Spectrum(s, "svd", float(max(W.shape) * EPS * s[0]))
 
 
-def _magnitude(W: np.ndarray, name: str) -> float:
+def _magnitude(W: np.ndarray, update: DenseUpdate) -> float:
     """max |W|; CheckpointError for NaN or Inf."""
-    size = float(max(W.max(), -W.min()))  # both carry a NaN on
-    if not np.isfinite(size):
-        raise CheckpointError(f"{name}: ΔW holds NaN or Inf; expected finite numbers")
-    return size
+    low, high = W.min(), W.max()  # both carry a NaN on
+    _finite(np.array([low, high]), "ΔW", update)
+    return max(float(high), -float(low))
 
 
-def _finite(x: np.ndarray, name: str, factor: str) -> np.ndarray:
+def _finite(x: np.ndarray, what: str, update: Update) -> np.ndarray:
     if not np.isfinite(x).all():
-        raise CheckpointError(f"{name}: {factor} holds NaN or Inf; expected finite numbers")
+        raise CheckpointError(f"{_label(update)}: {what} holds NaN or Inf; expected finite numbers")
     return x
+
+
+def _label(update: Update) -> str:
+    return f"{update.source}: {update.name}" if update.source else update.name

@@ -114,7 +114,7 @@ def _analyse_run(
 
     for update, result in _spectra(updates(), method, progress, run.key):
         if isinstance(result, CheckpointError):
-            skip(update.name, f"{run.path}: {result}")
+            skip(update.name, str(result))
             continue
         line = row(update, result, run)
         if line["key"] in found.s:
@@ -222,47 +222,52 @@ def _concentration(s: np.ndarray, d_out: int, d_in: int, dense: bool) -> Row:
     }
 
 
-def table(rows: Sequence[Row]) -> Iterator[str]:
-    """The lines of the summary that a person reads: a block a checkpoint, a line a projection."""
-    lines = summary(rows)
-    for (run, step), of_run in _grouped(rows, "run", "step").items():
-        methods = ", ".join(dict.fromkeys(row["method"] for row in of_run))
-        yield f"{run}{'' if step is None else f'  step {step}'}  ({methods})"
-        cells = [list(HEADINGS)]
-        for line in lines:
-            if (line["run"], line["step"]) == (run, step):
-                shapes = {
-                    f"{row['d_out']}×{row['d_in']}"
-                    for row in of_run
-                    if line["kind"] in (row["kind"], "all")
-                }
-                shape = shapes.pop() if len(shapes) == 1 else f"{len(shapes)} shapes"
-                cells.append(
-                    [line["kind"], str(line["modules"]), shape, *map(_cell, _picked(line))]
-                )
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        for row_cells in cells:
-            kind, *numbers = (c.rjust(w) for c, w in zip(row_cells, widths, strict=True))
-            yield "  ".join([kind.strip().ljust(widths[0]), *numbers]).rstrip()
-        yield ""
-
-
-HEADINGS = (
-    *("kind", "modules", "d_out×d_in", "capacity", "‖ΔW‖₂", "‖ΔW‖_F", "top-1", "top-4"),
-    *("eff. rank", "stable", "used", "democracy", "zero"),
+# Heading, column of the summary, format.
+PRINTED = (
+    ("capacity", "capacity", "g"),
+    ("‖ΔW‖₂", "spectral_norm", ".3g"),
+    ("‖ΔW‖_F", "frobenius_norm", ".3g"),
+    ("top-1", "top_share_1", ".3f"),
+    ("top-4", "top_share_4", ".3f"),
+    ("eff. rank", "effective_rank", ".2f"),
+    ("stable", "stable_rank", ".2f"),
+    ("used", "utilisation", ".3f"),
+    ("democracy", "democracy", ".3f"),
+    ("zero", "zero", "d"),
 )
 
 
-def _picked(line: Row) -> list[float | None]:
-    names = ("capacity", "spectral_norm", "frobenius_norm", "top_share_1", "top_share_4")
-    more = ("effective_rank", "stable_rank", "utilisation", "democracy", "zero")
-    return [line[name] for name in (*names, *more)]
+def table(rows: Sequence[Row]) -> Iterator[str]:
+    """The lines of the summary that a person reads: a block a checkpoint, a line a projection."""
+    lines = _grouped(summary(rows), "run", "step")
+    for (run, step), of_run in _grouped(rows, "run", "step").items():
+        methods = ", ".join(dict.fromkeys(row["method"] for row in of_run))
+        yield f"{run}{'' if step is None else f'  step {step}'}  ({methods})"
+        cells = [["kind", "modules", "d_out×d_in", *(heading for heading, _, _ in PRINTED)]]
+        for line in lines[run, step]:
+            numbers = [_cell(line[column], form) for _, column, form in PRINTED]
+            shape = _shape(of_run, line["kind"])
+            cells.append([line["kind"], str(line["modules"]), shape, *numbers])
+        yield from _aligned(cells)
+        yield ""
 
 
-def _cell(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return str(int(value)) if value == int(value) and abs(value) < 1e6 else f"{value:.3g}"
+def _shape(rows: Iterable[Row], kind: str) -> str:
+    """d_out×d_in of the modules of a kind, or how many different shapes they have."""
+    shapes = {f"{row['d_out']}×{row['d_in']}" for row in rows if kind in (row["kind"], "all")}
+    return shapes.pop() if len(shapes) == 1 else f"{len(shapes)} shapes"
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _aligned(cells: list[list[str]]) -> Iterator[str]:
+    """Lines of columns two blanks apart, the first to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for first, *others in cells:
+        padded = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        yield "  ".join([first.ljust(widths[0]), *padded])
 
 
 def _grouped(rows: Iterable[Row], *columns: str) -> dict[tuple[Any, ...], list[Row]]:
@@ -306,57 +311,53 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = _run(arguments)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of the table has seen enough; leave nothing for the flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        found = analyse(
+            arguments.paths, modules=arguments.modules, method=arguments.method, progress=True
+        )
+        for skip in found.skipped:
+            _complain(skip["reason"])
+        if found.rows or arguments.json:
+            _write(found, arguments)
+        if not found.rows and not found.skipped:
+            _complain(f"{', '.join(arguments.paths)}: no update to analyse; expected at least one")
     except (CheckpointError, ValueError, OSError) as error:
         _complain(str(error))
         return 2
-    return status
+    return 2 if not found.rows else 1 if found.skipped else 0
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    found = analyse(
-        arguments.paths,
-        modules=arguments.modules,
-        method=arguments.method,
-        progress=True,
-    )
-    for skip in found.skipped:
-        _complain(skip["reason"])
-    if not found.rows:
-        if not found.skipped:
-            _complain(f"{', '.join(arguments.paths)}: no update to analyse")
-        return 2
+def _write(found: Spectra, arguments: argparse.Namespace) -> None:
+    """The results, to --out and to stdout."""
     if arguments.out or arguments.json:
         made_by = record(arguments.paths, vars(arguments))
-    if arguments.out:
+    if arguments.out and found.rows:
         store.save(arguments.out, found, made_by)
     if arguments.json:
         result = {"record": made_by, "rows": found.rows, "summary": summary(found.rows)}
-        print(store.strict_json({**result, "skipped": found.skipped, "other": found.other}))
+        _emit(store.strict_json({**result, "skipped": found.skipped, "other": found.other}))
     elif arguments.csv:
-        store.write_csv(found.rows, sys.stdout)
+        _emit(store.csv_text(found.rows).rstrip("\n"))
     else:
-        _print_table(found)
-    return 1 if found.skipped else 0
+        _emit("\n".join([*map(printable, table(found.rows)), EXPLANATION, *_remarks(found)]))
 
 
-def _print_table(found: Spectra) -> None:
-    for line in table(found.rows):
-        print(printable(line))
-    print(EXPLANATION)
+def _remarks(found: Spectra) -> Iterator[str]:
     faint = sum(_mostly_below_floor(row) for row in found.rows)
     if faint:
-        print(
-            f"Rounding noise: in {faint} modules more than half of the values lie below the floor."
-        )
+        yield f"In {faint} modules more than half of the values lie below the rounding noise."
     if found.other:
-        print(f"{len(found.other)} tensors that are no updates (heads, biases): see --json.")
+        yield f"{len(found.other)} tensors that are no updates (heads, biases): see --json."
+
+
+def _emit(text: str) -> None:
+    """Print `text`; a reader that stops early, as `head` does, is no error."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # What is left in the buffer would fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise
 
 
 def _mostly_below_floor(row: Row) -> bool:

@@ -60,9 +60,8 @@ def save(directory: str | Path, spectra: Spectra, record: dict[str, Any]) -> Non
     out = Path(directory)
     out.mkdir(parents=True, exist_ok=True)
     _replace(out / SPECTRA, lambda path: save_file(spectra.s, path))
-    table = io.StringIO()
-    write_csv(spectra.rows, table)
-    _replace(out / TABLE, lambda path: path.write_text(table.getvalue(), encoding="utf-8"))
+    table = csv_text(spectra.rows)
+    _replace(out / TABLE, lambda path: path.write_text(table, encoding="utf-8"))
     text = strict_json({**record, "skipped": spectra.skipped, "other": spectra.other})
     _replace(out / RECORD, lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
@@ -76,16 +75,19 @@ def load(directory: str | Path) -> tuple[Spectra, dict[str, Any]]:
         with safe_open(out / SPECTRA, framework="np") as tensors:
             s = {row["key"]: tensors.get_tensor(row["key"]) for row in rows}
         record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        skipped, other = record.pop("skipped"), record.pop("other")
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{out}: not the results of an analysis: {error}") from None
-    return Spectra(rows, s, record.pop("skipped"), record.pop("other")), record
+    return Spectra(rows, s, skipped, other), record
 
 
-def write_csv(rows: Iterable[Row], file: io.TextIOBase | Any) -> None:
+def csv_text(rows: Iterable[Row]) -> str:
     """The rows under COLUMNS; an undefined number is an empty cell."""
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+    return text.getvalue()
 
 
 def strict_json(value: Any) -> str:

@@ -11,7 +11,8 @@ class LowRankUpdate:
     """ΔW = scale · B @ A, never multiplied out.
 
     name: dotted path of the module in the base model; B (d_out, r), A (r, d_in), in the dtype
-    they are stored in. part tells updates of one module apart (a task, a head), else "".
+    they are stored in. part tells updates of one module apart (a task, a head), else "". source:
+    the file it comes from, for messages.
     """
 
     name: str
@@ -20,6 +21,7 @@ class LowRankUpdate:
     scale: float = 1.0
     part: str = ""
     method: str = ""
+    source: str = ""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -50,6 +52,7 @@ class DenseUpdate:
     floor: float | None = None
     part: str = ""
     method: str = ""
+    source: str = ""
 
     @property
     def capacity(self) -> int:

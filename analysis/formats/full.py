@@ -62,7 +62,8 @@ def _update(name: str, facts: Any, tensor: Stored | None, path: Path, method: st
         raise CheckpointError(f"{path / CONFIG}: {name}: is {facts!r}; expected an object")
     floor = number(facts, "floor", f"{path / CONFIG}: {name}", least=0)
     d_out, d_in = tensor.shape
-    return DenseUpdate(name, (d_out, d_in), _widened(tensor.load), floor, method=method)
+    load = _widened(tensor.load)
+    return DenseUpdate(name, (d_out, d_in), load, floor, method=method, source=str(path / WEIGHTS))
 
 
 def _widened(load: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from analysis import CheckpointError
 from analysis.formats import peft
-from analysis.formats.tensors import Stored, number, open_tensors, read_json
+from analysis.formats.tensors import Stored, count, number, open_tensors, read_json
 from analysis.update import Entry, LowRankUpdate, Other, Skipped, float64
 
 KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.multilora_(?P<part>[ABs])(?:\..+)?")
@@ -34,7 +34,7 @@ def recognises(path: Path) -> bool:
 def read(path: Path, base: Path | None = None) -> Iterator[Entry]:
     """The stacked update of each module; CheckpointError where the config has no scale."""
     config, source = read_json(path / peft.CONFIG), path / peft.CONFIG
-    n, r = (int(number(config, key, source, least=1)) for key in ("n", "r"))
+    n, r = count(config, "n", source), count(config, "r", source)
     alpha = number(config, "lora_alpha", source)
     scale = alpha / (math.sqrt(r) if config.get("use_rslora") else r)
     file = peft.weights(path)
@@ -43,10 +43,12 @@ def read(path: Path, base: Path | None = None) -> Iterator[Entry]:
     modules: dict[str, dict[str, Stored]] = {}
     for name, tensor in tensors.items():
         match = KEY.fullmatch(name)
-        if match:
-            modules.setdefault(match["module"], {})[match["part"]] = tensor
-        else:
+        if match is None:
             yield Other(name, peft.what(name))
+        elif match["part"] in modules.setdefault(match["module"], {}):
+            raise CheckpointError(f"{file}: {name}: stands there twice, under two names")
+        else:
+            modules[match["module"]][match["part"]] = tensor
     for module, parts in modules.items():
         fault = _fault({part: tensor.shape for part, tensor in parts.items()}, n, r)
         if fault:
@@ -57,7 +59,7 @@ def read(path: Path, base: Path | None = None) -> Iterator[Entry]:
         except CheckpointError as error:
             yield Skipped(module, str(error))
             continue
-        yield LowRankUpdate(module, stack(B, s, n), A, scale, method="multilora")
+        yield LowRankUpdate(module, stack(B, s, n), A, scale, method="multilora", source=str(file))
 
 
 def stack(B: np.ndarray, s: np.ndarray, n: int) -> np.ndarray:

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from analysis import CheckpointError
-from analysis.formats.tensors import Stored, number, open_tensors, read_json
+from analysis.formats.tensors import Stored, count, number, open_tensors, read_json
 from analysis.update import Entry, LowRankUpdate, Other, Skipped
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 KEY = re.compile(
-    r"(?:base_model\.model\.)?(?P<module>.+)\.(?P<tensor>lora_[^.]+)(?:\.(?P<tail>.+))?"
+    r"(?:base_model\.model\.)?(?P<module>.+?)\.(?P<tensor>lora_[^.]+)(?:\.(?P<tail>.+))?"
 )
 # Starts that leave the base weight as it was, so that B·A is all of ΔW.
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
@@ -71,14 +71,14 @@ class Rule:
 
     def __init__(self, config: dict[str, Any], path: Path) -> None:
         self.path = path
-        self.r = number(config, "r", path, least=1)
+        self.r = count(config, "r", path)
         self.alpha = number(config, "lora_alpha", path)
         self.rslora = bool(config.get("use_rslora"))
         self.rank_pattern = self._pattern(config, "rank_pattern", least=1)
         self.alpha_pattern = self._pattern(config, "alpha_pattern")
 
     def _pattern(
-        self, config: dict[str, Any], key: str, least: float = -math.inf
+        self, config: dict[str, Any], key: str, least: float = -1e300
     ) -> list[tuple[re.Pattern[str], float]]:
         pattern = config.get(key) or {}
         if not isinstance(pattern, dict):
@@ -138,7 +138,10 @@ def _pairs(tensors: dict[str, Stored], file: Path, rule: Rule) -> Iterator[Entry
         leaf = tail[-1] if tail[-1] in ("weight", "bias") else ""
         adapters.add(".".join(tail[:-1] if leaf else tail))
         parts = modules.setdefault(match["module"], {})
-        parts.setdefault(f"{match['tensor']}.{leaf}".rstrip("."), name)
+        part = f"{match['tensor']}.{leaf}".rstrip(".")
+        if part in parts:
+            raise CheckpointError(f"{file}: {name} and {parts[part]} are one tensor of one module")
+        parts[part] = name
     if len(adapters) > 1:
         raise CheckpointError(
             f"{file}: holds several adapters ({', '.join(sorted(adapters))}); expected one"
@@ -149,9 +152,7 @@ def _pairs(tensors: dict[str, Stored], file: Path, rule: Rule) -> Iterator[Entry
 
 def what(name: str) -> str:
     """What a tensor is that belongs to no update."""
-    if name.endswith("base_layer.bias") or name.endswith(".bias"):
-        return "bias"
-    return "saved weight (modules_to_save)"
+    return "bias" if name.endswith(".bias") else "saved weight (modules_to_save)"
 
 
 def _module(
@@ -167,7 +168,8 @@ def _module(
     assert A is not None
     assert B is not None
     try:
-        yield LowRankUpdate(module, B.load(), A.load(), rule.scale(module), method="lora")
+        scale = rule.scale(module)
+        yield LowRankUpdate(module, B.load(), A.load(), scale, method="lora", source=str(file))
     except CheckpointError as error:
         yield Skipped(module, str(error))
 

@@ -1,7 +1,6 @@
 """A file of tensors → one lazy entry a tensor: .safetensors without torch, .bin without code."""
 
 import json
-import math
 import struct
 import zipfile
 from collections.abc import Callable
@@ -122,14 +121,28 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def number(config: dict[str, Any], key: str, where: Path | str, least: float = -math.inf) -> float:
+def number(config: dict[str, Any], key: str, where: Path | str, least: float = -1e300) -> float:
     """config[key] as a finite number of at least `least`; CheckpointError naming `where` else."""
     value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise CheckpointError(f"{where}: {key} is {value!r}; expected a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+        raise CheckpointError(f"{where}: {key} is {_short(value)}; expected a number")
     if value < least:
         raise CheckpointError(f"{where}: {key} is {value!r}; expected at least {least:g}")
     return value
+
+
+def count(config: dict[str, Any], key: str, where: Path | str) -> int:
+    """config[key] as a whole number of at least 1; CheckpointError naming `where` else."""
+    value = number(config, key, where, least=1)
+    if value != int(value):
+        raise CheckpointError(f"{where}: {key} is {value!r}; expected a whole number")
+    return int(value)
+
+
+def _short(value: Any) -> str:
+    """`value` for a message: a stranger's may be of any length."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _line(error: Exception) -> str:
