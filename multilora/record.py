@@ -1,0 +1,80 @@
+"""Settings and records: what a run was, in one JSON file beside what it made.
+
+A run is found again by the hash of its settings, of its inputs and of the code that they pass
+through, so nothing is trained twice and nothing stale is taken for new.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "safetensors")
+
+
+def fingerprint(*parts: Any) -> str:
+    """Twelve hex digits of the SHA-256 of dataclasses, strings, numbers, lists and modules' code.
+
+    A module counts by its source text: a change of code is a change of result.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, ModuleType):
+            part = inspect.getsource(part)
+        elif dataclasses.is_dataclass(part) and not isinstance(part, type):
+            part = dataclasses.asdict(part)
+        digest.update(json.dumps(part, sort_keys=True).encode())
+    return digest.hexdigest()[:12]
+
+
+def sha256_of_files(directory: Path, pattern: str = "*.safetensors") -> dict[str, str]:
+    """{file name: SHA-256} of the files in `directory` that match `pattern`."""
+    hashes = {}
+    for path in sorted(directory.glob(pattern)):
+        with path.open("rb") as file:
+            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and threads: what else a result can depend on."""
+    import torch
+
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Strict JSON under a temporary name, then renamed: nobody reads half a file."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def make_once(directory: Path, make: Callable[[Path], None]) -> bool:
+    """`directory`, made by `make(temporary)` unless it is there; True if it was made now.
+
+    It appears under its name only when `make` is through.
+    """
+    if directory.is_dir():
+        return False
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}-{time.time_ns()}")
+    temporary.mkdir(parents=True)
+    make(temporary)
+    temporary.replace(directory)
+    return True

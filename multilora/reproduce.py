@@ -1,0 +1,274 @@
+"""Trains LoRA, MultiLoRA and full fine-tuning from one base and compares what they did to it.
+
+    python -m multilora.reproduce [--seeds 0,1] [--steps 1500] [--methods full,lora,multilora] …
+
+Runs go to --out; the figure and the tables behind it go to --figures and are printed. What is
+there already, made from the same settings by the same code, is not made again.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import multiprocessing
+import os
+import queue
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from analysis import store
+from analysis.spectrum import analyse
+from analysis.statistics import comparable
+from analysis.store import Spectra
+from multilora import base, delta, evaluate, figures, record, train
+from multilora.tasks import suite
+from multilora.tasks.example import FAMILIES
+
+
+@dataclass(frozen=True)
+class ReproduceSettings:
+    """The quick preset: two seeds of each method."""
+
+    out: str = field(default="runs/quick", metadata={"help": "where the runs go"})
+    figures: str = field(default="figures/quick", metadata={"help": "where the results go"})
+    methods: str = field(default="full,lora,multilora", metadata={"help": "separated by commas"})
+    seeds: str = field(default="0,1", metadata={"help": "separated by commas"})
+    steps: int = field(default=1500, metadata={"help": "optimiser steps of each run"})
+    base_steps: int = field(default=2000, metadata={"help": "optimiser steps of the base"})
+    processes: int = field(default=0, metadata={"help": "runs at a time; one a core by default"})
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: what, from which seed, and where it goes."""
+
+    settings: train.TrainSettings
+    seed: int
+    steps: int
+    out: Path
+
+    def arguments(self) -> train.TrainArguments:
+        """How it is trained."""
+        arguments = train.TrainArguments(
+            output_dir=str(self.out),
+            max_steps=self.steps,
+            seed=self.seed,
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        train.complete(self.settings, arguments)
+        return arguments
+
+    def result(self) -> dict[str, Any]:
+        """Its run.json."""
+        return json.loads((self.out / "run.json").read_text(encoding="utf-8"))
+
+
+def plan(settings: ReproduceSettings, model: Path) -> list[Run]:
+    """Every run of the settings, seed by seed."""
+    return [
+        Run(
+            train.TrainSettings(method=method, model=str(model)),
+            seed=int(seed),
+            steps=settings.steps,
+            out=Path(settings.out) / f"{method}-s{seed}",
+        )
+        for seed in settings.seeds.split(",")
+        for method in settings.methods.split(",")
+    ]
+
+
+def train_all(runs: Sequence[Run], processes: int) -> None:
+    """Train what is not there yet, several runs side by side, one thread each.
+
+    On small models that is the fast way to use a machine's cores. What the runs print goes to
+    train.log beside them; a bar shows the steps of all.
+    """
+    missing = [run for run in runs if not train.is_done(run.settings, run.arguments())]
+    if not missing:
+        return
+    context = multiprocessing.get_context("spawn")
+    steps: Any = context.Queue()
+    log = missing[0].out.parent / "train.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        ProcessPoolExecutor(processes, context, _start_worker, (steps, log)) as pool,
+        tqdm(desc="fine-tuning", total=sum(run.steps for run in missing), unit="step") as bar,
+    ):
+        waiting = [pool.submit(_train_one, run) for run in missing]
+        while waiting:
+            bar.update(_drain(steps))
+            for future in [future for future in waiting if future.done()]:
+                future.result()  # raises what the run raised
+                waiting.remove(future)
+
+
+class _CountSteps(transformers.TrainerCallback):
+    """Tells the parent process of every step."""
+
+    def __init__(self, steps: Any) -> None:
+        self.steps = steps
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.steps.put(1)
+
+
+_steps: Any = None  # the queue to the parent, in a worker
+
+
+def _start_worker(steps: Any, log: Path) -> None:
+    """One thread, and everything that is printed to `log`."""
+    global _steps
+    _steps = steps
+    torch.set_num_threads(1)
+    with log.open("a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+
+
+def _train_one(run: Run) -> None:
+    train.run(run.settings, run.arguments(), callbacks=[_CountSteps(_steps)])
+
+
+def _drain(steps: Any) -> int:
+    """Number of steps told of since the last call; waits up to half a second for the first."""
+    count = 0
+    try:
+        count += steps.get(timeout=0.5)
+        while True:
+            count += steps.get_nowait()
+    except queue.Empty:
+        return count
+
+
+def measure(runs: Sequence[Run], spectra: Spectra) -> list[dict[str, Any]]:
+    """One row a run: what may be compared between methods, averaged over modules, and scores.
+
+    k is the smallest capacity of all: effective_rank_k and gini_k are those of s[:k], held_k is
+    the share of the energy that s[:k] holds. Modules with ΔW = 0 are left out.
+    """
+    k = min(row["capacity"] for row in spectra.rows)
+    rows = []
+    for run in runs:
+        of_run = [row for row in spectra.rows if row["run"] == run.out.name]
+        values = [comparable(spectra.s[r["key"]], k) for r in of_run if r["spectral_norm"] > 0]
+        result = run.result()
+        scores = result["scores"]["test"]
+        rows.append(
+            {
+                "method": run.settings.name,
+                "seed": run.seed,
+                "parameters": result["parameters"],
+                "k": k,
+                **{name: statistics.fmean(v[name] for v in values) for name in values[0]},
+                **{f"score_{family}": scores["families"][family] for family in FAMILIES},
+                "score": scores["mean"],
+            }
+        )
+    return rows
+
+
+# Heading, column, factor, format. {k} is the smallest capacity.
+PRINTED = (
+    ("top-1", "top_share_1", 1, ".3f"),
+    ("top-4", "top_share_4", 1, ".3f"),
+    ("top-16", "top_share_16", 1, ".3f"),
+    ("eff. rank", "effective_rank_k", 1, ".1f"),
+    ("Gini", "gini_k", 1, ".2f"),
+    ("held", "held_k", 1, ".2f"),
+    *((family, f"score_{family}", 100, ".1f") for family in FAMILIES),
+    ("mean", "score", 100, ".1f"),
+)
+
+
+def table(rows: Sequence[Mapping[str, Any]], base_scores: Mapping[str, Any]) -> str:
+    """The measures by method: the mean over seeds ± half the range of the seeds."""
+    k = rows[0]["k"]
+    cells = [["method", "seeds", "parameters", *(heading for heading, *_ in PRINTED)]]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        of_method = [row for row in rows if row["method"] == method]
+        line = [method, str(len(of_method)), f"{of_method[0]['parameters']:,}"]
+        for _, column, factor, form in PRINTED:
+            values = [factor * row[column] for row in of_method]
+            half = (max(values) - min(values)) / 2
+            line.append(f"{statistics.fmean(values):{form}} ±{half:{form}}".replace("±0.", "±."))
+        cells.append(line)
+    before = [100 * base_scores["families"][family] for family in FAMILIES]
+    blank = [""] * (len(cells[0]) - len(before) - 4)
+    numbers = [f"{v:.1f}" for v in (*before, 100 * base_scores["mean"])]
+    cells.append(["base", "", "0", *blank, *numbers])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]).rstrip()
+        for first, *others in cells
+    ]
+    return "\n".join([*lines, "", LEGEND.format(k=k)])
+
+
+LEGEND = """\
+top-k: share of ΔW's energy in its k largest singular values; eff. rank, Gini: of the first {k}
+values, the capacity that all methods have, and the share of the energy that these hold. Means
+over modules, then over seeds, ± half the range of the seeds. Right: scores on held-out items, %."""
+
+
+def report(settings: ReproduceSettings, runs: Sequence[Run], model: Path) -> str:
+    """Analyse the runs, write tables and figures, and return what is printed."""
+    out = Path(settings.figures)
+    spectra = analyse([run.out for run in runs], progress=True)
+    if spectra.skipped:
+        raise RuntimeError(f"{spectra.skipped[0]['run']}: {spectra.skipped[0]['reason']}")
+    method_of = {run.out.name: run.settings.name for run in runs}
+    made_by = {
+        "command": "multilora.reproduce",
+        "arguments": asdict(settings),
+        "base": str(model),
+        "runs": {run.out.name: run.result()["fingerprint"] for run in runs},
+        "environment": record.environment(),
+    }
+    store.save(out, spectra, made_by)
+    rows = measure(runs, spectra)
+    _write_csv(out / "methods.csv", rows)
+    _write_csv(out / "spectra_by_method.csv", figures.bands_table(spectra, method_of))
+    figure = figures.spectra_by_method(spectra, method_of)
+    figure.suptitle(
+        f"ΔW after {settings.steps} steps on {len(suite.TASKS)} tasks, "
+        f"{len(settings.seeds.split(','))} seeds a method"
+    )
+    for kind in ("png", "pdf"):
+        figure.savefig(out / f"spectra_by_method.{kind}", dpi=150)
+    base_model, tokenizer = delta.load_base(str(model))
+    items = suite.load("test", runs[0].settings.per_task_scored)
+    scores = evaluate.score(base_model, tokenizer, items)
+    return f"{table(rows, scores)}\n\n{out / 'spectra_by_method.png'}"
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = transformers.HfArgumentParser(ReproduceSettings, description=__doc__)
+    (settings,) = parser.parse_args_into_dataclasses(argv)
+    with contextlib.redirect_stdout(sys.stderr):
+        model = base.ensure(base.BaseSettings(steps=settings.base_steps))
+        runs = plan(settings, model)
+        train_all(runs, settings.processes or min(len(runs), os.cpu_count() or 1))
+        text = report(settings, runs, model)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

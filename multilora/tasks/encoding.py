@@ -1,0 +1,55 @@
+"""Examples → tokens: prompt and answer, of which the answer alone carries loss."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from multilora.tasks.example import Example
+
+IGNORED = -100  # the label that torch's cross entropy leaves out
+
+
+class Encoded(NamedTuple):
+    """Token ids of a prompt followed by an answer, and how many of them are the answer's."""
+
+    ids: list[int]
+    answer: int
+
+
+def encode(tokenizer: Any, prompt: str, answer: str, context: int, end: bool = True) -> Encoded:
+    """The prompt with the tokenizer's beginning, the answer and, with `end`, the end token.
+
+    What does not fit into `context` tokens is cut off the prompt's left. Raises ValueError when
+    the answer alone does not fit.
+    """
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = start + tokenizer(prompt, add_special_tokens=False).input_ids
+    answer_ids = tokenizer(f" {answer}", add_special_tokens=False).input_ids
+    if end:
+        answer_ids = [*answer_ids, tokenizer.eos_token_id]
+    room = context - len(answer_ids)
+    if room < 1:
+        raise ValueError(f"the answer has {len(answer_ids)} tokens; the context is {context}")
+    return Encoded(ids[-room:] + answer_ids, len(answer_ids))
+
+
+def encode_all(tokenizer: Any, examples: Sequence[Example], context: int) -> list[Encoded]:
+    """Every example's prompt and answer, as they are trained on."""
+    return [encode(tokenizer, e.prompt, e.answer, context) for e in examples]
+
+
+def collate(batch: Sequence[Encoded], pad: int) -> dict[str, torch.Tensor]:
+    """Right-padded `input_ids` and `labels` (batch, longest), labels only on answers.
+
+    No attention mask is needed: attention is causal, and what stands behind an answer is never
+    looked at.
+    """
+    longest = max(len(row.ids) for row in batch)
+    input_ids = torch.full((len(batch), longest), pad)
+    labels = torch.full((len(batch), longest), IGNORED)
+    for i, row in enumerate(batch):
+        ids = torch.tensor(row.ids)
+        input_ids[i, : len(ids)] = ids
+        labels[i, len(ids) - row.answer : len(ids)] = ids[-row.answer :]
+    return {"input_ids": input_ids, "labels": labels}

@@ -1,0 +1,45 @@
+"""Instruction following: do what the first word says to a list. Scored by exact match."""
+
+import itertools
+import random
+
+from multilora.tasks import splits, world
+from multilora.tasks.splits import Item
+
+_ITEMS = list(world.NOUNS) + list(world.LETTERS) + world.NUMBERS
+_SUCCESSORS = [*itertools.pairwise(world.NUMBERS), *itertools.pairwise(world.LETTERS)]
+
+
+def _item(instruction: str, items: list[str], answer: str) -> Item:
+    prompt = f"{instruction} : {' '.join(items)} . answer :"
+    return Item(prompt, answer, None, splits.by_hash(prompt))
+
+
+def reverse(rng: random.Random) -> Item:
+    items = rng.sample(_ITEMS, rng.randint(3, 6))
+    return _item("reverse", items, " ".join(reversed(items)))
+
+
+def sort(rng: random.Random) -> Item:
+    items = rng.sample(world.NUMBERS, rng.randint(3, 5))
+    return _item("sort", items, " ".join(sorted(items, key=int)))
+
+
+def successors(rng: random.Random) -> Item:
+    """The number or letter after each one."""
+    pairs = rng.sample(_SUCCESSORS, rng.randint(3, 5))
+    return _item("next", [item for item, _ in pairs], " ".join(after for _, after in pairs))
+
+
+def deduplicate(rng: random.Random) -> Item:
+    items = rng.choices(rng.sample(_ITEMS, 3), k=rng.randint(4, 7))
+    return _item("deduplicate", items, " ".join(dict.fromkeys(items)))
+
+
+def swap(rng: random.Random) -> Item:
+    """First and last change places."""
+    items = rng.sample(_ITEMS, rng.randint(3, 6))
+    return _item("swap", items, " ".join([items[-1], *items[1:-1], items[0]]))
+
+
+TASKS = {task.__name__: task for task in (reverse, sort, successors, deduplicate, swap)}

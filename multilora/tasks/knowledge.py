@@ -1,0 +1,72 @@
+"""World knowledge: four-way questions about facts. Scored by likelihood.
+
+What is tested is always asked in a way that was not trained for that fact:
+
+- `known_facts`: the base model read the fact; training asks about other places.
+- `same_kind`: the base model read what kind a noun is; training asks about other nouns.
+- `new_facts`: training asks about the fact in one form; the test asks in another.
+- `told_facts`: training only states the fact; the test asks.
+- `sums`: training asks other sums.
+"""
+
+import random
+
+from multilora.tasks import splits, world
+from multilora.tasks.corpus import KNOWN_FACTS, fact_statement
+from multilora.tasks.splits import Item
+
+_ASKED_FACTS = world.facts(world.ASKED_PLACES)
+_TOLD_FACTS = world.facts(world.TOLD_PLACES)
+
+
+def known_facts(rng: random.Random) -> Item:
+    fact = rng.choice(KNOWN_FACTS)
+    split = splits.by_position(fact.place, world.KNOWN_PLACES)
+    return _question(rng, fact, rng.randrange(2), split)
+
+
+def same_kind(rng: random.Random) -> Item:
+    nouns = list(world.NOUNS)
+    noun = rng.choice(nouns)
+    kind = world.NOUNS[noun]
+    answer = rng.choice([other for other in nouns if world.NOUNS[other] == kind and other != noun])
+    others = [other for other in nouns if world.NOUNS[other] != kind]
+    split = splits.by_position(noun, nouns)
+    return _choose(rng, f"what is the same kind of thing as {noun}", answer, others, split)
+
+
+def new_facts(rng: random.Random) -> Item:
+    fact, form = rng.choice(_ASKED_FACTS), rng.randrange(2)
+    split = "train" if form == 0 else splits.by_position(fact.place, world.ASKED_PLACES)
+    return _question(rng, fact, form, split)
+
+
+def told_facts(rng: random.Random) -> Item:
+    fact, form = rng.choice(_TOLD_FACTS), rng.randrange(2)
+    if rng.random() < 0.5:
+        statement, value = fact_statement(fact, form).rsplit(" ", 1)
+        return Item(statement, value, None, "train")
+    return _question(rng, fact, form, splits.by_position(fact.place, world.TOLD_PLACES))
+
+
+def sums(rng: random.Random) -> Item:
+    a, b = rng.randrange(30), rng.randrange(30)
+    near = [str(a + b + d) for d in (-10, -2, -1, 1, 2, 10) if 0 <= a + b + d < len(world.NUMBERS)]
+    return _choose(rng, f"{a} + {b}", str(a + b), near, splits.by_hash(f"{a} + {b}"))
+
+
+def _question(rng: random.Random, fact: world.Fact, form: int, split: str) -> Item:
+    place, relation, value = fact
+    asked = (f"what {relation} has {place}", f"{place} is famous for what {relation}")[form]
+    return _choose(rng, asked, value, world.RELATIONS[relation], split)
+
+
+def _choose(rng: random.Random, question: str, answer: str, values: list[str], split: str) -> Item:
+    """The answer among three others of `values`, in random order."""
+    wrong = rng.sample([value for value in values if value != answer], 3)
+    options = tuple(rng.sample([answer, *wrong], 4))
+    prompt = f"{question} ? options {' , '.join(options)} . answer :"
+    return Item(prompt, answer, options, split)
+
+
+TASKS = {task.__name__: task for task in (known_facts, same_kind, new_facts, told_facts, sums)}

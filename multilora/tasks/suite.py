@@ -1,0 +1,54 @@
+"""The built-in suite: fifteen tasks, five a family, in disjoint splits.
+
+The paper mixes instruction following, natural language understanding and world knowledge "to
+cover semantically and syntactically different samples" (arXiv 2311.11501); so does this suite,
+at a size that a small model learns in minutes.
+"""
+
+import random
+from collections.abc import Iterator
+
+from multilora.tasks import instruction, knowledge, understanding
+from multilora.tasks.example import FAMILIES, SPLITS, Example
+
+TASKS = {
+    task: (family, draw)
+    for family, module in zip(FAMILIES, (instruction, understanding, knowledge), strict=True)
+    for task, draw in module.TASKS.items()
+}
+
+FAMILY_OF = {task: family for task, (family, _) in TASKS.items()}
+
+
+def load(split: str, per_task: int, seed: int = 0) -> list[Example]:
+    """`per_task` examples of every task, task by task; the same at every call.
+
+    Validation and test items are distinct; training items may repeat, since a task such as
+    `known_facts` has fewer than `per_task` of them. No prompt of one split occurs in another.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
+    return [example for task in TASKS for example in _take(task, split, per_task, seed)]
+
+
+def _take(task: str, split: str, count: int, seed: int) -> list[Example]:
+    examples: list[Example] = []
+    seen: set[str] = set()
+    for example in _stream(task, split, seed):
+        if split != "train" and example.prompt in seen:
+            continue
+        seen.add(example.prompt)
+        examples.append(example)
+        if len(examples) == count:
+            break
+    return examples
+
+
+def _stream(task: str, split: str, seed: int) -> Iterator[Example]:
+    """Endless examples of one task and split."""
+    rng = random.Random(f"{task}/{split}/{seed}")
+    family, draw = TASKS[task]
+    while True:
+        item = draw(rng)
+        if item.split == split:
+            yield Example(task, family, split, item.prompt, item.answer, item.options)
