@@ -1,0 +1,80 @@
+import json
+import re
+
+import pytest
+from peft import PeftConfig
+
+from multilora import MethodType, MultiLoraConfig
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"r": 0}, "r is 0; expected at least 1"),
+        ({"n": 0}, "n is 0; expected at least 1"),
+        ({"r": -3}, "r is -3; expected at least 1"),
+        ({"lora_dropout": 1.0}, "lora_dropout is 1.0; expected 0 <= dropout < 1"),
+        ({"lora_dropout": -0.1}, "lora_dropout is -0.1; expected 0 <= dropout < 1"),
+        ({"start_b": "ones"}, "start_b is 'ones'; expected 'kaiming' or 'zero'"),
+        ({"start_b": "zero"}, "start_b='zero' with start_s=0: no gradient would ever flow"),
+        ({"start_s": 1.0}, "start_b='kaiming' with start_s != 0: ΔW would not start at zero"),
+        ({"layers_pattern": "layers"}, "layers_pattern needs layers_to_transform beside it"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(settings, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        MultiLoraConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"r": 1, "n": 1},
+        {"lora_dropout": 0.99},
+        {"start_b": "zero", "start_s": 1.0},
+        {"layers_pattern": "layers", "layers_to_transform": [0]},
+    ],
+)
+def test_what_can_be_trained_is_accepted(settings):
+    config = MultiLoraConfig(**settings)
+    assert all(getattr(config, key) == value for key, value in settings.items())
+
+
+@pytest.mark.parametrize("r", [1, 4, 8])
+def test_scale_is_alpha_over_r_and_with_rslora_over_its_root(r):
+    assert MultiLoraConfig(r=r, lora_alpha=12).scale == 12 / r
+    assert MultiLoraConfig(r=r, lora_alpha=12, use_rslora=True).scale == 12 / r**0.5
+    assert MultiLoraConfig(r=r, lora_alpha=0).scale == 0
+
+
+def test_the_number_of_modules_does_not_change_the_scale():
+    assert {MultiLoraConfig(r=4, n=n, lora_alpha=12).scale for n in (1, 3, 7)} == {3.0}
+
+
+def test_a_config_comes_back_from_its_file(tmp_path):
+    config = MultiLoraConfig(
+        r=4, n=2, lora_alpha=3.5, use_rslora=True, target_modules=["q_proj", "v_proj"],
+        exclude_modules=["v_proj"], modules_to_save=["lm_head"], start_b="zero", start_s=1.0,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert stored["peft_type"] == "MULTILORA"
+    back = PeftConfig.from_pretrained(tmp_path)
+    assert type(back) is MultiLoraConfig
+    assert back.to_dict() == config.to_dict()
+    assert back.target_modules == {"q_proj", "v_proj"}
+
+
+def test_a_broken_file_is_refused_at_loading(tmp_path):
+    MultiLoraConfig().save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(path.read_text().replace('"r": 8', '"r": 0'))
+    with pytest.raises(ValueError, match="r is 0"):
+        PeftConfig.from_pretrained(tmp_path)
+
+
+def test_the_type_is_a_string_with_a_value():
+    """PEFT compares it as a string, transformers reads `.value`."""
+    assert MethodType.MULTILORA == "MULTILORA"
+    assert MultiLoraConfig().peft_type.value.lower() + "_" == "multilora_"
