@@ -183,7 +183,7 @@ def row(update: Update, spectrum: decompose.Spectrum, run: checkpoint.Run) -> Ro
         "method": update.method,
         "step": run.step,
         "module": update.name,
-        "layer": next((int(c) for c in components if c.isdecimal()), None),
+        "layer": next((int(c) for c in components if re.fullmatch("[0-9]{1,9}", c)), None),
         "kind": components[-1],
         "part": update.part or None,
         "d_out": d_out,

@@ -86,4 +86,5 @@ Entry = LowRankUpdate | DenseUpdate | Skipped | Other
 
 def float64(x: np.ndarray) -> np.ndarray:
     """x in float64, exactly; x itself where it is float64 already."""
-    return x.astype(np.float64, copy=False)
+    with np.errstate(invalid="ignore"):  # a signalling NaN, which is found later
+        return x.astype(np.float64, copy=False)

@@ -20,7 +20,9 @@ from analysis.formats import peft
 from analysis.formats.tensors import Stored, count, number, open_tensors, read_json
 from analysis.update import Entry, LowRankUpdate, Other, Skipped, float64
 
-KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.multilora_(?P<part>[ABs])(?:\..+)?")
+KEY = re.compile(
+    r"(?:base_model\.model\.)?(?P<module>.+)\.multilora_(?P<part>[ABs])(?:\..+)?", re.DOTALL
+)
 
 
 def recognises(path: Path) -> bool:
@@ -64,7 +66,8 @@ def read(path: Path, base: Path | None = None) -> Iterator[Entry]:
 
 def stack(B: np.ndarray, s: np.ndarray, n: int) -> np.ndarray:
     """[diag(s₁)B₁ … diag(sₙ)Bₙ]. B (d_out, n·r), s (d_out, n) -> (d_out, n·r)."""
-    return (B.reshape(len(B), n, -1) * s[:, :, None]).reshape(B.shape)
+    with np.errstate(invalid="ignore"):  # Inf · 0, which is found later
+        return (B.reshape(len(B), n, -1) * s[:, :, None]).reshape(B.shape)
 
 
 def _fault(shapes: dict[str, tuple[int, ...]], n: int, r: int) -> str | None:

@@ -21,7 +21,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 KEY = re.compile(
-    r"(?:base_model\.model\.)?(?P<module>.+?)\.(?P<tensor>lora_[^.]+)(?:\.(?P<tail>.+))?"
+    r"(?:base_model\.model\.)?(?P<module>.+?)\.(?P<tensor>lora_[^.]+)(?:\.(?P<tail>.+))?", re.DOTALL
 )
 # Starts that leave the base weight as it was, so that B·A is all of ΔW.
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
@@ -128,26 +128,30 @@ def _refuse_variants(config: dict[str, Any], path: Path) -> None:
 def _pairs(tensors: dict[str, Stored], file: Path, rule: Rule) -> Iterator[Entry]:
     """Sort the tensors into modules, then yield each module's update, or why it has none."""
     modules: dict[str, dict[str, str]] = {}  # module → "lora_A.weight" → name in the file
-    adapters: set[str] = set()
-    for name in tensors:
-        match = KEY.fullmatch(name)
+    matches = {name: KEY.fullmatch(name) for name in tensors}
+    adapters = sorted({_tail(match)[0] for match in matches.values() if match})
+    if len(adapters) > 1:
+        raise CheckpointError(
+            f"{file}: holds several adapters ({', '.join(adapters)}); expected one"
+        )
+    for name, match in matches.items():
         if match is None:
             yield Other(name, what(name))
             continue
-        tail = (match["tail"] or "").split(".")
-        leaf = tail[-1] if tail[-1] in ("weight", "bias") else ""
-        adapters.add(".".join(tail[:-1] if leaf else tail))
         parts = modules.setdefault(match["module"], {})
-        part = f"{match['tensor']}.{leaf}".rstrip(".")
+        part = match["tensor"] + _tail(match)[1]
         if part in parts:
             raise CheckpointError(f"{file}: {name} and {parts[part]} are one tensor of one module")
         parts[part] = name
-    if len(adapters) > 1:
-        raise CheckpointError(
-            f"{file}: holds several adapters ({', '.join(sorted(adapters))}); expected one"
-        )
     for module, parts in modules.items():
         yield from _module(module, parts, tensors, file, rule)
+
+
+def _tail(match: re.Match[str]) -> tuple[str, str]:
+    """The adapter's name, "" where it was left out, and ".weight", ".bias" or ""."""
+    tail = match["tail"] or ""
+    adapter, _, leaf = tail.rpartition(".")
+    return (adapter, f".{leaf}") if leaf in ("weight", "bias") else (tail, "")
 
 
 def what(name: str) -> str:

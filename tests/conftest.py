@@ -1,0 +1,87 @@
+"""What several test files need: a generator, real adapters, small checkpoints on disk."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "adapters"
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def real_adapter() -> Callable[[str], Path]:
+    """Name → directory of an adapter that others trained; the test skips where it is absent."""
+
+    def directory(name: str) -> Path:
+        path = SHARED / name
+        if not path.exists():
+            pytest.skip(f"no real adapters at {SHARED}")
+        return path
+
+    return directory
+
+
+@pytest.fixture
+def write_adapter(tmp_path: Path) -> Callable[..., Path]:
+    """Write tensors and config as PEFT would; returns the directory."""
+
+    def write(tensors: dict[str, np.ndarray], name: str = "adapter", **config: Any) -> Path:
+        directory = tmp_path / name
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, directory / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8} | config
+        (directory / "adapter_config.json").write_text(json.dumps(config))
+        return directory
+
+    return write
+
+
+@pytest.fixture
+def lora_tensors(rng: np.random.Generator) -> Callable[..., dict[str, np.ndarray]]:
+    """The factors of some modules under PEFT's key names."""
+
+    def tensors(
+        *modules: str, d_out: int = 12, d_in: int = 10, r: int = 4
+    ) -> dict[str, np.ndarray]:
+        return {
+            f"base_model.model.{module}.lora_{factor}.weight": rng.standard_normal(shape).astype(
+                "f4"
+            )
+            for module in modules
+            for factor, shape in (("A", (r, d_in)), ("B", (d_out, r)))
+        }
+
+    return tensors
+
+
+@pytest.fixture
+def write_delta(tmp_path: Path) -> Callable[..., Path]:
+    """Write ΔW by module name as full fine-tuning does; returns the directory."""
+
+    def write(tensors: dict[str, np.ndarray], name: str = "full", **config: Any) -> Path:
+        directory = tmp_path / name
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, directory / "delta.safetensors")
+        facts = {"floor": 1e-9, "W0_frobenius": 1.0, "W0_rms": 0.1}
+        config = {
+            "format": "multilora-delta",
+            "version": 1,
+            "method": "full",
+            "tied": [],
+            "frozen": [],
+            "modules": dict.fromkeys(tensors, facts),
+            "vectors": {},
+        } | config
+        (directory / "delta_config.json").write_text(json.dumps(config))
+        return directory
+
+    return write

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from analysis import CheckpointError, checkpoint
+from analysis.update import DenseUpdate, LowRankUpdate, Other, Skipped
+
+
+@pytest.fixture
+def adapter(write_adapter, lora_tensors):
+    return lambda name: write_adapter(lora_tensors("q"), name)
+
+
+def names(paths):
+    return [(run.name, run.step) for run in checkpoint.runs(paths)]
+
+
+def test_a_checkpoint_is_called_by_its_last_component(adapter):
+    one = adapter("lora/seed0")
+    assert names([one]) == [("seed0", None)]
+    assert names([f"{one}/"]) == [("seed0", None)]
+    assert names([one / "adapter_model.safetensors"]) == [("seed0", None)]
+    assert [run.key for run in checkpoint.runs([one])] == ["seed0"]
+
+
+def test_the_current_directory_has_a_name(adapter, monkeypatch):
+    monkeypatch.chdir(adapter("lora/seed0"))
+    assert names(["."]) == [("seed0", None)]
+
+
+def test_a_run_directory_stands_for_its_steps_in_order(adapter):
+    for step in (1000, 500, 20):
+        last = adapter(f"run/checkpoint-{step}")
+    (last.parent / "checkpoint-best").mkdir()
+    assert names([last.parent]) == [("run", 20), ("run", 500), ("run", 1000)]
+    assert names([last]) == [("run", 20)]
+    assert [run.key for run in checkpoint.runs([last])] == ["run@20"]
+
+
+def test_a_checkpoint_with_steps_below_it_is_itself(adapter):
+    """As the exact export in lora/ of a MultiLoRA checkpoint is no second run."""
+    adapter("run/checkpoint-5")
+    adapter("run/lora")
+    assert names([adapter("run")]) == [("run", None)]
+
+
+def test_equal_names_get_their_parents(adapter):
+    paths = [adapter(name) for name in ("a/x/seed0", "b/x/seed0", "b/y/seed0", "c/seed1")]
+    assert [name for name, _ in names(paths)] == ["a/x/seed0", "b/x/seed0", "y/seed0", "seed1"]
+    steps = [adapter(name) for name in ("a/run/checkpoint-5", "b/run/checkpoint-5")]
+    assert names(steps) == [("a/run", 5), ("b/run", 5)]
+
+
+def test_paths_that_are_none_are_refused(adapter, tmp_path):
+    one = adapter("run")
+    with pytest.raises(CheckpointError, match="nowhere: no such file or directory"):
+        checkpoint.runs([tmp_path / "nowhere"])
+    with pytest.raises(CheckpointError, match="is a file; expected a checkpoint directory"):
+        checkpoint.runs([one / "adapter_config.json"])
+    with pytest.raises(CheckpointError, match="given twice"):
+        checkpoint.runs([one, f"{one}/../run"])
+
+
+def test_scan_tells_everything_and_read_stops_at_a_fault(write_adapter, lora_tensors):
+    tensors = lora_tensors("q", "v") | {"base_model.model.score.weight": np.ones((2, 3), "f4")}
+    whole = write_adapter(tensors, "whole")
+    assert [update.name for update in checkpoint.read(whole)] == ["q", "v"]
+    del tensors["base_model.model.v.lora_B.weight"]
+    broken = write_adapter(tensors, "broken")
+    kinds = {entry.name: type(entry) for entry in checkpoint.scan(broken)}
+    assert kinds == {"base_model.model.score.weight": Other, "q": LowRankUpdate, "v": Skipped}
+    with pytest.raises(CheckpointError, match="v: has lora_A but no lora_B"):
+        list(checkpoint.read(str(broken)))
+
+
+def test_a_directory_is_read_by_the_format_that_knows_it(write_delta, adapter, tmp_path):
+    (update,) = checkpoint.read(write_delta({"layers.0.q": np.ones((3, 2), "f4")}))
+    assert isinstance(update, DenseUpdate)
+    (update,) = checkpoint.read(adapter("lora"))
+    assert isinstance(update, LowRankUpdate)
+    with pytest.raises(CheckpointError, match=r"no checkpoint here; expected adapter_config\.json"):
+        checkpoint.scan(tmp_path)
