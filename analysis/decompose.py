@@ -14,6 +14,7 @@ from analysis.update import DenseUpdate, LowRankUpdate, Update, float64
 EPS = float(np.finfo(np.float64).eps)
 MAX_CONDITION = 1e3  # beyond it, QR of the factors instead of Cholesky of their Grams
 SMALLEST_SQUARE = 1e-200  # below it, the squares in a Gram matrix have lost digits
+LARGEST = 1e300  # beyond it, sums over the values of several modules would overflow
 ROWS = 2048  # of a dense update in float64 at a time
 
 
@@ -44,7 +45,7 @@ def spectrum(update: Update, method: str = "auto") -> Spectrum:
         result = _low_rank(update, method)
     else:
         result = _dense_svd(update) if method == "svd" else _dense_gram(update)
-    if not np.isfinite(result.s.sum()):
+    if not max(result.s.sum(), result.error_bound) < LARGEST:
         raise CheckpointError(f"{_label(update)}: ΔW is too large for float64")
     return result
 

@@ -142,7 +142,7 @@ def _in_parallel(updates: Iterable[Update], method: str) -> Iterator[tuple[Updat
 
     Only a few are held at once, so that memory does not grow with the checkpoint.
     """
-    threads = os.cpu_count() or 1
+    threads = min(8, os.cpu_count() or 1)  # each holds an update in float64
     waiting: deque[tuple[Update, Future[Outcome]]] = deque()
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         for update in updates:

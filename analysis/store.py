@@ -91,8 +91,8 @@ def csv_text(rows: Iterable[Row]) -> str:
 
 
 def strict_json(value: Any) -> str:
-    """`value` as JSON that every parser reads: ValueError for NaN, which must be None."""
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    """`value` as JSON that every parser reads, in ASCII; ValueError for NaN, which must be None."""
+    return json.dumps(value, indent=1, allow_nan=False)
 
 
 def _row(cells: dict[str, str]) -> Row:

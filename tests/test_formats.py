@@ -318,7 +318,8 @@ def test_full_fine_tuning_that_disagrees_with_its_config_is_skipped(write_delta)
         ({"version": 2}, "version 2; expected 'multilora-delta', version 1"),
         ({"format": None}, "format None"),
         ({"modules": []}, None),
-        ({"modules": [1]}, "modules is a list; expected an object"),
+        ({"modules": [1]}, "modules is a list; expected a dict"),
+        ({"tied": 3}, "tied is a int; expected a list"),
         ({"vectors": {"norm": {}}}, "norm: frobenius_norm is None"),
     ],
 )

@@ -31,7 +31,8 @@ def read(path: Path, base: Path | None = None) -> Iterator[Entry]:
             f"{source}: format {config.get('format')!r}, version {config.get('version')!r};"
             f" expected {FORMAT!r}, version {VERSION}"
         )
-    modules, vectors = _object(config, "modules", source), _object(config, "vectors", source)
+    modules, vectors = (_of_type(dict, config, key, source) for key in ("modules", "vectors"))
+    tied = _of_type(list, config, "tied", source)
     file = path / WEIGHTS
     tensors = open_tensors(file)
     method = str(config.get("method", "full"))
@@ -45,7 +46,7 @@ def read(path: Path, base: Path | None = None) -> Iterator[Entry]:
             change if isinstance(change, dict) else {}, "frobenius_norm", f"{source}: {name}"
         )
         yield Other(name, f"1-D change of norm {norm:.3g}")
-    for name in config.get("tied") or []:
+    for name in tied:
         yield Other(str(name), "tied to another weight, listed once")
 
 
@@ -76,8 +77,9 @@ def _widened(load: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
     return widened
 
 
-def _object(config: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
-    value = config.get(key) or {}
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: {key} is a {type(value).__name__}; expected an object")
+def _of_type(kind: type, config: dict[str, Any], key: str, path: Path) -> Any:
+    value = config.get(key) or kind()
+    if not isinstance(value, kind):
+        name = type(value).__name__
+        raise CheckpointError(f"{path}: {key} is a {name}; expected a {kind.__name__}")
     return value
