@@ -20,11 +20,15 @@ TASKS = {
 FAMILY_OF = {task: family for task, (family, _) in TASKS.items()}
 
 
+_PATIENCE = 1000  # repeated items in a row, after which a task has no more to give
+
+
 def load(split: str, per_task: int, seed: int = 0) -> list[Example]:
     """`per_task` examples of every task, task by task; the same at every call.
 
     Validation and test items are distinct; training items may repeat, since a task such as
     `known_facts` has fewer than `per_task` of them. No prompt of one split occurs in another.
+    Raises ValueError for a split that does not exist, or that has fewer distinct items.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
@@ -34,13 +38,20 @@ def load(split: str, per_task: int, seed: int = 0) -> list[Example]:
 def _take(task: str, split: str, count: int, seed: int) -> list[Example]:
     examples: list[Example] = []
     seen: set[str] = set()
-    for example in _stream(task, split, seed):
+    repeats = 0
+    stream = _stream(task, split, seed)
+    while len(examples) < count:
+        example = next(stream)
         if split != "train" and example.prompt in seen:
+            repeats += 1
+            if repeats == _PATIENCE:
+                raise ValueError(
+                    f"{task}: {count} {split} items were asked for; it has about {len(examples)}"
+                )
             continue
+        repeats = 0
         seen.add(example.prompt)
         examples.append(example)
-        if len(examples) == count:
-            break
     return examples
 
 
