@@ -90,6 +90,8 @@ def test_the_export_is_the_same_function_in_pefts_own_lora(
     lora = PeftModel.from_pretrained(load(path, dtype), tmp_path / "lora").eval()
     assert lora.peft_config["default"].peft_type == "LORA"
     assert lora.peft_config["default"].r == 6
+    stored = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert stored["fan_in_fan_out"] == (name == "gpt2")  # else PEFT corrects it with a warning
     want, plain = logits(model), logits(load(path, dtype))
     scale = float(want.abs().max())
     torch.testing.assert_close(logits(lora), want, rtol=0, atol=rtol * scale)
