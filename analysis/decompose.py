@@ -1,7 +1,8 @@
 """An update → its singular values, or U, s, Vh, with a bound on their error.
 
-A low-rank update is never multiplied out: with B = Q_B R_Bᵀ and A = R_A Q_Aᵀ (R lower triangular
-in the sense R Rᵀ = BᵀB, or AAᵀ) its singular values are those of the small core R_BᵀR_A.
+A low-rank update is never multiplied out. With L_B L_Bᵀ = BᵀB and L_A L_Aᵀ = AAᵀ there are Q_B
+and Q_A of orthonormal columns such that B = Q_B L_Bᵀ and A = L_A Q_Aᵀ; so the singular values of
+B A are those of the small core L_BᵀL_A.
 """
 
 from dataclasses import dataclass
@@ -70,9 +71,10 @@ def _low_rank(update: LowRankUpdate, method: str) -> Spectrum:
     """Cholesky of both Gram matrices where they are well conditioned, else QR of both factors."""
     B, A = float64(update.B), float64(update.A).T
     with np.errstate(all="ignore"):  # NaN, Inf and overflow are found by what they lead to
-        roots = None if method == "svd" else _cholesky_pair(B, A)
-        if roots is not None:
-            (L_B, condition_B), (L_A, condition_A) = roots
+        root_B = _cholesky(B) if method == "auto" else None
+        root_A = _cholesky(A) if root_B else None
+        if root_B and root_A:
+            (L_B, condition_B), (L_A, condition_A) = root_B, root_A
             algorithm, condition = "cholesky", max(condition_B, condition_A)
         else:
             B, A = _finite(B, "B", update), _finite(A, "A", update)
@@ -87,14 +89,6 @@ def _low_rank(update: LowRankUpdate, method: str) -> Spectrum:
         bound = 10 * update.B.shape[1] * EPS * condition * size
         scale = abs(update.scale)
         return Spectrum(scale * s, algorithm, scale * bound)
-
-
-def _cholesky_pair(
-    B: np.ndarray, A: np.ndarray
-) -> tuple[tuple[np.ndarray, float], tuple[np.ndarray, float]] | None:
-    root_B = _cholesky(B)
-    root_A = _cholesky(A) if root_B is not None else None
-    return None if root_B is None or root_A is None else (root_B, root_A)
 
 
 def _cholesky(M: np.ndarray) -> tuple[np.ndarray, float] | None:

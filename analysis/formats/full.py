@@ -35,10 +35,9 @@ def read(path: Path, base: Path | None = None) -> Iterator[Entry]:
     tied = _of_type(list, config, "tied", source)
     file = path / WEIGHTS
     tensors = open_tensors(file)
-    method = str(config.get("method", "full"))
     for name in dict.fromkeys([*modules, *tensors]):
         try:
-            yield _update(name, modules.get(name), tensors.get(name), path, method)
+            yield _update(name, modules.get(name), tensors.get(name), path)
         except CheckpointError as error:
             yield Skipped(name, str(error))
     for name, change in vectors.items():
@@ -50,7 +49,7 @@ def read(path: Path, base: Path | None = None) -> Iterator[Entry]:
         yield Other(str(name), "tied to another weight, listed once")
 
 
-def _update(name: str, facts: Any, tensor: Stored | None, path: Path, method: str) -> DenseUpdate:
+def _update(name: str, facts: Any, tensor: Stored | None, path: Path) -> DenseUpdate:
     if facts is None or tensor is None:
         has, lacks = (CONFIG, WEIGHTS) if tensor is None else (WEIGHTS, CONFIG)
         raise CheckpointError(f"{path}: {name}: stands in {has}, not in {lacks}; expected both")
@@ -64,7 +63,7 @@ def _update(name: str, facts: Any, tensor: Stored | None, path: Path, method: st
     floor = number(facts, "floor", f"{path / CONFIG}: {name}", least=0)
     d_out, d_in = tensor.shape
     load = _widened(tensor.load)
-    return DenseUpdate(name, (d_out, d_in), load, floor, method=method, source=str(path / WEIGHTS))
+    return DenseUpdate(name, (d_out, d_in), load, floor, method="full", source=str(path / WEIGHTS))
 
 
 def _widened(load: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
