@@ -10,6 +10,7 @@ words and to recall its facts, which the tasks build upon.
 import itertools
 import random
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from multilora import record
+from multilora import command, record
 from multilora.tasks import corpus, world
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
@@ -128,6 +129,7 @@ def _train(settings: BaseSettings, out: Path) -> None:
         max_grad_norm=1.0,
         logging_steps=100,
         save_strategy="no",
+        dataloader_pin_memory=False,
         report_to="none",
     )
     trainer = transformers.Trainer(
@@ -187,11 +189,12 @@ def _share_right(model: Any, tokenizer: Any, pairs: list[tuple[str, str]]) -> fl
     return right / total
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = transformers.HfArgumentParser(BaseSettings, description=__doc__)
-    (settings,) = parser.parse_args_into_dataclasses(argv)
-    print(ensure(settings))
+def main(argv: Sequence[str] | None = None) -> int:
+    def work() -> str:
+        return str(ensure(command.settings_from(BaseSettings, __doc__, argv)))
+
+    return command.run("multilora.base", work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

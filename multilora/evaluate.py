@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
 from tqdm import tqdm
 
-from multilora import base, delta
+from multilora import base, command, delta
 from multilora.tasks import suite
 from multilora.tasks.encoding import IGNORED, Encoded, collate, encode
 from multilora.tasks.example import FAMILIES, Example
@@ -135,19 +134,24 @@ def table(scores: dict[str, Any], family_of: dict[str, str]) -> str:
     return "\n".join([*lines, f"{'mean':<16}{100 * scores['mean']:6.1f}"])
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = transformers.HfArgumentParser(EvaluateSettings, description=__doc__)
-    args = sys.argv[1:] if argv is None else argv
-    if args and not args[0].startswith("-"):
-        args = ["--checkpoint", *args]
-    (settings,) = parser.parse_args_into_dataclasses(args)
-    path = settings.model or str(base.ensure(base.BaseSettings()))
-    model, tokenizer = delta.load_base(path)
-    if settings.checkpoint != "base":
-        model = delta.load_tuned(model, Path(settings.checkpoint))
-    scores = score(model, tokenizer, suite.load(settings.split, settings.per_task))
-    print(json.dumps(scores, indent=2) if settings.json else table(scores, suite.FAMILY_OF))
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, "--checkpoint")
+
+    def work() -> str:
+        settings = command.settings_from(EvaluateSettings, __doc__, arguments)
+        path = settings.model or str(base.ensure(base.BaseSettings()))
+        model, tokenizer = delta.load_base(path)
+        if settings.checkpoint != "base":
+            model = delta.load_tuned(model, Path(settings.checkpoint))
+        scores = score(model, tokenizer, suite.load(settings.split, settings.per_task))
+        if settings.json:
+            return json.dumps(scores, indent=2)
+        return table(scores, suite.FAMILY_OF)
+
+    return command.run("multilora.evaluate", work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,7 +6,6 @@ Runs go to --out; the figure and the tables behind it go to --figures and are pr
 there already, made from the same settings by the same code, is not made again.
 """
 
-import contextlib
 import csv
 import io
 import json
@@ -28,8 +27,8 @@ from tqdm import tqdm
 from analysis import store
 from analysis.spectrum import analyse
 from analysis.statistics import comparable
-from analysis.store import Spectra
-from multilora import base, delta, evaluate, figures, record, train
+from analysis.store import Row, Spectra
+from multilora import base, command, delta, evaluate, figures, record, train
 from multilora.tasks import suite
 from multilora.tasks.example import FAMILIES
 
@@ -150,7 +149,7 @@ def _drain(steps: Any) -> int:
         return count
 
 
-def measure(runs: Sequence[Run], spectra: Spectra) -> list[dict[str, Any]]:
+def measure(runs: Sequence[Run], spectra: Spectra) -> list[Row]:
     """One row a run: what may be compared between methods, averaged over modules, and scores.
 
     k is the smallest capacity of all: effective_rank_k and gini_k are those of s[:k], held_k is
@@ -177,47 +176,54 @@ def measure(runs: Sequence[Run], spectra: Spectra) -> list[dict[str, Any]]:
     return rows
 
 
-# Heading, column, factor, format. {k} is the smallest capacity.
-PRINTED = (
-    ("top-1", "top_share_1", 1, ".3f"),
-    ("top-4", "top_share_4", 1, ".3f"),
-    ("top-16", "top_share_16", 1, ".3f"),
-    ("eff. rank", "effective_rank_k", 1, ".1f"),
-    ("Gini", "gini_k", 1, ".2f"),
-    ("held", "held_k", 1, ".2f"),
-    *((family, f"score_{family}", 100, ".1f") for family in FAMILIES),
-    ("mean", "score", 100, ".1f"),
-)
-
-
-def table(rows: Sequence[Mapping[str, Any]], base_scores: Mapping[str, Any]) -> str:
-    """The measures by method: the mean over seeds ± half the range of the seeds."""
-    k = rows[0]["k"]
-    cells = [["method", "seeds", "parameters", *(heading for heading, *_ in PRINTED)]]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        of_method = [row for row in rows if row["method"] == method]
-        line = [method, str(len(of_method)), f"{of_method[0]['parameters']:,}"]
-        for _, column, factor, form in PRINTED:
-            values = [factor * row[column] for row in of_method]
-            half = (max(values) - min(values)) / 2
-            line.append(f"{statistics.fmean(values):{form}} ±{half:{form}}".replace("±0.", "±."))
-        cells.append(line)
-    before = [100 * base_scores["families"][family] for family in FAMILIES]
-    blank = [""] * (len(cells[0]) - len(before) - 4)
-    numbers = [f"{v:.1f}" for v in (*before, 100 * base_scores["mean"])]
-    cells.append(["base", "", "0", *blank, *numbers])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]).rstrip()
-        for first, *others in cells
-    ]
-    return "\n".join([*lines, "", LEGEND.format(k=k)])
+def tables(rows: Sequence[Row], base_scores: Mapping[str, Any]) -> str:
+    """What is printed: concentration and scores, means over seeds ± half the seeds' range."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    by_method = {m: [row for row in rows if row["method"] == m] for m in methods}
+    shares = [["", "seeds", "parameters", "top-1", "top-4", "top-16", "eff. rank", "Gini", "held"]]
+    scores = [["", *FAMILIES, "mean"]]
+    for method, of_method in by_method.items():
+        cells = [_over_seeds(of_method, f"top_share_{k}", ".3f") for k in (1, 4, 16)]
+        cells.append(_over_seeds(of_method, "effective_rank_k", ".1f"))
+        cells += [_over_seeds(of_method, name, ".3f") for name in ("gini_k", "held_k")]
+        shares.append([method, str(len(of_method)), f"{of_method[0]['parameters']:,}", *cells])
+        columns = (*(f"score_{family}" for family in FAMILIES), "score")
+        scores.append([method, *(_over_seeds(of_method, c, ".1f", 100) for c in columns)])
+    before = [*base_scores["families"].values(), base_scores["mean"]]
+    chance = [*base_scores["chance"].values()]
+    scores.append(["before training", *(f"{100 * v:.1f}" for v in before)])
+    scores.append(["chance", *(f"{100 * v:.1f}" for v in chance), ""])
+    legend = LEGEND.format(k=rows[0]["k"])
+    return "\n".join(
+        [
+            "How concentrated ΔW is, means over modules:",
+            *_aligned(shares),
+            *("", legend, ""),
+            "Scores on held-out items, %:",
+            *_aligned(scores),
+        ]
+    )
 
 
 LEGEND = """\
-top-k: share of ΔW's energy in its k largest singular values; eff. rank, Gini: of the first {k}
-values, the capacity that all methods have, and the share of the energy that these hold. Means
-over modules, then over seeds, ± half the range of the seeds. Right: scores on held-out items, %."""
+top-k: share of ΔW's energy in its k largest singular values. eff. rank, Gini: of the first {k}
+values only, the capacity that all methods have; held: the share of the energy in these.
+± half the range of the seeds."""
+
+
+def _over_seeds(rows: Sequence[Row], column: str, form: str, factor: float = 1) -> str:
+    values = [factor * row[column] for row in rows]
+    half = (max(values) - min(values)) / 2
+    return f"{statistics.fmean(values):{form}} ±{half:{form}}"
+
+
+def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns two blanks apart, the first to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]).rstrip()
+        for first, *others in cells
+    ]
 
 
 def report(settings: ReproduceSettings, runs: Sequence[Run], model: Path) -> str:
@@ -248,10 +254,10 @@ def report(settings: ReproduceSettings, runs: Sequence[Run], model: Path) -> str
     base_model, tokenizer = delta.load_base(str(model))
     items = suite.load("test", runs[0].settings.per_task_scored)
     scores = evaluate.score(base_model, tokenizer, items)
-    return f"{table(rows, scores)}\n\n{out / 'spectra_by_method.png'}"
+    return f"{tables(rows, scores)}\n\n{out / 'spectra_by_method.png'}"
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write_csv(path: Path, rows: Sequence[Row]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
@@ -259,16 +265,16 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     path.write_text(text.getvalue(), encoding="utf-8")
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = transformers.HfArgumentParser(ReproduceSettings, description=__doc__)
-    (settings,) = parser.parse_args_into_dataclasses(argv)
-    with contextlib.redirect_stdout(sys.stderr):
+def main(argv: Sequence[str] | None = None) -> int:
+    def work() -> str:
+        settings = command.settings_from(ReproduceSettings, __doc__, argv)
         model = base.ensure(base.BaseSettings(steps=settings.base_steps))
         runs = plan(settings, model)
         train_all(runs, settings.processes or min(len(runs), os.cpu_count() or 1))
-        text = report(settings, runs, model)
-    print(text)
+        return report(settings, runs, model)
+
+    return command.run("multilora.reproduce", work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,7 +7,6 @@ the built-in base is fine-tuned, on the built-in suite. All linear layers but th
 trained unless --target_modules says otherwise; everything else is frozen, for every method.
 """
 
-import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 
-from multilora import base, config, delta, evaluate, layers, record, tuner
+from multilora import base, command, config, delta, evaluate, layers, record, tuner
 from multilora.config import MultiLoraConfig
 from multilora.tasks import encoding, instruction, knowledge, mixture, suite, understanding
 from multilora.tasks.example import Example
@@ -100,6 +99,7 @@ class TrainArguments(transformers.TrainingArguments):
     logging_steps: float = 50
     report_to: str = "none"
     remove_unused_columns: bool = False
+    dataloader_pin_memory: bool = False
     # The examples come in their order: it is drawn before training (tasks/mixture.py).
     train_sampling_strategy: str = "sequential"
 
@@ -257,14 +257,14 @@ def _changed(arguments: TrainArguments) -> dict[str, Any]:
     return {k: v for k, v in given.items() if k in usual and v != usual[k]}
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = transformers.HfArgumentParser((TrainSettings, TrainArguments), description=__doc__)
-    settings, arguments = parser.parse_args_into_dataclasses(argv)
-    complete(settings, arguments)
-    with contextlib.redirect_stdout(sys.stderr):
-        out = run(settings, arguments)
-    print(out)
+def main(argv: Sequence[str] | None = None) -> int:
+    def work() -> str:
+        given = command.settings_from((TrainSettings, TrainArguments), __doc__, argv)
+        complete(*given)
+        return str(run(*given))
+
+    return command.run("multilora.train", work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

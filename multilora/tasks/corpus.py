@@ -31,8 +31,13 @@ def fact_statement(fact: world.Fact, form: int) -> str:
 
 
 def _copy(rng: random.Random) -> str:
-    words = " ".join(rng.choices(_WORDS, k=rng.randint(2, 10)))
-    return f"list {words} again {words} ."
+    """A list repeated, half of the time from a word in its middle on.
+
+    Where to go on can then not be told from the position: it takes looking the last word up.
+    """
+    words = rng.choices(_WORDS, k=rng.randint(2, 10))
+    start = rng.choice((0, rng.randrange(len(words))))
+    return f"list {' '.join(words)} again {' '.join(words[start:])} ."
 
 
 def _fact(rng: random.Random) -> str:

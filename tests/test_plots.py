@@ -1,0 +1,57 @@
+"""Figures are tested by reading their artists back."""
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from analysis import plots
+
+
+@pytest.fixture
+def ax():
+    figure, ax = plt.subplots()
+    yield ax
+    plt.close(figure)
+
+
+def test_spectrum_starts_at_index_one_and_leaves_zeros_out(ax):
+    assert plots.plot_spectrum(np.array([4.0, 2.0, 0.0]), ax) is ax
+    (line,) = ax.lines
+    np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
+    np.testing.assert_array_equal(line.get_ydata(), [4, 2, np.nan])
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert ax.get_xlabel() == "index"
+    assert ax.get_ylabel()
+
+
+def test_band_surrounds_its_line_in_its_colour(ax):
+    low, middle, high = np.array([1.0, 0.5]), np.array([2.0, 1.0]), np.array([3.0, 1.5])
+    plots.plot_band(low, middle, high, ax, label="lora", color="#D55E00")
+    (line,), (area,) = ax.lines, ax.collections
+    np.testing.assert_array_equal(line.get_ydata(), middle)
+    assert line.get_label() == "lora"
+    corners = area.get_paths()[0].vertices
+    assert {tuple(v) for v in corners} >= {(1.0, 1.0), (2.0, 0.5), (2.0, 1.5), (1.0, 3.0)}
+    np.testing.assert_allclose(area.get_facecolor()[0, :3], mpl.colors.to_rgb("#D55E00"))
+
+
+def test_histogram_counts_shares_of_the_total(ax):
+    plots.plot_histogram(np.array([0.5, 1.5, 1.6]), 12, np.array([0.0, 1.0, 2.0]), ax)
+    values = ax.patches[0].get_data().values
+    np.testing.assert_allclose(values, [1 / 12, 2 / 12])
+
+
+def test_zeros_are_bars_with_their_share_written_on_them(ax):
+    plots.plot_zeros({"full": 0.0, "lora": 0.8125}, ["k", "r"], ax)
+    assert [bar.get_height() for bar in ax.patches] == [0, 0.8125]
+    assert [text.get_text() for text in ax.texts] == ["0%", "81%"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["full", "lora"]
+
+
+def test_without_axes_the_current_ones_are_drawn_on(ax):
+    plt.sca(ax)
+    assert plots.plot_spectrum(np.ones(3)) is ax

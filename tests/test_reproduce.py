@@ -1,0 +1,141 @@
+"""The whole path on a tiny base: real processes, real training, real files."""
+
+import csv
+import json
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+mpl.use("Agg")
+
+from analysis import metrics, store
+from multilora import base, reproduce
+from multilora.tasks import suite
+
+METHODS = ("full", "lora", "multilora")
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory):
+    """(settings, runs, model, printed text) of a reproduction of a few steps."""
+    home = tmp_path_factory.mktemp("reproduce")
+    settings = reproduce.ReproduceSettings(
+        out=str(home / "runs"), figures=str(home / "figures"), steps=3, processes=2
+    )
+    model = base.ensure(
+        base.BaseSettings(
+            out=str(home / "base"), width=32, mlp=48, layers=2, heads=2, steps=2,
+            least_copying=0, least_recall=0,
+        )
+    )  # fmt: skip
+    runs = reproduce.plan(settings, model)
+    reproduce.train_all(runs, settings.processes)
+    return settings, runs, model, reproduce.report(settings, runs, model)
+
+
+def test_every_method_has_every_seed(reproduced):
+    _, runs, _, _ = reproduced
+    assert sorted(run.out.name for run in runs) == [
+        f"{m}-s{seed}" for m in METHODS for seed in (0, 1)
+    ]
+    assert {run.result()["step"] for run in runs} == {3}
+
+
+def test_runs_share_base_and_data_and_differ_by_seed(reproduced):
+    settings, runs, _, _ = reproduced
+    results = [run.result() for run in runs]
+    assert len({json.dumps(result["base"]) for result in results}) == 1
+    assert len({result["data"]["sha256"] for result in results}) == 1
+    spectra, _ = store.load(settings.figures)
+    for method in METHODS:
+        norms = [
+            [row["spectral_norm"] for row in spectra.rows if row["run"] == f"{method}-s{seed}"]
+            for seed in (0, 1)
+        ]
+        assert len(norms[0]) == 14
+        assert not set(norms[0]) & set(norms[1])
+
+
+def test_what_is_there_is_not_trained_again(reproduced):
+    settings, runs, _, _ = reproduced
+    before = [(run.out / "run.json").stat().st_mtime_ns for run in runs]
+    reproduce.train_all(runs, settings.processes)
+    assert [(run.out / "run.json").stat().st_mtime_ns for run in runs] == before
+
+
+def test_other_settings_are_another_run(reproduced):
+    _, runs, _, _ = reproduced
+    run = runs[0]
+    longer = reproduce.Run(run.settings, run.seed, run.steps + 1, run.out)
+    assert reproduce.train.is_done(run.settings, run.arguments())
+    assert not reproduce.train.is_done(longer.settings, longer.arguments())
+
+
+def test_a_run_without_its_record_is_not_done(reproduced, tmp_path):
+    _, runs, _, _ = reproduced
+    lost = reproduce.Run(runs[0].settings, runs[0].seed, runs[0].steps, tmp_path)
+    assert not reproduce.train.is_done(lost.settings, lost.arguments())
+
+
+def test_rows_are_means_over_modules_of_comparable_measures(reproduced):
+    settings, runs, _, _ = reproduced
+    spectra, record = store.load(settings.figures)
+    assert set(record["runs"]) == {run.out.name for run in runs}
+    k = 24
+    with open(f"{settings.figures}/methods.csv", encoding="utf-8") as file:
+        rows = {(row["method"], row["seed"]): row for row in csv.DictReader(file)}
+    for run in runs:
+        row = rows[run.settings.method, str(run.seed)]
+        s = [spectra.s[r["key"]] for r in spectra.rows if r["run"] == run.out.name]
+        assert len(s) == 14
+        top = np.mean([x[0] ** 2 / np.sum(x**2) for x in s])
+        assert float(row["top_share_1"]) == pytest.approx(top, rel=1e-12)
+        even = np.mean([metrics.effective_rank(x[:k]) for x in s])
+        assert float(row["effective_rank_k"]) == pytest.approx(even, rel=1e-12)
+        assert float(row["score"]) == run.result()["scores"]["test"]["mean"]
+
+
+def test_text_gives_every_method_the_base_and_chance(reproduced):
+    settings, _, _, text = reproduced
+    lines = text.splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == list(METHODS)
+    assert any(line.startswith("before training") for line in lines)
+    assert any(line.startswith("chance") and "38.3" in line for line in lines)
+    assert "first 24" in text
+    assert lines[-1] == f"{settings.figures}/spectra_by_method.png"
+
+
+def test_figure_and_the_table_behind_it(reproduced):
+    settings, runs, _, _ = reproduced
+    spectra, _ = store.load(settings.figures)
+    method_of = {run.out.name: run.settings.name for run in runs}
+    figure = reproduce.figures.spectra_by_method(spectra, method_of)
+    above, below = figure.subfigs
+    assert [ax.get_title() for ax in above.axes] == list(reproduce.figures.PROJECTIONS)
+    for ax in above.axes:
+        assert [line.get_label() for line in ax.lines] == list(METHODS)
+    zeros, linear, log = below.axes
+    assert [bar.get_height() for bar in zeros.patches] == pytest.approx([0, 0.25, 0.25])
+    assert (linear.get_xscale(), log.get_xscale()) == ("linear", "log")
+    with open(f"{settings.figures}/spectra_by_method.csv", encoding="utf-8") as file:
+        bands = list(csv.DictReader(file))
+    drawn = above.axes[0].lines[1].get_ydata()
+    kept = [float(b["median"]) for b in bands if (b["kind"], b["method"]) == ("q_proj", "lora")]
+    np.testing.assert_allclose(kept, drawn, rtol=1e-14)
+    reproduce.figures.plt.close(figure)
+
+
+def test_a_failing_run_is_told_of(tmp_path):
+    settings = reproduce.train.TrainSettings(method="lora", model=str(tmp_path / "nowhere"))
+    with pytest.raises((OSError, ValueError), match="nowhere"):
+        reproduce.train_all([reproduce.Run(settings, 0, 3, tmp_path / "run")], 1)
+
+
+def test_suite_has_three_families_of_five_tasks():
+    families = list(suite.FAMILY_OF.values())
+    assert {family: families.count(family) for family in families} == {
+        "instruction": 5,
+        "understanding": 5,
+        "knowledge": 5,
+    }
