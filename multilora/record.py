@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -76,5 +77,11 @@ def make_once(directory: Path, make: Callable[[Path], None]) -> bool:
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}-{time.time_ns()}")
     temporary.mkdir(parents=True)
     make(temporary)
-    temporary.replace(directory)
+    try:
+        temporary.replace(directory)
+    except OSError:
+        if not directory.is_dir():
+            raise
+        shutil.rmtree(temporary)  # another process was faster
+        return False
     return True

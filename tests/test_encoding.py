@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from multilora import base
+from multilora.tasks import suite
+from multilora.tasks.encoding import IGNORED, Encoded, collate, encode, encode_all
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return base.build_tokenizer(64)
+
+
+def test_an_example_is_beginning_prompt_answer_end(tokenizer):
+    row = encode(tokenizer, "reverse : dog cat . answer :", "cat dog", context=64)
+    text = "<bos> reverse : dog cat . answer : cat dog <eos>"
+    assert tokenizer.convert_ids_to_tokens(row.ids) == text.split()
+    assert row.answer == 3
+    without = encode(tokenizer, "reverse : dog cat . answer :", "cat dog", context=64, end=False)
+    assert without == Encoded(row.ids[:-1], 2)
+
+
+def test_a_tokenizer_without_a_beginning_adds_none(tokenizer):
+    plain = base.build_tokenizer(64)
+    plain.bos_token = None
+    assert encode(plain, "dog", "cat", 64).ids == encode(tokenizer, "dog", "cat", 64).ids[1:]
+
+
+def test_what_does_not_fit_is_cut_off_the_left(tokenizer):
+    whole = encode(tokenizer, "a b c d e f g h", "x y", context=64)
+    for context in range(4, len(whole.ids) + 1):
+        assert encode(tokenizer, "a b c d e f g h", "x y", context) == Encoded(
+            whole.ids[-context:], 3
+        )
+
+
+def test_an_answer_that_does_not_fit_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="the answer has 3 tokens; the context is 3"):
+        encode(tokenizer, "a b c", "x y", context=3)
+    assert len(encode(tokenizer, "a b c", "x y", context=3, end=False).ids) == 3
+
+
+def test_labels_are_on_the_answer_and_the_end_alone(tokenizer):
+    rows = [
+        encode(tokenizer, "sort : 3 1 . answer :", "1 3", 64),
+        encode(tokenizer, "a", "b", 64),
+    ]
+    batch = collate(rows, pad=tokenizer.pad_token_id)
+    assert batch["input_ids"].shape == batch["labels"].shape == (2, 11)
+    for i, answer in enumerate(["1 3 <eos>", "b <eos>"]):
+        kept = batch["labels"][i] != IGNORED
+        assert tokenizer.convert_ids_to_tokens(batch["labels"][i][kept]) == answer.split()
+        assert torch.equal(batch["labels"][i][kept], batch["input_ids"][i][kept])
+    assert (batch["input_ids"][1, 4:] == tokenizer.pad_token_id).all()
+    assert (batch["labels"][1, 4:] == IGNORED).all()
+
+
+def test_padding_changes_no_answer(tokenizer):
+    """Rows of a batch score as they score alone: without a mask, since attention is causal."""
+    torch.manual_seed(0)
+    model = base.build_model(base.BaseSettings(width=32, layers=2, heads=2, mlp=48), tokenizer)
+    rows = encode_all(tokenizer, suite.load("test", 1), 64)
+    batch = collate(rows, tokenizer.pad_token_id)
+    with torch.no_grad():
+        together = model(batch["input_ids"]).logits
+        for row, logits in zip(rows, together, strict=True):
+            alone = model(torch.tensor([row.ids])).logits[0]
+            torch.testing.assert_close(logits[: len(row.ids)], alone, rtol=0, atol=1e-6)
+
+
+def test_every_example_of_the_suite_fits_the_context(tokenizer):
+    examples = suite.load("train", 20)
+    rows = encode_all(tokenizer, examples, 64)
+    for e, row in zip(examples, rows, strict=True):
+        assert row == encode(tokenizer, e.prompt, e.answer, 64)
+        assert tokenizer.unk_token_id not in row.ids
+        assert len(row.ids) == len(f"{e.prompt} {e.answer}".split()) + 2  # nothing was cut

@@ -1,0 +1,112 @@
+import importlib
+import importlib.metadata
+import re
+import tomllib
+from pathlib import Path
+
+import peft
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+CONDA_NAMES = {"pytorch": "torch"}  # what conda-forge calls otherwise than PyPI
+
+
+@pytest.fixture(scope="module")
+def pyproject():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+@pytest.fixture(scope="module")
+def constraints():
+    """Package → the exact version that was tested."""
+    lines = (ROOT / "constraints.txt").read_text().split()
+    pinned = [re.fullmatch(r"([\w.-]+)==(\S+)", line) for line in lines]
+    assert all(pinned)
+    return {canonicalize_name(match[1]): match[2] for match in pinned}
+
+
+def ranges(lines):
+    """Package → its range, without extras."""
+    requirements = [Requirement(line) for line in lines]
+    return {canonicalize_name(r.name): r.specifier for r in requirements if r.name != "multilora"}
+
+
+def test_conda_and_pip_ask_for_the_same(pyproject):
+    project = pyproject["project"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *packages, pip = environment["dependencies"]
+    assert pip == {"pip": ["-e ."]}
+    conda = {CONDA_NAMES.get(name, name): value for name, value in ranges(packages).items()}
+    assert conda.pop("python") == SpecifierSet(project["requires-python"])
+    conda.pop("pip")
+    extras = project["optional-dependencies"]["notebooks"]
+    assert conda == ranges([*project["dependencies"], *extras])
+
+
+def test_the_tested_versions_lie_within_the_ranges(pyproject, constraints):
+    project = pyproject["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    wanted = ranges([*project["dependencies"], *extras])
+    assert len(wanted) > 15
+    for name, specifier in wanted.items():
+        assert constraints[name] in specifier, f"{name} {constraints[name]} is not in {specifier}"
+
+
+def test_a_version_outside_a_range_would_be_seen(pyproject):
+    wanted = ranges(pyproject["project"]["dependencies"])
+    assert "0.22.0" not in wanted["peft"]
+    assert "3.13" not in wanted["matplotlib"]
+
+
+def test_the_makefile_installs_the_torch_that_was_tested(constraints):
+    (version,) = re.findall(r"\btorch==(\S+)", (ROOT / "Makefile").read_text())
+    assert version == constraints["torch"]
+
+
+def test_every_package_on_disk_is_listed(pyproject):
+    found = {
+        str(path.parent.relative_to(ROOT)).replace("/", ".")
+        for top in ("analysis", "multilora")
+        for path in (ROOT / top).rglob("*.py")
+    }
+    listed = pyproject["tool"]["setuptools"]["packages"]
+    assert sorted(found) == sorted(listed)
+    for name in listed:
+        assert (ROOT / name.replace(".", "/") / "__init__.py").is_file()
+        importlib.import_module(name)
+
+
+def test_the_installed_package_is_this_one(pyproject):
+    project = pyproject["project"]
+    assert importlib.metadata.version("multilora") == project["version"]
+    metadata = importlib.metadata.metadata("multilora")
+    assert metadata["License-Expression"] == project["license"]
+    assert (ROOT / project["readme"]).is_file()
+    assert "Apache License" in (ROOT / project["license-files"][0]).read_text()
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["PEFT_TYPE_TO_CONFIG_MAPPING", "PEFT_TYPE_TO_TUNER_MAPPING", "PEFT_TYPE_TO_PREFIX_MAPPING"],
+)
+def test_pefts_tables_are_where_the_method_registers_itself(table):
+    """They are no public API; this test is the first that has to hold for another PEFT."""
+    advice = (
+        f"PEFT {peft.__version__}: peft.mapping.{table} is not the table that PEFT looks methods "
+        "up in. See where peft/utils/peft_types.py, register_peft_method, puts them, and change "
+        "multilora/__init__.py and the range of peft in pyproject.toml and environment.yml."
+    )
+    mapping = getattr(peft.mapping, table, None)
+    assert isinstance(mapping, dict), advice
+    assert peft.PeftType.LORA in mapping, advice
+    users = ("peft.config", "peft.peft_model", "peft.mapping_func", "peft.utils.save_and_load")
+    copies = [getattr(importlib.import_module(user), table, None) for user in users]
+    assert any(copy is mapping for copy in copies), advice
+    assert all(copy is None or copy is mapping for copy in copies), advice
+    importlib.import_module("multilora")
+    assert "MULTILORA" in mapping, advice
+    assert type(next(key for key in mapping if key == "MULTILORA")).__name__ == "MethodType"

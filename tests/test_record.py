@@ -1,0 +1,123 @@
+import hashlib
+import importlib.util
+import json
+import threading
+from dataclasses import dataclass
+
+import pytest
+
+from multilora import record
+
+
+@dataclass(frozen=True)
+class Settings:
+    rate: float = 0.1
+    names: tuple[str, ...] = ("a", "b")
+
+
+def module_of(path, source):
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    return importlib.util.module_from_spec(spec)
+
+
+def test_a_fingerprint_is_the_same_at_every_call_and_for_equal_values():
+    first = record.fingerprint(Settings(), "text", 3, [1, 2])
+    assert len(first) == 12
+    int(first, 16)
+    assert record.fingerprint(Settings(), "text", 3, [1, 2]) == first
+    assert record.fingerprint({"names": ["a", "b"], "rate": 0.1}, "text", 3, [1, 2]) == first
+    assert record.fingerprint({"b": 1, "a": 2}) == record.fingerprint({"a": 2, "b": 1})
+
+
+def test_a_fingerprint_changes_with_every_part():
+    parts = [(), ("a",), ("b",), ("a", "b"), ("ab",), (Settings(),), (Settings(rate=0.2),)]
+    parts += [(Settings(names=("b", "a")),), (["a", "b"],), (None,), (0,), (False,), ('a""b',)]
+    assert len({record.fingerprint(*given) for given in parts}) == len(parts)
+
+
+def test_a_fingerprint_changes_with_the_code_of_a_module(tmp_path):
+    one = module_of(tmp_path / "one.py", "rate = 1\n")
+    two = module_of(tmp_path / "two.py", "rate = 2\n")
+    same = module_of(tmp_path / "same.py", "rate = 1\n")
+    assert record.fingerprint(one) != record.fingerprint(two)
+    assert record.fingerprint(one) == record.fingerprint(same)
+
+
+def test_what_json_does_not_know_is_refused():
+    with pytest.raises(TypeError, match="set"):
+        record.fingerprint({1, 2})
+
+
+def test_hashes_are_those_of_the_files(tmp_path):
+    (tmp_path / "b.safetensors").write_bytes(b"weights")
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    (tmp_path / "c.bin").write_bytes(b"other")
+    hashes = record.sha256_of_files(tmp_path)
+    assert list(hashes) == ["a.safetensors", "b.safetensors"]
+    assert hashes["b.safetensors"] == hashlib.sha256(b"weights").hexdigest()
+    assert list(record.sha256_of_files(tmp_path, "*.bin")) == ["c.bin"]
+
+
+def test_the_environment_is_json_and_names_the_versions():
+    environment = json.loads(json.dumps(record.environment(), allow_nan=False))
+    assert {"torch", "transformers", "peft"} <= environment["versions"].keys()
+    assert environment["threads"] >= 1
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "run.json"
+    record.write_json(path, {"s": [1.5, None], "name": "ΔW"})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"s": [1.5, None], "name": "ΔW"}
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            record.write_json(path, {"s": bad})
+    assert json.loads(path.read_text(encoding="utf-8"))["s"] == [1.5, None]
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]  # nothing temporary is left
+
+
+def test_a_directory_is_made_once(tmp_path):
+    calls = []
+
+    def make(temporary):
+        assert not (tmp_path / "deep" / "made").exists()
+        (temporary / "file").write_text("whole")
+        calls.append(temporary)
+
+    assert record.make_once(tmp_path / "deep" / "made", make)
+    assert not record.make_once(tmp_path / "deep" / "made", make)
+    assert len(calls) == 1
+    assert (tmp_path / "deep" / "made" / "file").read_text() == "whole"
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["made"]
+
+
+def test_what_fails_half_way_does_not_appear(tmp_path):
+    def fail(temporary):
+        (temporary / "file").write_text("half")
+        raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        record.make_once(tmp_path / "made", fail)
+    assert not (tmp_path / "made").exists()
+    assert record.make_once(tmp_path / "made", lambda temporary: None)
+
+
+def test_two_that_make_the_same_get_one_directory(tmp_path):
+    both = threading.Barrier(2, timeout=10)
+    made = []
+
+    def make(temporary):
+        both.wait()  # both have found it missing
+        (temporary / "file").write_text("whole")
+
+    def work():
+        made.append(record.make_once(tmp_path / "made", make))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(made) == [False, True]
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+    assert (tmp_path / "made" / "file").read_text() == "whole"
