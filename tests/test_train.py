@@ -1,0 +1,376 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from analysis import checkpoint
+from multilora import base, delta, evaluate, train
+from multilora.layers import MultiLoraLinear
+from multilora.tasks import encoding, suite
+
+METHODS = {
+    "lora": {"r": 6},
+    "lora+": {"r": 6, "b_lr_ratio": 4.0},
+    "multilora": {"r": 2},
+    "full": {},
+}
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory):
+    """A base of a few steps."""
+    return str(
+        base.ensure(
+            base.BaseSettings(
+                out=str(tmp_path_factory.mktemp("bases")),
+                **{"width": 32, "layers": 2, "heads": 2, "mlp": 48, "steps": 3, "batch": 4},
+                **{"least_copying": 0.0, "least_recall": 0.0},
+            )
+        )
+    )
+
+
+def settings_of(model_path, method="multilora", **changes):
+    sizes = {"per_task": 4, "per_task_scored": 2}
+    return train.TrainSettings(
+        method=method, model=model_path, **(sizes | METHODS[method] | changes)
+    )
+
+
+def arguments_of(out, **changes):
+    usual = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.01}
+    usual |= {"logging_steps": 1, "disable_tqdm": True, "use_cpu": True, "warmup_steps": 0}
+    return train.TrainArguments(output_dir=str(out), **(usual | changes))
+
+
+def weights(run):
+    """The bytes of what a run has learned."""
+    files = [Path(run) / name for name in ("adapter_model.safetensors", "delta.safetensors")]
+    (file,) = [file for file in files if file.exists()]
+    return file.read_bytes()
+
+
+def written(run):
+    return json.loads((Path(run) / "run.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def runs(model_path, tmp_path_factory):
+    """Method → directory of a run of four steps; each is trained once."""
+    root, made = tmp_path_factory.mktemp("runs"), {}
+
+    def run(method):
+        if method not in made:
+            made[method] = train.run(
+                settings_of(model_path, method), arguments_of(root / method, save_strategy="no")
+            )
+        return made[method]
+
+    return run
+
+
+class Watch(transformers.TrainerCallback):
+    """Keeps the model that was trained, and what was frozen of it at the start."""
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        self.trained = {n for n, p in model.named_parameters() if p.requires_grad}
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        self.after = dict(model.named_parameters())
+
+
+# A run.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_writes_what_it_did(runs, model_path, method):
+    out = runs(method)
+    record = written(out)
+    assert record["method"] == method
+    assert record["settings"] == vars(settings_of(model_path, method))
+    assert record["step"] == 4
+    assert record["seed"] == 42
+    assert [entry["step"] for entry in record["losses"]] == [1, 2, 3, 4]
+    assert all(0 < entry["loss"] < 100 for entry in record["losses"])
+    assert record["arguments"]["learning_rate"] == 0.01
+    assert record["base"] == {"path": model_path, "sha256": delta.weight_files(model_path)}
+    assert record["data"]["examples"] == 60
+    assert record["scores"].keys() == {"validation", "test"}
+    for update in checkpoint.read(out):
+        assert update.dense().any(), update.name
+    assert len(list(checkpoint.read(out))) == 14
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_scores_are_those_of_the_checkpoint(runs, model_path, method):
+    model, tokenizer = delta.load_base(model_path)
+    model = delta.load_tuned(model, runs(method))
+    got = evaluate.score(model, tokenizer, suite.load("test", 2))
+    assert got == written(runs(method))["scores"]["test"]
+
+
+def test_budgets_are_equal_up_to_the_scales(runs):
+    count = {method: written(runs(method))["parameters"] for method in METHODS}
+    d_out = 2 * (4 * 32 + 2 * 48 + 32)  # of all linear layers together
+    assert count["multilora"] == count["lora"] + 3 * d_out
+    assert count["lora+"] == count["lora"]
+    assert count["full"] == 2 * (4 * 32 * 32 + 3 * 32 * 48)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_what_the_method_trains_changes(model_path, tmp_path, method):
+    watch = Watch()
+    arguments = arguments_of(tmp_path, max_steps=2, save_strategy="no")
+    train.run(settings_of(model_path, method), arguments, [watch])
+    changed = {n for n, p in watch.after.items() if not torch.equal(p, watch.before[n])}
+    assert changed == watch.trained
+    if method == "full":
+        assert {n.split(".")[-2] for n in changed} == set(
+            "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
+        )
+        frozen = json.loads((tmp_path / "delta_config.json").read_text())["frozen"]
+        assert set(frozen) == watch.after.keys() - changed
+    else:
+        assert all("lora_" in n for n in changed)
+
+
+def test_multilora_learns_more_than_its_scales(model_path, tmp_path):
+    """From s = 0 the first step moves s alone; from then on A and B move with it."""
+    for steps, moved in ((1, {"multilora_s"}), (2, {"multilora_A", "multilora_B", "multilora_s"})):
+        watch = Watch()
+        arguments = arguments_of(tmp_path / str(steps), max_steps=steps, save_strategy="no")
+        train.run(settings_of(model_path), arguments, [watch])
+        changed = [n for n, p in watch.after.items() if not torch.equal(p, watch.before[n])]
+        assert {n.split(".")[-2] for n in changed} == moved
+
+
+@pytest.mark.parametrize("method", ["multilora", "full"])
+def test_the_same_seed_gives_the_same_bits(runs, model_path, tmp_path, method):
+    settings = settings_of(model_path, method)
+    again = train.run(settings, arguments_of(tmp_path / "again", save_strategy="no"))
+    assert weights(again) == weights(runs(method))
+    other = train.run(settings, arguments_of(tmp_path / "other", save_strategy="no", seed=1))
+    assert weights(other) != weights(runs(method))
+
+
+class Interrupted(Exception):
+    """As if the machine had gone down."""
+
+
+class Interrupt(transformers.TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Interrupted
+
+
+@pytest.mark.parametrize("method", ["multilora", "full"])
+def test_an_interrupted_run_resumes_with_the_same_bits(model_path, tmp_path, method):
+    settings = settings_of(model_path, method, dropout=0.1 if method == "multilora" else 0.0)
+    given = {"max_steps": 7, "save_steps": 3, "gradient_accumulation_steps": 2}
+    whole = train.run(settings, arguments_of(tmp_path / "whole", **given, save_strategy="no"))
+    with pytest.raises(Interrupted):
+        train.run(settings, arguments_of(tmp_path / "cut", **given), [Interrupt(5)])
+    assert not (tmp_path / "cut" / "run.json").exists()
+    given["resume_from_checkpoint"] = str(tmp_path / "cut" / "checkpoint-3")
+    resumed = train.run(settings, arguments_of(tmp_path / "cut", **given))
+    assert weights(resumed) == weights(whole)
+    assert written(resumed)["losses"] == written(whole)["losses"]
+    assert written(resumed)["scores"] == written(whole)["scores"]
+
+
+def test_resuming_without_the_optimisers_state_would_be_seen(model_path, tmp_path):
+    settings = settings_of(model_path)
+    whole = train.run(settings, arguments_of(tmp_path / "whole", save_steps=2))
+    (whole / "checkpoint-2" / "optimizer.pt").unlink()
+    given = {"resume_from_checkpoint": str(whole / "checkpoint-2"), "save_strategy": "no"}
+    resumed = train.run(settings, arguments_of(tmp_path / "resumed", **given))
+    assert weights(resumed) != weights(whole)
+
+
+@pytest.mark.slow
+def test_a_killed_process_resumes_with_the_same_bits(model_path, tmp_path):
+    command = [sys.executable, "-m", "multilora.train", "--model", model_path, "--use_cpu"]
+    given = {"per_task": 4, "per_task_scored": 2, "r": 2, "max_steps": 400, "save_steps": 20}
+    given |= {"per_device_train_batch_size": 4, "learning_rate": 0.01}
+    command += [f"--{name}={value}" for name, value in given.items()]
+    # A fixed number of threads: the bits depend on it.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def start(out, *more):
+        return subprocess.Popen(
+            [*command, f"--output_dir={out}", *more], env=environment, stdout=subprocess.PIPE
+        )
+
+    cut = tmp_path / "cut"
+    with start(cut) as process:
+        while not (cut / "checkpoint-60" / "trainer_state.json").exists():
+            assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+    assert not (cut / "run.json").exists()
+    for out, more in (
+        (cut, [f"--resume_from_checkpoint={cut / 'checkpoint-60'}"]),
+        (tmp_path / "whole", []),
+    ):
+        with start(out, *more) as process:
+            assert process.communicate()[0].decode().strip() == str(out)
+        assert process.returncode == 0
+    assert weights(cut) == weights(tmp_path / "whole")
+
+
+# The data.
+
+
+def test_the_data_order_is_the_same_for_every_method(model_path, tmp_path, monkeypatch):
+    collate, seen = encoding.collate, {}
+
+    def spy(batch, pad):
+        seen.setdefault(method, []).append(tuple(tuple(row.ids) for row in batch))
+        return collate(batch, pad)
+
+    monkeypatch.setattr(encoding, "collate", spy)
+    for method in METHODS:
+        arguments = arguments_of(tmp_path / method, max_steps=15, save_strategy="no")
+        train.run(settings_of(model_path, method), arguments)
+    # Training comes first, then the scoring, which is the same for every method too.
+    batches = seen["multilora"]
+    assert all(order == batches for order in seen.values())
+    tokenizer = delta.load_base(model_path)[1]
+    encoded = encoding.encode_all(tokenizer, suite.load("train", 4), 64)
+    trained = [row for batch in batches[:15] for row in batch]
+    assert sorted(trained) == sorted(tuple(row.ids) for row in encoded)  # one epoch
+    assert trained != [tuple(row.ids) for row in encoded]
+
+
+# Rates.
+
+
+def groups_of(model_path, tmp_path, method, weight_decay=0.0, **changes):
+    """(trainer, {name of a parameter: its rate at the start})."""
+    settings = settings_of(model_path, method, **changes)
+    torch.manual_seed(0)
+    model = train.prepare(delta.load_base(model_path)[0], settings)
+    ratios = {"lora_B": settings.b_lr_ratio, "multilora_s": settings.scale_lr_ratio}
+    trainer = train.AdapterTrainer(
+        model, arguments_of(tmp_path, weight_decay=weight_decay), lr_ratios=ratios
+    )
+    trainer.create_optimizer_and_scheduler(num_training_steps=4)
+    name_of = {p: n for n, p in model.named_parameters()}
+    groups = trainer.optimizer.param_groups
+    rates = {name_of[p]: g["initial_lr"] for g in groups for p in g["params"]}
+    assert sum(len(g["params"]) for g in groups) == len(rates)  # none stands twice
+    assert rates.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert {g["weight_decay"] for g in groups} == {weight_decay}
+    return trainer, rates
+
+
+@pytest.mark.parametrize("method", ["lora", "multilora", "full"])
+def test_without_ratios_every_parameter_has_the_one_rate(model_path, tmp_path, method):
+    _, rates = groups_of(model_path, tmp_path, method)
+    assert set(rates.values()) == {0.01}
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("method", "part", "changes"),
+    [("lora+", "lora_B", {}), ("multilora", "multilora_s", {"scale_lr_ratio": 4.0})],
+)
+def test_ratios_are_groups_of_their_own(model_path, tmp_path, method, part, changes, weight_decay):
+    trainer, rates = groups_of(model_path, tmp_path, method, weight_decay, **changes)
+    assert {rate for name, rate in rates.items() if part in name} == {0.04}
+    assert {rate for name, rate in rates.items() if part not in name} == {0.01}
+    for group in trainer.optimizer.param_groups:
+        group["params"][0].grad = torch.ones_like(group["params"][0])
+    trainer.optimizer.step()
+    trainer.lr_scheduler.step()
+    assert sorted(set(trainer.lr_scheduler.get_last_lr())) == pytest.approx([0.0075, 0.03])
+
+
+def test_a_ratio_reaches_the_weights(model_path, tmp_path):
+    """The first step of Adam moves every entry by its rate."""
+    settings = settings_of(model_path, scale_lr_ratio=5.0)
+    out = train.run(settings, arguments_of(tmp_path, max_steps=1, save_strategy="no"))
+    assert written(out)["method"] == "multilora s×5"
+    tensors = load_file(out / "adapter_model.safetensors")
+    largest = max(float(t.abs().max()) for name, t in tensors.items() if name.endswith("_s"))
+    assert largest == pytest.approx(0.05, rel=1e-3)
+
+
+# Settings.
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "sgd"}, "method is 'sgd'; expected one of lora, lora\\+, multilora, full"),
+        ({"method": "lora", "b_lr_ratio": 4.0}, "b_lr_ratio other than 1 belongs to method lora"),
+        ({"method": "lora+"}, "b_lr_ratio other than 1 belongs to method lora"),
+        ({"method": "lora", "scale_lr_ratio": 5.0}, "scale_lr_ratio belongs to method multilora"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        train.TrainSettings(**changes)
+
+
+def test_targets_that_are_nowhere_are_refused(model_path, tmp_path):
+    for method in ("full", "multilora"):
+        settings = settings_of(model_path, method, target_modules="no_proj,nor_this")
+        with pytest.raises(ValueError, match="no_proj"):
+            train.run(settings, arguments_of(tmp_path))
+
+
+def test_targets_choose_the_same_layers_for_every_method(model_path):
+    names = {}
+    for method in ("full", "lora", "multilora"):
+        settings = settings_of(model_path, method, target_modules="q_proj,down_proj")
+        model = train.prepare(delta.load_base(model_path)[0], settings)
+        trained = [n for n, p in model.named_parameters() if p.requires_grad]
+        names[method] = {
+            n.removeprefix("base_model.model.").split("_proj")[0] + "_proj" for n in trained
+        }
+    assert names["full"] == names["lora"] == names["multilora"]
+    assert len(names["full"]) == 4
+
+
+def test_the_settings_reach_the_adapter(model_path):
+    settings = settings_of(model_path, r=3, n=2, scale=1.5, dropout=0.25)
+    model = train.prepare(delta.load_base(model_path)[0], settings)
+    assert isinstance(model, PeftModel)
+    layers = [m for m in model.modules() if isinstance(m, MultiLoraLinear)]
+    assert len(layers) == 14
+    for layer in layers:
+        assert (layer.n["default"], layer.r["default"], layer.scale["default"]) == (2, 3, 1.5)
+        assert layer.multilora_dropout["default"].p == 0.25
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_not_given_is_the_methods_own(method):
+    settings = train.TrainSettings(method=method, b_lr_ratio=METHODS[method].get("b_lr_ratio", 1))
+    arguments = train.TrainArguments(seed=3)
+    train.complete(settings, arguments)
+    assert arguments.learning_rate == train.DEFAULTS[method]["learning_rate"]
+    assert arguments.output_dir == f"runs/{method}-s3"
+    assert settings.rank == {"lora": 24, "lora+": 24, "multilora": 8, "full": 0}[method]
+    given = train.TrainArguments(output_dir="here", learning_rate=0.5)
+    train.complete(settings, given)
+    assert (given.output_dir, given.learning_rate) == ("here", 0.5)
+
+
+def test_the_command_prints_the_directory(model_path, tmp_path, capsys):
+    given = {"model": model_path, "output_dir": tmp_path, "method": "lora", "r": 2}
+    given |= {"per_task": 4, "per_task_scored": 2, "max_steps": 1, "save_strategy": "no"}
+    train.main([f"--{name}={value}" for name, value in given.items()] + ["--use_cpu"])
+    assert capsys.readouterr().out == f"{tmp_path}\n"
+    assert written(tmp_path)["settings"]["r"] == 2
