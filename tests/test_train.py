@@ -81,6 +81,7 @@ class Watch(transformers.TrainerCallback):
     """Keeps the model that was trained, and what was frozen of it at the start."""
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.first_step = state.global_step
         self.before = {n: p.detach().clone() for n, p in model.named_parameters()}
         self.trained = {n for n, p in model.named_parameters() if p.requires_grad}
 
@@ -160,6 +161,10 @@ def test_the_same_seed_gives_the_same_bits(runs, model_path, tmp_path, method):
     assert weights(again) == weights(runs(method))
     other = train.run(settings, arguments_of(tmp_path / "other", save_strategy="no", seed=1))
     assert weights(other) != weights(runs(method))
+    # The seed is that of the adapter's start and of the order; data_seed takes the order over.
+    given = {"seed": 1, "data_seed": 42, "save_strategy": "no"}
+    start = train.run(settings, arguments_of(tmp_path / "start", **given))
+    assert (weights(start) == weights(runs(method))) == (method == "full")
 
 
 class Interrupted(Exception):
@@ -184,7 +189,9 @@ def test_an_interrupted_run_resumes_with_the_same_bits(model_path, tmp_path, met
         train.run(settings, arguments_of(tmp_path / "cut", **given), [Interrupt(5)])
     assert not (tmp_path / "cut" / "run.json").exists()
     given["resume_from_checkpoint"] = str(tmp_path / "cut" / "checkpoint-3")
-    resumed = train.run(settings, arguments_of(tmp_path / "cut", **given))
+    watch = Watch()
+    resumed = train.run(settings, arguments_of(tmp_path / "cut", **given), [watch])
+    assert watch.first_step == 3
     assert weights(resumed) == weights(whole)
     assert written(resumed)["losses"] == written(whole)["losses"]
     assert written(resumed)["scores"] == written(whole)["scores"]
