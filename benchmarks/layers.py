@@ -1,0 +1,136 @@
+"""Forward and backward of one MultiLoRA layer, in milliseconds of one thread's CPU time.
+
+First against PEFT's LoRA of equal budget, rank n·r; target at d = 2048: at most 1.15 times as long.
+Then our form, n modules stacked into one pair of factors, against the two obvious ones: a loop
+over the modules, and one einsum over all of them. Everything in a row is timed in turn, and a
+ratio is the median of the ratios of neighbours, so that a busy machine slows both alike.
+"""
+
+import argparse
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftConfig, get_peft_model
+from torch import nn
+
+from multilora import MultiLoraConfig
+from multilora.layers import MultiLoraLinear
+
+# d, n, r, tokens
+AGAINST_LORA = (
+    *((256, 3, 8, 2048), (256, 4, 16, 2048)),
+    *((2048, 3, 8, 512), (2048, 4, 16, 512)),
+    *((4096, 3, 8, 128), (4096, 4, 16, 128)),
+)
+FORMS = ((128, 3, 8, 768), (256, 3, 8, 2048), (2048, 3, 32, 512))
+TARGET, TARGET_D = 1.15, 2048
+
+Layer = Callable[[torch.Tensor], torch.Tensor]
+
+
+def adapted(d: int, config: PeftConfig) -> nn.Module:
+    """A frozen linear layer, d × d, with an adapter that has moved off its zero start."""
+    config.target_modules = {"layer"}
+    model = get_peft_model(nn.ModuleDict({"layer": nn.Linear(d, d)}), config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=d**-0.5)
+    return model.base_model.model["layer"]
+
+
+def looped(layer: MultiLoraLinear) -> Layer:
+    """The same function, module after module: 2n products."""
+    A, B, s = (getattr(layer, f"multilora_{part}")["default"] for part in "ABs")
+    n, scale = layer.n["default"], layer.scale["default"]
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        result = layer.base_layer(x)
+        for Ai, Bi, si in zip(A.chunk(n), B.chunk(n, 1), s.unbind(1), strict=True):
+            result = result + scale * si * F.linear(F.linear(x, Ai), Bi)
+        return result
+
+    return forward
+
+
+def batched(layer: MultiLoraLinear) -> Layer:
+    """The same function, all modules in one einsum."""
+    A, B, s = (getattr(layer, f"multilora_{part}")["default"] for part in "ABs")
+    n, scale = layer.n["default"], layer.scale["default"]
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        modules = A.unflatten(0, (n, -1)), B.unflatten(1, (n, -1))
+        each = torch.einsum("td,nrd,onr->tno", x, *modules)
+        return layer.base_layer(x) + scale * (each * s.T).sum(1)
+
+    return forward
+
+
+def milliseconds(layers: Sequence[Layer], d: int, tokens: int, repeat: int) -> list[list[float]]:
+    """For each layer `repeat` times of a forward and backward pass, taken in turn."""
+    x = torch.randn(tokens, d, requires_grad=True)
+    gradient = torch.randn(tokens, d)
+    times: list[list[float]] = [[] for _ in layers]
+    for i in range(repeat + 3):
+        # Each goes first in turn: what the one before left in the cache is no advantage.
+        for j in range(len(layers)):
+            k = (i + j) % len(layers)
+            start = time.process_time()
+            layers[k](x).backward(gradient)
+            if i >= 3:  # the first are for warming up
+                times[k].append(1e3 * (time.process_time() - start))
+            x.grad = None
+    return times
+
+
+def ratio(times: Sequence[float], reference: Sequence[float]) -> float:
+    """Median of the ratios of times taken side by side."""
+    return statistics.median(a / b for a, b in zip(times, reference, strict=True))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print both tables; exit status 1 where the target is missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.layers", description=__doc__)
+    parser.add_argument("--repeat", type=int, default=31, help="times a row (default 31)")
+    repeat = parser.parse_args(argv).repeat
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    print(
+        f"{platform.processor() or platform.machine()}, one thread, float32, "
+        f"torch {torch.__version__}, medians of {repeat}"
+    )
+    missed = False
+    print(f"\n{'d':>5} {'n×r':>6} {'tokens':>6} {'LoRA':>8} {'MultiLoRA':>10} {'ratio':>6}")
+    for d, n, r, tokens in AGAINST_LORA:
+        lora = adapted(d, LoraConfig(r=n * r))
+        multi = adapted(d, MultiLoraConfig(r=r, n=n))
+        times = milliseconds([lora, multi], d, tokens, repeat)
+        value = ratio(times[1], times[0])
+        missed |= d == TARGET_D and value > TARGET
+        a, b = map(statistics.median, times)
+        target = f"   (target {TARGET})" if d == TARGET_D else ""
+        print(f"{d:>5} {f'{n}×{r}':>6} {tokens:>6} {a:8.2f} {b:10.2f} {value:6.2f}{target}")
+
+    names = ("frozen linear", "stacked", "loop", "einsum")
+    print(f"\n{'d':>5} {'n×r':>6} {'tokens':>6}" + "".join(f"{name:>15}" for name in names))
+    for d, n, r, tokens in FORMS:
+        multi = adapted(d, MultiLoraConfig(r=r, n=n))
+        assert isinstance(multi, MultiLoraLinear)
+        forms = [multi.base_layer, multi, looped(multi), batched(multi)]
+        x = torch.randn(tokens, d)
+        for form in forms[2:]:
+            torch.testing.assert_close(form(x), multi(x))
+        times = milliseconds(forms, d, tokens, repeat)
+        cells = [f"{statistics.median(t):9.2f} {ratio(t, times[0]):4.1f}×" for t in times]
+        print(f"{d:>5} {f'{n}×{r}':>6} {tokens:>6}" + "".join(f"{cell:>15}" for cell in cells))
+    torch.set_num_threads(threads)
+    return int(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
