@@ -4,19 +4,19 @@ What is tested is always asked in a way that was not trained for that fact:
 
 - `known_facts`: the base model read the fact; training asks about other places.
 - `same_kind`: the base model read what kind a noun is; training asks about other nouns.
+- `members`: the base model read a noun's kind, and the kind's group; training asks other nouns.
 - `new_facts`: training asks about the fact in one form; the test asks in another.
-- `told_facts`: training only states the fact; the test asks.
 - `sums`: training asks other sums.
 """
 
 import random
 
 from multilora.tasks import splits, world
-from multilora.tasks.corpus import KNOWN_FACTS, fact_statement
+from multilora.tasks.corpus import KNOWN_FACTS
 from multilora.tasks.splits import Item
+from multilora.tasks.world import article
 
-_ASKED_FACTS = world.facts(world.ASKED_PLACES)
-_TOLD_FACTS = world.facts(world.TOLD_PLACES)
+_NEW_FACTS = world.facts(world.NEW_PLACES)
 
 
 def known_facts(rng: random.Random) -> Item:
@@ -36,17 +36,19 @@ def same_kind(rng: random.Random) -> Item:
 
 
 def new_facts(rng: random.Random) -> Item:
-    fact, form = rng.choice(_ASKED_FACTS), rng.randrange(2)
-    split = "train" if form == 0 else splits.by_position(fact.place, world.ASKED_PLACES)
+    fact, form = rng.choice(_NEW_FACTS), rng.randrange(2)
+    split = "train" if form == 0 else splits.by_position(fact.place, world.NEW_PLACES)
     return _question(rng, fact, form, split)
 
 
-def told_facts(rng: random.Random) -> Item:
-    fact, form = rng.choice(_TOLD_FACTS), rng.randrange(2)
-    if rng.random() < 0.5:
-        statement, value = fact_statement(fact, form).rsplit(" ", 1)
-        return Item(statement, value, None, "train")
-    return _question(rng, fact, form, splits.by_position(fact.place, world.TOLD_PLACES))
+def members(rng: random.Random) -> Item:
+    group = rng.choice(list(world.GROUPS))
+    nouns = list(world.NOUNS)
+    inside = [noun for noun in nouns if world.NOUNS[noun] in world.GROUPS[group]]
+    answer = rng.choice(inside)
+    others = [noun for noun in nouns if noun not in inside]
+    split = splits.by_position(answer, nouns)
+    return _choose(rng, f"what is {article(group)}", answer, others, split)
 
 
 def sums(rng: random.Random) -> Item:
@@ -69,4 +71,4 @@ def _choose(rng: random.Random, question: str, answer: str, values: list[str], s
     return Item(prompt, answer, options, split)
 
 
-TASKS = {task.__name__: task for task in (known_facts, same_kind, new_facts, told_facts, sums)}
+TASKS = {task.__name__: task for task in (known_facts, same_kind, members, new_facts, sums)}

@@ -1,4 +1,4 @@
-"""Language understanding: sentiment, entailment, reference, order, meaning. Scored by likelihood.
+"""Language understanding: sentiment, entailment, roles, order, meaning. Scored by likelihood.
 
 The words or groups of words that decide a test item never decided a training item: each task
 splits by them.
@@ -13,8 +13,8 @@ from multilora.tasks.world import article
 
 
 def sentiment(rng: random.Random) -> Item:
-    """Is it positive? A `not` turns it round; the adjectives of the splits are disjoint."""
-    good, negated = rng.random() < 0.5, rng.random() < 0.5
+    """Is it positive? A `not` in a quarter turns it round; the splits' adjectives are disjoint."""
+    good, negated = rng.random() < 0.5, rng.random() < 0.25
     adjectives = world.GOOD if good else world.BAD
     adjective = rng.choice(adjectives)
     person, thing = rng.choice(world.HE + world.SHE), rng.choice(world.THINGS)
@@ -26,27 +26,32 @@ def sentiment(rng: random.Random) -> Item:
 
 
 def entailment(rng: random.Random) -> Item:
-    """Does it follow? The hypothesis names a noun's kind, or another kind; nouns are disjoint."""
+    """Does it follow? A noun's kind in the same room does; another kind or room does not."""
     nouns = list(world.NOUNS)
     noun, room = rng.choice(nouns), rng.choice(world.ROOMS)
-    kind = world.NOUNS[noun]
+    kind, there = world.NOUNS[noun], room
     follows = rng.random() < 0.5
-    said = kind if follows else rng.choice([other for other in world.KINDS if other != kind])
-    prompt = f"{article(noun)} is in the {room} . so {article(said)} is in the {room} . yes or no ?"
+    if not follows and rng.random() < 0.5:
+        kind = rng.choice([other for other in world.KINDS if other != kind])
+    elif not follows:
+        there = rng.choice([other for other in world.ROOMS if other != room])
+    told = f"{article(noun)} is in the {room} . so {article(kind)} is in the {there}"
     answer = "yes" if follows else "no"
-    return Item(prompt, answer, ("yes", "no"), splits.by_position(noun, nouns))
+    return Item(f"{told} . yes or no ?", answer, ("yes", "no"), splits.by_position(noun, nouns))
 
 
-def coreference(rng: random.Random) -> Item:
-    """Who does the pronoun mean, of three people? The sets of names are disjoint."""
-    same, other = rng.sample([world.HE, world.SHE], 2)
-    target = rng.choice(other)
-    others = rng.sample(same, 2)
-    people = rng.sample([target, *others], 3)
-    pronoun, feeling = "he" if other is world.HE else "she", rng.choice(world.FEELINGS)
+def roles(rng: random.Random) -> Item:
+    """Who did what to whom, in two sentences? The sets of names are disjoint."""
+    people = rng.sample(world.HE + world.SHE, 3)
     a, b, c = people
-    prompt = f"{a} met {b} and {c} because {pronoun} was {feeling} . who was {feeling} ?"
-    return Item(prompt, target, tuple(people), _split_of_set(people))
+    one, two = rng.sample(["met", "greeted", "thanked"], 2)
+    done = [(a, one, b), (b, two, c)]
+    subject, verb, target = rng.choice(done)
+    asks_subject = rng.random() < 0.5
+    question = f"who {verb} {target} ?" if asks_subject else f"{subject} {verb} who ?"
+    told = " ".join(f"{x} {did} {y} ." for x, did, y in rng.sample(done, 2))
+    answer = subject if asks_subject else target
+    return Item(f"{told} {question}", answer, tuple(rng.sample(people, 3)), _split_of_set(people))
 
 
 def order(rng: random.Random) -> Item:
@@ -81,4 +86,4 @@ def _split_of_set(words: Iterable[str]) -> str:
     return splits.by_hash(" ".join(sorted(words)))
 
 
-TASKS = {task.__name__: task for task in (sentiment, entailment, coreference, order, odd_one_out)}
+TASKS = {task.__name__: task for task in (sentiment, entailment, roles, order, odd_one_out)}

@@ -53,11 +53,10 @@ RELATIONS = {
 _SYLLABLES = (
     "bal dor fen gar hol kel lum mor nar pel ros sur tam vel wor yor zan bren cran drel"
 ).split()
-_ENDINGS = ("ia", "mark", "stan", "wick")
+_ENDINGS = ("ia", "mark", "stan")
 PLACES = [first + last for last in _ENDINGS for first in _SYLLABLES]
 KNOWN_PLACES = PLACES[:40]  # their facts are in the corpus
-ASKED_PLACES = PLACES[40:60]  # training asks about their facts
-TOLD_PLACES = PLACES[60:]  # training states their facts
+NEW_PLACES = PLACES[40:]  # their facts are taught by the training tasks only
 
 NOUNS = {noun: kind for kind, nouns in KINDS.items() for noun in nouns.split()}
 
