@@ -106,7 +106,6 @@ def test_no_prompt_is_in_two_splits(examples, seed):
     assert not prompts["validation"] & prompts["test"]
 
 
-@pytest.mark.slow
 def test_no_prompt_is_in_two_splits_at_thousands_of_draws():
     drawn = [
         {e.prompt for e in suite.load(s, n)} for s, n in zip(SPLITS, (4000, 160, 160), strict=True)

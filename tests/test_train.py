@@ -236,6 +236,37 @@ def test_a_killed_process_resumes_with_the_same_bits(model_path, tmp_path):
     assert weights(cut) == weights(tmp_path / "whole")
 
 
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(model_path, tmp_path):
+    """DDP over gloo at the same global batch: the same up to the order of the summation."""
+    given = {"model": model_path, "per_task": 4, "per_task_scored": 2, "max_steps": 6}
+    given |= {"learning_rate": 0.01, "logging_steps": 1, "save_strategy": "no"}
+    module = ["-m", "multilora.train", "--use_cpu"]
+    module += [f"--{name}={value}" for name, value in given.items()]
+    launchers = {
+        "one": [sys.executable],
+        "two": [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+        ],
+    }
+    for name, launcher in launchers.items():
+        batch = f"--per_device_train_batch_size={4 if name == 'one' else 2}"
+        subprocess.run(
+            [*launcher, *module, batch, f"--output_dir={tmp_path / name}"],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            check=True,
+        )
+    one, two = (load_file(tmp_path / n / "adapter_model.safetensors") for n in launchers)
+    for name, want in one.items():
+        torch.testing.assert_close(two[name], want, rtol=0, atol=1e-4 * float(want.abs().max()))
+    losses = [[e["loss"] for e in written(tmp_path / n)["losses"]] for n in launchers]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 # The data.
 
 
@@ -381,3 +412,21 @@ def test_the_command_prints_the_directory(model_path, tmp_path, capsys):
     train.main([f"--{name}={value}" for name, value in given.items()] + ["--use_cpu"])
     assert capsys.readouterr().out == f"{tmp_path}\n"
     assert written(tmp_path)["settings"]["r"] == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--method=sgd"], "method is 'sgd'; expected one of"),
+        (["--no_such_setting=1"], "--no_such_setting"),
+        (["--model=/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_bad_usage_is_one_line_and_status_two(argv, words, capsys, tmp_path):
+    assert train.main([*argv, f"--output_dir={tmp_path}", "--use_cpu"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    last = err.splitlines()[-1]
+    assert last.startswith("multilora.train: ")
+    assert words in last
+    assert "Traceback" not in err
