@@ -32,7 +32,7 @@ def fingerprint(*parts: Any) -> str:
             part = inspect.getsource(part)
         elif dataclasses.is_dataclass(part) and not isinstance(part, type):
             part = dataclasses.asdict(part)
-        digest.update(json.dumps(part, sort_keys=True).encode())
+        digest.update(json.dumps(part, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()[:12]
 
 

@@ -7,7 +7,9 @@ the built-in base is fine-tuned, on the built-in suite. All linear layers but th
 trained unless --target_modules says otherwise; everything else is frozen, for every method.
 """
 
+import copy
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -72,6 +74,9 @@ class TrainSettings:
             raise ValueError("b_lr_ratio other than 1 belongs to method lora+, and only to it")
         if self.scale_lr_ratio != 1 and self.method != "multilora":
             raise ValueError("scale_lr_ratio belongs to method multilora")
+        for count in ("per_task", "per_task_scored"):
+            if getattr(self, count) < 1:
+                raise ValueError(f"{count} is {getattr(self, count)}; expected at least 1")
 
     @property
     def rank(self) -> int:
@@ -113,25 +118,27 @@ class AdapterTrainer(transformers.Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """One group a ratio: parameters whose name holds a key of `lr_ratios` get its value."""
-        super().create_optimizer(model)
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
         names = {p: name for name, p in (model or self.model).named_parameters()}
 
         def ratio(p: torch.nn.Parameter) -> float:
             return next((v for key, v in self.lr_ratios.items() if key in names[p]), 1.0)
 
         groups = []
-        for group in self.optimizer.param_groups:
+        for group in optimizer.param_groups:
             for value in sorted({ratio(p) for p in group["params"]}):
                 chosen = [p for p in group["params"] if ratio(p) == value]
                 groups.append({**group, "params": chosen, "lr": group["lr"] * value})
-        self.optimizer.param_groups[:] = groups
-        return self.optimizer
+        optimizer.param_groups[:] = groups
+        return optimizer
 
 
 def prepare(model: Any, settings: TrainSettings) -> Any:
     """The model with what `settings.method` trains made trainable and the rest frozen."""
     targets: Any = settings.target_modules
-    if "," in targets:
+    if targets != "all-linear" and re.fullmatch(r"[\w.,-]+", targets):
         targets = targets.split(",")
     common = {
         "lora_alpha": settings.scale * settings.rank,
@@ -161,32 +168,34 @@ def run(
 
     `run.json` is written last: where it is, the run is whole.
     """
+    out = Path(arguments.output_dir)
+    (out / "run.json").unlink(missing_ok=True)
+    made_of = fingerprint(settings, arguments)
     transformers.set_seed(arguments.seed)
     path = settings.model or str(base.ensure(base.BaseSettings()))
     model, tokenizer = delta.load_base(path)
     model = prepare(model, settings)
     examples = suite.load("train", settings.per_task)
-    context = model.config.max_position_embeddings
-    encoded = encoding.encode_all(tokenizer, examples, context)
+    encoded = encoding.encode_all(tokenizer, examples, model.config.max_position_embeddings)
+    once = copy.copy(arguments)
+    once.num_train_epochs = 1  # the data hold every epoch
     trainer = AdapterTrainer(
         model,
-        arguments,
+        once,
         train_dataset=_in_order(encoded, arguments),
         data_collator=lambda batch: encoding.collate(batch, tokenizer.pad_token_id or 0),
         callbacks=list(callbacks),
         lr_ratios={"lora_B": settings.b_lr_ratio, "multilora_s": settings.scale_lr_ratio},
     )
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
-    out = Path(arguments.output_dir)
-    delta.save(trainer.accelerator.unwrap_model(trainer.model), path, out)
-    scores = {
-        split: evaluate.score(model, tokenizer, suite.load(split, settings.per_task_scored))
-        for split in ("validation", "test")
-    }
-    record.write_json(
-        out / "run.json",
-        {
-            "fingerprint": fingerprint(settings, arguments),
+    if trainer.is_world_process_zero():
+        delta.save(model, path, out)
+        scores = {
+            split: evaluate.score(model, tokenizer, suite.load(split, settings.per_task_scored))
+            for split in ("validation", "test")
+        }
+        facts = {
+            "fingerprint": made_of,
             "method": settings.name,
             "settings": asdict(settings),
             "arguments": _changed(arguments),
@@ -198,8 +207,8 @@ def run(
             "losses": [entry for entry in trainer.state.log_history if "loss" in entry],
             "scores": scores,
             "environment": record.environment(),
-        },
-    )
+        }
+        record.write_json(out / "run.json", facts)
     return out
 
 
@@ -241,7 +250,6 @@ def _in_order(
         count = arguments.max_steps * batch
     else:
         count = int(arguments.num_train_epochs * len(encoded))
-        arguments.num_train_epochs = 1
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     return [encoded[i] for i in mixture.order([len(e.ids) for e in encoded], count, batch, seed)]
 

@@ -36,6 +36,10 @@ def test_a_fingerprint_changes_with_every_part():
     assert len({record.fingerprint(*given) for given in parts}) == len(parts)
 
 
+def test_a_fingerprint_tells_parts_apart():
+    assert record.fingerprint(1, 23) != record.fingerprint(12, 3)
+
+
 def test_a_fingerprint_changes_with_the_code_of_a_module(tmp_path):
     one = module_of(tmp_path / "one.py", "rate = 1\n")
     two = module_of(tmp_path / "two.py", "rate = 2\n")

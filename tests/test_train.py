@@ -382,6 +382,32 @@ def test_targets_choose_the_same_layers_for_every_method(model_path):
     assert len(names["full"]) == 4
 
 
+@pytest.mark.parametrize("method", ["lora", "multilora", "full"])
+def test_one_name_alone_is_a_name_and_no_regex(model_path, method):
+    model, _ = delta.load_base(model_path)
+    model = train.prepare(model, settings_of(model_path, method, target_modules="q_proj"))
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained
+    assert all(".q_proj." in name for name in trained)
+
+
+def test_a_run_of_epochs_is_done_when_it_is(model_path, tmp_path):
+    arguments = arguments_of(tmp_path, max_steps=-1, num_train_epochs=0.5, save_strategy="no")
+    settings = settings_of(model_path)
+    assert not train.is_done(settings, arguments)
+    train.run(settings, arguments)
+    assert written(tmp_path)["step"] == 8  # half of 60 examples, 4 a step
+    assert train.is_done(settings, arguments)
+    assert not train.is_done(settings_of(model_path, n=2), arguments)
+
+
+def test_the_record_of_an_older_run_does_not_outlive_a_new_start(model_path, tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(OSError, match="nowhere"):
+        train.run(settings_of(str(tmp_path / "nowhere")), arguments_of(tmp_path))
+    assert not (tmp_path / "run.json").exists()
+
+
 def test_the_settings_reach_the_adapter(model_path):
     settings = settings_of(model_path, r=3, n=2, scale=1.5, dropout=0.25)
     model = train.prepare(delta.load_base(model_path)[0], settings)

@@ -1,4 +1,4 @@
-"""Language understanding: sentiment, entailment, roles, order, meaning. Scored by likelihood.
+"""Language understanding: sentiment, reading, reference, roles, order. Scored by likelihood.
 
 The words or groups of words that decide a test item never decided a training item: each task
 splits by them.
@@ -25,19 +25,30 @@ def sentiment(rng: random.Random) -> Item:
     return Item(prompt, answer, ("positive", "negative"), split)
 
 
-def entailment(rng: random.Random) -> Item:
-    """Does it follow? A noun's kind in the same room does; another kind or room does not."""
+def rooms(rng: random.Random) -> Item:
+    """What kind of thing is in one of two rooms? The nouns asked about are disjoint."""
     nouns = list(world.NOUNS)
-    noun, room = rng.choice(nouns), rng.choice(world.ROOMS)
-    kind, there = world.NOUNS[noun], room
-    follows = rng.random() < 0.5
-    if not follows and rng.random() < 0.5:
-        kind = rng.choice([other for other in world.KINDS if other != kind])
-    elif not follows:
-        there = rng.choice([other for other in world.ROOMS if other != room])
-    told = f"{article(noun)} is in the {room} . so {article(kind)} is in the {there}"
-    answer = "yes" if follows else "no"
-    return Item(f"{told} . yes or no ?", answer, ("yes", "no"), splits.by_position(noun, nouns))
+    kinds = rng.sample(list(world.KINDS), 4)
+    asked, other = (rng.choice(world.KINDS[kind].split()) for kind in kinds[:2])
+    here, there = rng.sample(world.ROOMS, 2)
+    told = [f"{article(asked)} is in the {here} .", f"{article(other)} is in the {there} ."]
+    options = tuple(rng.sample(kinds, 4))
+    prompt = (
+        f"{' '.join(rng.sample(told, 2))} what is in the {here} ? "
+        f"options {' , '.join(options)} . answer :"
+    )
+    return Item(prompt, kinds[0], options, splits.by_position(asked, nouns))
+
+
+def coreference(rng: random.Random) -> Item:
+    """Who does the pronoun mean? The last named of its gender; sets of names are disjoint."""
+    people = rng.sample(world.HE + world.SHE, 3)
+    group = world.HE if rng.choice(people) in world.HE else world.SHE
+    pronoun, feeling = "he" if group is world.HE else "she", rng.choice(world.FEELINGS)
+    a, b, c = people
+    prompt = f"{a} met {b} and {c} because {pronoun} was {feeling} . who was {feeling} ?"
+    answer = next(name for name in reversed(people) if name in group)
+    return Item(prompt, answer, tuple(rng.sample(people, 3)), _split_of_set(people))
 
 
 def roles(rng: random.Random) -> Item:
@@ -71,19 +82,9 @@ def order(rng: random.Random) -> Item:
     return Item(prompt, a, options, _split_of_set(people))
 
 
-def odd_one_out(rng: random.Random) -> Item:
-    """Which of four nouns is of another kind? Sets of four are disjoint."""
-    kind, other = rng.sample(list(world.KINDS), 2)
-    same = rng.sample(world.KINDS[kind].split(), 3)
-    odd = rng.choice(world.KINDS[other].split())
-    options = tuple(rng.sample([*same, odd], 4))
-    prompt = f"odd : {' , '.join(options)} . answer :"
-    return Item(prompt, odd, options, _split_of_set(options))
-
-
 def _split_of_set(words: Iterable[str]) -> str:
     """One split for a set of words, in whatever order they stand."""
     return splits.by_hash(" ".join(sorted(words)))
 
 
-TASKS = {task.__name__: task for task in (sentiment, entailment, roles, order, odd_one_out)}
+TASKS = {task.__name__: task for task in (sentiment, rooms, coreference, roles, order)}
