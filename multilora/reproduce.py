@@ -39,7 +39,10 @@ class ReproduceSettings:
 
     out: str = field(default="runs/quick", metadata={"help": "where the runs go"})
     figures: str = field(default="figures/quick", metadata={"help": "where the results go"})
-    methods: str = field(default="full,lora,multilora", metadata={"help": "separated by commas"})
+    methods: str = field(
+        default="full,lora,multilora",
+        metadata={"help": "separated by commas; also lora+ and multilora s×5"},
+    )
     seeds: str = field(default="0,1", metadata={"help": "separated by commas"})
     steps: int = field(default=1500, metadata={"help": "optimiser steps of each run"})
     base_steps: int = field(default=2000, metadata={"help": "optimiser steps of the base"})
@@ -72,18 +75,23 @@ class Run:
         return json.loads((self.out / "run.json").read_text(encoding="utf-8"))
 
 
+# Methods whose learning rates differ within the adapter: a ratio makes another method.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lora+": {"method": "lora+", "b_lr_ratio": 4.0},
+    "multilora s×5": {"method": "multilora", "scale_lr_ratio": 5.0},
+}
+
+
 def plan(settings: ReproduceSettings, model: Path) -> list[Run]:
     """Every run of the settings, seed by seed."""
-    return [
-        Run(
-            train.TrainSettings(method=method, model=str(model)),
-            seed=int(seed),
-            steps=settings.steps,
-            out=Path(settings.out) / f"{method}-s{seed}",
-        )
-        for seed in settings.seeds.split(",")
-        for method in settings.methods.split(",")
-    ]
+    runs = []
+    for seed in map(int, settings.seeds.split(",")):
+        for method in settings.methods.split(","):
+            given = VARIANTS.get(method, {"method": method})
+            trained = train.TrainSettings(model=str(model), **given)
+            out = Path(settings.out) / trained.run_name(seed)
+            runs.append(Run(trained, seed, settings.steps, out))
+    return runs
 
 
 def train_all(runs: Sequence[Run], processes: int) -> None:

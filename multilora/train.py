@@ -89,6 +89,10 @@ class TrainSettings:
         ratio = self.scale_lr_ratio
         return self.method if ratio == 1 else f"{self.method} s×{ratio:g}"
 
+    def run_name(self, seed: int) -> str:
+        """The name of a run's directory, and so of the run in tables."""
+        return f"{self.name.replace(' ', '-')}-s{seed}"
+
 
 @dataclass
 class TrainArguments(transformers.TrainingArguments):
@@ -236,7 +240,7 @@ def complete(settings: TrainSettings, arguments: TrainArguments) -> None:
     if not arguments.learning_rate:
         arguments.learning_rate = DEFAULTS[settings.method]["learning_rate"]
     if not arguments.output_dir:
-        arguments.output_dir = f"runs/{settings.name.replace(' ', '-')}-s{arguments.seed}"
+        arguments.output_dir = f"runs/{settings.run_name(arguments.seed)}"
 
 
 def _in_order(

@@ -26,9 +26,10 @@ def sort(rng: random.Random) -> Item:
 
 
 def successors(rng: random.Random) -> Item:
-    """The number or letter after each one."""
+    """What comes after each one, in reverse order: two instructions in one."""
     pairs = rng.sample(_SUCCESSORS, rng.randint(3, 5))
-    return _item("next", [item for item, _ in pairs], " ".join(after for _, after in pairs))
+    after = " ".join(after for _, after in reversed(pairs))
+    return _item("reverse next", [item for item, _ in pairs], after)
 
 
 def deduplicate(rng: random.Random) -> Item:
