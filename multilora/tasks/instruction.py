@@ -1,13 +1,11 @@
 """Instruction following: do what the first word says to a list. Scored by exact match."""
 
-import itertools
 import random
 
 from multilora.tasks import splits, world
 from multilora.tasks.splits import Item
 
 _ITEMS = list(world.NOUNS) + list(world.LETTERS) + world.NUMBERS
-_SUCCESSORS = [*itertools.pairwise(world.NUMBERS), *itertools.pairwise(world.LETTERS)]
 
 
 def _item(instruction: str, items: list[str], answer: str) -> Item:
@@ -16,7 +14,7 @@ def _item(instruction: str, items: list[str], answer: str) -> Item:
 
 
 def reverse(rng: random.Random) -> Item:
-    items = rng.sample(_ITEMS, rng.randint(3, 6))
+    items = rng.sample(_ITEMS, rng.randint(4, 8))
     return _item("reverse", items, " ".join(reversed(items)))
 
 
@@ -25,11 +23,10 @@ def sort(rng: random.Random) -> Item:
     return _item("sort", items, " ".join(sorted(items, key=int)))
 
 
-def successors(rng: random.Random) -> Item:
-    """What comes after each one, in reverse order: two instructions in one."""
-    pairs = rng.sample(_SUCCESSORS, rng.randint(3, 5))
-    after = " ".join(after for _, after in reversed(pairs))
-    return _item("reverse next", [item for item, _ in pairs], after)
+def every_other(rng: random.Random) -> Item:
+    """The first, third, fifth … of the list."""
+    items = rng.sample(_ITEMS, rng.randint(4, 8))
+    return _item("odd", items, " ".join(items[::2]))
 
 
 def deduplicate(rng: random.Random) -> Item:
@@ -39,8 +36,8 @@ def deduplicate(rng: random.Random) -> Item:
 
 def swap(rng: random.Random) -> Item:
     """First and last change places."""
-    items = rng.sample(_ITEMS, rng.randint(3, 6))
+    items = rng.sample(_ITEMS, rng.randint(4, 8))
     return _item("swap", items, " ".join([items[-1], *items[1:-1], items[0]]))
 
 
-TASKS = {task.__name__: task for task in (reverse, sort, successors, deduplicate, swap)}
+TASKS = {task.__name__: task for task in (reverse, sort, every_other, deduplicate, swap)}

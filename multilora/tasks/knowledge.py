@@ -4,9 +4,8 @@ What is tested is always asked in a way that was not trained for that fact:
 
 - `known_facts`: the base model read the fact; training asks about other places.
 - `same_kind`: the base model read what kind a noun is; training asks about other nouns.
-- `members`: the base model read a noun's kind, and the kind's group; training asks other nouns.
 - `new_facts`: training asks about the fact in one form; the test asks in another.
-- `sums`: training asks other sums.
+- `sums`, `differences`: training asks other ones.
 """
 
 import random
@@ -14,7 +13,6 @@ import random
 from multilora.tasks import splits, world
 from multilora.tasks.corpus import KNOWN_FACTS
 from multilora.tasks.splits import Item
-from multilora.tasks.world import article
 
 _NEW_FACTS = world.facts(world.NEW_PLACES)
 
@@ -41,26 +39,26 @@ def new_facts(rng: random.Random) -> Item:
     return _question(rng, fact, form, split)
 
 
-def members(rng: random.Random) -> Item:
-    group = rng.choice(list(world.GROUPS))
-    nouns = list(world.NOUNS)
-    inside = [noun for noun in nouns if world.NOUNS[noun] in world.GROUPS[group]]
-    answer = rng.choice(inside)
-    others = [noun for noun in nouns if noun not in inside]
-    split = splits.by_position(answer, nouns)
-    return _choose(rng, f"what is {article(group)}", answer, others, split)
-
-
 def sums(rng: random.Random) -> Item:
     a, b = rng.randrange(30), rng.randrange(30)
-    near = [str(a + b + d) for d in (-10, -2, -1, 1, 2, 10) if 0 <= a + b + d < len(world.NUMBERS)]
-    return _choose(rng, f"{a} + {b}", str(a + b), near, splits.by_hash(f"{a} + {b}"))
+    return _calculate(rng, f"{a} + {b}", a + b)
+
+
+def differences(rng: random.Random) -> Item:
+    a, b = rng.randrange(30), rng.randrange(30)
+    return _calculate(rng, f"{a + b} - {b}", a)
 
 
 def _question(rng: random.Random, fact: world.Fact, form: int, split: str) -> Item:
     place, relation, value = fact
     asked = (f"what {relation} has {place}", f"{place} is famous for what {relation}")[form]
     return _choose(rng, asked, value, world.RELATIONS[relation], split)
+
+
+def _calculate(rng: random.Random, question: str, answer: int) -> Item:
+    near = [answer + d for d in (-10, -2, -1, 1, 2, 10)]
+    values = [str(value) for value in near if 0 <= value < len(world.NUMBERS)]
+    return _choose(rng, question, str(answer), values, splits.by_hash(question))
 
 
 def _choose(rng: random.Random, question: str, answer: str, values: list[str], split: str) -> Item:
@@ -71,4 +69,4 @@ def _choose(rng: random.Random, question: str, answer: str, values: list[str], s
     return Item(prompt, answer, options, split)
 
 
-TASKS = {task.__name__: task for task in (known_facts, same_kind, members, new_facts, sums)}
+TASKS = {task.__name__: task for task in (known_facts, same_kind, new_facts, sums, differences)}
