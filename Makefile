@@ -1,5 +1,5 @@
 # make reproduce | test | test-all | lint | bench: each sets up .venv by itself.
-PYTHON ?= python3
+PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 SETUP  := $(VENV)/.installed

@@ -58,11 +58,11 @@ def save(directory: str | Path, spectra: Spectra, record: dict[str, Any]) -> Non
     """Write the three files into `directory`, made if need be; each is renamed into place."""
     out = Path(directory)
     out.mkdir(parents=True, exist_ok=True)
-    _replace(out / SPECTRA, lambda path: save_file(spectra.s, path))
+    replace(out / SPECTRA, lambda path: save_file(spectra.s, path))
     table = csv_text(spectra.rows)
-    _replace(out / TABLE, lambda path: path.write_text(table, encoding="utf-8"))
+    replace(out / TABLE, lambda path: path.write_text(table, encoding="utf-8"))
     text = strict_json({**record, "skipped": spectra.skipped, "other": spectra.other})
-    _replace(out / RECORD, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    replace(out / RECORD, lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
 
 def load(directory: str | Path) -> tuple[Spectra, dict[str, Any]]:
@@ -103,7 +103,7 @@ def _row(cells: dict[str, str]) -> Row:
     return {column: value(column, cells[column]) for column in COLUMNS}
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary neighbour, then rename it to `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

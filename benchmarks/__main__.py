@@ -1,7 +1,11 @@
 """Run every benchmark in turn: `make bench`. Each also runs alone, `python -m benchmarks.NAME`."""
 
+import sys
+
 from benchmarks import layers, spectrum
 
+statuses = []
 for benchmark in (spectrum, layers):
     print(f"== {benchmark.__name__}", flush=True)
-    benchmark.main()
+    statuses.append(benchmark.main([]))
+sys.exit(max(statuses))

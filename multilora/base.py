@@ -8,6 +8,7 @@ words and to recall its facts, which the tasks build upon.
 """
 
 import itertools
+import os
 import random
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ class BaseSettings:
     batch: int = field(default=32, metadata={"help": "sequences of `context` tokens a step"})
     lr: float = 3e-3
     copies: float = field(default=0.35, metadata={"help": "share of documents that are copies"})
+    threads: int = field(default=2, metadata={"help": "of the CPU; its bits depend on them"})
     least_copying: float = 0.9
     least_recall: float = 0.9
 
@@ -54,6 +56,8 @@ def directory(settings: BaseSettings) -> Path:
 def ensure(settings: BaseSettings) -> Path:
     """The directory of the base model, which is trained now if it was not before."""
     path = directory(settings)
+    if not path.is_dir() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"{path} is not there; make it with one process: python -m multilora.base")
     record.make_once(path, lambda temporary: _train(settings, temporary))
     return path
 
@@ -110,6 +114,8 @@ class _PackedCorpus(torch.utils.data.Dataset):
 
 
 def _train(settings: BaseSettings, out: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
     transformers.set_seed(settings.seed)
     tokenizer = build_tokenizer(settings.context)
     model = build_model(settings, tokenizer)
@@ -137,6 +143,7 @@ def _train(settings: BaseSettings, out: Path) -> None:
     )
     trainer.train()
     scores = {"copying": copying(model, tokenizer), "recall": recall(model, tokenizer)}
+    torch.set_num_threads(threads)
     losses = [entry for entry in trainer.state.log_history if "loss" in entry]
     for name, least in (("copying", settings.least_copying), ("recall", settings.least_recall)):
         if scores[name] < least:
@@ -153,7 +160,7 @@ def _train(settings: BaseSettings, out: Path) -> None:
             "scores": scores,
             "losses": losses,
             "parameters": model.num_parameters(),
-            "environment": record.environment(),
+            "environment": {**record.environment(), "threads": settings.threads},
         },
     )
 
@@ -182,6 +189,7 @@ def _share_right(model: Any, tokenizer: Any, pairs: list[tuple[str, str]]) -> fl
     right = total = 0
     for prompt, answer in pairs:
         ids = tokenizer(f"{BOS} {prompt} {answer}", return_tensors="pt").input_ids
+        ids = ids.to(model.device)
         length = len(answer.split())
         guess = model(ids).logits[0, -length - 1 : -1].argmax(-1)
         right += int((guess == ids[0, -length:]).sum())

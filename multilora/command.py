@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import transformers
+from safetensors import SafetensorError
+
+from analysis import CheckpointError
 
 
 def settings_from(types: Any, doc: str | None, argv: Sequence[str] | None) -> Any:
@@ -23,7 +26,7 @@ def run(name: str, work: Callable[[], str]) -> int:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             result = work()
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, CheckpointError, SafetensorError) as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(result)

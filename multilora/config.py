@@ -57,8 +57,9 @@ class MultiLoraConfig(PeftConfig):
     def _check(self) -> None:
         """Raise ValueError for what cannot be trained."""
         for name in ("r", "n"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout is {self.lora_dropout}; expected 0 <= dropout < 1")
         if self.layers_pattern and self.layers_to_transform is None:

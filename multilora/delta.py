@@ -29,6 +29,11 @@ from multilora.config import MultiLoraConfig
 from multilora.layers import MultiLoraLinear
 
 VERSION = 1
+# All that a checkpoint of either kind consists of.
+FILES = (
+    *("adapter_config.json", "adapter_model.safetensors", "lora"),
+    *("delta_config.json", "delta.safetensors"),
+)
 
 
 def load_base(path: str, **options: Any) -> tuple[Any, Any]:
@@ -57,7 +62,8 @@ def weight_files(path: str) -> dict[str, str]:
 def save(model: Any, base: str, out: Path) -> None:
     """Write the ΔW checkpoint of a trained model, a PeftModel or a full fine-tune of `base`.
 
-    Files appear in `out` only when each of them is whole.
+    Files appear in `out` only when each of them is whole; what another checkpoint left there
+    under our names goes.
     """
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".delta-", dir=out) as temporary:
@@ -67,11 +73,13 @@ def save(model: Any, base: str, out: Path) -> None:
                 save_as_lora(model, Path(temporary) / "lora")
         else:
             _save_full(model, base, Path(temporary))
+        for name in FILES:
+            if (out / name).is_dir():
+                shutil.rmtree(out / name)
+            else:
+                (out / name).unlink(missing_ok=True)
         for path in Path(temporary).iterdir():
-            target = out / path.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            path.replace(target)
+            path.replace(out / path.name)
 
 
 def save_as_lora(model: PeftModel, out: Path, adapter: str = "default") -> None:
@@ -122,7 +130,8 @@ def _saved_modules(model: PeftModel, adapter: str) -> dict[str, torch.Tensor]:
 
 def _save_full(model: Any, base: str, out: Path) -> None:
     """`delta.safetensors`, W_tuned − W0 taken in float64 and stored float32, and its config."""
-    W0 = dict(load_base(base, dtype=model.dtype)[0].named_parameters())
+    untrained = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=model.dtype)
+    W0 = dict(untrained.named_parameters())
     deltas: dict[str, torch.Tensor] = {}
     modules: dict[str, dict[str, float]] = {}
     vectors: dict[str, dict[str, float]] = {}

@@ -2,7 +2,8 @@
 
     python -m multilora.evaluate CKPT [--model BASE] [--split test] [--per_task 100] [--json]
 
-CKPT is an adapter or a full fine-tuning checkpoint of ΔW; `base` scores the model itself. Tasks
+CKPT is an adapter or a full fine-tuning checkpoint of ΔW; `base` scores the model itself. Without
+--model the base is the one that the checkpoint was trained on. Tasks
 with options are scored by the likelihood of each option, the others by exact match of the greedy
 continuation. The table gives each task, the mean of each family and the mean over families, in
 percent.
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from multilora import base, command, delta
 from multilora.tasks import suite
-from multilora.tasks.encoding import IGNORED, Encoded, collate, encode
+from multilora.tasks.encoding import IGNORED, Encoded, collate, context_of, encode
 from multilora.tasks.example import FAMILIES, Example
 
 
@@ -32,7 +33,8 @@ class EvaluateSettings:
 
     checkpoint: str = field(metadata={"help": "directory of a checkpoint, or 'base'"})
     model: str = field(
-        default="", metadata={"help": "base: a directory or hub name; the built-in by default"}
+        default="",
+        metadata={"help": "base: a directory or hub name; the checkpoint's own by default"},
     )
     split: str = field(default="test", metadata={"help": "validation or test"})
     per_task: int = field(default=100, metadata={"help": "items of each task"})
@@ -76,7 +78,7 @@ def correct(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[boo
     Without: each of the answer's tokens, and the end after them, is the most likely one given
     those before it, which is to say that greedy decoding writes just this answer.
     """
-    context = model.config.max_position_embeddings
+    context = context_of(model, tokenizer)
     rows: list[Encoded] = []
     for e in examples:
         answers, end = (e.options, False) if e.options else ((e.answer,), True)
@@ -134,6 +136,28 @@ def table(scores: dict[str, Any], family_of: dict[str, str]) -> str:
     return "\n".join([*lines, f"{'mean':<16}{100 * scores['mean']:6.1f}"])
 
 
+def _base_of(settings: EvaluateSettings) -> str:
+    """The base to put the checkpoint on; ValueError where it is not the one it was trained on.
+
+    Without --model it is the one that the checkpoint's run.json names.
+    """
+    if settings.checkpoint == "base":
+        return settings.model or str(base.ensure(base.BaseSettings()))
+    path = Path(settings.checkpoint) / "run.json"
+    if not path.is_file():
+        if settings.model:
+            return settings.model
+        raise ValueError(f"{path} is not there to tell the base; pass it, --model DIR")
+    trained_on = json.loads(path.read_text(encoding="utf-8"))["base"]
+    model = settings.model or trained_on["path"]
+    if delta.weight_files(model) != trained_on["sha256"]:
+        raise ValueError(
+            f"{settings.checkpoint} was trained on {trained_on['path']}; "
+            f"the weights of {model} are others (SHA-256)"
+        )
+    return str(model)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and not arguments[0].startswith("-"):
@@ -141,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> str:
         settings = command.settings_from(EvaluateSettings, __doc__, arguments)
-        path = settings.model or str(base.ensure(base.BaseSettings()))
+        path = _base_of(settings)
         model, tokenizer = delta.load_base(path)
         if settings.checkpoint != "base":
             model = delta.load_tuned(model, Path(settings.checkpoint))

@@ -90,8 +90,9 @@ def _draw_histograms(
     shares = {m: 1 - s.size / total for m, (s, total) in values.items()}
     plot_zeros(shares, [style["color"] for style in styles.values()], zeros)
     zeros.set_title("beyond the capacity")
-    top = max(s.max() for s, _ in values.values())
-    for ax, bins in ((linear, np.linspace(0, top, 80)), (log, np.geomspace(top / 1e4, top, 80))):
+    everything = np.concatenate([s for s, _ in values.values()])
+    top, least = everything.max(), everything[everything > 0].min()
+    for ax, bins in ((linear, np.linspace(0, top, 80)), (log, np.geomspace(least, top, 80))):
         for method, (s, total) in values.items():
             plot_histogram(s, total, bins, ax, label=method, linewidth=1.5, **styles[method])
     linear.set(yscale="log", title="all other singular values, linear axis")

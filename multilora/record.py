@@ -76,7 +76,11 @@ def make_once(directory: Path, make: Callable[[Path], None]) -> bool:
         return False
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}-{time.time_ns()}")
     temporary.mkdir(parents=True)
-    make(temporary)
+    try:
+        make(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     try:
         temporary.replace(directory)
     except OSError:

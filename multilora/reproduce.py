@@ -7,6 +7,7 @@ there already, made from the same settings by the same code, is not made again.
 """
 
 import csv
+import functools
 import io
 import json
 import multiprocessing
@@ -24,8 +25,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from analysis import store
-from analysis.spectrum import analyse
+from analysis import spectrum, store
 from analysis.statistics import comparable
 from analysis.store import Row, Spectra
 from multilora import base, command, delta, evaluate, figures, record, train
@@ -85,13 +85,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def plan(settings: ReproduceSettings, model: Path) -> list[Run]:
     """Every run of the settings, seed by seed."""
     runs = []
-    for seed in map(int, settings.seeds.split(",")):
-        for method in settings.methods.split(","):
+    for seed in map(int, _distinct(settings.seeds)):
+        for method in _distinct(settings.methods):
             given = VARIANTS.get(method, {"method": method})
             trained = train.TrainSettings(model=str(model), **given)
             out = Path(settings.out) / trained.run_name(seed)
             runs.append(Run(trained, seed, settings.steps, out))
     return runs
+
+
+def _distinct(listed: str) -> list[str]:
+    """The items of a list separated by commas; ValueError where one stands twice."""
+    items = [item.strip() for item in listed.split(",")]
+    if len(set(items)) < len(items):
+        raise ValueError(f"{listed!r} names something twice")
+    return items
 
 
 def train_all(runs: Sequence[Run], processes: int) -> None:
@@ -112,11 +120,15 @@ def train_all(runs: Sequence[Run], processes: int) -> None:
         tqdm(desc="fine-tuning", total=sum(run.steps for run in missing), unit="step") as bar,
     ):
         waiting = [pool.submit(_train_one, run) for run in missing]
-        while waiting:
-            bar.update(_drain(steps))
-            for future in [future for future in waiting if future.done()]:
-                future.result()  # raises what the run raised
-                waiting.remove(future)
+        try:
+            while waiting:
+                bar.update(_drain(steps))
+                for future in [future for future in waiting if future.done()]:
+                    future.result()  # raises what the run raised
+                    waiting.remove(future)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 class _CountSteps(transformers.TrainerCallback):
@@ -168,6 +180,8 @@ def measure(runs: Sequence[Run], spectra: Spectra) -> list[Row]:
     for run in runs:
         of_run = [row for row in spectra.rows if row["run"] == run.out.name]
         values = [comparable(spectra.s[r["key"]], k) for r in of_run if r["spectral_norm"] > 0]
+        if not values:
+            raise ValueError(f"{run.out}: every ΔW is zero: nothing was trained")
         result = run.result()
         scores = result["scores"]["test"]
         rows.append(
@@ -237,13 +251,13 @@ def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
 def report(settings: ReproduceSettings, runs: Sequence[Run], model: Path) -> str:
     """Analyse the runs, write tables and figures, and return what is printed."""
     out = Path(settings.figures)
-    spectra = analyse([run.out for run in runs], progress=True)
+    spectra = spectrum.analyse([run.out for run in runs], progress=True)
     if spectra.skipped:
         raise RuntimeError(f"{spectra.skipped[0]['run']}: {spectra.skipped[0]['reason']}")
     method_of = {run.out.name: run.settings.name for run in runs}
-    made_by = {
+    made_by = spectrum.record([str(run.out) for run in runs], asdict(settings)) | {
         "command": "multilora.reproduce",
-        "arguments": asdict(settings),
+        "seed": sorted({run.seed for run in runs}),
         "base": str(model),
         "runs": {run.out.name: run.result()["fingerprint"] for run in runs},
         "environment": record.environment(),
@@ -258,7 +272,8 @@ def report(settings: ReproduceSettings, runs: Sequence[Run], model: Path) -> str
         f"{len(settings.seeds.split(','))} seeds a method"
     )
     for kind in ("png", "pdf"):
-        figure.savefig(out / f"spectra_by_method.{kind}", dpi=150)
+        draw = functools.partial(figure.savefig, dpi=150, format=kind)
+        store.replace(out / f"spectra_by_method.{kind}", draw)
     base_model, tokenizer = delta.load_base(str(model))
     items = suite.load("test", runs[0].settings.per_task_scored)
     scores = evaluate.score(base_model, tokenizer, items)
@@ -270,7 +285,7 @@ def _write_csv(path: Path, rows: Sequence[Row]) -> None:
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    path.write_text(text.getvalue(), encoding="utf-8")
+    store.replace(path, lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -278,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = command.settings_from(ReproduceSettings, __doc__, argv)
         model = base.ensure(base.BaseSettings(steps=settings.base_steps))
         runs = plan(settings, model)
-        train_all(runs, settings.processes or min(len(runs), os.cpu_count() or 1))
+        train_all(runs, settings.processes or min(len(runs), torch.get_num_threads()))
         return report(settings, runs, model)
 
     return command.run("multilora.reproduce", work)

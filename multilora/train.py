@@ -21,9 +21,21 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 
+from analysis import floor
 from multilora import base, command, config, delta, evaluate, layers, record, tuner
 from multilora.config import MultiLoraConfig
-from multilora.tasks import encoding, instruction, knowledge, mixture, suite, understanding
+from multilora.tasks import (
+    corpus,
+    encoding,
+    example,
+    instruction,
+    knowledge,
+    mixture,
+    splits,
+    suite,
+    understanding,
+    world,
+)
 from multilora.tasks.example import Example
 
 # Rank and learning rate of each method, chosen on the built-in suite's validation items.
@@ -31,13 +43,14 @@ DEFAULTS = {
     "lora": {"r": 24, "learning_rate": 3e-3},
     "lora+": {"r": 24, "learning_rate": 3e-3},
     "multilora": {"r": 8, "learning_rate": 6e-3},
-    "full": {"r": 0, "learning_rate": 1e-3},
+    "full": {"r": 0, "learning_rate": 2e-3},
 }
 
 # Whatever a run's result passes through, beside the versions of the libraries.
 CODE = (
-    *(sys.modules[__name__], config, layers, tuner, delta, evaluate),
-    *(suite, instruction, understanding, knowledge, encoding, mixture),
+    *(sys.modules[__name__], config, layers, tuner, delta, floor, evaluate),
+    *(world, corpus, splits, example, instruction, understanding, knowledge, suite),
+    *(encoding, mixture),
 )
 # Arguments that say where a run goes and what it prints, not what comes out.
 APART = ("output_dir", "disable_tqdm", "logging_dir", "resume_from_checkpoint")
@@ -144,6 +157,11 @@ def prepare(model: Any, settings: TrainSettings) -> Any:
     targets: Any = settings.target_modules
     if targets != "all-linear" and re.fullmatch(r"[\w.,-]+", targets):
         targets = targets.split(",")
+    elif targets != "all-linear":
+        try:
+            re.compile(targets)
+        except re.error as error:
+            raise ValueError(f"target_modules {targets!r} is no regex: {error}") from None
     common = {
         "lora_alpha": settings.scale * settings.rank,
         "lora_dropout": settings.dropout,
@@ -175,12 +193,12 @@ def run(
     out = Path(arguments.output_dir)
     (out / "run.json").unlink(missing_ok=True)
     made_of = fingerprint(settings, arguments)
-    transformers.set_seed(arguments.seed)
     path = settings.model or str(base.ensure(base.BaseSettings()))
+    transformers.set_seed(arguments.seed)  # not before: training the base would use it up
     model, tokenizer = delta.load_base(path)
     model = prepare(model, settings)
     examples = suite.load("train", settings.per_task)
-    encoded = encoding.encode_all(tokenizer, examples, model.config.max_position_embeddings)
+    encoded = encoding.encode_all(tokenizer, examples, encoding.context_of(model, tokenizer))
     once = copy.copy(arguments)
     once.num_train_epochs = 1  # the data hold every epoch
     trainer = AdapterTrainer(
@@ -192,6 +210,7 @@ def run(
         lr_ratios={"lora_B": settings.b_lr_ratio, "multilora_s": settings.scale_lr_ratio},
     )
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    _check_finite(model, arguments)
     if trainer.is_world_process_zero():
         delta.save(model, path, out)
         scores = {
@@ -216,6 +235,16 @@ def run(
     return out
 
 
+def _check_finite(model: Any, arguments: TrainArguments) -> None:
+    """Raise ValueError where training has diverged."""
+    for name, p in model.named_parameters():
+        if p.requires_grad and not torch.isfinite(p).all():
+            raise ValueError(
+                f"training diverged: {name} holds NaN or Inf after {arguments.max_steps} steps at "
+                f"learning rate {arguments.learning_rate:g}; try a lower one"
+            )
+
+
 def fingerprint(settings: TrainSettings, arguments: TrainArguments) -> str:
     """Of all that a run's result depends on: settings, arguments, versions and code.
 
@@ -227,12 +256,15 @@ def fingerprint(settings: TrainSettings, arguments: TrainArguments) -> str:
 
 def is_done(settings: TrainSettings, arguments: TrainArguments) -> bool:
     """Whether the run is there, whole, from these settings and this code."""
-    path = Path(arguments.output_dir) / "run.json"
-    if not path.is_file():
+    out = Path(arguments.output_dir)
+    weights = "delta.safetensors" if settings.method == "full" else "adapter_model.safetensors"
+    if not (out / "run.json").is_file() or not (out / weights).is_file():
         return False
-    return json.loads(path.read_text(encoding="utf-8")).get("fingerprint") == fingerprint(
-        settings, arguments
-    )
+    try:
+        made_of = json.loads((out / "run.json").read_text(encoding="utf-8"))["fingerprint"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return bool(made_of == fingerprint(settings, arguments))
 
 
 def complete(settings: TrainSettings, arguments: TrainArguments) -> None:

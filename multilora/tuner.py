@@ -1,5 +1,7 @@
 """The PEFT tuners: they put the adapter layers into a model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner
@@ -39,6 +41,16 @@ class MultiLoraModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # a further adapter is not trained until it is chosen
         self._replace_module(parent, target_name, layer, target)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT enters this before a forward pass; ValueError for what would be ignored in it."""
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                "MultiLoRA cannot mix adapters within a batch (adapter_names); call set_adapter, "
+                "or export the adapters to LoRA (multilora.delta.save_as_lora)"
+            )
+        yield
 
 
 def _check_layer(target: nn.Module, name: str) -> None:

@@ -137,6 +137,8 @@ def test_the_corpus_is_packed_without_loss(tokenizer):
 class Oracle:
     """A model that knows every next token but those in `wrong`."""
 
+    device = torch.device("cpu")
+
     def __init__(self, size, wrong=()):
         self.size, self.wrong = size, torch.tensor(list(wrong))
 

@@ -10,9 +10,9 @@ from multilora import MethodType, MultiLoraConfig
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"r": 0}, "r is 0; expected at least 1"),
-        ({"n": 0}, "n is 0; expected at least 1"),
-        ({"r": -3}, "r is -3; expected at least 1"),
+        ({"r": 0}, "r is 0; expected a whole number of at least 1"),
+        ({"n": 0}, "n is 0; expected a whole number of at least 1"),
+        ({"r": -3}, "r is -3; expected a whole number of at least 1"),
         ({"lora_dropout": 1.0}, "lora_dropout is 1.0; expected 0 <= dropout < 1"),
         ({"lora_dropout": -0.1}, "lora_dropout is -0.1; expected 0 <= dropout < 1"),
         ({"start_b": "ones"}, "start_b is 'ones'; expected 'kaiming' or 'zero'"),

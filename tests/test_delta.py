@@ -168,6 +168,17 @@ def test_saving_again_replaces_what_was_there(bases, tmp_path):
 # Full fine-tuning.
 
 
+def test_a_checkpoint_of_another_kind_is_not_left_beside_the_new_one(bases, tmp_path):
+    out, path = tmp_path / "run", bases("llama")
+    delta.save(multilora(path, "llama"), path, out)
+    assert (out / "lora").is_dir()
+    delta.save(tuned(path), path, out)
+    assert {path.name for path in out.iterdir()} >= {"delta.safetensors", "delta_config.json"}
+    assert not (out / "lora").exists()
+    assert not list(out.glob("adapter_*"))
+    assert next(checkpoint.read(out)).method == "full"
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_full_fine_tuning_is_the_difference_of_the_weights(bases, tmp_path, name, dtype):

@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from multilora import base
-from multilora.tasks import suite
+from multilora.tasks import encoding, suite
 from multilora.tasks.encoding import IGNORED, Encoded, collate, encode, encode_all
 
 
@@ -75,3 +77,19 @@ def test_every_example_of_the_suite_fits_the_context(tokenizer):
         assert row == encode(tokenizer, e.prompt, e.answer, 64)
         assert tokenizer.unk_token_id not in row.ids
         assert len(row.ids) == len(f"{e.prompt} {e.answer}".split()) + 2  # nothing was cut
+
+
+def test_a_tokenizer_without_tokens_or_end_is_refused():
+    tokenizer = base.build_tokenizer(64)
+    with pytest.raises(ValueError, match=r"0 tokens for '', 1 for 'dog'"):
+        encoding.encode(tokenizer, "", "dog", 64)
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="end token None; expected some"):
+        encoding.encode(tokenizer, "cat", "dog", 64)
+
+
+@pytest.mark.parametrize(("positions", "limit", "context"), [(32, 64, 32), (None, 64, 64)])
+def test_the_context_is_the_models_or_else_the_tokenizers(positions, limit, context):
+    text = SimpleNamespace(max_position_embeddings=positions)
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text))
+    assert encoding.context_of(model, SimpleNamespace(model_max_length=limit)) == context

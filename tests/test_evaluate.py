@@ -180,3 +180,17 @@ def test_the_command_scores_a_checkpoint(tiny, tmp_path, capsys):
     assert got == evaluate.score(tuned, tokenizer, suite.load("test", 5))
     evaluate.main(["base", "--model", path, "--per_task", "5", "--json"])
     assert got != json.loads(capsys.readouterr().out)
+
+
+def test_the_base_is_the_one_that_the_checkpoint_was_trained_on(tiny, tmp_path, capsys):
+    model, _, path = tiny
+    facts = {"path": path, "sha256": delta.weight_files(path)}
+    delta.save(model, path, tmp_path)
+    assert evaluate.main([str(tmp_path), "--per_task", "1"]) == 2
+    assert "run.json is not there to tell the base" in capsys.readouterr().err
+    (tmp_path / "run.json").write_text(json.dumps({"base": facts}))
+    assert evaluate.main([str(tmp_path), "--per_task", "1"]) == 0
+    facts["sha256"] = {"model.safetensors": "0" * 64}
+    (tmp_path / "run.json").write_text(json.dumps({"base": facts}))
+    assert evaluate.main([str(tmp_path), "--per_task", "1"]) == 2
+    assert "the weights of" in capsys.readouterr().err

@@ -125,3 +125,13 @@ def test_two_that_make_the_same_get_one_directory(tmp_path):
     assert sorted(made) == [False, True]
     assert [p.name for p in tmp_path.iterdir()] == ["made"]
     assert (tmp_path / "made" / "file").read_text() == "whole"
+
+
+def test_a_failed_make_leaves_nothing_behind(tmp_path):
+    def make(path):
+        (path / "half").write_text("a")
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        record.make_once(tmp_path / "made", make)
+    assert not list(tmp_path.iterdir())

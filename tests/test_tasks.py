@@ -232,7 +232,7 @@ def unique(words):
 INSTRUCTIONS = {
     "reverse": lambda words: words[::-1],
     "sort": lambda words: [str(i) for i in sorted(map(int, words))],
-    "every_other": lambda words: [word for i, word in enumerate(words) if i % 2 == 0],
+    "repeated": lambda words: [word for word in unique(words) if words.count(word) > 1],
     "deduplicate": unique,
     "swap": lambda words: words[-1:] + words[1:-1] + words[:1],
 }

@@ -332,3 +332,9 @@ def test_pefts_own_conversion_to_lora_agrees(tmp_path):
     config, tensors = convert_to_lora(trained(llama(), r=2, n=3), rank=1)
     assert config.r == 1
     assert all(min(t.shape) == 1 for t in tensors.values())
+
+
+def test_adapters_mixed_within_a_batch_are_refused_and_not_ignored():
+    model = adapted(llama())
+    with pytest.raises(ValueError, match="cannot mix adapters within a batch"):
+        model(input_ids=tokens(), adapter_names=["default"] * len(tokens()))

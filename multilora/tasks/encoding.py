@@ -21,17 +21,30 @@ def encode(tokenizer: Any, prompt: str, answer: str, context: int, end: bool = T
     """The prompt with the tokenizer's beginning, the answer and, with `end`, the end token.
 
     What does not fit into `context` tokens is cut off the prompt's left. Raises ValueError when
-    the answer alone does not fit.
+    the answer alone does not fit, or the tokenizer has no tokens for the text or no end token.
     """
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    ids = start + tokenizer(prompt, add_special_tokens=False).input_ids
+    prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
     answer_ids = tokenizer(f" {answer}", add_special_tokens=False).input_ids
+    if not prompt_ids or not answer_ids or tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"tokenizer {tokenizer.name_or_path!r}: {len(prompt_ids)} tokens for {prompt!r}, "
+            f"{len(answer_ids)} for {answer!r}, end token {tokenizer.eos_token_id}; expected some "
+            "for each: are the tokenizer's files beside the model?"
+        )
+    ids = start + prompt_ids
     if end:
         answer_ids = [*answer_ids, tokenizer.eos_token_id]
     room = context - len(answer_ids)
     if room < 1:
         raise ValueError(f"the answer has {len(answer_ids)} tokens; the context is {context}")
     return Encoded(ids[-room:] + answer_ids, len(answer_ids))
+
+
+def context_of(model: Any, tokenizer: Any) -> int:
+    """How many tokens the model takes: its positions, else the tokenizer's limit."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(positions or tokenizer.model_max_length)
 
 
 def encode_all(tokenizer: Any, examples: Sequence[Example], context: int) -> list[Encoded]:

@@ -23,15 +23,18 @@ def sort(rng: random.Random) -> Item:
     return _item("sort", items, " ".join(sorted(items, key=int)))
 
 
-def every_other(rng: random.Random) -> Item:
-    """The first, third, fifth … of the list."""
-    items = rng.sample(_ITEMS, rng.randint(4, 8))
-    return _item("odd", items, " ".join(items[::2]))
-
-
 def deduplicate(rng: random.Random) -> Item:
     items = rng.choices(rng.sample(_ITEMS, 3), k=rng.randint(4, 7))
     return _item("deduplicate", items, " ".join(dict.fromkeys(items)))
+
+
+def repeated(rng: random.Random) -> Item:
+    """Those that occur more than once, in the order of their first occurrence."""
+    pool = rng.sample(_ITEMS, 4)
+    twice = pool[: rng.randint(1, 3)]
+    items = rng.sample([*pool, *twice], len(pool) + len(twice))
+    answer = " ".join(item for item in dict.fromkeys(items) if item in twice)
+    return _item("again", items, answer)
 
 
 def swap(rng: random.Random) -> Item:
@@ -40,4 +43,4 @@ def swap(rng: random.Random) -> Item:
     return _item("swap", items, " ".join([items[-1], *items[1:-1], items[0]]))
 
 
-TASKS = {task.__name__: task for task in (reverse, sort, every_other, deduplicate, swap)}
+TASKS = {task.__name__: task for task in (reverse, sort, deduplicate, repeated, swap)}
