@@ -7,13 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import CheckpointError
-from analysis.formats import full, multilora, peft
+from analysis.formats import (
+    Options,
+    adalora,
+    base,
+    dora,
+    full,
+    merged_linear,
+    model,
+    multilora,
+    peft,
+    shards,
+    starts,
+    through_peft,
+)
 from analysis.update import Entry, Other, Skipped, Update
 
 # In this order: the first that recognises a directory reads it.
-FORMATS = (multilora, full, peft)
-# Every file that a result depends on.
-INPUTS = (peft.CONFIG, *peft.WEIGHTS, full.CONFIG, full.WEIGHTS)
+FORMATS = (multilora, full, peft, model)
+# Read by `peft`, each by rules of its own.
+VARIANTS = (adalora, dora, merged_linear, starts, through_peft)
 STEP = re.compile(r"checkpoint-(\d+)")
 
 
@@ -31,20 +44,23 @@ class Run:
         return self.name if self.step is None else f"{self.name}@{self.step}"
 
 
-def read(path: str | Path, base: str | Path | None = None) -> Iterator[Update]:
+def read(
+    path: str | Path, base: str | Path | None = None, options: Options | None = None
+) -> Iterator[Update]:
     """Every update of the checkpoint at `path`, low-rank or dense, in the file's order.
 
     Raises CheckpointError where there is no checkpoint, and at the first module that cannot be
     analysed; `scan` goes on instead.
     """
-    for entry in scan(path, base):
+    options = options or Options(base=None if base is None else Path(base))
+    for entry in scan(path, options):
         if isinstance(entry, Skipped):
             raise CheckpointError(entry.reason)
         if not isinstance(entry, Other):
             yield entry
 
 
-def scan(path: str | Path, base: str | Path | None = None) -> Iterator[Entry]:
+def scan(path: str | Path, options: Options | None = None) -> Iterator[Entry]:
     """Everything in the checkpoint at `path`: updates, Skipped with a reason, Other tensors.
 
     Raises CheckpointError where the checkpoint as a whole cannot be read.
@@ -52,10 +68,26 @@ def scan(path: str | Path, base: str | Path | None = None) -> Iterator[Entry]:
     directory = _directory(Path(path))
     for family in FORMATS:
         if family.recognises(directory):
-            return family.read(directory, None if base is None else Path(base))
+            return family.read(directory, options or Options())
     raise CheckpointError(
-        f"{path}: no checkpoint here; expected {peft.CONFIG} with adapter_model.safetensors,"
-        f" or {full.CONFIG} with {full.WEIGHTS}"
+        f"{path}: no checkpoint here; expected {peft.CONFIG} with {peft.STEM}.safetensors,"
+        f" {full.CONFIG} with {full.WEIGHTS}, or a model's weights"
+    )
+
+
+def formats() -> Iterator[str]:
+    """What can be read, a line a family: the first line of each one's documentation."""
+    for family in (*FORMATS, *VARIANTS):
+        yield f"{family.__name__.rpartition('.')[2]:14} {(family.__doc__ or '').splitlines()[0]}"
+
+
+def inputs(path: Path) -> list[Path]:
+    """Every file of a checkpoint or a model that a result may depend on."""
+    directory = _directory(path)
+    return sorted(
+        file
+        for file in directory.iterdir()
+        if file.suffix in (".safetensors", ".bin", ".json") and file.is_file()
     )
 
 
@@ -82,27 +114,42 @@ def runs(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def _steps(path: Path) -> Sequence[Path]:
-    """`path` itself, or its checkpoint-N in order of N where it is only a run directory."""
+    """`path` and the further adapters below it, or its checkpoint-N in order of N."""
     directory = _directory(path)
     if any(family.recognises(directory) for family in FORMATS):
-        return [directory]
+        return [path if path.is_dir() else directory, *_adapters_below(directory)]
     steps = {
         int(match[1]): child
         for child in directory.iterdir()
         if (match := STEP.fullmatch(child.name)) and child.is_dir()
     }
-    return [steps[step] for step in sorted(steps)] or [directory]
+    return [steps[step] for step in sorted(steps)] or _adapters_below(directory) or [directory]
+
+
+def _adapters_below(directory: Path) -> list[Path]:
+    """Where PEFT saves all adapters of a model but the default one: a directory each.
+
+    Not lora/ below a MultiLoRA checkpoint, which is the same update again.
+    """
+    if multilora.recognises(directory):
+        return []
+    return sorted(
+        child
+        for child in directory.iterdir()
+        if (child / peft.CONFIG).is_file() and not STEP.fullmatch(child.name)
+    )
 
 
 def _directory(path: Path) -> Path:
     """The directory of the checkpoint; a path to its weight file will do."""
-    if path.is_file() and path.name in (*peft.WEIGHTS, full.WEIGHTS):
-        return path.parent
     if not path.exists():
-        raise CheckpointError(f"{path}: no such file or directory")
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: is a file; expected a checkpoint directory")
-    return path
+        return base.directory(path)
+    if path.is_dir():
+        return path
+    weights = (shards.locate(path.parent, peft.STEM), shards.locate(path.parent, *base.STEMS))
+    if path in weights or path.name == full.WEIGHTS:
+        return path.parent
+    raise CheckpointError(f"{path}: is a file; expected a checkpoint directory")
 
 
 def _names(homes: Iterable[Path]) -> dict[Path, str]:

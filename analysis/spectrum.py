@@ -1,8 +1,9 @@
 """Show how the update in a checkpoint is spread over its singular directions.
 
-PATH is a checkpoint directory (a PEFT LoRA adapter, MultiLoRA, a stored full fine-tuning), or a
-run directory of checkpoint-N. One table a checkpoint, one line a projection, medians over its
-modules. ΔW = W_tuned − W0 has singular values s₁ ≥ s₂ ≥ …, and energy Σs².
+PATH is a checkpoint directory (a PEFT adapter, MultiLoRA, a stored full fine-tuning; a whole model
+with --base), or a run directory of checkpoint-N; --formats lists what can be read. One table a
+checkpoint, one line a projection, medians over its modules. ΔW = W_tuned − W0 has singular values
+s₁ ≥ s₂ ≥ …, and energy Σs².
 """
 
 import argparse
@@ -23,6 +24,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from analysis import CheckpointError, checkpoint, decompose, metrics, null, store
+from analysis.formats import Options
 from analysis.store import Row, Spectra
 from analysis.update import DenseUpdate, LowRankUpdate, Other, Skipped, Update
 
@@ -42,24 +44,27 @@ def analyse(
     paths: str | Path | Iterable[str | Path],
     *,
     base: str | Path | None = None,
+    options: Options | None = None,
     modules: str | None = None,
     method: str = "auto",
     progress: bool = False,
 ) -> Spectra:
     """The spectrum of every update in the checkpoints at `paths`.
 
-    paths: one path or several; a directory of checkpoint-N stands for all of them. modules: a
+    paths: one path or several; a directory of checkpoint-N stands for all of them. base: the
+    model that was trained; options: that, and all else there is to say about reading. modules: a
     regular expression that a module's name must contain. method: see `decompose.spectrum`.
     progress: a bar on stderr where it takes over two seconds. What cannot be analysed stands in
     `skipped`, a whole checkpoint under module "". Raises CheckpointError for a path that does
     not exist, ValueError for a method or an expression that is none.
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
+    options = options or Options(base=None if base is None else Path(base))
     wanted = _expression(modules)
     found = Spectra()
     for run in checkpoint.runs(listed):
         try:
-            _analyse_run(run, base, wanted, method, progress, found)
+            _analyse_run(run, options, wanted, method, progress, found)
         except CheckpointError as error:
             found.skipped.append({"run": run.key, "module": "", "reason": str(error)})
     return found
@@ -91,7 +96,7 @@ def _expression(modules: str | None) -> re.Pattern[str]:
 
 def _analyse_run(
     run: checkpoint.Run,
-    base: str | Path | None,
+    options: Options,
     wanted: re.Pattern[str],
     method: str,
     progress: bool,
@@ -100,7 +105,7 @@ def _analyse_run(
     """Add what is in one checkpoint to `found`."""
 
     def updates() -> Iterator[Update]:
-        for entry in checkpoint.scan(run.path, base):
+        for entry in checkpoint.scan(run.path, options):
             if isinstance(entry, Other):
                 found.other.append({"run": run.key, "name": entry.name, "what": entry.what})
             elif wanted.search(entry.name):
@@ -166,13 +171,13 @@ def _with_bar(updates: list[Update], progress: bool, label: str) -> Iterable[Upd
         return updates
     from tqdm import tqdm
 
-    return tqdm(updates, desc=label, unit="matrix", delay=2, disable=None, leave=False)
+    return tqdm(updates, desc=printable(label), unit="matrix", delay=2, disable=None, leave=False)
 
 
 def row(update: Update, spectrum: decompose.Spectrum, run: checkpoint.Run) -> Row:
     """The line of one update in the table, by store.COLUMNS; None where a number is undefined."""
     s, (d_out, d_in) = spectrum.s, update.shape
-    floor = update.floor if isinstance(update, DenseUpdate) else None
+    floor = spectrum.floor
     rounding = max(d_out, d_in) * decompose.EPS * s[0]
     rank = metrics.rank(s, max(spectrum.error_bound, floor or 0.0, rounding))
     components = update.name.split(".")
@@ -289,11 +294,11 @@ def record(paths: Sequence[str], arguments: dict[str, Any]) -> dict[str, Any]:
     from importlib.metadata import version
 
     inputs = {}
-    for run in checkpoint.runs(paths):
-        for file in sorted(run.path.iterdir()):
-            if file.name in checkpoint.INPUTS:
-                with file.open("rb") as opened:
-                    inputs[str(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
+    read = [run.path for run in checkpoint.runs(paths)]
+    for path in [*read, *(Path(arguments[key]) for key in ("base", "initial") if arguments[key])]:
+        for file in checkpoint.inputs(path):
+            with file.open("rb") as opened:
+                inputs[str(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
     packages = ("multilora", "numpy", "ml_dtypes", "safetensors", "scipy", "torch")
     return {
         "command": "analysis.spectrum",
@@ -311,19 +316,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        found = analyse(
-            arguments.paths, modules=arguments.modules, method=arguments.method, progress=True
-        )
-        for skip in found.skipped:
-            _complain(skip["reason"])
-        if found.rows or arguments.json:
-            _write(found, arguments)
-        if not found.rows and not found.skipped:
-            _complain(f"{', '.join(arguments.paths)}: no update to analyse; expected at least one")
+        return _run(arguments)
     except (CheckpointError, ValueError, OSError) as error:
         _complain(str(error))
         return 2
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Analyse, complain of what was skipped, write the rest; the exit status."""
+    found = analyse(
+        arguments.paths,
+        options=_options(arguments),
+        modules=arguments.modules,
+        method=arguments.method,
+        progress=True,
+    )
+    for skip in found.skipped:
+        _complain(skip["reason"])
+    if arguments.strict and found.skipped:
+        return 2
+    if found.rows or arguments.json:
+        _write(found, arguments)
+    if not found.rows and not found.skipped:
+        _complain(f"{', '.join(arguments.paths)}: no update to analyse; expected at least one")
     return 2 if not found.rows else 1 if found.skipped else 0
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    return Options(
+        base=Path(arguments.base) if arguments.base else None,
+        base_rounded=arguments.base_rounded,
+        initial=Path(arguments.initial) if arguments.initial else None,
+        direction_only=arguments.direction_only,
+    )
 
 
 def _write(found: Spectra, arguments: argparse.Namespace) -> None:
@@ -336,7 +361,7 @@ def _write(found: Spectra, arguments: argparse.Namespace) -> None:
         result = {"record": made_by, "rows": found.rows, "summary": summary(found.rows)}
         _emit(store.strict_json({**result, "skipped": found.skipped, "other": found.other}))
     elif arguments.csv:
-        _emit(store.csv_text(found.rows).rstrip("\n"))
+        _emit(store.csv_text(map(_printable_row, found.rows)).rstrip("\n"))
     else:
         _emit("\n".join([*map(printable, table(found.rows)), EXPLANATION, *_remarks(found)]))
 
@@ -361,7 +386,8 @@ def _emit(text: str) -> None:
 
 
 def _mostly_below_floor(row: Row) -> bool:
-    return row["floor"] is not None and 0 < 2 * row["above_floor"] < row["capacity"]
+    moved = row["spectral_norm"] > 0
+    return row["floor"] is not None and moved and 2 * row["above_floor"] < row["capacity"]
 
 
 def _complain(message: str) -> None:
@@ -373,6 +399,21 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def _printable_row(line: Row) -> Row:
+    return {k: printable(v) if isinstance(v, str) else v for k, v in line.items()}
+
+
+class _Formats(argparse.Action):
+    """--formats: as --help, it stands alone."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        _emit("\n".join(checkpoint.formats()))
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.spectrum",
@@ -381,12 +422,30 @@ def _parser() -> argparse.ArgumentParser:
         " 2, nothing was analysed, or bad usage.",
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a checkpoint or run directory")
+    parser.add_argument("--formats", action=_Formats, help="list what can be read, and stop")
+    parser.add_argument(
+        "--base", metavar="DIR", help="the model that was trained (or its hub name)"
+    )
+    parser.add_argument(
+        "--base-rounded",
+        action="store_true",
+        help="the base was itself rounded from what training started with: count its noise too",
+    )
+    parser.add_argument(
+        "--initial", metavar="DIR", help="the adapter before its training (PiSSA, OLoRA, …)"
+    )
+    parser.add_argument(
+        "--direction-only", action="store_true", help="of DoRA, B·A alone, which needs no base"
+    )
     parser.add_argument("--modules", metavar="REGEX", help="only modules whose name has a match")
     parser.add_argument(
         "--method",
         choices=("auto", "svd"),
         default="auto",
         help="svd: slower, and exact far below s₁ for dense updates too",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="fail, status 2, where anything was skipped"
     )
     parser.add_argument("--out", metavar="DIR", help=f"write {store.TABLE}, {store.SPECTRA}, …")
     output = parser.add_mutually_exclusive_group()

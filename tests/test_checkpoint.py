@@ -37,10 +37,24 @@ def test_a_run_directory_stands_for_its_steps_in_order(adapter):
 
 
 def test_a_checkpoint_with_steps_below_it_is_itself(adapter):
-    """As the exact export in lora/ of a MultiLoRA checkpoint is no second run."""
     adapter("run/checkpoint-5")
-    adapter("run/lora")
     assert names([adapter("run")]) == [("run", None)]
+
+
+def test_the_export_below_a_multilora_checkpoint_is_no_second_run(adapter, write_adapter):
+    adapter("run/lora")
+    path = write_adapter({}, "run", peft_type="MULTILORA")
+    assert names([path]) == [("run", None)]
+
+
+def test_several_adapters_in_one_directory_are_runs(adapter):
+    adapter("several/style")
+    adapter("several/task")
+    path = adapter("several")
+    assert names([path]) == [("several", None), ("style", None), ("task", None)]
+    (path / "adapter_config.json").unlink()
+    (path / "adapter_model.safetensors").unlink()
+    assert names([path]) == [("style", None), ("task", None)]
 
 
 def test_equal_names_get_their_parents(adapter):

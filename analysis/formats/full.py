@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from analysis import CheckpointError
+from analysis.formats import Options
 from analysis.formats.tensors import FLOATS, Stored, number, open_tensors, read_json
 from analysis.update import DenseUpdate, Entry, Other, Skipped
 
@@ -23,7 +24,7 @@ def recognises(path: Path) -> bool:
     return (path / CONFIG).exists() or (path / WEIGHTS).exists()
 
 
-def read(path: Path, base: Path | None = None) -> Iterator[Entry]:
+def read(path: Path, options: Options) -> Iterator[Entry]:
     """The difference of each 2-D weight, read when it is needed."""
     config, source = read_json(path / CONFIG), path / CONFIG
     if (config.get("format"), config.get("version")) != (FORMAT, VERSION):
