@@ -184,6 +184,56 @@ def test_real_adapters_that_are_not_lora_are_refused(real_adapter, name, words):
         scan(real_adapter(name))
 
 
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("peft-regression-lora_emb_conv1d", {"emb": (5, 100), "conv1d": (1, 5)}),
+        ("peft-regression-lora_conv2d", {"conv2d": (10, 45)}),
+    ],
+)
+def test_real_layers_of_other_kinds(real_adapter, name, shapes):
+    import torch
+
+    path = real_adapter(name)
+    raw = torch.load(path / "adapter_model.bin", map_location="cpu", weights_only=True)
+    raw = {key.split(".", 2)[2]: tensor.double().numpy() for key, tensor in raw.items()}
+    entries = scan(path)
+    assert {module: entry.shape for module, entry in entries.items()} == shapes
+    for module, update in entries.items():
+        names = [k for k in raw if k.startswith(module)]
+        A, B = (next(raw[k] for k in names if f"_{f}" in k.split(".")[1]) for f in "AB")
+        want = B.reshape(len(B), -1) @ A.reshape(len(A), -1)
+        np.testing.assert_allclose(update.dense(), want, rtol=0, atol=1e-14)
+
+
+def test_real_adalora_has_a_scale_of_its_own(real_adapter):
+    import torch
+
+    path = real_adapter("peft-regression-adalora_mlp")
+    raw = torch.load(path / "adapter_model.bin", map_location="cpu", weights_only=True)
+    A, B, E = (raw[f"base_model.model.lin0.lora_{part}"].double().numpy() for part in "ABE")
+    want = 8 / (12 + 1e-5) * B @ (E * A)
+    np.testing.assert_allclose(scan(path)["lin0"].dense(), want, rtol=1e-14, atol=1e-15)
+
+
+def test_real_merged_linear_is_two_updates_a_module(real_adapter):
+    import torch
+
+    path = real_adapter("bloom560m-peft02-merged-linear-bin")
+    updates = list(checkpoint.read(path))
+    assert len(updates) == 48
+    assert {(u.part, u.shape, u.capacity) for u in updates} == {
+        ("slice0", (1024, 1024), 8),
+        ("slice2", (1024, 1024), 8),
+    }
+    raw = torch.load(path / "adapter_model.bin", map_location="cpu", weights_only=True)
+    key = f"base_model.model.{updates[1].name}.lora_{{}}.weight"
+    A, B = raw[key.format("A")].double(), raw[key.format("B")].double()
+    both = torch.nn.functional.conv1d(A[None], B, groups=2)[0].numpy()
+    for update, want in zip(updates[:2], np.split(2.0 * both, 2), strict=True):
+        np.testing.assert_allclose(update.dense(), want, rtol=0, atol=1e-12)
+
+
 # MultiLoRA
 
 

@@ -42,7 +42,7 @@ def read(path: Path, options: Options) -> Iterator[Entry]:
     if not names:
         raise CheckpointError(f"{file}: no tensor has a name of {source}; is that its base?")
     for name, W in tuned.items():
-        if W.tied:
+        if W.tied in names:
             yield Other(name, f"tied to {W.tied}, listed once")
         elif name not in names:
             yield Other(name, "not in the base")
@@ -60,9 +60,11 @@ def _tensor(
     """One tensor of both models: an update, several, or what else it is."""
     module = name.removesuffix(".weight")
     dtypes = " and ".join(dict.fromkeys((W.dtype, W0.dtype)))
-    if len(W.shape) < 2 or W.shape != W0.shape or 0 in W.shape:
+    floating = W.dtype in FLOATS and W0.dtype in FLOATS
+    is_buffer = name.endswith(".bias") or not (floating or name.endswith("weight"))  # a mask
+    if len(W.shape) < 2 or is_buffer or W.shape != W0.shape or 0 in W.shape:
         yield Other(name, base.change(W, W0))
-    elif W.dtype not in FLOATS or W0.dtype not in FLOATS:
+    elif not floating:
         yield Skipped(module, f"{file}: {module}: stored as {dtypes}; expected floating point")
     elif any(other.startswith(name) and other.endswith(SCALES) for other in tuned):
         yield Skipped(module, f"{file}: {module}: is scaled by a tensor of its own (quantised)")
