@@ -361,7 +361,7 @@ def _write(found: Spectra, arguments: argparse.Namespace) -> None:
         result = {"record": made_by, "rows": found.rows, "summary": summary(found.rows)}
         _emit(store.strict_json({**result, "skipped": found.skipped, "other": found.other}))
     elif arguments.csv:
-        _emit(store.csv_text(map(_printable_row, found.rows)).rstrip("\n"))
+        _emit(csv_safe(found.rows).rstrip("\n"))
     else:
         _emit("\n".join([*map(printable, table(found.rows)), EXPLANATION, *_remarks(found)]))
 
@@ -399,8 +399,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _printable_row(line: Row) -> Row:
-    return {k: printable(v) if isinstance(v, str) else v for k, v in line.items()}
+def csv_safe(rows: Iterable[Row]) -> str:
+    """The rows as CSV for a terminal: their names escaped, which a file keeps as they are."""
+    return store.csv_text(
+        {column: printable(cell) if isinstance(cell, str) else cell for column, cell in row.items()}
+        for row in rows
+    )
 
 
 class _Formats(argparse.Action):

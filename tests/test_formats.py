@@ -391,6 +391,14 @@ def lora_key(module, factor):
     [
         ({lora_key("v", "B"): None}, "v: has lora_A but no lora_B; expected both"),
         ({lora_key("v", "A"): None}, "v: has lora_B but no lora_A; expected both"),
+        (
+            {
+                lora_key("v", "A"): None,
+                lora_key("v", "B"): None,
+                f"{lora_key('v', 'B')[:-7]}.bias": 9,
+            },
+            "v: has no lora_B and no lora_A; expected both",
+        ),
         ({lora_key("v", "B"): (12, 3)}, r"v: inner ranks differ, B is (12, 3), A is (4, 10)"),
         ({lora_key("v", "A"): (3, 10), lora_key("v", "B"): (12, 3)}, "expected r = 4"),
         ({lora_key("v", "A"): (0,)}, "v: B is (12, 4), A is (0,); expected matrices"),
@@ -536,6 +544,52 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, capsys):
     with pytest.raises(CheckpointError, match=r"adapter_model\.bin: not a readable"):
         scan(tmp_path)
     assert "executed" not in capsys.readouterr().out
+
+
+def test_a_tensor_that_claims_more_than_it_stores_is_skipped(tmp_path):
+    """Of stride 0, as an expanded one; 40 TB if its shape were believed."""
+    import torch
+
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 4}')
+    A, B = torch.ones(1).expand(4, 10**12), torch.ones(12, 4)
+    torch.save({lora_key("q", "A"): A, lora_key("q", "B"): B}, tmp_path / "adapter_model.bin")
+    (reason,) = reasons(tmp_path).values()
+    assert "lora_A.weight: is (4, 1000000000000), but holds less" in reason
+
+
+def test_an_archive_that_unpacks_to_more_is_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 4}')
+    file = tmp_path / "adapter_model.bin"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(10**8))
+    assert file.stat().st_size < 10**6
+    with pytest.raises(CheckpointError, match="'archive/data/0' is compressed"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize("length", [10**7 + 1, 2**40, 2**63, 2**64 - 1])
+def test_an_absurd_header_is_not_believed(write_adapter, lora_tensors, length):
+    file = write_adapter(lora_tensors("q")) / "adapter_model.safetensors"
+    file.write_bytes(length.to_bytes(8, "little") + file.read_bytes()[8:])
+    with pytest.raises(CheckpointError, match=f"a header of {length} bytes in a file of"):
+        scan(file.parent)
+
+
+def test_a_config_too_long_to_be_one_is_refused(write_adapter, lora_tensors):
+    file = write_adapter(lora_tensors("q")) / "adapter_config.json"
+    file.write_text('{"x": "' + "x" * 10**7 + '"}')
+    with pytest.raises(CheckpointError, match="is over 10000000 bytes long"):
+        scan(file.parent)
+
+
+def test_a_file_cut_short_while_it_is_read_costs_its_modules(write_adapter, lora_tensors):
+    path = write_adapter(lora_tensors("q", "v"))
+    file = path / "adapter_model.safetensors"
+    entries = checkpoint.scan(path)
+    assert isinstance(next(entries), LowRankUpdate)
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size - 300)
+    assert "the file was cut short while it was read" in next(entries).reason
 
 
 def test_bfloat16_in_a_bin_is_exact(tmp_path, rng):

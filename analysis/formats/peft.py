@@ -238,7 +238,7 @@ def _module(module: str, part: str, names: dict[str, str], adapter: Adapter) -> 
     bias = parts.pop("lora_B.bias", None)
     if bias is not None:
         yield Other(names["lora_B.bias"], f"bias of lora_B (lora_bias), times {scale:g}")
-    magnitude = _magnitude(parts) if adapter.config.get("use_dora") else None
+    magnitude = _magnitude(parts, where) if adapter.config.get("use_dora") else None
     if adapter.rule.adalora:
         B, A = adalora.factors(parts, where)
         yield LowRankUpdate(module, B, A, scale, part, "peft:ADALORA", source)
@@ -262,9 +262,13 @@ def _module(module: str, part: str, names: dict[str, str], adapter: Adapter) -> 
         yield update
 
 
-def _magnitude(parts: dict[str, Stored]) -> Stored | None:
+def _magnitude(parts: dict[str, Stored], where: str) -> Stored:
     names = [name for name in parts if name.removesuffix(".weight") == dora.MAGNITUDE]
-    return parts.pop(names[0]) if len(names) == 1 else None
+    if not names:
+        raise CheckpointError(
+            f"{where}: has no {dora.MAGNITUDE}; expected it where use_dora is set"
+        )
+    return parts.pop(names[0])
 
 
 def _pair(parts: dict[str, Stored], where: str) -> tuple[Stored, Stored]:
@@ -277,9 +281,11 @@ def _pair(parts: dict[str, Stored], where: str) -> tuple[Stored, Stored]:
             f"{where}: {', '.join(rest)} is not read beside {' and '.join(names)}"
         )
     missing = [name.removesuffix(".weight") for name in names if name not in parts]
+    if len(missing) == 2:
+        raise CheckpointError(f"{where}: has no {missing[0]} and no {missing[1]}; expected both")
     if missing:
-        have = [name.removesuffix(".weight") for name in names if name in parts]
-        raise CheckpointError(f"{where}: has {have[0]} but no {missing[0]}; expected both")
+        have = next(name.removesuffix(".weight") for name in names if name in parts)
+        raise CheckpointError(f"{where}: has {have} but no {missing[0]}; expected both")
     return parts[names[0]], parts[names[1]]
 
 
