@@ -1,9 +1,9 @@
 """Show how the update in a checkpoint is spread over its singular directions.
 
 PATH is a checkpoint directory (a PEFT adapter, MultiLoRA, a stored full fine-tuning; a whole model
-with --base), or a run directory of checkpoint-N; --formats lists what can be read. One table a
-checkpoint, one line a projection, medians over its modules. ΔW = W_tuned − W0 has singular values
-s₁ ≥ s₂ ≥ …, and energy Σs².
+with --base), a file of factors, or a run directory of checkpoint-N; --formats lists what can be
+read. One table a checkpoint, one line a projection, medians over its modules. ΔW = W_tuned − W0 has
+singular values s₁ ≥ s₂ ≥ …, and energy Σs².
 """
 
 import argparse
@@ -15,20 +15,22 @@ import platform
 import re
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from analysis import CheckpointError, checkpoint, decompose, metrics, null, store
+from analysis import CheckpointError, checkpoint, combine, decompose, metrics, null, store
 from analysis.formats import Options
 from analysis.store import Row, Spectra
-from analysis.update import DenseUpdate, LowRankUpdate, Other, Skipped, Update
+from analysis.update import DenseUpdate, Entry, LowRankUpdate, Other, Skipped, Update
 
 Outcome = decompose.Spectrum | CheckpointError
+Source = tuple[checkpoint.Run, Callable[[], Iterator[Entry]]]
 
 EXPLANATION = """\
 ‖ΔW‖₂ = s₁, ‖ΔW‖_F = √Σs²; top-k: share of the energy in the k largest values; eff. rank: exp of
@@ -45,6 +47,7 @@ def analyse(
     *,
     base: str | Path | None = None,
     options: Options | None = None,
+    terms: Sequence[combine.Term] = (),
     modules: str | None = None,
     method: str = "auto",
     progress: bool = False,
@@ -52,7 +55,9 @@ def analyse(
     """The spectrum of every update in the checkpoints at `paths`.
 
     paths: one path or several; a directory of checkpoint-N stands for all of them. base: the
-    model that was trained; options: that, and all else there is to say about reading. modules: a
+    model that was trained; options: that, and all else there is to say about reading. terms: of a
+    weighted sum of checkpoints, a run "combined", with the average of their factors, a run
+    "factors". modules: a
     regular expression that a module's name must contain. method: see `decompose.spectrum`.
     progress: a bar on stderr where it takes over two seconds. What cannot be analysed stands in
     `skipped`, a whole checkpoint under module "". Raises CheckpointError for a path that does
@@ -62,9 +67,16 @@ def analyse(
     options = options or Options(base=None if base is None else Path(base))
     wanted = _expression(modules)
     found = Spectra()
-    for run in checkpoint.runs(listed):
+    sources: list[Source] = [
+        (run, partial(checkpoint.scan, run.path, options)) for run in checkpoint.runs(listed)
+    ]
+    if terms:
+        place = terms[0].path
+        for name, method_of in (("combined", combine.sums), ("factors", combine.averages)):
+            sources.append((checkpoint.Run(place, name, None), partial(method_of, terms, options)))
+    for run, entries in sources:
         try:
-            _analyse_run(run, options, wanted, method, progress, found)
+            _analyse_run(run, entries, wanted, method, progress, found)
         except CheckpointError as error:
             found.skipped.append({"run": run.key, "module": "", "reason": str(error)})
     return found
@@ -96,7 +108,7 @@ def _expression(modules: str | None) -> re.Pattern[str]:
 
 def _analyse_run(
     run: checkpoint.Run,
-    options: Options,
+    entries: Callable[[], Iterator[Entry]],
     wanted: re.Pattern[str],
     method: str,
     progress: bool,
@@ -105,7 +117,7 @@ def _analyse_run(
     """Add what is in one checkpoint to `found`."""
 
     def updates() -> Iterator[Update]:
-        for entry in checkpoint.scan(run.path, options):
+        for entry in entries():
             if isinstance(entry, Other):
                 found.other.append({"run": run.key, "name": entry.name, "what": entry.what})
             elif wanted.search(entry.name):
@@ -295,6 +307,7 @@ def record(paths: Sequence[str], arguments: dict[str, Any]) -> dict[str, Any]:
 
     inputs = {}
     read = [run.path for run in checkpoint.runs(paths)]
+    read += [combine.parse(text).path for text in arguments["combine"]]
     for path in [*read, *(Path(arguments[key]) for key in ("base", "initial") if arguments[key])]:
         for file in checkpoint.inputs(path):
             with file.open("rb") as opened:
@@ -311,7 +324,10 @@ def record(paths: Sequence[str], arguments: dict[str, Any]) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status: 0, all analysed; 1, some skipped; 2, nothing."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if not arguments.paths and not arguments.combine:
+        parser.error("the following arguments are required: PATH, or --combine")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -327,6 +343,7 @@ def _run(arguments: argparse.Namespace) -> int:
     found = analyse(
         arguments.paths,
         options=_options(arguments),
+        terms=[combine.parse(text) for text in arguments.combine],
         modules=arguments.modules,
         method=arguments.method,
         progress=True,
@@ -338,7 +355,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if found.rows or arguments.json:
         _write(found, arguments)
     if not found.rows and not found.skipped:
-        _complain(f"{', '.join(arguments.paths)}: no update to analyse; expected at least one")
+        paths = ", ".join([*arguments.paths, *arguments.combine]) or "no path"
+        _complain(f"{paths}: no update to analyse; expected at least one")
     return 2 if not found.rows else 1 if found.skipped else 0
 
 
@@ -348,6 +366,8 @@ def _options(arguments: argparse.Namespace) -> Options:
         base_rounded=arguments.base_rounded,
         initial=Path(arguments.initial) if arguments.initial else None,
         direction_only=arguments.direction_only,
+        factors=tuple(arguments.factors) if arguments.factors else None,
+        scale=arguments.scale,
     )
 
 
@@ -425,7 +445,14 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXPLANATION + " Exit status: 0, every update was analysed; 1, some were skipped;"
         " 2, nothing was analysed, or bad usage.",
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="a checkpoint or run directory")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="a checkpoint or run directory")
+    parser.add_argument(
+        "--combine",
+        nargs="+",
+        default=[],
+        metavar="WEIGHT:PATH",
+        help="also the weighted sum of these checkpoints, and the average of their factors",
+    )
     parser.add_argument("--formats", action=_Formats, help="list what can be read, and stop")
     parser.add_argument(
         "--base", metavar="DIR", help="the model that was trained (or its hub name)"
@@ -447,6 +474,15 @@ def _parser() -> argparse.ArgumentParser:
         choices=("auto", "svd"),
         default="auto",
         help="svd: slower, and exact far below s₁ for dense updates too",
+    )
+    parser.add_argument(
+        "--factors",
+        nargs=2,
+        metavar=("A", "B"),
+        help="patterns of the names of A (r, d_in) and B (d_out, r), paired by their groups",
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, metavar="X", help="ΔW = X · B A, where no file says it"
     )
     parser.add_argument(
         "--strict", action="store_true", help="fail, status 2, where anything was skipped"

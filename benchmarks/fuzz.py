@@ -58,6 +58,16 @@ def _bin(tensors: dict[str, np.ndarray]) -> bytes:
     return file.getvalue()
 
 
+def _other_tools() -> dict[str, dict]:
+    """By family, the tensors of its one file."""
+    alpha = {"lora_unet_up_0_to_q.alpha": np.array(2, "f4")}
+    return {
+        "kohya": _factors("lora_unet_up_0_to_q.", "lora_down.weight", "lora_up.weight") | alpha,
+        "diffusers": _factors("unet.up.0.to_q.", "lora_A.weight", "lora_B.weight"),
+        "loralib": _factors("h.0.q.", "lora_A", "lora_B"),
+    }
+
+
 def checkpoints() -> dict[str, Files]:
     """A small valid checkpoint of every family, as file name → bytes; base/ is its base."""
     lora = _factors("base_model.model.layers.0.q", ".lora_A.weight", ".lora_B.weight")
@@ -94,6 +104,9 @@ def checkpoints() -> dict[str, Files]:
         "delta": {
             "delta_config.json": json.dumps(delta).encode(),
             "delta.safetensors": save({"q": np.ones((3, 4), "f4")}),
+        },
+        **{
+            name: {"weights.safetensors": save(tensors)} for name, tensors in _other_tools().items()
         },
         "model": {"model.safetensors": save(W), "base/model.safetensors": save(W)},
     }
@@ -139,6 +152,15 @@ PIECES = st.sampled_from(
     [
         *("lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_embedding_B", "weight", "bias"),
         *("lora_magnitude_vector", "default", "other", "modules_to_save", "experts", "", "a.b"),
+        *(
+            "lora_down.weight",
+            "lora_up.weight",
+            "alpha",
+            "processor",
+            "to_q_lora",
+            "down",
+            "hada_w1_a",
+        ),
         *("multilora_s", "\x1b[2J", "\u202e\n", "weight_scale_inv", "base_model.model", "9" * 30),
     ]
 )
@@ -203,7 +225,7 @@ def _tensors_changed(draw: st.DrawFn, data: bytes) -> bytes:
         if draw(st.booleans()):
             x = x.reshape(shape)
         elif draw(st.booleans()):
-            x = x[: draw(st.integers(0, 3))]
+            x = np.atleast_1d(x)[: draw(st.integers(0, 3))]
         elif draw(st.booleans()):
             value = draw(st.sampled_from([np.nan, np.inf, 0.0, -0.0, 1e-45, 3e38, -3e38]))
             x = np.where(np.arange(x.size).reshape(x.shape) % 3 == 0, np.float32(value), x)

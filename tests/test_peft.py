@@ -231,7 +231,10 @@ def test_merged_linear_is_a_grouped_convolution(write_adapter, rng, enabled):
         close(update, want[int(part.removeprefix("slice"))])
 
 
-@pytest.mark.parametrize(("enabled", "words"), [("yes", "no list of"), ([True] * 5, "5 of 5")])
+@pytest.mark.parametrize(
+    ("enabled", "words"),
+    [("yes", "no list of"), ([True] * 5, "5 of 5"), ([True] * 3, "3 of 3"), ([False], "0 of 1")],
+)
 def test_merged_linear_that_does_not_fit_is_skipped(write_adapter, enabled, words):
     key = "base_model.model.q.lora_{}.weight"
     tensors = {key.format("A"): np.ones((4, 7)), key.format("B"): np.ones((10, 2, 1))}

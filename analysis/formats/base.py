@@ -1,6 +1,7 @@
 """The model that was trained: its weights, by the names that its checkpoint gives them."""
 
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -87,7 +88,7 @@ def as_matrix(W: np.ndarray, shape: tuple[int, int], transposed: bool) -> np.nda
 
     Raises CheckpointError where it does not become `shape`.
     """
-    matrix = W.reshape(W.shape[0], -1) if W.ndim > 1 else W[None]
+    matrix = W.reshape(W.shape[0], math.prod(W.shape[1:])) if W.ndim else W.reshape(1, 1)
     if matrix.T.shape == shape and (transposed or matrix.shape != shape):
         matrix = matrix.T
     if matrix.shape != shape:

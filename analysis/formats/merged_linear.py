@@ -23,11 +23,12 @@ def slices(
     """Part, Bⱼ (d_out/n, r) and Aⱼ (r, d_in) of each enabled slice."""
     if not isinstance(enabled, list) or not all(isinstance(x, bool) for x in enabled):
         raise CheckpointError(f"{where}: enable_lora is no list of true and false")
-    m = sum(enabled)
-    if A.shape[0] != m * r or B.shape[1] != r or B.shape[0] % m:
+    m = max(1, sum(enabled))
+    matrices = len(A.shape) == 2 and B.shape[2] == 1 and 0 not in (*A.shape, *B.shape)
+    if not matrices or A.shape[0] != m * r or B.shape[1] != r or B.shape[0] % m or not any(enabled):
         raise CheckpointError(
             f"{where}: B is {B.shape}, A is {A.shape}; expected B ({m}·rows, {r:g}, 1) and"
-            f" A ({m * r:g}, d_in) for {m} of {len(enabled)} slices enabled"
+            f" A ({m * r:g}, d_in) for {sum(enabled)} of {len(enabled)} slices enabled"
         )
     blocks_B = np.split(B.load()[:, :, 0], m)
     blocks_A = np.split(A.load(), m)

@@ -12,12 +12,10 @@ in one file are parts of a module.
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from analysis import CheckpointError
 from analysis.formats import (
@@ -26,6 +24,7 @@ from analysis.formats import (
     base,
     dora,
     expressions,
+    factors,
     merged_linear,
     shards,
     starts,
@@ -250,8 +249,13 @@ def _module(module: str, part: str, names: dict[str, str], adapter: Adapter) -> 
             of_part = f"{part}.{piece}" if part else piece
             yield LowRankUpdate(module, B, A, scale, of_part, "lora", source)
         return
-    _check(stored_B.shape, stored_A.shape, adapter.rule, module, where)
-    B, A = _matrices(stored_B.load(), stored_A.load())
+    factors.check(stored_B.shape, stored_A.shape, where)
+    if stored_A.shape[0] != adapter.rule.rank(module):
+        raise CheckpointError(
+            f"{where}: B is {stored_B.shape}, A is {stored_A.shape};"
+            f" expected r = {adapter.rule.rank(module):g} by {adapter.rule.path}"
+        )
+    B, A = factors.matrices(stored_B.load(), stored_A.load())
     update = LowRankUpdate(module, B, A, scale, part, "lora", source)
     if adapter.starts is not None:
         yield starts.subtract(update, adapter.starts.get((module, part)))
@@ -287,37 +291,3 @@ def _pair(parts: dict[str, Stored], where: str) -> tuple[Stored, Stored]:
         have = next(name.removesuffix(".weight") for name in names if name in parts)
         raise CheckpointError(f"{where}: has {have} but no {missing[0]}; expected both")
     return parts[names[0]], parts[names[1]]
-
-
-def _check(B: Sequence[int], A: Sequence[int], rule: Rule, module: str, where: str) -> None:
-    """CheckpointError unless B (d_out, r, 1, …) and A (r, d_in, *kernel) make a product."""
-    if len(A) != len(B) or not 2 <= len(A) <= 5 or any(n != 1 for n in B[2:]):
-        fault = "expected matrices, or kernels B (d_out, r, 1, …) and A (r, d_in, …)"
-        raise CheckpointError(f"{where}: B is {B}, A is {A}; {fault}")
-    d_out, columns, r = B[0], B[1], A[0]
-    if 0 in (*A, *B):
-        raise CheckpointError(
-            f"{where}: B is {B}, A is {A}: empty; was a sharded model saved ungathered?"
-        )
-    if columns != r and (len(A) == 2 or r % columns or d_out % (r // columns)):
-        raise CheckpointError(
-            f"{where}: inner ranks differ, B is {B}, A is {A};"
-            " expected B (d_out, r) and A (r, d_in)"
-        )
-    if r != rule.rank(module):
-        fault = f"expected r = {rule.rank(module):g} by {rule.path}"
-        raise CheckpointError(f"{where}: B is {B}, A is {A}; {fault}")
-
-
-def _matrices(B: np.ndarray, A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """B (d_out, r) and A (r, d_in·kernel); that of a convolution in groups is block-diagonal."""
-    (d_out, columns), r = B.shape[:2], len(A)
-    B, A = B.reshape(d_out, columns), A.reshape(r, -1)
-    groups = r // columns
-    if groups == 1:
-        return B, A
-    whole = np.zeros((d_out, r), B.dtype)
-    for i, block in enumerate(np.split(B, groups)):
-        rows = d_out // groups
-        whole[i * rows : (i + 1) * rows, i * columns : (i + 1) * columns] = block
-    return whole, A

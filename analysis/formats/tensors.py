@@ -68,6 +68,14 @@ def _open_safetensors(path: Path) -> dict[str, Stored]:
     return {name: _in_safetensors(path, name, start, entry) for name, entry in header.items()}
 
 
+def metadata(path: Path) -> dict[str, Any]:
+    """What a safetensors file that was opened says of itself, {} for other files."""
+    if path.suffix != ".safetensors":
+        return {}
+    found = _header(path)[1].get("__metadata__")
+    return found if isinstance(found, dict) else {}
+
+
 def _header(path: Path) -> tuple[int, dict[str, Any]]:
     """Where the data begin, and name → entry. A name that stands twice is an error here: the
     format's parser keeps the last."""
