@@ -527,3 +527,53 @@ def test_names_meet_after_one_prefix_of_either_side(ours, theirs, pairs):
     from analysis.formats.base import align
 
     assert len(align(ours, theirs)) == pairs
+
+
+def variant(tmp_path, **config):
+    from peft import LoraConfig
+
+    llama().save_pretrained(tmp_path / "base")
+    model = trained(llama(), LoraConfig(r=4, task_type="CAUSAL_LM", **config))
+    model.save_pretrained(tmp_path / "adapter")
+    return model
+
+
+def test_lora_on_parameters_is_read_with_the_base(tmp_path):
+    model = variant(tmp_path, target_modules=[], target_parameters=["q_proj.weight"])
+    with pytest.raises(CheckpointError, match="target_parameters is set"):
+        updates(tmp_path / "adapter")
+    found = updates(tmp_path / "adapter", base=tmp_path / "base")
+    assert len(found) == 2
+    for (name, _), update in found.items():
+        close(update, matrix(layers(model)[name].get_delta_weight("default"), layers(model)[name]))
+
+
+def test_an_adapter_that_moves_the_base_as_it_loads_is_skipped(tmp_path):
+    """KaSA truncates W0: merged minus what is then the base would leave that out."""
+    from peft.tuners.lora.config import KasaConfig
+
+    variant(tmp_path, target_modules=["q_proj"], kasa_config=KasaConfig())
+    entries = list(checkpoint.scan(tmp_path / "adapter", Options(base=tmp_path / "base")))
+    assert len(entries) == 2
+    assert all("PEFT changes the base weight" in entry.reason for entry in entries)
+
+
+def test_the_command_through_peft_is_quiet(tmp_path, capfd):
+    import peft
+
+    from analysis.spectrum import main
+
+    llama().save_pretrained(tmp_path / "base")
+    config = peft.LoHaConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    trained(llama(), config).save_pretrained(tmp_path / "adapter")
+    capfd.readouterr()
+    assert main([str(tmp_path / "adapter"), "--base", str(tmp_path / "base")]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert "adapter  (peft:LOHA)" in out
+    # A base of other sizes: one line, and nothing analysed.
+    (tmp_path / "base" / "config.json").write_text("{}")
+    assert main([str(tmp_path / "adapter"), "--base", str(tmp_path / "base")]) == 2
+    out, err = capfd.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert "PEFT cannot put it into the base" in err

@@ -40,7 +40,7 @@ def read(path: Path, config: dict[str, Any], base_path: Path) -> Iterator[Entry]
     """The difference that merging the adapter makes to each weight."""
     where, peft_type = str(path), config.get("peft_type")
     _refuse(config, where)
-    model = _open(path, config, base.directory(base_path))
+    model, before = _open(path, config, base.directory(base_path))
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
 
@@ -52,6 +52,7 @@ def read(path: Path, config: dict[str, Any], base_path: Path) -> Iterator[Entry]
         elif isinstance(layer, BaseTunerLayer):
             found = True
             try:
+                _refuse_moved(layer, before.get(module), f"{where}: {module}")
                 yield _update(module, layer, f"peft:{peft_type}", where)
             except CheckpointError as error:
                 yield Skipped(module, str(error))
@@ -70,8 +71,10 @@ def _refuse(config: dict[str, Any], where: str) -> None:
             raise CheckpointError(f"{where}: {key} is set, which is not loaded from a stranger")
 
 
-def _open(path: Path, config: dict[str, Any], directory: Path) -> Any:
-    """The base with the adapter in it, not merged."""
+def _open(
+    path: Path, config: dict[str, Any], directory: Path
+) -> tuple[Any, dict[str, tuple[float, float]]]:
+    """The base with the adapter in it, not merged; and the marks of its weights before."""
     import warnings
 
     import transformers
@@ -83,11 +86,28 @@ def _open(path: Path, config: dict[str, Any], directory: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             load = _model_class(config, directory).from_pretrained
-            return PeftModel.from_pretrained(load(directory, dtype="auto"), path).eval()
+            model = load(directory, dtype="auto")
+            marks = {name: _mark(layer) for name, layer in model.named_modules()}
+            return PeftModel.from_pretrained(model, path).eval(), marks
     except Exception as error:  # two libraries meet a stranger's files here: anything
         raise CheckpointError(
             f"{path}: PEFT cannot put it into the base {directory}: {line(error)}"
         ) from None
+
+
+def _mark(layer: Any) -> tuple[float, float]:
+    """Two sums that change when the layer's weight does."""
+    weight = getattr(layer, "weight", None)
+    if weight is None:
+        return 0.0, 0.0
+    values = weight.detach().double()
+    return float(values.sum()), float(values.square().sum())
+
+
+def _refuse_moved(layer: Any, mark: tuple[float, float] | None, where: str) -> None:
+    """CheckpointError where loading the adapter has changed the base: the difference is lost."""
+    if _mark(layer.get_base_layer()) != mark:
+        raise CheckpointError(f"{where}: PEFT changes the base weight when it loads this adapter")
 
 
 def _model_class(config: dict[str, Any], directory: Path) -> Any:
