@@ -18,6 +18,7 @@ from analysis.formats import (
     full,
     kohya,
     loralib,
+    lycoris,
     merged_linear,
     model,
     multilora,
@@ -33,8 +34,8 @@ from analysis.update import Entry, Other, Skipped, Update
 FORMATS = (multilora, full, peft, model)
 # Likewise, of a single file, by the names of its tensors.
 FILES = (kohya, diffusers, loralib)
-# Read by `peft`, each by rules of its own.
-VARIANTS = (adalora, dora, merged_linear, starts, through_peft)
+# Read by `peft` and `kohya`, each by rules of its own.
+VARIANTS = (adalora, dora, merged_linear, starts, through_peft, lycoris)
 STEP = re.compile(r"checkpoint-(\d+)")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)")
@@ -162,7 +163,7 @@ def _steps(path: Path) -> Sequence[Path]:
     if place.is_file():
         return [path]
     if _family(place):
-        return [path if path.is_dir() else place, *_adapters_below(place)]
+        return [place if path.is_file() else path, *_adapters_below(place)]
     steps = {
         int(match[1]): child
         for child in place.iterdir()

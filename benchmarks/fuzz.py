@@ -63,6 +63,8 @@ def _other_tools() -> dict[str, dict]:
     alpha = {"lora_unet_up_0_to_q.alpha": np.array(2, "f4")}
     return {
         "kohya": _factors("lora_unet_up_0_to_q.", "lora_down.weight", "lora_up.weight") | alpha,
+        "loha": _factors("lora_unet_q.", "hada_w1_b", "hada_w1_a")
+        | _factors("lora_unet_q.", "hada_w2_b", "hada_w2_a"),
         "diffusers": _factors("unet.up.0.to_q.", "lora_A.weight", "lora_B.weight"),
         "loralib": _factors("h.0.q.", "lora_A", "lora_B"),
     }

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -93,3 +95,27 @@ def test_a_directory_is_read_by_the_format_that_knows_it(write_delta, adapter, t
     assert isinstance(update, LowRankUpdate)
     with pytest.raises(CheckpointError, match=r"no checkpoint here; expected adapter_config\.json"):
         checkpoint.scan(tmp_path)
+
+
+def test_a_name_on_the_hub_is_looked_up_in_its_cache(adapter, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    snapshot = adapter("models--org--tuned/snapshots/0123")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(snapshot))
+    assert names(["org/tuned"]) == [("tuned", None)]
+    assert [update.name for update in checkpoint.read("org/tuned")] == ["q"]
+    assert {path.parent for path in checkpoint.inputs(Path("org/tuned"))} == {snapshot}
+
+    def offline(name, **_):
+        raise ConnectionError("no network\nand much advice")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(CheckpointError, match=r"not on the hub: no network$"):
+        checkpoint.runs(["org/tuned"])
+
+
+def test_what_cannot_be_a_name_on_the_hub_is_not_asked_for(monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: 1 / 0)
+    for path in ("../nowhere", "a/b/c", "/no/where", "x y"):
+        with pytest.raises(CheckpointError, match="no such file or directory"):
+            checkpoint.runs([path])

@@ -79,11 +79,33 @@ def test_kohyas_other_layers_are_skipped_by_name(write, product):
     entries = scan(write(good | bad))
     close(entries["unet.a", ""], want)
     reasons = {name: e.reason for (name, _), e in entries.items() if isinstance(e, Skipped)}
-    assert "hada_w1_a, hada_w1_b is not read" in reasons["unet.b"]
+    assert "has alpha, hada_w1_a, hada_w1_b; expected hada_w1_a, hada_w1_b" in reasons["unet.b"]
     assert "dora_scale is not read" in reasons["unet.c"]
     assert "has B but no A" in reasons["unet.d"]
     assert "alpha is (2,); expected one number" in reasons["unet.e"]
     assert isinstance(entries["emb.weight", ""], Other)
+
+
+def test_loha_is_the_product_entry_by_entry_that_peft_makes(write, tmp_path):
+    import torch
+    from peft import LoHaConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoHaConfig(r=3, alpha=6, target_modules=["0"], init_weights=False)
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(7, 5)), config)
+    layer = model.base_model.model[0]
+    tensors = {
+        f"lora_unet_mid_0.{name}": getattr(layer, name)["default"].detach().numpy()
+        for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    }
+    want = layer.get_delta_weight("default").detach().numpy()
+    tensors["lora_unet_mid_0.alpha"] = np.array(6, "f4")
+    (update,) = checkpoint.read(write(tensors))
+    close(update, want)
+    assert (update.name, update.method) == ("unet.mid.0", "loha")
+    tensors["lora_unet_mid_0.hada_w2_a"] = np.ones((4, 3), "f4")
+    (entry,) = scan(write(tensors)).values()
+    assert "expected two pairs of one shape" in entry.reason
 
 
 # diffusers

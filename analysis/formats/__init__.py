@@ -1,10 +1,12 @@
 """One file a family of checkpoints: its file names, its key names, its scale rule.
 
-Each has a first docstring line that says what it reads, `recognises(path)` → bool and
-`read(path, options)` → iterator of entries (`analysis.update`): an update for each module, Skipped
-with a reason for each that cannot be analysed, Other for tensors that are no updates. No linear
-algebra here beyond what defines ΔW. To add a family, copy the nearest file and put it into the
-list in `analysis.checkpoint`.
+Its first docstring line says what it reads (`--formats` prints it). A family of directories has
+`recognises(path)` → bool and `read(path, options)`, one of single files `recognises(names)` and
+`read(file, tensors, options)`; both give entries (`analysis.update`): an update for each module,
+Skipped with a reason for each that cannot be analysed, Other for tensors that are no updates. A
+variant inside a family has a file of its own, of plain functions. No linear algebra here beyond
+what defines ΔW. To add one, copy the nearest file and put it into a list in `analysis.checkpoint`.
+What they share: `tensors` and `shards` open files, `base` finds W0, `expressions` matches names.
 """
 
 from dataclasses import dataclass

@@ -69,19 +69,20 @@ def updates(modules: Modules, file: Path, method: str, scale: float) -> Iterator
             B, A = pair(parts.get("B"), parts.get("A"), where)
             factor = scale
             if "alpha" in parts:
-                factor *= _alpha(parts["alpha"], where) / len(A)
+                factor *= alpha(parts["alpha"], where) / len(A)
             yield LowRankUpdate(module, B, A, factor, method=method, source=str(file))
         except CheckpointError as error:
             yield Skipped(module, str(error))
 
 
-def _alpha(stored: Stored, where: str) -> float:
+def alpha(stored: Stored, where: str) -> float:
+    """The one number in a tensor; CheckpointError where it holds more, or no finite one."""
     if int(np.prod(stored.shape)) != 1:
         raise CheckpointError(f"{where}: alpha is {stored.shape}; expected one number")
-    alpha = float(stored.load().reshape(-1)[0])
-    if not np.isfinite(alpha):
-        raise CheckpointError(f"{where}: alpha is {alpha}; expected a finite number")
-    return alpha
+    value = float(stored.load().reshape(-1)[0])
+    if not np.isfinite(value):
+        raise CheckpointError(f"{where}: alpha is {value}; expected a finite number")
+    return value
 
 
 def pair(B: Stored | None, A: Stored | None, where: str) -> tuple[np.ndarray, np.ndarray]:

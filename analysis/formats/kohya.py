@@ -12,9 +12,10 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from analysis.formats import Options, factors
+from analysis import CheckpointError
+from analysis.formats import Options, factors, lycoris
 from analysis.formats.tensors import Stored
-from analysis.update import Entry, Other
+from analysis.update import Entry, Other, Skipped
 
 KEY = re.compile(
     r"(?P<module>[^.]+)\.(?P<tensor>lora_down\.weight|lora_up\.weight|alpha|lora_mid\.weight"
@@ -31,7 +32,7 @@ def recognises(names: Collection[str]) -> bool:
 
 
 def read(file: Path, tensors: Mapping[str, Stored], options: Options) -> Iterator[Entry]:
-    """The updates of the file; a LyCORIS or DoRA layer is skipped by name."""
+    """The updates of the file; layers of LoKr, DoRA and the like are skipped by name."""
     modules: factors.Modules = {}
     for name, tensor in tensors.items():
         match = KEY.fullmatch(name)
@@ -40,7 +41,14 @@ def read(file: Path, tensors: Mapping[str, Stored], options: Options) -> Iterato
             continue
         role = ROLES.get(match["tensor"], match["tensor"])
         modules.setdefault(dotted(match["module"]), {})[role] = tensor
-    yield from factors.updates(modules, file, "kohya", options.scale)
+    for module, parts in modules.items():
+        if lycoris.PARTS[0] not in parts:
+            yield from factors.updates({module: parts}, file, "kohya", options.scale)
+            continue
+        try:
+            yield lycoris.update(module, parts, str(file), options.scale)
+        except CheckpointError as error:
+            yield Skipped(module, str(error))
 
 
 def dotted(module: str) -> str:
