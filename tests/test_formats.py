@@ -109,7 +109,7 @@ def test_updates_are_those_of_peft(tmp_path, case, suffix):
 def test_pattern_rule_is_pefts_own():
     from peft.utils.other import get_pattern_key
 
-    from analysis.formats.peft import Rule
+    from analysis.formats.rule import Rule
 
     modules = ["model.layers.1.q_proj", "model.layers.11.q_proj", "q_proj", "model.layers.1.v_proj"]
     patterns = [["layers.1.q_proj"], ["q_proj", "layers.1.q_proj"], ["1"], [".*1.*"], ["^q_proj"]]

@@ -10,12 +10,13 @@ embedding is a matrix (width, entries), a convolution one (d_out, d_in·kernel).
 in one file are parts of a module.
 """
 
-import math
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from analysis import CheckpointError
 from analysis.formats import (
@@ -23,14 +24,14 @@ from analysis.formats import (
     adalora,
     base,
     dora,
-    expressions,
     factors,
     merged_linear,
     shards,
     starts,
     through_peft,
 )
-from analysis.formats.tensors import Stored, count, number, read_json
+from analysis.formats.rule import Rule
+from analysis.formats.tensors import Stored, read_json
 from analysis.update import Entry, LowRankUpdate, Other, Skipped
 
 CONFIG = "adapter_config.json"
@@ -113,7 +114,7 @@ class Adapter:
     tensors: dict[str, Stored]
     others: list[str]
     modules: dict[tuple[str, str], dict[str, str]]  # module, part → "lora_A.weight" → name
-    rule: "Rule"
+    rule: Rule | None  # None for AdaLoRA, which has its own
     W0: dict[str, Stored]  # the base's weight by `_in_base` of our name
     starts: dict[tuple[str, str], LowRankUpdate] | None
 
@@ -123,7 +124,8 @@ def _open(path: Path, config: dict[str, Any], options: Options) -> Adapter:
     tensors = shards.open_located(file)
     others, modules = _sorted(tensors, file)
     names = list(dict.fromkeys(module for module, _ in modules))
-    rule = Rule(config, path / CONFIG, names)
+    own = config.get("peft_type") == "ADALORA"
+    rule = None if own else Rule(config, path / CONFIG, names)
     W0 = {}
     if options.base is not None:
         _, stored = base.open_model(base.directory(options.base))
@@ -190,80 +192,49 @@ def _other(name: str, adapter: Adapter) -> Other:
     return Other(name, f"{what(name)}, {base.change(adapter.tensors[name], W0)}")
 
 
-class Rule:
-    """What a config says about the rank and the scale of each module."""
-
-    def __init__(self, config: dict[str, Any], path: Path | str, modules: Collection[str]) -> None:
-        self.path = path
-        self.adalora = config.get("peft_type") == "ADALORA"
-        self.r = 0 if self.adalora else count(config, "r", path)
-        self.alpha = number(config, "lora_alpha", path)
-        self.rslora = bool(config.get("use_rslora"))
-        if self.adalora:
-            self.ranks, self.alphas = {}, {}
-            self.fixed = adalora.scale(config, str(path))
-        else:
-            self.ranks = self._pattern(config, "rank_pattern", modules, least=1)
-            self.alphas = self._pattern(config, "alpha_pattern", modules)
-
-    def _pattern(
-        self, config: dict[str, Any], key: str, modules: Collection[str], least: float = -1e300
-    ) -> dict[str, float]:
-        """Module → the value that the pattern gives it."""
-        pattern = config.get(key) or {}
-        if not isinstance(pattern, dict):
-            raise CheckpointError(f"{self.path}: {key} is {pattern!r}; expected an object")
-        values = {name: number(pattern, name, self.path, least) for name in pattern}
-        first = expressions.first_matches(pattern, modules, f"{self.path}: {key}")
-        return {module: values[name] for module, name in first.items()}
-
-    def rank(self, module: str) -> float:
-        """The r that the config gives the module."""
-        return self.ranks.get(module, self.r)
-
-    def scale(self, module: str) -> float:
-        """The factor before B @ A."""
-        if self.adalora:
-            return self.fixed
-        r = self.rank(module)
-        return self.alphas.get(module, self.alpha) / (math.sqrt(r) if self.rslora else r)
-
-
 def _module(module: str, part: str, names: dict[str, str], adapter: Adapter) -> Iterator[Entry]:
     """The update of one module, or several where its layer is fused; and the bias of its B."""
-    where = f"{adapter.file}: {module}"
+    where, source = f"{adapter.file}: {module}", str(adapter.file)
     parts = {what: adapter.tensors[name] for what, name in names.items()}
-    scale, source = adapter.rule.scale(module), str(adapter.file)
-    bias = parts.pop("lora_B.bias", None)
-    if bias is not None:
-        yield Other(names["lora_B.bias"], f"bias of lora_B (lora_bias), times {scale:g}")
-    magnitude = _magnitude(parts, where) if adapter.config.get("use_dora") else None
-    if adapter.rule.adalora:
+    config, rule = adapter.config, adapter.rule
+    if rule is None:
         B, A = adalora.factors(parts, where)
+        scale = adalora.scale(config, str(adapter.file.parent / CONFIG))
         yield LowRankUpdate(module, B, A, scale, part, "peft:ADALORA", source)
         return
+    scale = rule.scale(module)
+    if parts.pop("lora_B.bias", None):
+        yield Other(names["lora_B.bias"], f"bias of lora_B (lora_bias), times {scale:g}")
+    magnitude = _magnitude(parts, where) if config.get("use_dora") else None
     stored_B, stored_A = _pair(parts, where)
-    if adapter.config.get("enable_lora") and len(stored_B.shape) == 3:
-        enabled, r = adapter.config["enable_lora"], adapter.rule.rank(module)
+    if config.get("enable_lora") and len(stored_B.shape) == 3:
+        enabled, r = config["enable_lora"], rule.rank(module)
         for piece, B, A in merged_linear.slices(stored_B, stored_A, enabled, r, where):
             of_part = f"{part}.{piece}" if part else piece
             yield LowRankUpdate(module, B, A, scale, of_part, "lora", source)
         return
-    factors.check(stored_B.shape, stored_A.shape, where)
-    if stored_A.shape[0] != adapter.rule.rank(module):
-        raise CheckpointError(
-            f"{where}: B is {stored_B.shape}, A is {stored_A.shape};"
-            f" expected r = {adapter.rule.rank(module):g} by {adapter.rule.path}"
-        )
-    B, A = factors.matrices(stored_B.load(), stored_A.load())
+    B, A = _factors(stored_B, stored_A, rule, module, where)
     update = LowRankUpdate(module, B, A, scale, part, "lora", source)
     if adapter.starts is not None:
         yield starts.subtract(update, adapter.starts.get((module, part)))
     elif magnitude is not None and not adapter.options.direction_only:
-        turned = bool(adapter.config.get("fan_in_fan_out")) or "lora_embedding_A" in parts
+        turned = bool(config.get("fan_in_fan_out")) or "lora_embedding_A" in parts
         yield dora.update(update, magnitude, adapter.W0.get(f"{module}.weight"), turned)
     else:
         yield update
+
+
+def _factors(
+    B: Stored, A: Stored, rule: Rule, module: str, where: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """B (d_out, r) and A (r, d_in·kernel), of the rank that the config says."""
+    factors.check(B.shape, A.shape, where)
+    if A.shape[0] != rule.rank(module):
+        raise CheckpointError(
+            f"{where}: B is {B.shape}, A is {A.shape};"
+            f" expected r = {rule.rank(module):g} by {rule.path}"
+        )
+    return factors.matrices(B.load(), A.load())
 
 
 def _magnitude(parts: dict[str, Stored], where: str) -> Stored:

@@ -1,15 +1,20 @@
-"""A stranger's regular expressions: which modules does each match, in bounded time.
+"""What an adapter_config.json says of the rank and the scale of each module.
 
-The standard library sets no limit to a match, and `(a+)+$` takes longer than anyone waits. What
-has nothing but letters and dots cannot; the rest is tried in a process that can be stopped.
+`rank_pattern` and `alpha_pattern` hold a stranger's regular expressions. The standard library sets
+no limit to a match, and `(a+)+$` takes longer than anyone waits: what has nothing but letters and
+dots cannot, and the rest is tried in a process that can be stopped.
 """
 
 import json
+import math
 import re
 import sys
 from collections.abc import Collection
+from pathlib import Path
+from typing import Any
 
 from analysis import CheckpointError
+from analysis.formats.tensors import count, number
 
 HARMLESS = re.compile(r"\^?(?:[\w-]|\\?\.)*\$?")
 MANY = 1000  # expressions; more are tried in the other process too
@@ -21,6 +26,38 @@ compiled = [re.compile(key) for key in keys]
 json.dump([[i for i, module in enumerate(modules) if key.match(module)] for key in compiled],
           sys.stdout)
 """
+
+
+class Rule:
+    """r and the factor before B @ A of each of `modules`: α/r, or α/√r with rsLoRA."""
+
+    def __init__(self, config: dict[str, Any], path: Path | str, modules: Collection[str]) -> None:
+        self.path = path
+        self.r = count(config, "r", path)
+        self.alpha = number(config, "lora_alpha", path)
+        self.rslora = bool(config.get("use_rslora"))
+        self.ranks = self._pattern(config, "rank_pattern", modules, least=1)
+        self.alphas = self._pattern(config, "alpha_pattern", modules)
+
+    def _pattern(
+        self, config: dict[str, Any], key: str, modules: Collection[str], least: float = -1e300
+    ) -> dict[str, float]:
+        """Module → the value that the pattern gives it."""
+        pattern = config.get(key) or {}
+        if not isinstance(pattern, dict):
+            raise CheckpointError(f"{self.path}: {key} is {pattern!r}; expected an object")
+        values = {name: number(pattern, name, self.path, least) for name in pattern}
+        first = first_matches(pattern, modules, f"{self.path}: {key}")
+        return {module: values[name] for module, name in first.items()}
+
+    def rank(self, module: str) -> float:
+        """The r that the config gives the module."""
+        return self.ranks.get(module, self.r)
+
+    def scale(self, module: str) -> float:
+        """The factor before B @ A."""
+        r = self.rank(module)
+        return self.alphas.get(module, self.alpha) / (math.sqrt(r) if self.rslora else r)
 
 
 def first_matches(keys: Collection[str], modules: Collection[str], where: str) -> dict[str, str]:
