@@ -454,20 +454,6 @@ def _parser() -> argparse.ArgumentParser:
         help="also the weighted sum of these checkpoints, and the average of their factors",
     )
     parser.add_argument("--formats", action=_Formats, help="list what can be read, and stop")
-    parser.add_argument(
-        "--base", metavar="DIR", help="the model that was trained (or its hub name)"
-    )
-    parser.add_argument(
-        "--base-rounded",
-        action="store_true",
-        help="the base was itself rounded from what training started with: count its noise too",
-    )
-    parser.add_argument(
-        "--initial", metavar="DIR", help="the adapter before its training (PiSSA, OLoRA, …)"
-    )
-    parser.add_argument(
-        "--direction-only", action="store_true", help="of DoRA, B·A alone, which needs no base"
-    )
     parser.add_argument("--modules", metavar="REGEX", help="only modules whose name has a match")
     parser.add_argument(
         "--method",
@@ -476,22 +462,40 @@ def _parser() -> argparse.ArgumentParser:
         help="svd: slower, and exact far below s₁ for dense updates too",
     )
     parser.add_argument(
+        "--strict", action="store_true", help="fail, status 2, where anything was skipped"
+    )
+    parser.add_argument("--out", metavar="DIR", help=f"write {store.TABLE}, {store.SPECTRA}, …")
+    _add_reading(parser)
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    output.add_argument("--csv", action="store_true", help="a row a module on stdout")
+    return parser
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """The options that say of a checkpoint what it does not say itself."""
+    group = parser.add_argument_group("what a checkpoint does not say of itself")
+    group.add_argument("--base", metavar="DIR", help="the model that was trained (or its hub name)")
+    group.add_argument(
+        "--base-rounded",
+        action="store_true",
+        help="the base was itself rounded from what training started with: count its noise too",
+    )
+    group.add_argument(
+        "--initial", metavar="DIR", help="the adapter before its training (PiSSA, OLoRA, …)"
+    )
+    group.add_argument(
+        "--direction-only", action="store_true", help="of DoRA, B·A alone, which needs no base"
+    )
+    group.add_argument(
         "--factors",
         nargs=2,
         metavar=("A", "B"),
         help="patterns of the names of A (r, d_in) and B (d_out, r), paired by their groups",
     )
-    parser.add_argument(
+    group.add_argument(
         "--scale", type=float, default=1.0, metavar="X", help="ΔW = X · B A, where no file says it"
     )
-    parser.add_argument(
-        "--strict", action="store_true", help="fail, status 2, where anything was skipped"
-    )
-    parser.add_argument("--out", metavar="DIR", help=f"write {store.TABLE}, {store.SPECTRA}, …")
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    output.add_argument("--csv", action="store_true", help="a row a module on stdout")
-    return parser
 
 
 if __name__ == "__main__":

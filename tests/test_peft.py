@@ -577,3 +577,13 @@ def test_the_command_through_peft_is_quiet(tmp_path, capfd):
     out, err = capfd.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert "PEFT cannot put it into the base" in err
+
+
+def test_trained_tokens_are_listed(tmp_path):
+    from peft import LoraConfig
+
+    config = LoraConfig(r=4, target_modules=["lin"], trainable_token_indices={"emb": [1, 5]})
+    trained(tiny(), config).save_pretrained(tmp_path)
+    others = [e for e in checkpoint.scan(tmp_path) if isinstance(e, Other)]
+    assert len(others) == 1
+    assert "trained rows of an embedding" in others[0].what

@@ -182,6 +182,8 @@ def _in_base(name: str) -> str:
 
 def what(name: str) -> str:
     """What a tensor is that belongs to no update."""
+    if "trainable_tokens_" in name:
+        return "trained rows of an embedding (trainable_token_indices)"
     return "bias" if name.endswith(".bias") else "saved weight (modules_to_save)"
 
 
