@@ -382,6 +382,10 @@ def test_full_fine_tuning_with_a_broken_config(write_delta, config, words):
 # Bad LoRA adapters
 
 
+def nested(depth):
+    return [nested(depth - 1)] if depth else []
+
+
 def lora_key(module, factor):
     return f"base_model.model.{module}.lora_{factor}.weight"
 
@@ -440,6 +444,9 @@ def test_whole_numbers_are_no_factors(write_adapter, lora_tensors):
         ({"r": 0}, "r is 0; expected at least 1"),
         ({"r": True}, "r is True"),
         ({"r": 10**400}, "expected a number"),
+        ({"lora_alpha": nested(900)}, "lora_alpha is .*; expected a number"),
+        ({"peft_type": nested(900)}, "peft_type is .*; expected 'LORA'"),
+        ({"peft_type": "x" * 10**6}, "peft_type is 'xxx.{0,80}…; expected 'LORA'"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
         ({"rank_pattern": [1]}, r"rank_pattern is \[1\]; expected an object"),
         ({"rank_pattern": {"(": 3}}, "rank_pattern: missing"),

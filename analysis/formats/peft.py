@@ -31,7 +31,7 @@ from analysis.formats import (
     through_peft,
 )
 from analysis.formats.rule import Rule
-from analysis.formats.tensors import Stored, read_json
+from analysis.formats.tensors import Stored, read_json, short
 from analysis.update import Entry, LowRankUpdate, Other, Skipped
 
 CONFIG = "adapter_config.json"
@@ -90,7 +90,7 @@ def _foreign(config: dict[str, Any]) -> str:
     """Why B and A do not tell ΔW; "" where they do."""
     peft_type = config.get("peft_type")
     if peft_type not in ("LORA", "ADALORA"):
-        return f"peft_type is {peft_type!r}; expected 'LORA', which has factors of ΔW"
+        return f"peft_type is {short(peft_type)}; expected 'LORA', which has factors of ΔW"
     return next((f"{key} is set: {why}" for key, why in VARIANTS.items() if config.get(key)), "")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import CheckpointError
-from analysis.formats.tensors import count, number
+from analysis.formats.tensors import count, number, short
 
 HARMLESS = re.compile(r"\^?(?:[\w-]|\\?\.)*\$?")
 MANY = 1000  # expressions; more are tried in the other process too
@@ -45,7 +45,7 @@ class Rule:
         """Module → the value that the pattern gives it."""
         pattern = config.get(key) or {}
         if not isinstance(pattern, dict):
-            raise CheckpointError(f"{self.path}: {key} is {pattern!r}; expected an object")
+            raise CheckpointError(f"{self.path}: {key} is {short(pattern)}; expected an object")
         values = {name: number(pattern, name, self.path, least) for name in pattern}
         first = first_matches(pattern, modules, f"{self.path}: {key}")
         return {module: values[name] for module, name in first.items()}

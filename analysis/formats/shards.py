@@ -10,7 +10,7 @@ link out of it.
 from pathlib import Path
 
 from analysis import CheckpointError
-from analysis.formats.tensors import Stored, by_number, open_tensors, read_json
+from analysis.formats.tensors import Stored, by_number, open_tensors, read_json, short
 
 SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 
@@ -64,7 +64,9 @@ def _refuse_outside(index: Path, shard: str) -> None:
     if allowed[0].parent.name == "snapshots":
         allowed.append(allowed[0].parent.parent / "blobs")
     if Path(shard).suffix not in (".safetensors", ".bin") or Path(shard).name != shard:
-        raise CheckpointError(f"{index}: lists the shard {shard!r}; expected a plain file name")
+        raise CheckpointError(
+            f"{index}: lists the shard {short(shard)}; expected a plain file name"
+        )
     try:
         place = (index.parent / shard).resolve(strict=True)
     except (OSError, ValueError, RuntimeError):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from analysis import CheckpointError
+from analysis.formats.tensors import short
 from analysis.update import LowRankUpdate, float64
 
 # Those that leave the base weight as it was, so that B·A is all of ΔW.
@@ -21,7 +22,7 @@ def refuse(config: dict[str, Any], where: str, initial: bool) -> None:
     start = config.get("init_lora_weights", True)
     if start not in PLAIN and not initial:
         raise CheckpointError(
-            f"{where}: init_lora_weights is {start!r}, a start that changes the base weights,"
+            f"{where}: init_lora_weights is {short(start)}, a start that changes the base weights,"
             " so that B·A is not ΔW; pass the adapter as it was before its training, --initial DIR"
         )
     if initial and config.get("use_dora"):

@@ -211,7 +211,7 @@ def number(config: dict[str, Any], key: str, where: Path | str, least: float = -
     """config[key] as a finite number of at least `least`; CheckpointError naming `where` else."""
     value = config.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
-        raise CheckpointError(f"{where}: {key} is {_short(value)}; expected a number")
+        raise CheckpointError(f"{where}: {key} is {short(value)}; expected a number")
     if value < least:
         raise CheckpointError(f"{where}: {key} is {value!r}; expected at least {least:g}")
     return value
@@ -225,9 +225,12 @@ def count(config: dict[str, Any], key: str, where: Path | str) -> int:
     return int(value)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """`value` for a message: a stranger's may be of any length."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 

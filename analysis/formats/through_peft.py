@@ -17,7 +17,7 @@ import numpy as np
 from analysis import CheckpointError
 from analysis.floor import noise_floor
 from analysis.formats import base
-from analysis.formats.tensors import line
+from analysis.formats.tensors import line, short
 from analysis.update import DenseUpdate, Entry, Other, Skipped
 
 # What has no one ΔW, or would let a config choose what is imported or downloaded.
@@ -63,7 +63,9 @@ def read(path: Path, config: dict[str, Any], base_path: Path) -> Iterator[Entry]
 def _refuse(config: dict[str, Any], where: str) -> None:
     peft_type = config.get("peft_type")
     if not isinstance(peft_type, str):
-        raise CheckpointError(f"{where}: peft_type is {peft_type!r}; expected a name, as 'LORA'")
+        raise CheckpointError(
+            f"{where}: peft_type is {short(peft_type)}; expected a name, as 'LORA'"
+        )
     if peft_type in REFUSED:
         raise CheckpointError(f"{where}: {peft_type} {REFUSED[peft_type]}; it has no one ΔW")
     for key in UNSAFE:
