@@ -421,6 +421,18 @@ def test_an_initial_adapter_of_other_modules_is_refused(write_adapter, lora_tens
         list(checkpoint.scan(path, Options(initial=initial.parent / "empty")))
 
 
+def test_the_initial_adapter_is_subtracted_from_adalora_too(tmp_path):
+    from peft import AdaLoraConfig
+
+    config = AdaLoraConfig(init_r=3, total_step=10, target_modules=["lin"])
+    for name, std in (("initial", 0.1), ("tuned", 0.3)):
+        trained(tiny(), config, std).save_pretrained(tmp_path / name)
+    before, after = (updates(tmp_path / name)["lin", ""] for name in ("initial", "tuned"))
+    found = updates(tmp_path / "tuned", initial=tmp_path / "initial")["lin", ""]
+    close(found, after.dense() - before.dense())
+    assert found.capacity == 6
+
+
 def other_types():
     import peft
 

@@ -81,7 +81,10 @@ def read(path: Path, options: Options) -> Iterator[Entry]:
         yield _other(name, adapter)
     for (module, part), parts in adapter.modules.items():
         try:
-            yield from _module(module, part, parts, adapter)
+            for entry in _module(module, part, parts, adapter):
+                if adapter.starts is not None and isinstance(entry, LowRankUpdate):
+                    entry = starts.subtract(entry, adapter.starts.get((module, entry.part)))
+                yield entry
         except CheckpointError as error:
             yield Skipped(module, str(error))
 
@@ -217,9 +220,7 @@ def _module(module: str, part: str, names: dict[str, str], adapter: Adapter) -> 
         return
     B, A = _factors(stored_B, stored_A, rule, module, where)
     update = LowRankUpdate(module, B, A, scale, part, "lora", source)
-    if adapter.starts is not None:
-        yield starts.subtract(update, adapter.starts.get((module, part)))
-    elif magnitude is not None and not adapter.options.direction_only:
+    if magnitude is not None and not adapter.options.direction_only:
         turned = bool(config.get("fan_in_fan_out")) or "lora_embedding_A" in parts
         yield dora.update(update, magnitude, adapter.W0.get(f"{module}.weight"), turned)
     else:
