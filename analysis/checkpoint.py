@@ -5,16 +5,40 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from analysis import CheckpointError
-from analysis.formats import full, multilora, peft
+from analysis.formats import (
+    Options,
+    adalora,
+    base,
+    diffusers,
+    dora,
+    factors,
+    full,
+    kohya,
+    loralib,
+    lycoris,
+    merged_linear,
+    model,
+    multilora,
+    peft,
+    shards,
+    starts,
+    through_peft,
+)
+from analysis.formats.tensors import open_tensors
 from analysis.update import Entry, Other, Skipped, Update
 
 # In this order: the first that recognises a directory reads it.
-FORMATS = (multilora, full, peft)
-# Every file that a result depends on.
-INPUTS = (peft.CONFIG, *peft.WEIGHTS, full.CONFIG, full.WEIGHTS)
+FORMATS = (multilora, full, peft, model)
+# Likewise, of a single file, by the names of its tensors.
+FILES = (kohya, diffusers, loralib)
+# Read by `peft` and `kohya`, each by rules of its own.
+VARIANTS = (adalora, dora, merged_linear, starts, through_peft, lycoris)
 STEP = re.compile(r"checkpoint-(\d+)")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)")
 
 
 @dataclass(frozen=True)
@@ -31,32 +55,84 @@ class Run:
         return self.name if self.step is None else f"{self.name}@{self.step}"
 
 
-def read(path: str | Path, base: str | Path | None = None) -> Iterator[Update]:
+def read(
+    path: str | Path, base: str | Path | None = None, options: Options | None = None
+) -> Iterator[Update]:
     """Every update of the checkpoint at `path`, low-rank or dense, in the file's order.
 
     Raises CheckpointError where there is no checkpoint, and at the first module that cannot be
     analysed; `scan` goes on instead.
     """
-    for entry in scan(path, base):
+    options = options or Options(base=None if base is None else Path(base))
+    for entry in scan(path, options):
         if isinstance(entry, Skipped):
             raise CheckpointError(entry.reason)
         if not isinstance(entry, Other):
             yield entry
 
 
-def scan(path: str | Path, base: str | Path | None = None) -> Iterator[Entry]:
+def scan(path: str | Path, options: Options | None = None) -> Iterator[Entry]:
     """Everything in the checkpoint at `path`: updates, Skipped with a reason, Other tensors.
 
     Raises CheckpointError where the checkpoint as a whole cannot be read.
     """
-    directory = _directory(Path(path))
-    for family in FORMATS:
-        if family.recognises(directory):
-            return family.read(directory, None if base is None else Path(base))
+    options = options or Options()
+    place = _place(Path(path))
+    family = None if options.factors else _family(place)
+    if family:
+        return family.read(place, options)
+    files = _files(place)
+    if len(files) != 1:
+        raise CheckpointError(
+            f"{path}: no checkpoint here; expected {peft.CONFIG} with {peft.STEM}.safetensors,"
+            f" {full.CONFIG} with {full.WEIGHTS}, a model's weights, or a file of factors"
+        )
+    return _file(files[0], options)
+
+
+def _family(place: Path) -> Any:
+    """The module of `analysis.formats` that reads a directory; None where none does."""
+    return next((family for family in FORMATS if family.recognises(place)), None)
+
+
+def _files(place: Path) -> list[Path]:
+    """The files of tensors that a directory has, or that `place` is; not a trainer's own state."""
+    if place.is_file():
+        return [place]
+    found = sorted(file for file in place.iterdir() if file.is_file())
+    weights = [file for file in found if file.suffix == ".safetensors"]
+    return weights or [
+        file for file in found if file.suffix in PICKLES and not STATE.match(file.name)
+    ]
+
+
+def _file(file: Path, options: Options) -> Iterator[Entry]:
+    """Everything in a single file of tensors."""
+    tensors = open_tensors(file)
+    if options.factors:
+        return factors.read(file, tensors, options)
+    for family in FILES:
+        if family.recognises(tensors):
+            return family.read(file, tensors, options)
     raise CheckpointError(
-        f"{path}: no checkpoint here; expected {peft.CONFIG} with adapter_model.safetensors,"
-        f" or {full.CONFIG} with {full.WEIGHTS}"
+        f"{file}: no pair of factors by any known names; expected lora_A and lora_B, lora_down and"
+        " lora_up, or the patterns of their names, --factors A B"
     )
+
+
+def formats() -> Iterator[str]:
+    """What can be read, a line a family: the first line of each one's documentation."""
+    for family in (*FORMATS, *VARIANTS, *FILES, factors):
+        yield f"{family.__name__.rpartition('.')[2]:14} {(family.__doc__ or '').splitlines()[0]}"
+
+
+def inputs(path: Path) -> list[Path]:
+    """Every file of a checkpoint or a model that a result may depend on."""
+    place = _place(path)
+    if place.is_file():
+        return [place]
+    configs = [file for file in place.iterdir() if file.suffix in (".json", ".bin")]
+    return sorted({*configs, *_files(place)})
 
 
 def runs(paths: Iterable[str | Path]) -> list[Run]:
@@ -82,26 +158,50 @@ def runs(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def _steps(path: Path) -> Sequence[Path]:
-    """`path` itself, or its checkpoint-N in order of N where it is only a run directory."""
-    directory = _directory(path)
-    if any(family.recognises(directory) for family in FORMATS):
-        return [directory]
+    """`path` and the further adapters below it, its checkpoint-N in order of N, or its files."""
+    place = _place(path)
+    if place.is_file():
+        return [path]
+    if _family(place):
+        return [place if path.is_file() else path, *_adapters_below(place)]
     steps = {
         int(match[1]): child
-        for child in directory.iterdir()
+        for child in place.iterdir()
         if (match := STEP.fullmatch(child.name)) and child.is_dir()
     }
-    return [steps[step] for step in sorted(steps)] or [directory]
+    if steps:
+        return [steps[step] for step in sorted(steps)]
+    files = _files(place)
+    return _adapters_below(place) or (files if len(files) > 1 else [path])
 
 
-def _directory(path: Path) -> Path:
-    """The directory of the checkpoint; a path to its weight file will do."""
-    if path.is_file() and path.name in (*peft.WEIGHTS, full.WEIGHTS):
-        return path.parent
+def _adapters_below(directory: Path) -> list[Path]:
+    """Where PEFT saves all adapters of a model but the default one: a directory each.
+
+    Not lora/ below a MultiLoRA checkpoint, which is the same update again.
+    """
+    if multilora.recognises(directory):
+        return []
+    return sorted(
+        child
+        for child in directory.iterdir()
+        if (child / peft.CONFIG).is_file() and not STEP.fullmatch(child.name)
+    )
+
+
+def _place(path: Path) -> Path:
+    """Where the checkpoint lies: a directory, also for a path to its weight file; else a file."""
     if not path.exists():
-        raise CheckpointError(f"{path}: no such file or directory")
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: is a file; expected a checkpoint directory")
+        return base.directory(path)
+    if path.is_dir():
+        return path
+    weights = (shards.locate(path.parent, peft.STEM), shards.locate(path.parent, *base.STEMS))
+    if path in weights or path.name == full.WEIGHTS:
+        return path.parent
+    if path.suffix not in (".safetensors", *PICKLES):
+        raise CheckpointError(
+            f"{path}: is a file; expected a checkpoint directory, or a file of tensors"
+        )
     return path
 
 

@@ -5,7 +5,7 @@ and Q_A of orthonormal columns such that B = Q_B L_Bᵀ and A = L_A Q_Aᵀ; so t
 B A are those of the small core L_BᵀL_A.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,11 +21,15 @@ ROWS = 2048  # of a dense update in float64 at a time
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """s (capacity,), float64, descending; |s − exact| <= error_bound; by which algorithm."""
+    """s (capacity,), float64, descending; |s − exact| <= error_bound; by which algorithm.
+
+    floor: the largest singular value of the rounding noise in ΔW, None where nothing was rounded.
+    """
 
     s: np.ndarray
     algorithm: str
     error_bound: float
+    floor: float | None = None
 
 
 def singular_values(update: Update, method: str = "auto") -> np.ndarray:
@@ -46,6 +50,8 @@ def spectrum(update: Update, method: str = "auto") -> Spectrum:
         result = _low_rank(update, method)
     else:
         result = _dense_svd(update) if method == "svd" else _dense_gram(update)
+        floor = update.floor() if callable(update.floor) else update.floor
+        result = replace(result, floor=floor)
     if not max(result.s.sum(), result.error_bound) < LARGEST:
         raise CheckpointError(f"{_label(update)}: ΔW is too large for float64")
     return result

@@ -1,8 +1,9 @@
 """Show how the update in a checkpoint is spread over its singular directions.
 
-PATH is a checkpoint directory (a PEFT LoRA adapter, MultiLoRA, a stored full fine-tuning), or a
-run directory of checkpoint-N. One table a checkpoint, one line a projection, medians over its
-modules. ΔW = W_tuned − W0 has singular values s₁ ≥ s₂ ≥ …, and energy Σs².
+PATH is a checkpoint directory (a PEFT adapter, MultiLoRA, a stored full fine-tuning; a whole model
+with --base), a file of factors, or a run directory of checkpoint-N; --formats lists what can be
+read. One table a checkpoint, one line a projection, medians over its modules. ΔW = W_tuned − W0 has
+singular values s₁ ≥ s₂ ≥ …, and energy Σs².
 """
 
 import argparse
@@ -14,19 +15,22 @@ import platform
 import re
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from analysis import CheckpointError, checkpoint, decompose, metrics, null, store
+from analysis import CheckpointError, checkpoint, combine, decompose, metrics, null, store
+from analysis.formats import Options
 from analysis.store import Row, Spectra
-from analysis.update import DenseUpdate, LowRankUpdate, Other, Skipped, Update
+from analysis.update import DenseUpdate, Entry, LowRankUpdate, Other, Skipped, Update
 
 Outcome = decompose.Spectrum | CheckpointError
+Source = tuple[checkpoint.Run, Callable[[], Iterator[Entry]]]
 
 EXPLANATION = """\
 ‖ΔW‖₂ = s₁, ‖ΔW‖_F = √Σs²; top-k: share of the energy in the k largest values; eff. rank: exp of
@@ -42,24 +46,37 @@ def analyse(
     paths: str | Path | Iterable[str | Path],
     *,
     base: str | Path | None = None,
+    options: Options | None = None,
+    terms: Sequence[combine.Term] = (),
     modules: str | None = None,
     method: str = "auto",
     progress: bool = False,
 ) -> Spectra:
     """The spectrum of every update in the checkpoints at `paths`.
 
-    paths: one path or several; a directory of checkpoint-N stands for all of them. modules: a
+    paths: one path or several; a directory of checkpoint-N stands for all of them. base: the
+    model that was trained; options: that, and all else there is to say about reading. terms: of a
+    weighted sum of checkpoints, a run "combined", with the average of their factors, a run
+    "factors". modules: a
     regular expression that a module's name must contain. method: see `decompose.spectrum`.
     progress: a bar on stderr where it takes over two seconds. What cannot be analysed stands in
     `skipped`, a whole checkpoint under module "". Raises CheckpointError for a path that does
     not exist, ValueError for a method or an expression that is none.
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
+    options = options or Options(base=None if base is None else Path(base))
     wanted = _expression(modules)
     found = Spectra()
-    for run in checkpoint.runs(listed):
+    sources: list[Source] = [
+        (run, partial(checkpoint.scan, run.path, options)) for run in checkpoint.runs(listed)
+    ]
+    if terms:
+        place = terms[0].path
+        for name, method_of in (("combined", combine.sums), ("factors", combine.averages)):
+            sources.append((checkpoint.Run(place, name, None), partial(method_of, terms, options)))
+    for run, entries in sources:
         try:
-            _analyse_run(run, base, wanted, method, progress, found)
+            _analyse_run(run, entries, wanted, method, progress, found)
         except CheckpointError as error:
             found.skipped.append({"run": run.key, "module": "", "reason": str(error)})
     return found
@@ -91,7 +108,7 @@ def _expression(modules: str | None) -> re.Pattern[str]:
 
 def _analyse_run(
     run: checkpoint.Run,
-    base: str | Path | None,
+    entries: Callable[[], Iterator[Entry]],
     wanted: re.Pattern[str],
     method: str,
     progress: bool,
@@ -100,7 +117,7 @@ def _analyse_run(
     """Add what is in one checkpoint to `found`."""
 
     def updates() -> Iterator[Update]:
-        for entry in checkpoint.scan(run.path, base):
+        for entry in entries():
             if isinstance(entry, Other):
                 found.other.append({"run": run.key, "name": entry.name, "what": entry.what})
             elif wanted.search(entry.name):
@@ -166,13 +183,13 @@ def _with_bar(updates: list[Update], progress: bool, label: str) -> Iterable[Upd
         return updates
     from tqdm import tqdm
 
-    return tqdm(updates, desc=label, unit="matrix", delay=2, disable=None, leave=False)
+    return tqdm(updates, desc=printable(label), unit="matrix", delay=2, disable=None, leave=False)
 
 
 def row(update: Update, spectrum: decompose.Spectrum, run: checkpoint.Run) -> Row:
     """The line of one update in the table, by store.COLUMNS; None where a number is undefined."""
     s, (d_out, d_in) = spectrum.s, update.shape
-    floor = update.floor if isinstance(update, DenseUpdate) else None
+    floor = spectrum.floor
     rounding = max(d_out, d_in) * decompose.EPS * s[0]
     rank = metrics.rank(s, max(spectrum.error_bound, floor or 0.0, rounding))
     components = update.name.split(".")
@@ -289,11 +306,12 @@ def record(paths: Sequence[str], arguments: dict[str, Any]) -> dict[str, Any]:
     from importlib.metadata import version
 
     inputs = {}
-    for run in checkpoint.runs(paths):
-        for file in sorted(run.path.iterdir()):
-            if file.name in checkpoint.INPUTS:
-                with file.open("rb") as opened:
-                    inputs[str(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
+    read = [run.path for run in checkpoint.runs(paths)]
+    read += [combine.parse(text).path for text in arguments["combine"]]
+    for path in [*read, *(Path(arguments[key]) for key in ("base", "initial") if arguments[key])]:
+        for file in checkpoint.inputs(path):
+            with file.open("rb") as opened:
+                inputs[str(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
     packages = ("multilora", "numpy", "ml_dtypes", "safetensors", "scipy", "torch")
     return {
         "command": "analysis.spectrum",
@@ -306,24 +324,51 @@ def record(paths: Sequence[str], arguments: dict[str, Any]) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status: 0, all analysed; 1, some skipped; 2, nothing."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if not arguments.paths and not arguments.combine:
+        parser.error("the following arguments are required: PATH, or --combine")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        found = analyse(
-            arguments.paths, modules=arguments.modules, method=arguments.method, progress=True
-        )
-        for skip in found.skipped:
-            _complain(skip["reason"])
-        if found.rows or arguments.json:
-            _write(found, arguments)
-        if not found.rows and not found.skipped:
-            _complain(f"{', '.join(arguments.paths)}: no update to analyse; expected at least one")
+        return _run(arguments)
     except (CheckpointError, ValueError, OSError) as error:
         _complain(str(error))
         return 2
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Analyse, complain of what was skipped, write the rest; the exit status."""
+    found = analyse(
+        arguments.paths,
+        options=_options(arguments),
+        terms=[combine.parse(text) for text in arguments.combine],
+        modules=arguments.modules,
+        method=arguments.method,
+        progress=True,
+    )
+    for skip in found.skipped:
+        _complain(skip["reason"])
+    if arguments.strict and found.skipped:
+        return 2
+    if found.rows or arguments.json:
+        _write(found, arguments)
+    if not found.rows and not found.skipped:
+        paths = ", ".join([*arguments.paths, *arguments.combine]) or "no path"
+        _complain(f"{paths}: no update to analyse; expected at least one")
     return 2 if not found.rows else 1 if found.skipped else 0
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    return Options(
+        base=Path(arguments.base) if arguments.base else None,
+        base_rounded=arguments.base_rounded,
+        initial=Path(arguments.initial) if arguments.initial else None,
+        direction_only=arguments.direction_only,
+        factors=tuple(arguments.factors) if arguments.factors else None,
+        scale=arguments.scale,
+    )
 
 
 def _write(found: Spectra, arguments: argparse.Namespace) -> None:
@@ -336,7 +381,7 @@ def _write(found: Spectra, arguments: argparse.Namespace) -> None:
         result = {"record": made_by, "rows": found.rows, "summary": summary(found.rows)}
         _emit(store.strict_json({**result, "skipped": found.skipped, "other": found.other}))
     elif arguments.csv:
-        _emit(store.csv_text(found.rows).rstrip("\n"))
+        _emit(csv_safe(found.rows).rstrip("\n"))
     else:
         _emit("\n".join([*map(printable, table(found.rows)), EXPLANATION, *_remarks(found)]))
 
@@ -361,7 +406,8 @@ def _emit(text: str) -> None:
 
 
 def _mostly_below_floor(row: Row) -> bool:
-    return row["floor"] is not None and 0 < 2 * row["above_floor"] < row["capacity"]
+    moved = row["spectral_norm"] > 0
+    return row["floor"] is not None and moved and 2 * row["above_floor"] < row["capacity"]
 
 
 def _complain(message: str) -> None:
@@ -373,6 +419,25 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def csv_safe(rows: Iterable[Row]) -> str:
+    """The rows as CSV for a terminal: their names escaped, which a file keeps as they are."""
+    return store.csv_text(
+        {column: printable(cell) if isinstance(cell, str) else cell for column, cell in row.items()}
+        for row in rows
+    )
+
+
+class _Formats(argparse.Action):
+    """--formats: as --help, it stands alone."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        _emit("\n".join(checkpoint.formats()))
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.spectrum",
@@ -380,7 +445,15 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXPLANATION + " Exit status: 0, every update was analysed; 1, some were skipped;"
         " 2, nothing was analysed, or bad usage.",
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="a checkpoint or run directory")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="a checkpoint or run directory")
+    parser.add_argument(
+        "--combine",
+        nargs="+",
+        default=[],
+        metavar="WEIGHT:PATH",
+        help="also the weighted sum of these checkpoints, and the average of their factors",
+    )
+    parser.add_argument("--formats", action=_Formats, help="list what can be read, and stop")
     parser.add_argument("--modules", metavar="REGEX", help="only modules whose name has a match")
     parser.add_argument(
         "--method",
@@ -388,11 +461,41 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="svd: slower, and exact far below s₁ for dense updates too",
     )
+    parser.add_argument(
+        "--strict", action="store_true", help="fail, status 2, where anything was skipped"
+    )
     parser.add_argument("--out", metavar="DIR", help=f"write {store.TABLE}, {store.SPECTRA}, …")
+    _add_reading(parser)
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="one JSON object on stdout")
     output.add_argument("--csv", action="store_true", help="a row a module on stdout")
     return parser
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """The options that say of a checkpoint what it does not say itself."""
+    group = parser.add_argument_group("what a checkpoint does not say of itself")
+    group.add_argument("--base", metavar="DIR", help="the model that was trained (or its hub name)")
+    group.add_argument(
+        "--base-rounded",
+        action="store_true",
+        help="the base was itself rounded from what training started with: count its noise too",
+    )
+    group.add_argument(
+        "--initial", metavar="DIR", help="the adapter before its training (PiSSA, OLoRA, …)"
+    )
+    group.add_argument(
+        "--direction-only", action="store_true", help="of DoRA, B·A alone, which needs no base"
+    )
+    group.add_argument(
+        "--factors",
+        nargs=2,
+        metavar=("A", "B"),
+        help="patterns of the names of A (r, d_in) and B (d_out, r), paired by their groups",
+    )
+    group.add_argument(
+        "--scale", type=float, default=1.0, metavar="X", help="ΔW = X · B A, where no file says it"
+    )
 
 
 if __name__ == "__main__":

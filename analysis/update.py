@@ -43,13 +43,14 @@ class DenseUpdate:
     """ΔW as a matrix that `load` reads when it is needed, (d_out, d_in), float32 or float64.
 
     floor: upper estimate of the largest singular value of the rounding noise in ΔW
-    (`analysis.floor.noise_floor`), None where nothing was rounded.
+    (`analysis.floor.noise_floor`), or what measures it when it is needed; None where nothing was
+    rounded.
     """
 
     name: str
     shape: tuple[int, int]
     load: Callable[[], np.ndarray]
-    floor: float | None = None
+    floor: float | Callable[[], float] | None = None
     part: str = ""
     method: str = ""
     source: str = ""

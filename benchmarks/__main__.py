@@ -2,10 +2,10 @@
 
 import sys
 
-from benchmarks import layers, spectrum
+from benchmarks import fuzz, layers, memory, spectrum
 
 statuses = []
-for benchmark in (spectrum, layers):
+for benchmark in (spectrum, layers, memory, fuzz):
     print(f"== {benchmark.__name__}", flush=True)
     statuses.append(benchmark.main([]))
 sys.exit(max(statuses))

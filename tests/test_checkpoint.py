@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -37,10 +39,24 @@ def test_a_run_directory_stands_for_its_steps_in_order(adapter):
 
 
 def test_a_checkpoint_with_steps_below_it_is_itself(adapter):
-    """As the exact export in lora/ of a MultiLoRA checkpoint is no second run."""
     adapter("run/checkpoint-5")
-    adapter("run/lora")
     assert names([adapter("run")]) == [("run", None)]
+
+
+def test_the_export_below_a_multilora_checkpoint_is_no_second_run(adapter, write_adapter):
+    adapter("run/lora")
+    path = write_adapter({}, "run", peft_type="MULTILORA")
+    assert names([path]) == [("run", None)]
+
+
+def test_several_adapters_in_one_directory_are_runs(adapter):
+    adapter("several/style")
+    adapter("several/task")
+    path = adapter("several")
+    assert names([path]) == [("several", None), ("style", None), ("task", None)]
+    (path / "adapter_config.json").unlink()
+    (path / "adapter_model.safetensors").unlink()
+    assert names([path]) == [("style", None), ("task", None)]
 
 
 def test_equal_names_get_their_parents(adapter):
@@ -79,3 +95,27 @@ def test_a_directory_is_read_by_the_format_that_knows_it(write_delta, adapter, t
     assert isinstance(update, LowRankUpdate)
     with pytest.raises(CheckpointError, match=r"no checkpoint here; expected adapter_config\.json"):
         checkpoint.scan(tmp_path)
+
+
+def test_a_name_on_the_hub_is_looked_up_in_its_cache(adapter, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    snapshot = adapter("models--org--tuned/snapshots/0123")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(snapshot))
+    assert names(["org/tuned"]) == [("tuned", None)]
+    assert [update.name for update in checkpoint.read("org/tuned")] == ["q"]
+    assert {path.parent for path in checkpoint.inputs(Path("org/tuned"))} == {snapshot}
+
+    def offline(name, **_):
+        raise ConnectionError("no network\nand much advice")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(CheckpointError, match=r"not on the hub: no network$"):
+        checkpoint.runs(["org/tuned"])
+
+
+def test_what_cannot_be_a_name_on_the_hub_is_not_asked_for(monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: 1 / 0)
+    for path in ("../nowhere", "a/b/c", "/no/where", "x y"):
+        with pytest.raises(CheckpointError, match="no such file or directory"):
+            checkpoint.runs([path])

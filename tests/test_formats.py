@@ -109,14 +109,14 @@ def test_updates_are_those_of_peft(tmp_path, case, suffix):
 def test_pattern_rule_is_pefts_own():
     from peft.utils.other import get_pattern_key
 
-    from analysis.formats.peft import Rule
+    from analysis.formats.rule import Rule
 
     modules = ["model.layers.1.q_proj", "model.layers.11.q_proj", "q_proj", "model.layers.1.v_proj"]
     patterns = [["layers.1.q_proj"], ["q_proj", "layers.1.q_proj"], ["1"], [".*1.*"], ["^q_proj"]]
     for keys in patterns:
         values = {key: i + 2 for i, key in enumerate(keys)}
         config = {"r": 1, "lora_alpha": 1, "rank_pattern": values}
-        rule = Rule(config, "adapter_config.json")
+        rule = Rule(config, "adapter_config.json", modules)
         for module in modules:
             assert rule.rank(module) == values.get(get_pattern_key(keys, module), 1)
 
@@ -175,16 +175,63 @@ def test_real_bin_is_read_without_its_code(real_adapter):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("not-lora-ia3-opt350m", "peft_type is 'IA3'"),
-        ("not-lora-unilora", "peft_type is 'UNILORA'"),
-        ("peft-regression-adalora_mlp", "peft_type is 'ADALORA'"),
-        ("bloom560m-peft02-merged-linear-bin", "enable_lora is set"),
-        ("sd15-diffusers-legacy", "no checkpoint here"),
+        ("not-lora-ia3-opt350m", "peft_type is 'IA3'.*pass .* --base DIR"),
+        ("not-lora-unilora", "peft_type is 'UNILORA'.*pass .* --base DIR"),
     ],
 )
-def test_real_adapters_that_are_not_plain_lora_are_refused(real_adapter, name, words):
+def test_real_adapters_that_are_not_lora_are_refused(real_adapter, name, words):
     with pytest.raises(CheckpointError, match=words):
         scan(real_adapter(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("peft-regression-lora_emb_conv1d", {"emb": (5, 100), "conv1d": (1, 5)}),
+        ("peft-regression-lora_conv2d", {"conv2d": (10, 45)}),
+    ],
+)
+def test_real_layers_of_other_kinds(real_adapter, name, shapes):
+    import torch
+
+    path = real_adapter(name)
+    raw = torch.load(path / "adapter_model.bin", map_location="cpu", weights_only=True)
+    raw = {key.split(".", 2)[2]: tensor.double().numpy() for key, tensor in raw.items()}
+    entries = scan(path)
+    assert {module: entry.shape for module, entry in entries.items()} == shapes
+    for module, update in entries.items():
+        names = [k for k in raw if k.startswith(module)]
+        A, B = (next(raw[k] for k in names if f"_{f}" in k.split(".")[1]) for f in "AB")
+        want = B.reshape(len(B), -1) @ A.reshape(len(A), -1)
+        np.testing.assert_allclose(update.dense(), want, rtol=0, atol=1e-14)
+
+
+def test_real_adalora_has_a_scale_of_its_own(real_adapter):
+    import torch
+
+    path = real_adapter("peft-regression-adalora_mlp")
+    raw = torch.load(path / "adapter_model.bin", map_location="cpu", weights_only=True)
+    A, B, E = (raw[f"base_model.model.lin0.lora_{part}"].double().numpy() for part in "ABE")
+    want = 8 / (12 + 1e-5) * B @ (E * A)
+    np.testing.assert_allclose(scan(path)["lin0"].dense(), want, rtol=1e-14, atol=1e-15)
+
+
+def test_real_merged_linear_is_two_updates_a_module(real_adapter):
+    import torch
+
+    path = real_adapter("bloom560m-peft02-merged-linear-bin")
+    updates = list(checkpoint.read(path))
+    assert len(updates) == 48
+    assert {(u.part, u.shape, u.capacity) for u in updates} == {
+        ("slice0", (1024, 1024), 8),
+        ("slice2", (1024, 1024), 8),
+    }
+    raw = torch.load(path / "adapter_model.bin", map_location="cpu", weights_only=True)
+    key = f"base_model.model.{updates[1].name}.lora_{{}}.weight"
+    A, B = raw[key.format("A")].double(), raw[key.format("B")].double()
+    both = torch.nn.functional.conv1d(A[None], B, groups=2)[0].numpy()
+    for update, want in zip(updates[:2], np.split(2.0 * both, 2), strict=True):
+        np.testing.assert_allclose(update.dense(), want, rtol=0, atol=1e-12)
 
 
 # MultiLoRA
@@ -335,6 +382,10 @@ def test_full_fine_tuning_with_a_broken_config(write_delta, config, words):
 # Bad LoRA adapters
 
 
+def nested(depth):
+    return [nested(depth - 1)] if depth else []
+
+
 def lora_key(module, factor):
     return f"base_model.model.{module}.lora_{factor}.weight"
 
@@ -344,13 +395,21 @@ def lora_key(module, factor):
     [
         ({lora_key("v", "B"): None}, "v: has lora_A but no lora_B; expected both"),
         ({lora_key("v", "A"): None}, "v: has lora_B but no lora_A; expected both"),
+        (
+            {
+                lora_key("v", "A"): None,
+                lora_key("v", "B"): None,
+                f"{lora_key('v', 'B')[:-7]}.bias": 9,
+            },
+            "v: has no lora_B and no lora_A; expected both",
+        ),
         ({lora_key("v", "B"): (12, 3)}, r"v: inner ranks differ, B is (12, 3), A is (4, 10)"),
         ({lora_key("v", "A"): (3, 10), lora_key("v", "B"): (12, 3)}, "expected r = 4"),
         ({lora_key("v", "A"): (0,)}, "v: B is (12, 4), A is (0,); expected matrices"),
         ({lora_key("v", "A"): (4, 0)}, "A is (4, 0): empty"),
-        ({lora_key("v", "A"): (4, 10, 3, 3)}, "(convolutions are not read)"),
+        ({lora_key("v", "A"): (4, 10, 3, 3)}, "A is (4, 10, 3, 3); expected matrices, or kernels"),
         ({"base_model.model.v.lora_magnitude_vector": (12,)}, "lora_magnitude_vector is not read"),
-        ({"base_model.model.v.lora_embedding_A": (4, 9)}, "lora_embedding_A is not read"),
+        ({"base_model.model.v.lora_embedding_A": (4, 9)}, "is not read beside lora_embedding_B"),
     ],
 )
 def test_a_bad_module_is_skipped_and_the_others_read(write_adapter, lora_tensors, changes, words):
@@ -385,13 +444,16 @@ def test_whole_numbers_are_no_factors(write_adapter, lora_tensors):
         ({"r": 0}, "r is 0; expected at least 1"),
         ({"r": True}, "r is True"),
         ({"r": 10**400}, "expected a number"),
+        ({"lora_alpha": nested(900)}, "lora_alpha is .*; expected a number"),
+        ({"peft_type": nested(900)}, "peft_type is .*; expected 'LORA'"),
+        ({"peft_type": "x" * 10**6}, "peft_type is 'xxx.{0,80}…; expected 'LORA'"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
         ({"rank_pattern": [1]}, r"rank_pattern is \[1\]; expected an object"),
         ({"rank_pattern": {"(": 3}}, "rank_pattern: missing"),
         ({"alpha_pattern": {"q": "x"}}, "q is 'x'; expected a number"),
-        ({"use_dora": True}, "use_dora is set: DoRA"),
+        ({"use_dora": True}, "use_dora is set: DoRA.*--base DIR, .* --direction-only"),
         ({"target_parameters": ["w"]}, "target_parameters is set"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'.* --initial DIR"),
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base weights"),
         ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq'"),
     ],
@@ -421,16 +483,19 @@ def test_a_missing_or_broken_config_is_refused(write_adapter, lora_tensors, cont
         scan(file.parent)
 
 
-def test_two_adapters_in_one_file_are_refused(write_adapter, rng):
+def test_two_adapters_in_one_file_are_parts_of_its_modules(write_adapter, rng):
     tensors = {
-        f"base_model.model.q.lora_{factor}.{adapter}.weight": np.ones(shape, "f4")
+        f"base_model.model.q.lora_{factor}.{adapter}.weight": rng.standard_normal(shape)
         for adapter in ("default", "other")
         for factor, shape in (("A", (4, 10)), ("B", (12, 4)))
     }
-    with pytest.raises(CheckpointError, match=r"several adapters \(default, other\)"):
-        scan(write_adapter(tensors))
+    updates = list(checkpoint.read(write_adapter(tensors)))
+    assert [(update.name, update.part) for update in updates] == [("q", "default"), ("q", "other")]
+    for update in updates:
+        B = tensors[f"base_model.model.q.lora_B.{update.part}.weight"]
+        np.testing.assert_array_equal(update.B, B)
     one = {name: tensor for name, tensor in tensors.items() if "default" in name}
-    assert scan(write_adapter(one, "one")).keys() == {"q"}
+    assert [u.part for u in checkpoint.read(write_adapter(one, "one"))] == [""]
 
 
 def test_one_tensor_under_two_names_is_refused(write_adapter, lora_tensors):
@@ -486,6 +551,52 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, capsys):
     with pytest.raises(CheckpointError, match=r"adapter_model\.bin: not a readable"):
         scan(tmp_path)
     assert "executed" not in capsys.readouterr().out
+
+
+def test_a_tensor_that_claims_more_than_it_stores_is_skipped(tmp_path):
+    """Of stride 0, as an expanded one; 40 TB if its shape were believed."""
+    import torch
+
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 4}')
+    A, B = torch.ones(1).expand(4, 10**12), torch.ones(12, 4)
+    torch.save({lora_key("q", "A"): A, lora_key("q", "B"): B}, tmp_path / "adapter_model.bin")
+    (reason,) = reasons(tmp_path).values()
+    assert "lora_A.weight: is (4, 1000000000000), but holds less" in reason
+
+
+def test_an_archive_that_unpacks_to_more_is_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 4}')
+    file = tmp_path / "adapter_model.bin"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(10**8))
+    assert file.stat().st_size < 10**6
+    with pytest.raises(CheckpointError, match="'archive/data/0' is compressed"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize("length", [10**7 + 1, 2**40, 2**63, 2**64 - 1])
+def test_an_absurd_header_is_not_believed(write_adapter, lora_tensors, length):
+    file = write_adapter(lora_tensors("q")) / "adapter_model.safetensors"
+    file.write_bytes(length.to_bytes(8, "little") + file.read_bytes()[8:])
+    with pytest.raises(CheckpointError, match=f"a header of {length} bytes in a file of"):
+        scan(file.parent)
+
+
+def test_a_config_too_long_to_be_one_is_refused(write_adapter, lora_tensors):
+    file = write_adapter(lora_tensors("q")) / "adapter_config.json"
+    file.write_text('{"x": "' + "x" * 10**7 + '"}')
+    with pytest.raises(CheckpointError, match="is over 10000000 bytes long"):
+        scan(file.parent)
+
+
+def test_a_file_cut_short_while_it_is_read_costs_its_modules(write_adapter, lora_tensors):
+    path = write_adapter(lora_tensors("q", "v"))
+    file = path / "adapter_model.safetensors"
+    entries = checkpoint.scan(path)
+    assert isinstance(next(entries), LowRankUpdate)
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size - 300)
+    assert "the file was cut short while it was read" in next(entries).reason
 
 
 def test_bfloat16_in_a_bin_is_exact(tmp_path, rng):

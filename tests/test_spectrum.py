@@ -307,6 +307,45 @@ def test_real_adapters_of_other_types(command, real_adapter, name):
     assert_one_line(command(real_adapter(name)), 2, name, "peft_type is", "expected 'LORA'")
 
 
+def test_strict_makes_a_skipped_module_fatal(command, write_adapter, lora_tensors):
+    tensors = lora_tensors("q", "v")
+    path = write_adapter(tensors, "whole")
+    assert command(path, "--strict")[0] == 0
+    del tensors["base_model.model.v.lora_B.weight"]
+    path = write_adapter(tensors, "broken")
+    assert_one_line(command(path, "--strict"), 2, "v: has lora_A but no lora_B")
+    assert command(path)[0] == 1
+
+
+def test_formats_lists_every_family(command, capfd):
+    with pytest.raises(SystemExit) as stop:
+        main(["--formats"])
+    assert stop.value.code == 0
+    out = capfd.readouterr().out
+    families = {file.stem for file in (ROOT / "analysis" / "formats").glob("*.py")}
+    helpers = {"__init__", "tensors", "shards", "base", "rule"}
+    assert {line.split()[0] for line in out.splitlines()} == families - helpers
+
+
+def test_a_base_is_an_input_too(command, two_layers, write_adapter, lora_tensors):
+    base = write_adapter(lora_tensors("q"), "base")
+    (base / "adapter_model.safetensors").rename(base / "model.safetensors")
+    status, out, err = command(two_layers, "--json", "--base", base)
+    assert (status, err) == (0, [])
+    assert str(base / "model.safetensors") in json.loads(out)["record"]["inputs"]
+
+
+def test_csv_on_a_terminal_is_escaped_and_in_a_file_exact(
+    command, write_adapter, lora_tensors, tmp_path
+):
+    path = write_adapter(lora_tensors("\x1b[2Jq"))
+    status, out, _ = command(path, "--csv", "--out", tmp_path / "out")
+    assert status == 0
+    assert "\x1b" not in out
+    assert "\\x1b[2Jq" in out
+    assert store.load(tmp_path / "out")[0].rows[0]["module"] == "\x1b[2Jq"
+
+
 def test_a_truncated_file(command, two_layers):
     file = two_layers / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:500])

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.formats.tensors import FLOATS, Stored, number, open_tensors, read_json
+from analysis.formats import Options
+from analysis.formats.tensors import FLOATS, Stored, number, open_tensors, read_json, short
 from analysis.update import DenseUpdate, Entry, Other, Skipped
 
 CONFIG, WEIGHTS = "delta_config.json", "delta.safetensors"
@@ -23,12 +24,13 @@ def recognises(path: Path) -> bool:
     return (path / CONFIG).exists() or (path / WEIGHTS).exists()
 
 
-def read(path: Path, base: Path | None = None) -> Iterator[Entry]:
+def read(path: Path, options: Options) -> Iterator[Entry]:
     """The difference of each 2-D weight, read when it is needed."""
     config, source = read_json(path / CONFIG), path / CONFIG
-    if (config.get("format"), config.get("version")) != (FORMAT, VERSION):
+    kind, version = config.get("format"), config.get("version")
+    if (kind, version) != (FORMAT, VERSION):
         raise CheckpointError(
-            f"{source}: format {config.get('format')!r}, version {config.get('version')!r};"
+            f"{source}: format {short(kind)}, version {short(version)};"
             f" expected {FORMAT!r}, version {VERSION}"
         )
     modules, vectors = (_of_type(dict, config, key, source) for key in ("modules", "vectors"))
@@ -59,7 +61,7 @@ def _update(name: str, facts: Any, tensor: Stored | None, path: Path) -> DenseUp
             " expected a floating-point matrix"
         )
     if not isinstance(facts, dict):
-        raise CheckpointError(f"{path / CONFIG}: {name}: is {facts!r}; expected an object")
+        raise CheckpointError(f"{path / CONFIG}: {name}: is {short(facts)}; expected an object")
     floor = number(facts, "floor", f"{path / CONFIG}: {name}", least=0)
     d_out, d_in = tensor.shape
     load = _widened(tensor.load)

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.formats import peft
-from analysis.formats.tensors import Stored, count, number, open_tensors, read_json
+from analysis.formats import Options, peft, shards
+from analysis.formats.tensors import Stored, count, number, read_json
 from analysis.update import Entry, LowRankUpdate, Other, Skipped, float64
 
 KEY = re.compile(
@@ -33,14 +33,14 @@ def recognises(path: Path) -> bool:
         return False
 
 
-def read(path: Path, base: Path | None = None) -> Iterator[Entry]:
+def read(path: Path, options: Options) -> Iterator[Entry]:
     """The stacked update of each module; CheckpointError where the config has no scale."""
     config, source = read_json(path / peft.CONFIG), path / peft.CONFIG
     n, r = count(config, "n", source), count(config, "r", source)
     alpha = number(config, "lora_alpha", source)
     scale = alpha / (math.sqrt(r) if config.get("use_rslora") else r)
     file = peft.weights(path)
-    tensors = open_tensors(file)
+    tensors = shards.open_located(file)
 
     modules: dict[str, dict[str, Stored]] = {}
     for name, tensor in tensors.items():

@@ -1,150 +1,174 @@
-"""PEFT LoRA: adapter_config.json beside adapter_model.safetensors (or .bin).
+"""PEFT LoRA and its variants: adapter_config.json beside adapter_model.safetensors (or .bin).
 
-    base_model.model.<module>.lora_A[.<adapter>].weight     (r, d_in)
-    base_model.model.<module>.lora_B[.<adapter>].weight     (d_out, r)
+    base_model.model.<module>.lora_A[.<adapter>].weight     (r, d_in), or (r, d_in, *kernel)
+    base_model.model.<module>.lora_B[.<adapter>].weight     (d_out, r), or (d_out, r, 1, …)
+    base_model.model.<module>.lora_embedding_A[.<adapter>]  (r, entries); _B (width, r)
 
 ΔW = scale · B @ A, scale = α/r, or α/√r with rsLoRA (Kalajdzievski 2023). A and B have this
-orientation over Conv1D too, whatever `fan_in_fan_out` says about the base's own weight.
+orientation over Conv1D too, whatever `fan_in_fan_out` says about the base's own weight; an
+embedding is a matrix (width, entries), a convolution one (d_out, d_in·kernel). Several adapters
+in one file are parts of a module.
 """
 
-import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from analysis import CheckpointError
-from analysis.formats.tensors import Stored, count, number, open_tensors, read_json
+from analysis.formats import (
+    Options,
+    adalora,
+    base,
+    dora,
+    factors,
+    merged_linear,
+    shards,
+    starts,
+    through_peft,
+)
+from analysis.formats.rule import Rule
+from analysis.formats.tensors import Stored, read_json, short
 from analysis.update import Entry, LowRankUpdate, Other, Skipped
 
 CONFIG = "adapter_config.json"
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+STEM = "adapter_model"
 
 KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+?)\.(?P<tensor>lora_[^.]+)(?:\.(?P<tail>.+))?", re.DOTALL
 )
-# Starts that leave the base weight as it was, so that B·A is all of ΔW.
-PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
-# Settings under which ΔW is not scale · B @ A.
+# What PEFT puts into the names of tensors that are the base's own.
+WRAPPING = re.compile(
+    r"^base_model\.model\.|\.modules_to_save(\.default)?(?=\.)|\.original_module(?=\.)"
+    r"|\.base_layer(?=\.)"
+)
+# Settings under which ΔW is made by a rule that only PEFT has.
 VARIANTS = {
-    "use_dora": "DoRA rescales the columns of W0 + ΔW, which needs the base weights",
     "use_qalora": "QALoRA pools the inputs of A",
     "use_bdlora": "BD-LoRA's factors are block-diagonal",
     "kasa_config": "KaSA puts a diagonal between B and A and truncates the base",
     "arrow_config": "Arrow routes among several adapters",
     "monteclora_config": "MonteCLoRA samples its factors",
     "target_parameters": "LoRA on parameters (target_parameters) stacks several updates",
-    "enable_lora": "PEFT 0.2's merged linear holds several updates in one pair of factors",
 }
 
 
 def recognises(path: Path) -> bool:
     """Whether `path` holds a PEFT adapter of any type; an adapter without its config counts."""
-    return any((path / name).exists() for name in (CONFIG, *WEIGHTS))
+    return (path / CONFIG).exists() or shards.locate(path, STEM) is not None
 
 
-def read(path: Path, base: Path | None = None) -> Iterator[Entry]:
-    """The updates of a LoRA adapter; CheckpointError where the adapter as a whole has none."""
-    config = read_json(path / CONFIG)
-    peft_type = config.get("peft_type")
-    if peft_type != "LORA":
+def read(path: Path, options: Options) -> Iterator[Entry]:
+    """The updates of an adapter; CheckpointError where the adapter as a whole has none."""
+    config, where = read_json(path / CONFIG), str(path / CONFIG)
+    foreign = _foreign(config)
+    if foreign:
+        if options.base is None:
+            raise CheckpointError(f"{where}: {foreign}; pass the model it belongs to, --base DIR")
+        yield from through_peft.read(path, config, options.base)
+        return
+    starts.refuse(config, where, options.initial is not None)
+    if config.get("use_dora") and options.base is None and not options.direction_only:
         raise CheckpointError(
-            f"{path / CONFIG}: peft_type is {peft_type!r}; expected 'LORA' or 'MULTILORA'"
-            " (other types have no factored ΔW, or need the base weights)"
+            f"{where}: use_dora is set: DoRA rescales the rows of W0 + B·A; pass the base weights,"
+            " --base DIR, or look at B·A alone, --direction-only"
         )
-    _refuse_variants(config, path / CONFIG)
-    file = weights(path)
-    tensors = open_tensors(file)
-    yield from _pairs(tensors, file, Rule(config, path / CONFIG))
+    adapter = _open(path, config, options)
+    for name in adapter.others:
+        yield _other(name, adapter)
+    for (module, part), parts in adapter.modules.items():
+        try:
+            for entry in _module(module, part, parts, adapter):
+                if adapter.starts is not None and isinstance(entry, LowRankUpdate):
+                    entry = starts.subtract(entry, adapter.starts.get((module, entry.part)))
+                yield entry
+        except CheckpointError as error:
+            yield Skipped(module, str(error))
+
+
+def _foreign(config: dict[str, Any]) -> str:
+    """Why B and A do not tell ΔW; "" where they do."""
+    peft_type = config.get("peft_type")
+    if peft_type not in ("LORA", "ADALORA"):
+        return f"peft_type is {short(peft_type)}; expected 'LORA', which has factors of ΔW"
+    return next((f"{key} is set: {why}" for key, why in VARIANTS.items() if config.get(key)), "")
 
 
 def weights(path: Path) -> Path:
-    """The adapter's weight file; CheckpointError where there is none."""
-    for name in WEIGHTS:
-        if (path / name).is_file():
-            return path / name
-    raise CheckpointError(f"{path}: has {CONFIG} but no weights; expected {' or '.join(WEIGHTS)}")
-
-
-class Rule:
-    """What a config says about the rank and the scale of each module."""
-
-    def __init__(self, config: dict[str, Any], path: Path) -> None:
-        self.path = path
-        self.r = count(config, "r", path)
-        self.alpha = number(config, "lora_alpha", path)
-        self.rslora = bool(config.get("use_rslora"))
-        self.rank_pattern = self._pattern(config, "rank_pattern", least=1)
-        self.alpha_pattern = self._pattern(config, "alpha_pattern")
-
-    def _pattern(
-        self, config: dict[str, Any], key: str, least: float = -1e300
-    ) -> list[tuple[re.Pattern[str], float]]:
-        pattern = config.get(key) or {}
-        if not isinstance(pattern, dict):
-            raise CheckpointError(f"{self.path}: {key} is {pattern!r}; expected an object")
-        try:
-            # PEFT's own rule (peft.utils.other.get_pattern_key): the first key in order that
-            # matches the end of the module's path, whole components only.
-            return [
-                (re.compile(rf"(.*\.)?({name})$"), number(pattern, name, self.path, least))
-                for name in pattern
-            ]
-        except re.error as error:
-            raise CheckpointError(f"{self.path}: {key}: {error}") from None
-
-    def rank(self, module: str) -> float:
-        """The r that the config gives the module."""
-        return _first_match(self.rank_pattern, module, self.r)
-
-    def scale(self, module: str) -> float:
-        """The factor before B @ A."""
-        r = self.rank(module)
-        return _first_match(self.alpha_pattern, module, self.alpha) / (
-            math.sqrt(r) if self.rslora else r
-        )
-
-
-def _first_match(
-    pattern: list[tuple[re.Pattern[str], float]], module: str, default: float
-) -> float:
-    return next((value for key, value in pattern if key.match(module)), default)
-
-
-def _refuse_variants(config: dict[str, Any], path: Path) -> None:
-    for key, reason in VARIANTS.items():
-        if config.get(key):
-            raise CheckpointError(
-                f"{path}: {key} is set: {reason}; expected plain LoRA, ΔW = scale·B·A"
-            )
-    start = config.get("init_lora_weights", True)
-    if start not in PLAIN_STARTS:
+    """The adapter's weight file, or the index of its shards; CheckpointError without."""
+    file = shards.locate(path, STEM)
+    if file is None:
         raise CheckpointError(
-            f"{path}: init_lora_weights is {start!r}, a start that changes the base weights,"
-            f" so that B·A is not ΔW; expected one of {', '.join(map(str, PLAIN_STARTS))}"
+            f"{path}: has {CONFIG} but no weights; expected {STEM}.safetensors or {STEM}.bin"
         )
+    return file
 
 
-def _pairs(tensors: dict[str, Stored], file: Path, rule: Rule) -> Iterator[Entry]:
-    """Sort the tensors into modules, then yield each module's update, or why it has none."""
-    modules: dict[str, dict[str, str]] = {}  # module → "lora_A.weight" → name in the file
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """An opened adapter: what is needed to read each of its modules."""
+
+    file: Path
+    config: dict[str, Any]
+    options: Options
+    tensors: dict[str, Stored]
+    others: list[str]
+    modules: dict[tuple[str, str], dict[str, str]]  # module, part → "lora_A.weight" → name
+    rule: Rule | None  # None for AdaLoRA, which has its own
+    W0: dict[str, Stored]  # the base's weight by `_in_base` of our name
+    starts: dict[tuple[str, str], LowRankUpdate] | None
+
+
+def _open(path: Path, config: dict[str, Any], options: Options) -> Adapter:
+    file = weights(path)
+    tensors = shards.open_located(file)
+    others, modules = _sorted(tensors, file)
+    names = list(dict.fromkeys(module for module, _ in modules))
+    own = config.get("peft_type") == "ADALORA"
+    rule = None if own else Rule(config, path / CONFIG, names)
+    W0 = {}
+    if options.base is not None:
+        _, stored = base.open_model(base.directory(options.base))
+        ours = [*(f"{module}.weight" for module in names), *map(_in_base, others)]
+        W0 = {our: stored[their] for our, their in base.align(ours, stored).items()}
+    before = None if options.initial is None else _initial(options.initial)
+    return Adapter(file, config, options, tensors, others, modules, rule, W0, before)
+
+
+def _initial(path: Path) -> dict[tuple[str, str], LowRankUpdate]:
+    """The updates of the adapter as it was before its training, whatever its start."""
+    if not recognises(path):
+        raise CheckpointError(f"{path}: no adapter here; --initial expected {CONFIG}")
+    config = read_json(path / CONFIG) | {"init_lora_weights": True}
+    if _foreign(config):
+        raise CheckpointError(f"{path / CONFIG}: {_foreign(config)}")
+    adapter = _open(path, config, Options())
+    entries = (e for key, parts in adapter.modules.items() for e in _module(*key, parts, adapter))
+    return {(e.name, e.part): e for e in entries if isinstance(e, LowRankUpdate)}
+
+
+def _sorted(
+    tensors: Iterable[str], file: Path
+) -> tuple[list[str], dict[tuple[str, str], dict[str, str]]]:
+    """The names that belong to no update, and those that do by module, part and what they are."""
     matches = {name: KEY.fullmatch(name) for name in tensors}
-    adapters = sorted({_tail(match)[0] for match in matches.values() if match})
-    if len(adapters) > 1:
-        raise CheckpointError(
-            f"{file}: holds several adapters ({', '.join(adapters)}); expected one"
-        )
+    several = len({_tail(match)[0] for match in matches.values() if match}) > 1
+    others: list[str] = []
+    modules: dict[tuple[str, str], dict[str, str]] = {}
     for name, match in matches.items():
         if match is None:
-            yield Other(name, what(name))
+            others.append(name)
             continue
-        parts = modules.setdefault(match["module"], {})
-        part = match["tensor"] + _tail(match)[1]
-        if part in parts:
-            raise CheckpointError(f"{file}: {name} and {parts[part]} are one tensor of one module")
-        parts[part] = name
-    for module, parts in modules.items():
-        yield from _module(module, parts, tensors, file, rule)
+        adapter, leaf = _tail(match)
+        parts = modules.setdefault((match["module"], adapter if several else ""), {})
+        what = match["tensor"] + leaf
+        if what in parts:
+            raise CheckpointError(f"{file}: {name} and {parts[what]} are one tensor of one module")
+        parts[what] = name
+    return others, modules
 
 
 def _tail(match: re.Match[str]) -> tuple[str, str]:
@@ -154,48 +178,90 @@ def _tail(match: re.Match[str]) -> tuple[str, str]:
     return (adapter, f".{leaf}") if leaf in ("weight", "bias") else (tail, "")
 
 
+def _in_base(name: str) -> str:
+    """What the base calls a tensor that PEFT wraps."""
+    return WRAPPING.sub("", name)
+
+
 def what(name: str) -> str:
     """What a tensor is that belongs to no update."""
+    if "trainable_tokens_" in name:
+        return "trained rows of an embedding (trainable_token_indices)"
     return "bias" if name.endswith(".bias") else "saved weight (modules_to_save)"
 
 
-def _module(
-    module: str, parts: dict[str, str], tensors: dict[str, Stored], file: Path, rule: Rule
-) -> Iterator[Entry]:
-    if "lora_B.bias" in parts:
-        yield Other(parts.pop("lora_B.bias"), "bias of lora_B (lora_bias)")
-    A, B = (tensors.get(parts.pop(f"lora_{factor}.weight", "")) for factor in "AB")
-    fault = _fault(A, B, list(parts), rule, module)
-    if fault:
-        yield Skipped(module, f"{file}: {module}: {fault}")
+def _other(name: str, adapter: Adapter) -> Other:
+    if adapter.options.base is None:
+        return Other(name, what(name))
+    W0 = adapter.W0.get(_in_base(name))
+    return Other(name, f"{what(name)}, {base.change(adapter.tensors[name], W0)}")
+
+
+def _module(module: str, part: str, names: dict[str, str], adapter: Adapter) -> Iterator[Entry]:
+    """The update of one module, or several where its layer is fused; and the bias of its B."""
+    where, source = f"{adapter.file}: {module}", str(adapter.file)
+    parts = {what: adapter.tensors[name] for what, name in names.items()}
+    config, rule = adapter.config, adapter.rule
+    if rule is None:
+        B, A = adalora.factors(parts, where)
+        scale = adalora.scale(config, str(adapter.file.parent / CONFIG))
+        yield LowRankUpdate(module, B, A, scale, part, "peft:ADALORA", source)
         return
-    assert A is not None
-    assert B is not None
-    try:
-        scale = rule.scale(module)
-        yield LowRankUpdate(module, B.load(), A.load(), scale, method="lora", source=str(file))
-    except CheckpointError as error:
-        yield Skipped(module, str(error))
+    scale = rule.scale(module)
+    if parts.pop("lora_B.bias", None):
+        yield Other(names["lora_B.bias"], f"bias of lora_B (lora_bias), times {scale:g}")
+    magnitude = _magnitude(parts, where) if config.get("use_dora") else None
+    stored_B, stored_A = _pair(parts, where)
+    if config.get("enable_lora") and len(stored_B.shape) == 3:
+        enabled, r = config["enable_lora"], rule.rank(module)
+        for piece, B, A in merged_linear.slices(stored_B, stored_A, enabled, r, where):
+            of_part = f"{part}.{piece}" if part else piece
+            yield LowRankUpdate(module, B, A, scale, of_part, "lora", source)
+        return
+    B, A = _factors(stored_B, stored_A, rule, module, where)
+    update = LowRankUpdate(module, B, A, scale, part, "lora", source)
+    if magnitude is not None and not adapter.options.direction_only:
+        turned = bool(config.get("fan_in_fan_out")) or "lora_embedding_A" in parts
+        yield dora.update(update, magnitude, adapter.W0.get(f"{module}.weight"), turned)
+    else:
+        yield update
 
 
-def _fault(
-    A: Stored | None, B: Stored | None, rest: list[str], rule: Rule, module: str
-) -> str | None:
-    """What keeps a module's tensors from being one pair of factors; None where nothing does."""
-    if rest:
-        return f"{', '.join(rest)} is not read; expected lora_A and lora_B of a linear layer"
-    if A is None or B is None:
-        have, missing = ("lora_B", "lora_A") if A is None else ("lora_A", "lora_B")
-        return f"has {have} but no {missing}; expected both"
-    if len(A.shape) != 2 or len(B.shape) != 2:
-        return f"B is {B.shape}, A is {A.shape}; expected matrices (convolutions are not read)"
-    if 0 in (*A.shape, *B.shape):
-        return f"B is {B.shape}, A is {A.shape}: empty; was a sharded model saved ungathered?"
-    if B.shape[1] != A.shape[0]:
-        return (
-            f"inner ranks differ, B is {B.shape}, A is {A.shape};"
-            " expected B (d_out, r) and A (r, d_in)"
-        )
+def _factors(
+    B: Stored, A: Stored, rule: Rule, module: str, where: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """B (d_out, r) and A (r, d_in·kernel), of the rank that the config says."""
+    factors.check(B.shape, A.shape, where)
     if A.shape[0] != rule.rank(module):
-        return f"B is {B.shape}, A is {A.shape}; expected r = {rule.rank(module):g} by {rule.path}"
-    return None
+        raise CheckpointError(
+            f"{where}: B is {B.shape}, A is {A.shape};"
+            f" expected r = {rule.rank(module):g} by {rule.path}"
+        )
+    return factors.matrices(B.load(), A.load())
+
+
+def _magnitude(parts: dict[str, Stored], where: str) -> Stored:
+    names = [name for name in parts if name.removesuffix(".weight") == dora.MAGNITUDE]
+    if not names:
+        raise CheckpointError(
+            f"{where}: has no {dora.MAGNITUDE}; expected it where use_dora is set"
+        )
+    return parts.pop(names[0])
+
+
+def _pair(parts: dict[str, Stored], where: str) -> tuple[Stored, Stored]:
+    """B and A of a layer; CheckpointError where there is less, or more."""
+    embedding = "lora_embedding_A" in parts or "lora_embedding_B" in parts
+    names = [f"lora_embedding_{f}" if embedding else f"lora_{f}.weight" for f in "BA"]
+    rest = [name for name in parts if name not in names]
+    if rest:
+        raise CheckpointError(
+            f"{where}: {', '.join(rest)} is not read beside {' and '.join(names)}"
+        )
+    missing = [name.removesuffix(".weight") for name in names if name not in parts]
+    if len(missing) == 2:
+        raise CheckpointError(f"{where}: has no {missing[0]} and no {missing[1]}; expected both")
+    if missing:
+        have = next(name.removesuffix(".weight") for name in names if name in parts)
+        raise CheckpointError(f"{where}: has {have} but no {missing[0]}; expected both")
+    return parts[names[0]], parts[names[1]]

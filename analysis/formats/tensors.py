@@ -2,7 +2,6 @@
 
 import json
 import re
-import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,16 +14,29 @@ from safetensors import SafetensorError, safe_open
 
 from analysis import CheckpointError
 
-FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+FLOATS = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
+TORCH_NAMES = {
+    **{"torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16"},
+    **{"torch.bfloat16": "BF16", "torch.float8_e4m3fn": "F8_E4M3", "torch.float8_e5m2": "F8_E5M2"},
+}
+MAX_HEADER = 10**7  # bytes of JSON; a hundred thousand tensors need less
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: its shape and dtype are known, its values come with load()."""
+    """A tensor in a file: its shape and dtype (as FLOATS calls it) are known, load() its values."""
 
     shape: tuple[int, ...]
     dtype: str
     load: Callable[[], np.ndarray]
+    tied: str = ""  # an earlier tensor of the file with which it shares its memory
 
 
 def open_tensors(path: Path) -> dict[str, Stored]:
@@ -33,10 +45,10 @@ def open_tensors(path: Path) -> dict[str, Stored]:
     Raises CheckpointError for a file that is missing, cut short, or not what its name says.
     """
     tensors = _open_safetensors(path) if path.suffix == ".safetensors" else _open_bin(path)
-    return {name: tensors[name] for name in sorted(tensors, key=_natural)}
+    return {name: tensors[name] for name in sorted(tensors, key=by_number)}
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def by_number(name: str) -> list[tuple[int, str]]:
     """A key to sort names by, the numbers in them as numbers."""
     pieces = re.split("([0-9]+)", name)
     return [(len(piece) if i % 2 else 0, piece) for i, piece in enumerate(pieces)]
@@ -44,33 +56,29 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _open_safetensors(path: Path) -> dict[str, Stored]:
     try:
-        file = safe_open(path, framework="np")
-        _refuse_duplicates(path)
-        slices = {name: file.get_slice(name) for name in file.offset_keys()}
+        start, header = _header(path)
+        # The library's own parser says whether the offsets are sound. The values are read from the
+        # file itself: pages of a memory map would count as ours, and end the process if the file
+        # is cut short meanwhile.
+        with safe_open(path, framework="np"):
+            pass
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file: {_line(error)}") from None
-
-    def loader(name: str, dtype: str) -> Callable[[], np.ndarray]:
-        def load() -> np.ndarray:
-            if dtype not in FLOATS:
-                raise CheckpointError(
-                    f"{path}: {name}: stored as {dtype}; expected one of {', '.join(FLOATS)}"
-                )
-            try:
-                return file.get_tensor(name)
-            except (SafetensorError, OSError, ValueError) as error:
-                raise CheckpointError(f"{path}: {name}: {_line(error)}") from None
-
-        return load
-
-    return {
-        name: Stored(tuple(part.get_shape()), part.get_dtype(), loader(name, part.get_dtype()))
-        for name, part in slices.items()
-    }
+        raise CheckpointError(f"{path}: not a readable safetensors file: {line(error)}") from None
+    header.pop("__metadata__", None)
+    return {name: _in_safetensors(path, name, start, entry) for name, entry in header.items()}
 
 
-def _refuse_duplicates(path: Path) -> None:
-    """The format's parser keeps the last of two tensors of one name; here that is an error."""
+def metadata(path: Path) -> dict[str, Any]:
+    """What a safetensors file that was opened says of itself, {} for other files."""
+    if path.suffix != ".safetensors":
+        return {}
+    found = _header(path)[1].get("__metadata__")
+    return found if isinstance(found, dict) else {}
+
+
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Where the data begin, and name → entry. A name that stands twice is an error here: the
+    format's parser keeps the last."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
@@ -80,50 +88,120 @@ def _refuse_duplicates(path: Path) -> None:
         return dict(pairs)
 
     with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        json.loads(file.read(length), object_pairs_hook=unique)
+        size = file.seek(0, 2)
+        file.seek(0)
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > min(MAX_HEADER, size - 8):
+            raise ValueError(f"a header of {length} bytes in a file of {size}")
+        header = json.loads(file.read(length), object_pairs_hook=unique)
+    if not isinstance(header, dict):
+        raise ValueError("the header is no object")
+    return 8 + length, header
+
+
+def _in_safetensors(path: Path, name: str, start: int, entry: dict[str, Any]) -> Stored:
+    shape, dtype = tuple(entry["shape"]), entry["dtype"]
+    begin, end = entry["data_offsets"]
+
+    def load() -> np.ndarray:
+        if dtype not in FLOATS:
+            raise CheckpointError(
+                f"{path}: {name}: stored as {dtype}; expected one of {', '.join(FLOATS)}"
+            )
+        try:
+            with path.open("rb") as file:
+                file.seek(start + begin)
+                data = file.read(end - begin)
+        except OSError as error:
+            raise CheckpointError(f"{path}: {name}: {line(error)}") from None
+        if len(data) < end - begin:
+            raise CheckpointError(f"{path}: {name}: the file was cut short while it was read")
+        return np.frombuffer(data, FLOATS[dtype]).reshape(shape)
+
+    return Stored(shape, dtype, load)
 
 
 def _open_bin(path: Path) -> dict[str, Stored]:
     import torch
 
-    if not zipfile.is_zipfile(path) and not path.is_file():
+    if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    zipped = zipfile.is_zipfile(path)
     try:
+        if zipped:
+            _refuse_compressed(path)
         # weights_only: a pickle that wants to do more than rebuild tensors is refused.
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise CheckpointError(f"{path}: not a readable file of weights: {_line(error)}") from None
+        raise CheckpointError(f"{path}: not a readable file of weights: {line(error)}") from None
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}; expected names → tensors")
+    places: dict[Any, str] = {}
+    tensors = {}
+    for name, tensor in state.items():
+        if isinstance(tensor, torch.Tensor):
+            place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if _plain(tensor) else name
+            first = places.setdefault(place, str(name)) if tensor.numel() else str(name)
+            tied = "" if first == str(name) else first
+            tensors[str(name)] = _in_bin(path, str(name), tensor, tied)
+    return tensors
 
-    def loader(name: str, tensor: Any) -> Callable[[], np.ndarray]:
-        def load() -> np.ndarray:
-            if tensor.dtype == torch.bfloat16:
-                return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-            if not tensor.dtype.is_floating_point:
-                raise CheckpointError(
-                    f"{path}: {name}: stored as {tensor.dtype}; expected floating point"
-                )
-            return tensor.detach().numpy()
 
-        return load
+def _refuse_compressed(path: Path) -> None:
+    """torch stores without compression; a small archive that unpacks to a large one is a trap."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{member.filename!r} is compressed")
 
-    return {
-        str(name): Stored(tuple(tensor.shape), str(tensor.dtype), loader(str(name), tensor))
-        for name, tensor in state.items()
-        if isinstance(tensor, torch.Tensor)
-    }
+
+def _plain(tensor: Any) -> bool:
+    """Whether its values lie in memory, one after the other: not sparse, quantised or on meta."""
+    return (
+        str(tensor.layout) == "torch.strided"
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+    )
+
+
+def _in_bin(path: Path, name: str, tensor: Any, tied: str) -> Stored:
+    import torch
+
+    def load() -> np.ndarray:
+        if not _plain(tensor) or not tensor.dtype.is_floating_point:
+            kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            raise CheckpointError(f"{path}: {name}: stored as {kind}; expected floating point")
+        # A tensor of stride 0 may claim any size without a byte behind it.
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f"{path}: {name}: is {tuple(tensor.shape)}, but holds less")
+        values = tensor.detach().contiguous()
+        narrow = {
+            torch.bfloat16: ml_dtypes.bfloat16,
+            torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn,
+            torch.float8_e5m2: ml_dtypes.float8_e5m2,
+        }.get(tensor.dtype)
+        if narrow is None:
+            return values.numpy()
+        width = torch.int16 if values.element_size() == 2 else torch.uint8
+        return values.view(width).numpy().view(narrow)
+
+    dtype = TORCH_NAMES.get(str(tensor.dtype), str(tensor.dtype))
+    return Stored(tuple(tensor.shape), dtype, load, tied)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; CheckpointError where it is missing, broken or no object."""
     try:
+        if path.stat().st_size > MAX_HEADER:
+            raise ValueError(f"is over {MAX_HEADER} bytes long")
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON: {_line(error)}") from None
+        raise CheckpointError(f"{path}: not readable as JSON: {line(error)}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}; expected a JSON object")
     return value
@@ -133,7 +211,7 @@ def number(config: dict[str, Any], key: str, where: Path | str, least: float = -
     """config[key] as a finite number of at least `least`; CheckpointError naming `where` else."""
     value = config.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
-        raise CheckpointError(f"{where}: {key} is {_short(value)}; expected a number")
+        raise CheckpointError(f"{where}: {key} is {short(value)}; expected a number")
     if value < least:
         raise CheckpointError(f"{where}: {key} is {value!r}; expected at least {least:g}")
     return value
@@ -147,12 +225,15 @@ def count(config: dict[str, Any], key: str, where: Path | str) -> int:
     return int(value)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """`value` for a message: a stranger's may be of any length."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def _line(error: Exception) -> str:
+def line(error: Exception) -> str:
     """The first line of an error, which other libraries fill with advice."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

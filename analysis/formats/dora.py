@@ -1,0 +1,49 @@
+"""DoRA: ΔW = diag(m / ‖W0 + scale·B A‖) (W0 + scale·B A) − W0 (Liu et al. 2024).
+
+    base_model.model.<module>.lora_magnitude_vector[.weight]     m, (d_out,)
+
+beside LoRA's A and B; the norm is that of each row of the matrix (d_out, d_in). Needs W0, and has
+full rank. B·A alone, the change of direction before the rows are rescaled, is read by choice.
+"""
+
+import numpy as np
+
+from analysis import CheckpointError
+from analysis.formats import base
+from analysis.formats.tensors import Stored
+from analysis.update import DenseUpdate, LowRankUpdate, float64
+
+MAGNITUDE = "lora_magnitude_vector"
+
+
+def update(
+    direction: LowRankUpdate, magnitude: Stored, W0: Stored | None, transposed: bool
+) -> DenseUpdate:
+    """The update of a layer; direction: scale·B A, transposed: whether W0 is stored as W0ᵀ."""
+    where = f"{direction.source}: {direction.name}"
+    if W0 is None:
+        raise CheckpointError(f"{where}: its weight is not in the base")
+    if int(np.prod(magnitude.shape)) != direction.shape[0]:
+        raise CheckpointError(
+            f"{where}: {MAGNITUDE} is {magnitude.shape}; expected ({direction.shape[0]},)"
+        )
+
+    def load() -> np.ndarray:
+        try:
+            W = base.as_matrix(float64(W0.load()), direction.shape, transposed)
+        except CheckpointError as error:
+            raise CheckpointError(f"{where}: {error}") from None
+        m = float64(magnitude.load()).reshape(-1, 1)
+        with np.errstate(all="ignore"):  # a row of zeros has no direction: NaN, found later
+            V = W + direction.dense()
+            V *= m / np.linalg.norm(V, axis=1, keepdims=True)
+        return V - W
+
+    return DenseUpdate(
+        direction.name,
+        direction.shape,
+        load,
+        part=direction.part,
+        method="dora",
+        source=direction.source,
+    )

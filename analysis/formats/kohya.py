@@ -1,0 +1,57 @@
+"""kohya's sd-scripts: one file of lora_down, lora_up and alpha, ΔW = alpha/r · up @ down.
+
+    lora_unet_<module_with_underscores>.lora_down.weight     (r, d_in), or (r, d_in, *kernel)
+    lora_unet_<module_with_underscores>.lora_up.weight       (d_out, r), or (d_out, r, 1, 1)
+    lora_unet_<module_with_underscores>.alpha                one number; r where it is missing
+
+The dots of a module's path became underscores, which cannot be undone: the numbers in it are taken
+for components of their own, `unet.down_blocks.0.attentions.1.…`.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+from analysis import CheckpointError
+from analysis.formats import Options, factors, lycoris
+from analysis.formats.tensors import Stored
+from analysis.update import Entry, Other, Skipped
+
+KEY = re.compile(
+    r"(?P<module>[^.]+)\.(?P<tensor>lora_down\.weight|lora_up\.weight|alpha|lora_mid\.weight"
+    r"|dora_scale|(?:hada|lokr|oft)_[^.]+)",
+    re.DOTALL,
+)
+ROLES = {"lora_down.weight": "A", "lora_up.weight": "B"}
+
+
+def recognises(names: Collection[str]) -> bool:
+    """Whether a file with tensors of these names is one of sd-scripts or LyCORIS."""
+    matches = (KEY.fullmatch(name) for name in names)
+    return any(match and match["tensor"] != "alpha" for match in matches)
+
+
+def read(file: Path, tensors: Mapping[str, Stored], options: Options) -> Iterator[Entry]:
+    """The updates of the file; layers of LoKr, DoRA and the like are skipped by name."""
+    modules: factors.Modules = {}
+    for name, tensor in tensors.items():
+        match = KEY.fullmatch(name)
+        if match is None:
+            yield Other(name, "belongs to no pair of lora_down and lora_up")
+            continue
+        role = ROLES.get(match["tensor"], match["tensor"])
+        modules.setdefault(dotted(match["module"]), {})[role] = tensor
+    for module, parts in modules.items():
+        if lycoris.PARTS[0] not in parts:
+            yield from factors.updates({module: parts}, file, "kohya", options.scale)
+            continue
+        try:
+            yield lycoris.update(module, parts, str(file), options.scale)
+        except CheckpointError as error:
+            yield Skipped(module, str(error))
+
+
+def dotted(module: str) -> str:
+    """lora_unet_down_blocks_0_attn1_to_q -> unet.down_blocks.0.attn1_to_q"""
+    module = re.sub(r"^lora_(unet|te[0-9]*|transformer)_", r"\1.", module)
+    return re.sub(r"_([0-9]+)(?:_|$)", r".\1.", module).rstrip(".").replace("..", ".")

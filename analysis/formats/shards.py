@@ -1,0 +1,75 @@
+"""A directory → its tensors: one weight file, or several that an index lists.
+
+    <stem>.safetensors                 <stem>.bin
+    <stem>.safetensors.index.json      <stem>.bin.index.json     {"weight_map": {name: file}}
+
+An index comes from a stranger: a shard must be a plain file name of the same directory, and no
+link out of it.
+"""
+
+from pathlib import Path
+
+from analysis import CheckpointError
+from analysis.formats.tensors import Stored, by_number, open_tensors, read_json, short
+
+SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+
+
+def locate(directory: Path, *stems: str) -> Path | None:
+    """The weight file or index that `directory` has under one of the names; None without."""
+    for suffix in SUFFIXES:
+        for stem in stems:
+            if (directory / (stem + suffix)).is_file():
+                return directory / (stem + suffix)
+    return None
+
+
+def open_located(file: Path) -> dict[str, Stored]:
+    """Name → Stored of a weight file, or of all the shards of an index, in natural order.
+
+    Raises CheckpointError where a shard is missing, leads out of the directory, or lacks a tensor
+    that the index says it has.
+    """
+    if file.suffix != ".json":
+        return open_tensors(file)
+    tensors: dict[str, Stored] = {}
+    for shard, names in _shards(file).items():
+        opened = open_tensors(file.parent / shard)
+        for name in names:
+            if name not in opened:
+                raise CheckpointError(f"{file}: {name}: not in {shard}, where the index puts it")
+            tensors[name] = opened[name]
+    return {name: tensors[name] for name in sorted(tensors, key=by_number)}
+
+
+def _shards(index: Path) -> dict[str, list[str]]:
+    """Shard → the names of its tensors."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: weight_map is no object of name → file")
+    shards: dict[str, list[str]] = {}
+    for name, shard in weight_map.items():
+        shards.setdefault(shard if isinstance(shard, str) else "", []).append(name)
+    for shard in shards:
+        _refuse_outside(index, shard)
+    return shards
+
+
+def _refuse_outside(index: Path, shard: str) -> None:
+    """CheckpointError unless `shard` is a file of the index's own directory.
+
+    The hub's cache is the one exception: its snapshots link into the blobs beside them.
+    """
+    allowed = [index.parent.resolve()]
+    if allowed[0].parent.name == "snapshots":
+        allowed.append(allowed[0].parent.parent / "blobs")
+    if Path(shard).suffix not in (".safetensors", ".bin") or Path(shard).name != shard:
+        raise CheckpointError(
+            f"{index}: lists the shard {short(shard)}; expected a plain file name"
+        )
+    try:
+        place = (index.parent / shard).resolve(strict=True)
+    except (OSError, ValueError, RuntimeError):
+        raise CheckpointError(f"{index.parent / shard}: no such file; the index lists it") from None
+    if place.parent not in allowed:
+        raise CheckpointError(f"{index}: the shard {shard!r} is a link out of the directory")
