@@ -410,6 +410,51 @@ def test_starts_that_change_the_base_are_exact_with_the_initial_adapter(tmp_path
         np.testing.assert_allclose(update.dense(), want, rtol=0, atol=3e-6)
 
 
+def calibrated(start, model):
+    """The config of a start that looks at data first; PEFT's own preprocessing of the model."""
+    from peft import LoraConfig, LoraGAConfig
+    from peft.tuners.lora.config import CordaConfig
+    from peft.tuners.lora.corda import preprocess_corda
+    from peft.tuners.lora.loraga import preprocess_loraga
+
+    common = {"r": 4, "lora_alpha": 7, "target_modules": ["0", "2"], "init_lora_weights": start}
+    x = torch.randn(64, 12)
+    if start == "corda":
+        config = LoraConfig(corda_config=CordaConfig(corda_method="kpm"), **common)
+        preprocess_corda(model, config, run_model=lambda: model(x))
+    else:
+        config = LoraConfig(lora_ga_config=LoraGAConfig(), **common)
+        preprocess_loraga(model, config, lambda: model(x).square().sum().backward())
+    return config
+
+
+@pytest.mark.parametrize("start", ["corda", "lora_ga"])
+def test_starts_that_look_at_data_are_exact_with_the_initial_adapter(tmp_path, start):
+    from peft import get_peft_model
+
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 10))
+    W0 = {n: p.detach().clone() for n, p in base.named_parameters()}
+    model = get_peft_model(base, calibrated(start, base))
+    model.save_pretrained(tmp_path / "initial")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "tuned")
+    with pytest.raises(CheckpointError, match=f"init_lora_weights is '{start}'.*--initial DIR"):
+        updates(tmp_path / "tuned")
+    found = updates(tmp_path / "tuned", initial=tmp_path / "initial")
+    assert {name for name, _ in found} == {"0", "2"}
+    for (name, _), update in found.items():
+        layer = layers(model)[name]
+        kept = layer.get_base_layer().weight.double()
+        assert not torch.equal(kept, W0[f"{name}.weight"].double())  # the start changed it
+        want = kept + layer.get_delta_weight("default").double() - W0[f"{name}.weight"].double()
+        # The base that PEFT kept is rounded to float32.
+        np.testing.assert_allclose(update.dense(), want.detach(), rtol=0, atol=3e-6)
+
+
 def test_an_initial_adapter_of_other_modules_is_refused(write_adapter, lora_tensors):
     path = write_adapter(lora_tensors("q", "v"), "tuned", init_lora_weights="pissa")
     initial = write_adapter(lora_tensors("q"), "initial")
