@@ -1,6 +1,7 @@
 """A file of tensors → one lazy entry a tensor: .safetensors without torch, .bin without code."""
 
 import json
+import pickle
 import re
 import zipfile
 from collections.abc import Callable
@@ -133,6 +134,11 @@ def _open_bin(path: Path) -> dict[str, Stored]:
             _refuse_compressed(path)
         # weights_only: a pickle that wants to do more than rebuild tensors is refused.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError:  # whose own message tells how to run a stranger's code
+        raise CheckpointError(
+            f"{path}: not a readable file of weights: its pickle is broken, or does more than"
+            " rebuild tensors"
+        ) from None
     except Exception as error:  # a damaged pickle raises nearly anything
         raise CheckpointError(f"{path}: not a readable file of weights: {line(error)}") from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
