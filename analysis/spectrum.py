@@ -24,22 +24,13 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from analysis import CheckpointError, checkpoint, combine, decompose, metrics, null, store
+from analysis import CheckpointError, checkpoint, combine, decompose, metrics, null, store, table
 from analysis.formats import Options
 from analysis.store import Row, Spectra
 from analysis.update import DenseUpdate, Entry, LowRankUpdate, Other, Skipped, Update
 
 Outcome = decompose.Spectrum | CheckpointError
 Source = tuple[checkpoint.Run, Callable[[], Iterator[Entry]]]
-
-EXPLANATION = """\
-‖ΔW‖₂ = s₁, ‖ΔW‖_F = √Σs²; top-k: share of the energy in the k largest values; eff. rank: exp of
-the entropy of s; stable: Σs²/s₁²; used: eff. rank / capacity; democracy: eff. rank / its mean for
-a random update of that capacity (1: as even as chance). Numbers are medians over modules. Eff.
-rank, used and democracy hold within one capacity; between capacities compare the energy shares."""
-
-# Rows are summarised by the median of each of these.
-MEASURES = store.COLUMNS[store.COLUMNS.index("capacity") : store.COLUMNS.index("algorithm")]
 
 
 def analyse(
@@ -80,23 +71,6 @@ def analyse(
         except CheckpointError as error:
             found.skipped.append({"run": run.key, "module": "", "reason": str(error)})
     return found
-
-
-def summary(rows: Sequence[Row]) -> list[Row]:
-    """One line a run, step and kind, then kind "all": counts, and medians where defined."""
-    lines = []
-    for (run, step), of_run in _grouped(rows, "run", "step").items():
-        kinds = _grouped(of_run, "kind")
-        for kind, of_kind in [
-            *((kind[0], group) for kind, group in kinds.items()),
-            ("all", of_run),
-        ]:
-            zero = sum(row["spectral_norm"] == 0 for row in of_kind)
-            line: Row = {"run": run, "step": step, "kind": kind}
-            line |= {"modules": len(of_kind), "zero": zero}
-            line |= {name: _median(row[name] for row in of_kind) for name in MEASURES}
-            lines.append(line)
-    return lines
 
 
 def _expression(modules: str | None) -> re.Pattern[str]:
@@ -239,76 +213,16 @@ def _concentration(s: np.ndarray, d_out: int, d_in: int, dense: bool) -> Row:
     }
 
 
-# Heading, column of the summary, format.
-PRINTED = (
-    ("capacity", "capacity", "g"),
-    ("‖ΔW‖₂", "spectral_norm", ".3g"),
-    ("‖ΔW‖_F", "frobenius_norm", ".3g"),
-    ("top-1", "top_share_1", ".3f"),
-    ("top-4", "top_share_4", ".3f"),
-    ("eff. rank", "effective_rank", ".2f"),
-    ("stable", "stable_rank", ".2f"),
-    ("used", "utilisation", ".3f"),
-    ("democracy", "democracy", ".3f"),
-    ("zero", "zero", "d"),
-)
+def record(read: Iterable[Path], arguments: dict[str, Any]) -> dict[str, Any]:
+    """What made a result: command, arguments, versions, seed, and SHA-256 of every input file.
 
-
-def table(rows: Sequence[Row]) -> Iterator[str]:
-    """The lines of the summary that a person reads: a block a checkpoint, a line a projection."""
-    lines = _grouped(summary(rows), "run", "step")
-    for (run, step), of_run in _grouped(rows, "run", "step").items():
-        methods = ", ".join(dict.fromkeys(row["method"] for row in of_run))
-        yield f"{run}{'' if step is None else f'  step {step}'}  ({methods})"
-        cells = [["kind", "modules", "d_out×d_in", *(heading for heading, _, _ in PRINTED)]]
-        for line in lines[run, step]:
-            numbers = [_cell(line[column], form) for _, column, form in PRINTED]
-            shape = _shape(of_run, line["kind"])
-            cells.append([line["kind"], str(line["modules"]), shape, *numbers])
-        yield from _aligned(cells)
-        yield ""
-
-
-def _shape(rows: Iterable[Row], kind: str) -> str:
-    """d_out×d_in of the modules of a kind, or how many different shapes they have."""
-    shapes = {f"{row['d_out']}×{row['d_in']}" for row in rows if kind in (row["kind"], "all")}
-    return shapes.pop() if len(shapes) == 1 else f"{len(shapes)} shapes"
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
-def _aligned(cells: list[list[str]]) -> Iterator[str]:
-    """Lines of columns two blanks apart, the first to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for first, *others in cells:
-        padded = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        yield "  ".join([first.ljust(widths[0]), *padded])
-
-
-def _grouped(rows: Iterable[Row], *columns: str) -> dict[tuple[Any, ...], list[Row]]:
-    """The rows by their values in `columns`, in order of first appearance."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for line in rows:
-        groups.setdefault(tuple(line[column] for column in columns), []).append(line)
-    return groups
-
-
-def _median(values: Iterable[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return float(np.median(defined)) if defined else None
-
-
-def record(paths: Sequence[str], arguments: dict[str, Any]) -> dict[str, Any]:
-    """What made a result: command, arguments, versions, seed, and SHA-256 of every input file."""
+    read: the checkpoints and models that went into it.
+    """
     import hashlib
     from importlib.metadata import version
 
     inputs = {}
-    read = [run.path for run in checkpoint.runs(paths)]
-    read += [combine.parse(text).path for text in arguments["combine"]]
-    for path in [*read, *(Path(arguments[key]) for key in ("base", "initial") if arguments[key])]:
+    for path in read:
         for file in checkpoint.inputs(path):
             with file.open("rb") as opened:
                 inputs[str(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -371,19 +285,30 @@ def _options(arguments: argparse.Namespace) -> Options:
     )
 
 
+def _read(arguments: argparse.Namespace) -> list[Path]:
+    """Everything that the arguments had read: checkpoints, terms of a sum, base, initial."""
+    read = [run.path for run in checkpoint.runs(arguments.paths)]
+    read += [combine.parse(text).path for text in arguments.combine]
+    return read + [Path(given) for given in (arguments.base, arguments.initial) if given]
+
+
 def _write(found: Spectra, arguments: argparse.Namespace) -> None:
     """The results, to --out and to stdout."""
     if arguments.out or arguments.json:
-        made_by = record(arguments.paths, vars(arguments))
+        made_by = record(_read(arguments), vars(arguments))
     if arguments.out and found.rows:
         store.save(arguments.out, found, made_by)
     if arguments.json:
-        result = {"record": made_by, "rows": found.rows, "summary": summary(found.rows)}
+        result = {"record": made_by, "rows": found.rows, "summary": table.summary(found.rows)}
         _emit(store.strict_json({**result, "skipped": found.skipped, "other": found.other}))
     elif arguments.csv:
         _emit(csv_safe(found.rows).rstrip("\n"))
     else:
-        _emit("\n".join([*map(printable, table(found.rows)), EXPLANATION, *_remarks(found)]))
+        _emit(
+            "\n".join(
+                [*map(printable, table.lines(found.rows)), table.EXPLANATION, *_remarks(found)]
+            )
+        )
 
 
 def _remarks(found: Spectra) -> Iterator[str]:
@@ -442,7 +367,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.spectrum",
         description=__doc__,
-        epilog=EXPLANATION + " Exit status: 0, every update was analysed; 1, some were skipped;"
+        epilog=table.EXPLANATION
+        + " Exit status: 0, every update was analysed; 1, some were skipped;"
         " 2, nothing was analysed, or bad usage.",
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="a checkpoint or run directory")

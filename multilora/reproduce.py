@@ -25,7 +25,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from analysis import spectrum, store
+from analysis import spectrum, store, table
 from analysis.statistics import comparable
 from analysis.store import Row, Spectra
 from multilora import base, command, delta, evaluate, figures, record, train
@@ -219,10 +219,10 @@ def tables(rows: Sequence[Row], base_scores: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             "How concentrated ΔW is, means over modules:",
-            *_aligned(shares),
+            *table.aligned(shares),
             *("", legend, ""),
             "Scores on held-out items, %:",
-            *_aligned(scores),
+            *table.aligned(scores),
         ]
     )
 
@@ -239,15 +239,6 @@ def _over_seeds(rows: Sequence[Row], column: str, form: str, factor: float = 1) 
     return f"{statistics.fmean(values):{form}} ±{half:{form}}"
 
 
-def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of columns two blanks apart, the first to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]).rstrip()
-        for first, *others in cells
-    ]
-
-
 def report(settings: ReproduceSettings, runs: Sequence[Run], model: Path) -> str:
     """Analyse the runs, write tables and figures, and return what is printed."""
     out = Path(settings.figures)
@@ -255,7 +246,7 @@ def report(settings: ReproduceSettings, runs: Sequence[Run], model: Path) -> str
     if spectra.skipped:
         raise RuntimeError(f"{spectra.skipped[0]['run']}: {spectra.skipped[0]['reason']}")
     method_of = {run.out.name: run.settings.name for run in runs}
-    made_by = spectrum.record([str(run.out) for run in runs], asdict(settings)) | {
+    made_by = spectrum.record([run.out for run in runs], asdict(settings)) | {
         "command": "multilora.reproduce",
         "seed": sorted({run.seed for run in runs}),
         "base": str(model),

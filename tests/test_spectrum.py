@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from analysis import CheckpointError, checkpoint, spectrum, store
-from analysis.spectrum import analyse, main, summary
+from analysis.spectrum import analyse, main
+from analysis.table import summary
 
 ROOT = Path(__file__).resolve().parents[1]
 EPS = np.finfo(float).eps
