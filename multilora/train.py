@@ -113,7 +113,7 @@ class TrainArguments(transformers.TrainingArguments):
 
     output_dir: str = field(default="", metadata={"help": "runs/METHOD-sSEED by default"})
     per_device_train_batch_size: int = 32
-    max_steps: int = field(default=1000, metadata={"help": "optimiser steps"})
+    max_steps: int = field(default=1500, metadata={"help": "optimiser steps"})
     learning_rate: float = field(default=0.0, metadata={"help": "the method's own by default"})
     lr_scheduler_type: str = "linear"
     warmup_steps: float = 0.05
