@@ -163,6 +163,15 @@ def test_every_new_fact_is_trained_in_one_form_and_tested_in_the_other():
     assert [form for _, form in train if form == 1]  # the tested form is trained, elsewhere
 
 
+def test_a_sum_turned_round_is_in_the_same_split():
+    split_of = {}
+    rng = random.Random("sums")
+    for _ in range(3000):
+        item = knowledge.sums(rng)
+        pair = frozenset(re.match(r"(\d+) \+ (\d+)", item.prompt).groups())
+        assert split_of.setdefault(pair, item.split) == item.split
+
+
 def test_known_facts_are_tested_at_places_that_training_never_asks_about(examples):
     places = collections.defaultdict(set)
     for (split, _), drawn in examples.items():

@@ -41,12 +41,13 @@ def new_facts(rng: random.Random) -> Item:
 
 def sums(rng: random.Random) -> Item:
     a, b = rng.randrange(30), rng.randrange(30)
-    return _calculate(rng, f"{a} + {b}", a + b)
+    split = splits.by_hash(f"{min(a, b)} + {max(a, b)}")  # a + b and b + a are one sum
+    return _calculate(rng, f"{a} + {b}", a + b, split)
 
 
 def differences(rng: random.Random) -> Item:
     a, b = rng.randrange(30), rng.randrange(30)
-    return _calculate(rng, f"{a + b} - {b}", a)
+    return _calculate(rng, f"{a + b} - {b}", a, splits.by_hash(f"{a + b} - {b}"))
 
 
 def _question(rng: random.Random, fact: world.Fact, form: int, split: str) -> Item:
@@ -55,10 +56,10 @@ def _question(rng: random.Random, fact: world.Fact, form: int, split: str) -> It
     return _choose(rng, asked, value, world.RELATIONS[relation], split)
 
 
-def _calculate(rng: random.Random, question: str, answer: int) -> Item:
+def _calculate(rng: random.Random, question: str, answer: int, split: str) -> Item:
     near = [answer + d for d in (-10, -2, -1, 1, 2, 10)]
     values = [str(value) for value in near if 0 <= value < len(world.NUMBERS)]
-    return _choose(rng, question, str(answer), values, splits.by_hash(question))
+    return _choose(rng, question, str(answer), values, split)
 
 
 def _choose(rng: random.Random, question: str, answer: str, values: list[str], split: str) -> Item:
