@@ -36,6 +36,7 @@ from analysis.update import Entry, LowRankUpdate, Other, Skipped
 
 CONFIG = "adapter_config.json"
 STEM = "adapter_model"
+PREFIX = "base_model.model."
 
 KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+?)\.(?P<tensor>lora_[^.]+)(?:\.(?P<tail>.+))?", re.DOTALL
