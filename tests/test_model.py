@@ -222,6 +222,30 @@ def test_quantised_weights_are_refused(write, weights, rng):
         scan(quantised, write("base3", weights))
 
 
+@pytest.mark.parametrize("side", ["tuned", "base"])
+@pytest.mark.parametrize("scale", ["weight_scale", "weight_scale_inv"])
+def test_scaled_float8_is_refused_on_either_side_under_any_prefix(write, weights, side, scale):
+    bare = {n.removeprefix("model."): w.astype(ml_dtypes.float8_e4m3fn) for n, w in weights.items()}
+    bare[f"layers.0.q.{scale}"] = np.ones((1, 1), "f4")
+    base, tuned = (weights, bare) if side == "tuned" else (bare, weights)
+    entries = scan(write("tuned", tuned), write("base", base))
+    (skip,) = (e for e in entries.values() if isinstance(e, Skipped))
+    assert "layers.0.q: is scaled by a tensor of its own" in skip.reason
+
+
+def test_where_both_are_scaled_the_scales_are_no_update(write, weights):
+    weights["model.layers.0.q.weight_scale"] = np.ones((3, 2), "f4")
+    entries = scan(write("tuned", weights), write("base", weights))
+    assert isinstance(entries["model.layers.0.q"], Skipped)
+    assert isinstance(entries["model.layers.0.q.weight_scale"], Other)
+
+
+def test_packed_weights_are_refused_without_a_word_in_the_config(write, weights):
+    packed = weights | {"model.layers.0.q.weight": np.ones((32, 1), "u1")}
+    entries = scan(write("tuned", packed), write("base", weights))
+    assert "stored as U8 and F32; expected floating" in entries["model.layers.0.q"].reason
+
+
 def test_a_model_without_its_base_says_what_to_pass(write, weights):
     with pytest.raises(CheckpointError, match="is a whole model; pass the one"):
         list(checkpoint.scan(write("tuned", weights)))

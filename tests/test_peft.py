@@ -378,6 +378,16 @@ def test_dora_without_its_weight_in_the_base_is_skipped(tmp_path):
     assert "lin: its weight is not in the base" in entry.reason
 
 
+def test_dora_on_a_scaled_weight_is_skipped(write_adapter, lora_tensors, tmp_path):
+    tensors = lora_tensors("q") | {"base_model.model.q.lora_magnitude_vector": np.ones(12, "f4")}
+    path = write_adapter(tensors, use_dora=True)
+    (tmp_path / "base").mkdir()
+    W = {"q.weight": np.ones((12, 10), "f4"), "q.weight_scale": np.ones((1, 1), "f4")}
+    save_file(W, tmp_path / "base" / "model.safetensors")
+    (entry,) = checkpoint.scan(path, Options(base=tmp_path / "base"))
+    assert "q: its weight in the base is scaled by a tensor of its own" in entry.reason
+
+
 @pytest.mark.parametrize("start", ["pissa", "olora", "pissa_niter_2"])
 def test_starts_that_change_the_base_are_exact_with_the_initial_adapter(tmp_path, start):
     from peft import LoraConfig, get_peft_model

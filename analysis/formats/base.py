@@ -5,6 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from analysis.update import float64
 
 CONFIG = "config.json"
 STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
+# Beside a float8 weight: its values mean nothing without these.
+SCALES = ("_scale", "_scale_inv")
 ROWS = 1024  # in float64 at a time
 
 
@@ -54,7 +57,12 @@ def open_model(path: Path) -> tuple[Path, dict[str, Stored]]:
                 f"{path / CONFIG}: the weights are quantised ({str(method)[:40]}); expected"
                 " floating point, as dequantize() gives"
             )
-    return file, shards.open_located(file)
+    tensors = shards.open_located(file)
+    for name in [name for name in tensors if name.endswith(SCALES)]:
+        weight = name.removesuffix("_inv").removesuffix("_scale")
+        if weight in tensors:
+            tensors[weight] = replace(tensors[weight], scaled=True)
+    return file, tensors
 
 
 def align(ours: Collection[str], theirs: Collection[str]) -> dict[str, str]:
@@ -102,6 +110,8 @@ def change(W: Stored, W0: Stored | None) -> str:
         return "not in the base"
     if W.shape != W0.shape:
         return f"{W.shape}, in the base {W0.shape}: not compared"
+    if W.scaled or W0.scaled:
+        return "scaled by a tensor of its own (quantised): not compared"
     if W.dtype not in FLOATS or W0.dtype not in FLOATS:
         return f"{W.dtype}, in the base {W0.dtype}: not compared"
     return f"change of norm {distance(W.load(), W0.load()):.3g}"

@@ -23,6 +23,10 @@ def update(
     where = f"{direction.source}: {direction.name}"
     if W0 is None:
         raise CheckpointError(f"{where}: its weight is not in the base")
+    if W0.scaled:
+        raise CheckpointError(
+            f"{where}: its weight in the base is scaled by a tensor of its own (quantised)"
+        )
     if int(np.prod(magnitude.shape)) != direction.shape[0]:
         raise CheckpointError(
             f"{where}: {MAGNITUDE} is {magnitude.shape}; expected ({direction.shape[0]},)"

@@ -18,6 +18,10 @@ from analysis.formats import Options
 from analysis.formats.tensors import Stored
 from analysis.update import Entry, LowRankUpdate, Other, Skipped
 
+# What other methods keep beside two factors, or instead of them; not the bias of a factor.
+VARIANT = re.compile(
+    r"(?P<module>.+?)\.(?P<part>(?:lora|dora|hada|lokr|oft)_[^.]+)(?:\..+)?(?<!\.bias)", re.DOTALL
+)
 Modules = dict[str, dict[str, Stored]]  # module → "A", "B", "alpha" and what else it has
 
 
@@ -63,9 +67,7 @@ def updates(modules: Modules, file: Path, method: str, scale: float) -> Iterator
     for module, parts in modules.items():
         where = f"{file}: {module}"
         try:
-            rest = [part for part in parts if part not in ("A", "B", "alpha")]
-            if rest:
-                raise CheckpointError(f"{where}: {', '.join(rest)} is not read beside A and B")
+            refuse_more(parts, where)
             B, A = pair(parts.get("B"), parts.get("A"), where)
             factor = scale
             if "alpha" in parts:
@@ -73,6 +75,13 @@ def updates(modules: Modules, file: Path, method: str, scale: float) -> Iterator
             yield LowRankUpdate(module, B, A, factor, method=method, source=str(file))
         except CheckpointError as error:
             yield Skipped(module, str(error))
+
+
+def refuse_more(parts: Mapping[str, Stored], where: str) -> None:
+    """CheckpointError where a module has more than two factors: B·A is not all of its ΔW."""
+    rest = [part for part in parts if part not in ("A", "B", "alpha")]
+    if rest:
+        raise CheckpointError(f"{where}: {', '.join(rest)} is not read beside A and B")
 
 
 def alpha(stored: Stored, where: str) -> float:
