@@ -102,10 +102,17 @@ def test_a_directory_is_read_by_the_format_that_knows_it(write_delta, adapter, t
 def test_a_name_on_the_hub_is_looked_up_in_its_cache(adapter, monkeypatch):
     huggingface_hub = pytest.importorskip("huggingface_hub")
     snapshot = adapter("models--org--tuned/snapshots/0123")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(snapshot))
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.extend(allow_patterns)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert names(["org/tuned"]) == [("tuned", None)]
     assert [update.name for update in checkpoint.read("org/tuned")] == ["q"]
     assert {path.parent for path in checkpoint.inputs(Path("org/tuned"))} == {snapshot}
+    assert {"config.json", "adapter_config.json"} < set(asked)
 
     def offline(name, **_):
         raise ConnectionError("no network\nand much advice")

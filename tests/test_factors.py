@@ -127,6 +127,18 @@ def test_two_layers_of_kohya_that_would_get_one_name_are_refused(write, product)
         scan(write(tensors))
 
 
+def test_a_matrix_out_of_proportion_to_its_file_is_skipped(write):
+    """Of 50,000 numbers a matrix of 600 million entries: 5 GB."""
+    row, column = np.ones((1, 25_000), "f4"), np.ones((25_000, 1), "f4")
+    loha = {f"lora_unet_a.hada_w{i}_{x}": m for i in (1, 2) for x, m in (("a", column), ("b", row))}
+    (entry,) = scan(write(loha)).values()
+    assert "makes a matrix (25000, 25000) of 100000 numbers" in entry.reason
+    groups = {"lora_unet_a.lora_up.weight": column[..., None, None]}
+    groups |= {"lora_unet_a.lora_down.weight": column[..., None, None]}
+    (entry,) = scan(write(groups)).values()
+    assert "makes a matrix (25000, 25000) of 50000 numbers" in entry.reason
+
+
 # diffusers
 
 

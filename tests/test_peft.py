@@ -579,6 +579,35 @@ def test_a_hostile_expression_is_stopped(write_adapter, lora_tensors):
     assert len(updates(path)) == 2
 
 
+def test_expressions_without_end_are_refused(write_adapter, lora_tensors):
+    path = write_adapter(lora_tensors("q"), rank_pattern={"a" * 100_001: 4})
+    with pytest.raises(CheckpointError, match="is 100001 letters long; expected at most 100000"):
+        updates(path)
+
+
+def test_many_expressions_for_many_names_are_tried_apart(monkeypatch):
+    from analysis.formats import rule
+
+    tried = []
+    monkeypatch.setattr(rule, "_apart", lambda keys, names, _: tried.append(1) or [[]] * len(keys))
+    names = [f"layers.{i}.q" for i in range(2000)]
+    rule.first_matches([f"layers.{i}" for i in range(500)], names, "here")
+    assert tried == []
+    rule.first_matches([f"layers.{i}" for i in range(501)], names, "here")
+    assert tried == [1]
+
+
+def test_weights_that_are_missing_are_not_looked_for_on_the_hub(write_adapter, tmp_path):
+    path = write_adapter({}, peft_type="LOHA")
+    (path / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no weights; expected adapter_model\.safetens"):
+        updates(path, base=tmp_path)
+
+
+def test_a_start_is_plain_in_capital_letters_too(write_adapter, lora_tensors):
+    assert len(updates(write_adapter(lora_tensors("q"), init_lora_weights="MiCA"))) == 1
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "pairs"),
     [

@@ -30,7 +30,7 @@ def directory(base: Path) -> Path:
         raise CheckpointError(f"{base}: no such file or directory")
     import huggingface_hub
 
-    files = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+    files = ["config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json"]
     try:
         return Path(huggingface_hub.snapshot_download(str(base), allow_patterns=files))
     except Exception as error:  # of the network, the hub, the cache

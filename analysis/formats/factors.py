@@ -7,6 +7,7 @@ given. The other files of single adapters, and PEFT's, share what is here about 
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from analysis.update import Entry, LowRankUpdate, Other, Skipped
 VARIANT = re.compile(
     r"(?P<module>.+?)\.(?P<part>(?:lora|dora|hada|lokr|oft)_[^.]+)(?:\..+)?(?<!\.bias)", re.DOTALL
 )
+# A file may store little of a matrix that is large: this many numbers, or times what is stored.
+LARGE, TIMES = 2**26, 1024
 Modules = dict[str, dict[str, Stored]]  # module → "A", "B", "alpha" and what else it has
 
 
@@ -117,6 +120,17 @@ def check(B: Sequence[int], A: Sequence[int], where: str) -> None:
         raise CheckpointError(
             f"{where}: inner ranks differ, B is {B}, A is {A};"
             " expected B (d_out, r) and A (r, d_in)"
+        )
+    if columns != r:
+        refuse_large((d_out, r), math.prod(B) + math.prod(A), where)
+
+
+def refuse_large(shape: tuple[int, int], stored: int, where: str) -> None:
+    """CheckpointError for a matrix that is out of all proportion to the numbers it is made of."""
+    limit = max(LARGE, TIMES * stored)
+    if math.prod(shape) > limit:
+        raise CheckpointError(
+            f"{where}: makes a matrix {shape} of {stored} numbers; expected at most {limit} entries"
         )
 
 
