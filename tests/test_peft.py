@@ -388,6 +388,48 @@ def test_dora_on_a_scaled_weight_is_skipped(write_adapter, lora_tensors, tmp_pat
     assert "q: its weight in the base is scaled by a tensor of its own" in entry.reason
 
 
+def test_dora_on_a_square_weight_among_both_kinds_is_skipped(tmp_path):
+    """PEFT keeps fan_in_fan_out of the last layer only: Conv1D and Linear cannot be told apart."""
+    from peft import LoraConfig
+
+    config = LoraConfig(r=4, use_dora=True, target_modules=["lin", "square", "turned"])
+    base = save_base(tiny(), tmp_path / "base")
+    trained(tiny(), config).save_pretrained(tmp_path / "adapter")
+    entries = {e.name: e for e in checkpoint.scan(tmp_path / "adapter", Options(base=base))}
+    assert "cannot tell Conv1D from Linear: W0 is square" in entries["square"].reason
+    assert isinstance(entries["lin"], DenseUpdate)
+    assert isinstance(entries["turned"], DenseUpdate)
+
+
+def test_dora_on_gpt2_and_a_head_knows_which_weights_are_turned(tmp_path):
+    from peft import LoraConfig
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    def gpt2():
+        torch.manual_seed(0)
+        sizes = {"n_positions": 8, "n_embd": 16, "n_layer": 1, "n_head": 2}
+        return GPT2LMHeadModel(GPT2Config(vocab_size=16, tie_word_embeddings=False, **sizes))
+
+    gpt2().save_pretrained(tmp_path / "base")
+    config = LoraConfig(r=4, use_dora=True, target_modules=["c_attn", "attn.c_proj", "lm_head"])
+    model = trained(gpt2(), config)
+    model.save_pretrained(tmp_path / "adapter")
+    before = {n: layer.get_base_layer().weight.double() for n, layer in layers(model).items()}
+    found = updates(tmp_path / "adapter", base=tmp_path / "base")
+    assert len(found) == 3
+    for (name, _), update in found.items():
+        layer = layers(model)[name].double()
+        layer.merge()
+        close(update, matrix(layer.get_base_layer().weight - before[name], layer))
+
+
+def test_replicated_layers_have_no_weight_of_their_own(write_adapter, lora_tensors, tmp_path):
+    path = write_adapter(lora_tensors("q"), use_dora=True, layer_replication=[[0, 1], [0, 1]])
+    with pytest.raises(CheckpointError, match="layer_replication is set"):
+        updates(path, base=tmp_path)
+    assert len(updates(write_adapter(lora_tensors("q"), layer_replication=[[0, 1]]))) == 1
+
+
 @pytest.mark.parametrize("start", ["pissa", "olora", "pissa_niter_2"])
 def test_starts_that_change_the_base_are_exact_with_the_initial_adapter(tmp_path, start):
     from peft import LoraConfig, get_peft_model

@@ -17,6 +17,9 @@ from analysis.update import float64
 
 CONFIG = "config.json"
 STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
+# Transformers' models with Conv1D, whose weight is W0ᵀ, and the names of those layers.
+CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+CONV1D = ("c_attn", "q_attn", "c_proj", "c_fc")
 # Beside a float8 weight: its values mean nothing without these.
 SCALES = ("_scale", "_scale_inv")
 ROWS = 1024  # in float64 at a time
@@ -63,6 +66,12 @@ def open_model(path: Path) -> tuple[Path, dict[str, Stored]]:
         if weight in tensors:
             tensors[weight] = replace(tensors[weight], scaled=True)
     return file, tensors
+
+
+def has_conv1d(path: Path) -> bool:
+    """Whether the layers of the model at `path` that are called as in CONV1D are of that kind."""
+    config = read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
+    return config.get("model_type") in CONV1D_MODELS
 
 
 def align(ours: Collection[str], theirs: Collection[str]) -> dict[str, str]:
