@@ -145,7 +145,7 @@ def test_prefixes_are_reconciled(write, weights, rng, cut):
     ]
 
 
-def test_tensors_of_one_side_or_of_another_shape_are_listed(write, weights, rng):
+def test_tensors_of_one_side_or_of_another_shape_are_listed(write, weights, rng, capsys):
     tuned = moved(weights, rng)
     tuned["model.embed.weight"] = np.ones((13, 7), "f4")
     tuned["score.weight"] = tuned.pop("lm_head.weight")
@@ -155,6 +155,8 @@ def test_tensors_of_one_side_or_of_another_shape_are_listed(write, weights, rng)
     assert others["score.weight"] == "not in the base"
     assert others["lm_head.weight"] == "in the base only"
     assert main([str(write("a", tuned)), "--base", str(write("b", weights))]) == 0
+    remark = "tensors are not analysed (heads, biases, what the base lacks): see --json."
+    assert remark in capsys.readouterr().out
 
 
 def test_tied_weights_are_listed_once(write, weights, tmp_path):
