@@ -32,6 +32,16 @@ from analysis.update import Entry, Other, Skipped, Update
 
 # In this order: the first that recognises a directory reads it.
 FORMATS = (multilora, full, peft, model)
+# The names, without suffix, of the weight file that each of them opens.
+STEMS: dict[Any, tuple[str, ...]] = {
+    multilora: (peft.STEM,),
+    full: (Path(full.WEIGHTS).stem,),
+    peft: (peft.STEM,),
+    model: base.STEMS,
+}
+WEIGHTS = {
+    stem + suffix for stems in STEMS.values() for stem in stems for suffix in shards.SUFFIXES
+}
 # Likewise, of a single file, by the names of its tensors.
 FILES = (kohya, diffusers, loralib)
 # Read by `peft` and `kohya`, each by rules of its own.
@@ -90,9 +100,19 @@ def scan(path: str | Path, options: Options | None = None) -> Iterator[Entry]:
     return _file(files[0], options)
 
 
+def _families(place: Path) -> list[Any]:
+    """The modules of `analysis.formats` that recognise a directory."""
+    return [family for family in FORMATS if family.recognises(place)]
+
+
 def _family(place: Path) -> Any:
-    """The module of `analysis.formats` that reads a directory; None where none does."""
-    return next((family for family in FORMATS if family.recognises(place)), None)
+    """The one that reads it; None where none does. CheckpointError where two updates lie there."""
+    found = _families(place)
+    if full in found and peft in found:
+        raise CheckpointError(
+            f"{place}: holds an adapter and a stored difference ({full.WEIGHTS}); expected one"
+        )
+    return found[0] if found else None
 
 
 def _files(place: Path) -> list[Path]:
@@ -111,6 +131,11 @@ def _file(file: Path, options: Options) -> Iterator[Entry]:
     tensors = open_tensors(file)
     if options.factors:
         return factors.read(file, tensors, options)
+    if any(name.startswith(peft.PREFIX) for name in tensors):
+        raise CheckpointError(
+            f"{file}: PEFT's weights without their {peft.CONFIG}, which says the scale; expected"
+            " both in one directory, or --factors A B --scale X"
+        )
     for family in FILES:
         if family.recognises(tensors):
             return family.read(file, tensors, options)
@@ -162,7 +187,7 @@ def _steps(path: Path) -> Sequence[Path]:
     place = _place(path)
     if place.is_file():
         return [path]
-    if _family(place):
+    if _families(place):
         return [place if path.is_file() else path, *_adapters_below(place)]
     steps = {
         int(match[1]): child
@@ -195,8 +220,13 @@ def _place(path: Path) -> Path:
         return base.directory(path)
     if path.is_dir():
         return path
-    weights = (shards.locate(path.parent, peft.STEM), shards.locate(path.parent, *base.STEMS))
-    if path in weights or path.name == full.WEIGHTS:
+    if path.name in WEIGHTS and (family := _family(path.parent)):
+        weights = shards.locate(path.parent, *STEMS[family])
+        if path != weights:
+            raise CheckpointError(
+                f"{path}: beside it lies {weights and weights.name}, which is what is read of its"
+                " directory; expected that, or a directory of its own"
+            )
         return path.parent
     if path.suffix not in (".safetensors", *PICKLES):
         raise CheckpointError(

@@ -16,6 +16,7 @@ from analysis import CheckpointError, checkpoint
 from analysis.formats import Options
 from analysis.update import DenseUpdate, Entry, LowRankUpdate, Other, Skipped, Update, float64
 
+PLAIN = "lora"  # the method whose files are averaged tensor by tensor
 Weighted = list[tuple[float, Update]]
 
 
@@ -57,21 +58,30 @@ def sums(terms: Sequence[Term], options: Options) -> Iterator[Entry]:
 
 
 def averages(terms: Sequence[Term], options: Options) -> Iterator[Entry]:
-    """s (Σ wᵢBᵢ)(Σ wᵢAᵢ) for every module whose factors are of one shape and scale everywhere.
+    """s (Σ wᵢBᵢ)(Σ wᵢAᵢ) for every module that is plain LoRA, of one shape and scale, everywhere.
 
+    Other methods are not averaged by their factors, nor is what has an initial adapter in it.
     Nothing where a checkpoint cannot be read, which `sums` says.
     """
+    if options.initial is not None:
+        yield Other("--initial", "factors with an initial adapter in them: not averaged")
+        return
     try:
         found, _ = _collected(terms, options)
     except CheckpointError:
         return
     for weighted in found.values():
-        factored = [(w, u) for w, u in weighted if isinstance(u, LowRankUpdate)]
-        same = {(u.B.shape, u.A.shape, u.scale) for _, u in factored}
-        if len(factored) == len(terms) and len(same) == 1:
+        factored = [
+            (w, u) for w, u in weighted if isinstance(u, LowRankUpdate) and u.method == PLAIN
+        ]
+        if len(factored) < len(terms):
+            continue
+        first = factored[0][1]
+        if len({(u.B.shape, u.A.shape, u.scale) for _, u in factored}) > 1:
+            yield Other(first.name, "factors of other shape or scale: not averaged")
+        else:
             B = np.sum([w * float64(u.B) for w, u in factored], axis=0)
             A = np.sum([w * float64(u.A) for w, u in factored], axis=0)
-            first = factored[0][1]
             method, scale = "average of factors", first.scale
             yield LowRankUpdate(first.name, B, A, scale, first.part, method, first.source)
 
@@ -108,7 +118,7 @@ def _sum(weighted: Weighted) -> Update:
 
 
 def _dense(weighted: Weighted) -> DenseUpdate:
-    """The sum as a matrix. Independent rounding adds by variance."""
+    """The sum as a matrix. Floors add as they are: W0's rounding may be the same in all."""
     first = weighted[0][1]
 
     def load() -> np.ndarray:
@@ -117,9 +127,10 @@ def _dense(weighted: Weighted) -> DenseUpdate:
             total += weight * update.dense()
         return total
 
-    def floor() -> float:
-        floors = [(w, u.floor) for w, u in weighted if isinstance(u, DenseUpdate)]
-        values = [w * (f() if callable(f) else f or 0.0) for w, f in floors]
-        return float(np.sqrt(sum(value**2 for value in values)))
+    floors = [(abs(w), u.floor) for w, u in weighted if isinstance(u, DenseUpdate)]
 
-    return DenseUpdate(first.name, first.shape, load, floor, first.part, "sum", first.source)
+    def floor() -> float:
+        return sum(w * (f() if callable(f) else f or 0.0) for w, f in floors)
+
+    rounded = floor if any(f is not None for _, f in floors) else None
+    return DenseUpdate(first.name, first.shape, load, rounded, first.part, "sum", first.source)

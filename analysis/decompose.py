@@ -100,9 +100,12 @@ def _low_rank(update: LowRankUpdate, method: str) -> Spectrum:
 def _cholesky(M: np.ndarray) -> tuple[np.ndarray, float] | None:
     """L with L Lᵀ = MᵀM and the condition of L scaled to unit rows; None where QR must do.
 
-    Unit diagonal first: columns of M of very different length would be bad conditioning only
-    in appearance (van der Sluis 1969).
+    A Gram matrix of more columns than M has rows is singular, and of any size. Unit diagonal
+    first: columns of M of very different length would be bad conditioning only in appearance
+    (van der Sluis 1969).
     """
+    if M.shape[1] > M.shape[0]:
+        return None
     G = M.T @ M
     d2 = np.diagonal(G)
     # The comparison is false for NaN and Inf as well.

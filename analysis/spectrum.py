@@ -70,6 +70,9 @@ def analyse(
             _analyse_run(run, entries, wanted, method, progress, found)
         except CheckpointError as error:
             found.skipped.append({"run": run.key, "module": "", "reason": str(error)})
+        except MemoryError:
+            reason = f"{run.path}: does not fit into memory"
+            found.skipped.append({"run": run.key, "module": "", "reason": reason})
     return found
 
 
@@ -150,6 +153,8 @@ def _outcome(update: Update, method: str) -> Outcome:
         return decompose.spectrum(update, method)
     except CheckpointError as error:
         return error
+    except MemoryError:
+        return CheckpointError(f"{update.source}: {update.name}: does not fit into memory")
 
 
 def _with_bar(updates: list[Update], progress: bool, label: str) -> Iterable[Update]:
@@ -268,10 +273,23 @@ def _run(arguments: argparse.Namespace) -> int:
         return 2
     if found.rows or arguments.json:
         _write(found, arguments)
+    for path in _empty(found, arguments.paths) if found.rows else ():
+        _complain(f"{path}: no update to analyse; expected at least one")
     if not found.rows and not found.skipped:
         paths = ", ".join([*arguments.paths, *arguments.combine]) or "no path"
         _complain(f"{paths}: no update to analyse; expected at least one")
     return 2 if not found.rows else 1 if found.skipped else 0
+
+
+def _empty(found: Spectra, paths: Iterable[str]) -> list[Path]:
+    """The checkpoints with nothing analysed and nothing skipped."""
+    analysed = {(row["run"], row["step"]) for row in found.rows}
+    skipped = {skip["run"] for skip in found.skipped}
+    return [
+        run.path
+        for run in checkpoint.runs(paths)
+        if (run.name, run.step) not in analysed and run.key not in skipped
+    ]
 
 
 def _options(arguments: argparse.Namespace) -> Options:
@@ -316,7 +334,8 @@ def _remarks(found: Spectra) -> Iterator[str]:
     if faint:
         yield f"In {faint} modules more than half of the values lie below the rounding noise."
     if found.other:
-        yield f"{len(found.other)} tensors that are no updates (heads, biases): see --json."
+        why = "heads, biases, what the base lacks"
+        yield f"{len(found.other)} tensors are not analysed ({why}): see --json."
 
 
 def _emit(text: str) -> None:

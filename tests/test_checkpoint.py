@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from analysis import CheckpointError, checkpoint
+from analysis.formats import Options
+from analysis.spectrum import analyse
 from analysis.update import DenseUpdate, LowRankUpdate, Other, Skipped
 
 
@@ -100,10 +102,17 @@ def test_a_directory_is_read_by_the_format_that_knows_it(write_delta, adapter, t
 def test_a_name_on_the_hub_is_looked_up_in_its_cache(adapter, monkeypatch):
     huggingface_hub = pytest.importorskip("huggingface_hub")
     snapshot = adapter("models--org--tuned/snapshots/0123")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(snapshot))
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.extend(allow_patterns)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert names(["org/tuned"]) == [("tuned", None)]
     assert [update.name for update in checkpoint.read("org/tuned")] == ["q"]
     assert {path.parent for path in checkpoint.inputs(Path("org/tuned"))} == {snapshot}
+    assert {"config.json", "adapter_config.json"} < set(asked)
 
     def offline(name, **_):
         raise ConnectionError("no network\nand much advice")
@@ -119,3 +128,36 @@ def test_what_cannot_be_a_name_on_the_hub_is_not_asked_for(monkeypatch):
     for path in ("../nowhere", "a/b/c", "/no/where", "x y"):
         with pytest.raises(CheckpointError, match="no such file or directory"):
             checkpoint.runs([path])
+
+
+def test_pefts_weights_without_their_config_have_no_scale(adapter, tmp_path):
+    path = adapter("run")
+    loose = (path / "adapter_model.safetensors").rename(tmp_path / "mine.safetensors")
+    with pytest.raises(CheckpointError, match=r"mine\.safetensors: PEFT's weights without their"):
+        checkpoint.scan(loose)
+    patterns = (r"(.*)\.lora_A\.weight", r"(.*)\.lora_B\.weight")
+    (update,) = checkpoint.scan(loose, Options(factors=patterns, scale=2.0))
+    assert update.scale == 2.0
+
+
+def test_a_weight_file_stands_for_its_directory_only_where_it_is_read(adapter):
+    path = adapter("run")
+    (update,) = checkpoint.read(path / "adapter_model.safetensors")
+    assert update.scale == 2.0
+    for name in ("adapter_model.bin", "model.safetensors"):
+        (path / name).write_bytes((path / "adapter_model.safetensors").read_bytes())
+        with pytest.raises(CheckpointError, match=r"beside it lies adapter_model\.safetensors"):
+            checkpoint.scan(path / name)
+
+
+def test_an_adapter_and_a_stored_difference_in_one_place_are_refused(adapter, write_delta):
+    path = adapter("run")
+    write_delta({"q": np.ones((3, 2), "f4")}, "run")
+    files = ("", "adapter_model.safetensors", "delta.safetensors")
+    for place in [path / name for name in files]:
+        with pytest.raises(CheckpointError, match=r"stored difference \(delta\.safetensors\); exp"):
+            checkpoint.scan(place)
+    other = adapter("other")
+    found = analyse([path, other])
+    assert [row["run"] for row in found.rows] == ["other"]
+    assert [skip["run"] for skip in found.skipped] == ["run"]

@@ -10,7 +10,7 @@ from analysis import CheckpointError, checkpoint, combine
 from analysis.combine import Term, averages, parse, sums
 from analysis.formats import Options
 from analysis.spectrum import analyse, main
-from analysis.update import DenseUpdate, LowRankUpdate, Skipped
+from analysis.update import DenseUpdate, LowRankUpdate, Other, Skipped
 
 
 @pytest.fixture
@@ -80,6 +80,28 @@ def test_a_sum_with_a_dense_update_is_dense(write_adapter, write_delta, lora_ten
     np.testing.assert_allclose(update.dense(), want, rtol=0, atol=1e-12)
     assert update.floor() == pytest.approx(0.6)
     assert list(averages([Term(0.5, lora), Term(2.0, full)], Options())) == []
+
+
+def test_floors_add_as_they_are_and_none_is_none(write_delta, two):
+    """The rounding of W0 is the same in both: it does not average out."""
+    W = {"q": np.ones((12, 10), "f4")}
+    paths = [write_delta(W, f"full{i}", modules={"q": {"floor": 0.3}}) for i in (1, 2)]
+    (update,) = sums([Term(0.5, paths[0]), Term(-0.5, paths[1])], Options())
+    assert update.floor() == pytest.approx(0.3)
+    unrounded = [DenseUpdate("q", (12, 10), lambda: W["q"]), next(checkpoint.read(two[0]))]
+    assert combine._sum([(1.0, update) for update in unrounded]).floor is None
+
+
+def test_what_is_not_averaged_by_its_factors_is_listed(two, write_adapter, lora_tensors):
+    other = write_adapter(lora_tensors("q"), "other", lora_alpha=1)
+    (entry,) = averages([Term(1, two[0]), Term(1, other)], Options())
+    assert entry == Other("q", "factors of other shape or scale: not averaged")
+    (entry,) = averages([Term(1, two[0])], Options(initial=two[1]))
+    assert "not averaged" in entry.what
+    multi = {"q.multilora_A": np.ones((4, 10)), "q.multilora_B": np.ones((12, 4))}
+    multi["q.multilora_s"] = np.ones((12, 2))
+    path = write_adapter(multi, "multi", peft_type="MULTILORA", n=2, r=2)
+    assert list(averages([Term(1, path)], Options())) == []
 
 
 def test_a_module_that_one_cannot_read_is_no_sum(two):

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import ml_dtypes
 import mpmath
 import numpy as np
@@ -226,3 +228,19 @@ def test_svd_of_a_rank_deficient_update_is_orthonormal(rng):
 def test_unknown_method_is_an_error(rng):
     with pytest.raises(ValueError, match="expected 'auto' or 'svd'"):
         decompose.spectrum(dense(np.eye(3)), "lanczos")
+
+
+@pytest.mark.parametrize("method", ["auto", "svd"])
+def test_a_rank_beyond_the_sizes_costs_no_square_of_it(rng, method):
+    """r = 20,000 and d = 8: a matrix (r, r) would be 3.2 GB."""
+    update = low_rank(rng.standard_normal((8, 20_000)), rng.standard_normal((20_000, 6)))
+    tracemalloc.start()
+    got = decompose.spectrum(update, method)
+    U, s, Vh = decompose.svd(update)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50e6
+    want = np.linalg.svd(update.dense(), compute_uv=False)
+    np.testing.assert_allclose(got.s, want, rtol=0, atol=got.error_bound)
+    np.testing.assert_allclose(s, want, rtol=0, atol=got.error_bound)
+    assert (got.algorithm, U.shape, Vh.shape) == ("qr", (8, 6), (6, 6))

@@ -108,6 +108,37 @@ def test_loha_is_the_product_entry_by_entry_that_peft_makes(write, tmp_path):
     assert "expected two pairs of one shape" in entry.reason
 
 
+def test_kohyas_layers_with_more_than_a_pair_are_skipped(write, product):
+    B, A, _ = product()
+    tensors = {f"{m}.lora_{f}.weight": x for m in "ab" for f, x in (("down", A), ("up", B))}
+    tensors |= {"a.bias_values": A, "b.diff_b": A, "c.diff": A}
+    entries = scan(write(tensors))
+    assert {name for (name, _), e in entries.items() if isinstance(e, Skipped)} == {"a", "c"}
+    assert "bias_values is not read" in entries["a", ""].reason
+    assert "diff is not read" in entries["c", ""].reason
+    assert isinstance(entries["b.diff_b", ""], Other)
+
+
+def test_two_layers_of_kohya_that_would_get_one_name_are_refused(write, product):
+    B, A, _ = product()
+    layers = ("lora_te_a_1", "lora_te_a_1_")
+    tensors = {f"{m}.lora_{f}.weight": x for m in layers for f, x in (("down", A), ("up", B))}
+    with pytest.raises(CheckpointError, match=r"are both te\.a\.1"):
+        scan(write(tensors))
+
+
+def test_a_matrix_out_of_proportion_to_its_file_is_skipped(write):
+    """Of 50,000 numbers a matrix of 600 million entries: 5 GB."""
+    row, column = np.ones((1, 25_000), "f4"), np.ones((25_000, 1), "f4")
+    loha = {f"lora_unet_a.hada_w{i}_{x}": m for i in (1, 2) for x, m in (("a", column), ("b", row))}
+    (entry,) = scan(write(loha)).values()
+    assert "makes a matrix (25000, 25000) of 100000 numbers" in entry.reason
+    groups = {"lora_unet_a.lora_up.weight": column[..., None, None]}
+    groups |= {"lora_unet_a.lora_down.weight": column[..., None, None]}
+    (entry,) = scan(write(groups)).values()
+    assert "makes a matrix (25000, 25000) of 50000 numbers" in entry.reason
+
+
 # diffusers
 
 
@@ -116,6 +147,10 @@ def test_loha_is_the_product_entry_by_entry_that_peft_makes(write, tmp_path):
     [
         ("unet.up.0.attn.to_q.lora_A.weight", "unet.up.0.attn.to_q.lora_B.weight"),
         ("unet.up.0.attn.to_q.lora.down.weight", "unet.up.0.attn.to_q.lora.up.weight"),
+        (
+            "unet.up.0.attn.to_q.lora_linear_layer.down.weight",
+            "unet.up.0.attn.to_q.lora_linear_layer.up.weight",
+        ),
         (
             "unet.up.0.attn.processor.to_q_lora.down.weight",
             "unet.up.0.attn.processor.to_q_lora.up.weight",
@@ -138,12 +173,15 @@ def test_diffusers_alpha_by_module_and_by_metadata(write, product):
     for component in ("unet", "text_encoder"):
         tensors |= {f"{component}.q.lora_A.weight": A, f"{component}.q.lora_B.weight": B}
     close(scan(write(tensors | {"unet.q.alpha": np.array(6, "f4")}))["unet.q", ""], 2 * want)
+    both = {"unet.q.lora_A.weight": A, "unet.q.lora_B.weight": B, "unet.q.alpha": np.array(6, "f4")}
+    text = json.dumps({"unet.r": 3, "unet.lora_alpha": 6})
+    close(scan(write(both, "both.safetensors", lora_adapter_metadata=text))["unet.q", ""], 2 * want)
     config = {"unet.r": 3, "unet.lora_alpha": 12, "text_encoder.r": 4}
     config |= {"text_encoder.lora_alpha": 6, "text_encoder.use_rslora": True}
     entries = scan(write(tensors, "new.safetensors", lora_adapter_metadata=json.dumps(config)))
     close(entries["unet.q", ""], 4 * want)
     close(entries["text_encoder.q", ""], 3 * want)
-    for text in ("{", "[]", '{"unet.lora_alpha": 1}'):
+    for text in ("{", "[]", '{"unet.lora_alpha": 1}', '{"unet.use_dora": true}'):
         with pytest.raises(CheckpointError, match=r"bad\.safetensors"):
             scan(write(tensors, "bad.safetensors", lora_adapter_metadata=text))
 
@@ -192,6 +230,22 @@ def test_a_merged_layer_of_loralib_is_read_block_by_block(write, rng):
     entries = scan(write({"h.qkv.lora_A": A, "h.qkv.lora_B": B}))
     for i in range(2):
         close(entries["h.qkv", f"block{i}"], both[5 * i : 5 * i + 5])
+
+
+@pytest.mark.parametrize(
+    ("A_name", "B_name", "more"),
+    [
+        ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"),
+        ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight"),
+        ("lora_A", "lora_B", "lora_E"),
+    ],
+)
+def test_what_is_more_than_two_factors_is_not_their_product(write, product, A_name, B_name, more):
+    B, A, _ = product()
+    tensors = {f"unet.q.{A_name}": A, f"unet.q.{B_name}": B, "unet.q.lora_B.bias": B[:, 0].copy()}
+    entries = scan(write(tensors | {f"unet.q.{more}": np.ones((3, 1), "f4")}))
+    assert f"{more.split('.')[0]} is not read beside" in entries["unet.q", ""].reason
+    assert not isinstance(scan(write(tensors))["unet.q", ""], Skipped)  # negative control
 
 
 # By pattern

@@ -145,7 +145,7 @@ def test_prefixes_are_reconciled(write, weights, rng, cut):
     ]
 
 
-def test_tensors_of_one_side_or_of_another_shape_are_listed(write, weights, rng):
+def test_tensors_of_one_side_or_of_another_shape_are_listed(write, weights, rng, capsys):
     tuned = moved(weights, rng)
     tuned["model.embed.weight"] = np.ones((13, 7), "f4")
     tuned["score.weight"] = tuned.pop("lm_head.weight")
@@ -155,6 +155,8 @@ def test_tensors_of_one_side_or_of_another_shape_are_listed(write, weights, rng)
     assert others["score.weight"] == "not in the base"
     assert others["lm_head.weight"] == "in the base only"
     assert main([str(write("a", tuned)), "--base", str(write("b", weights))]) == 0
+    remark = "tensors are not analysed (heads, biases, what the base lacks): see --json."
+    assert remark in capsys.readouterr().out
 
 
 def test_tied_weights_are_listed_once(write, weights, tmp_path):
@@ -220,6 +222,30 @@ def test_quantised_weights_are_refused(write, weights, rng):
         CheckpointError, match=r"config\.json: the weights are quantised \(bitsandb"
     ):
         scan(quantised, write("base3", weights))
+
+
+@pytest.mark.parametrize("side", ["tuned", "base"])
+@pytest.mark.parametrize("scale", ["weight_scale", "weight_scale_inv"])
+def test_scaled_float8_is_refused_on_either_side_under_any_prefix(write, weights, side, scale):
+    bare = {n.removeprefix("model."): w.astype(ml_dtypes.float8_e4m3fn) for n, w in weights.items()}
+    bare[f"layers.0.q.{scale}"] = np.ones((1, 1), "f4")
+    base, tuned = (weights, bare) if side == "tuned" else (bare, weights)
+    entries = scan(write("tuned", tuned), write("base", base))
+    (skip,) = (e for e in entries.values() if isinstance(e, Skipped))
+    assert "layers.0.q: is scaled by a tensor of its own" in skip.reason
+
+
+def test_where_both_are_scaled_the_scales_are_no_update(write, weights):
+    weights["model.layers.0.q.weight_scale"] = np.ones((3, 2), "f4")
+    entries = scan(write("tuned", weights), write("base", weights))
+    assert isinstance(entries["model.layers.0.q"], Skipped)
+    assert isinstance(entries["model.layers.0.q.weight_scale"], Other)
+
+
+def test_packed_weights_are_refused_without_a_word_in_the_config(write, weights):
+    packed = weights | {"model.layers.0.q.weight": np.ones((32, 1), "u1")}
+    entries = scan(write("tuned", packed), write("base", weights))
+    assert "stored as U8 and F32; expected floating" in entries["model.layers.0.q"].reason
 
 
 def test_a_model_without_its_base_says_what_to_pass(write, weights):

@@ -378,6 +378,58 @@ def test_dora_without_its_weight_in_the_base_is_skipped(tmp_path):
     assert "lin: its weight is not in the base" in entry.reason
 
 
+def test_dora_on_a_scaled_weight_is_skipped(write_adapter, lora_tensors, tmp_path):
+    tensors = lora_tensors("q") | {"base_model.model.q.lora_magnitude_vector": np.ones(12, "f4")}
+    path = write_adapter(tensors, use_dora=True)
+    (tmp_path / "base").mkdir()
+    W = {"q.weight": np.ones((12, 10), "f4"), "q.weight_scale": np.ones((1, 1), "f4")}
+    save_file(W, tmp_path / "base" / "model.safetensors")
+    (entry,) = checkpoint.scan(path, Options(base=tmp_path / "base"))
+    assert "q: its weight in the base is scaled by a tensor of its own" in entry.reason
+
+
+def test_dora_on_a_square_weight_among_both_kinds_is_skipped(tmp_path):
+    """PEFT keeps fan_in_fan_out of the last layer only: Conv1D and Linear cannot be told apart."""
+    from peft import LoraConfig
+
+    config = LoraConfig(r=4, use_dora=True, target_modules=["lin", "square", "turned"])
+    base = save_base(tiny(), tmp_path / "base")
+    trained(tiny(), config).save_pretrained(tmp_path / "adapter")
+    entries = {e.name: e for e in checkpoint.scan(tmp_path / "adapter", Options(base=base))}
+    assert "cannot tell Conv1D from Linear: W0 is square" in entries["square"].reason
+    assert isinstance(entries["lin"], DenseUpdate)
+    assert isinstance(entries["turned"], DenseUpdate)
+
+
+def test_dora_on_gpt2_and_a_head_knows_which_weights_are_turned(tmp_path):
+    from peft import LoraConfig
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    def gpt2():
+        torch.manual_seed(0)
+        sizes = {"n_positions": 8, "n_embd": 16, "n_layer": 1, "n_head": 2}
+        return GPT2LMHeadModel(GPT2Config(vocab_size=16, tie_word_embeddings=False, **sizes))
+
+    gpt2().save_pretrained(tmp_path / "base")
+    config = LoraConfig(r=4, use_dora=True, target_modules=["c_attn", "attn.c_proj", "lm_head"])
+    model = trained(gpt2(), config)
+    model.save_pretrained(tmp_path / "adapter")
+    before = {n: layer.get_base_layer().weight.double() for n, layer in layers(model).items()}
+    found = updates(tmp_path / "adapter", base=tmp_path / "base")
+    assert len(found) == 3
+    for (name, _), update in found.items():
+        layer = layers(model)[name].double()
+        layer.merge()
+        close(update, matrix(layer.get_base_layer().weight - before[name], layer))
+
+
+def test_replicated_layers_have_no_weight_of_their_own(write_adapter, lora_tensors, tmp_path):
+    path = write_adapter(lora_tensors("q"), use_dora=True, layer_replication=[[0, 1], [0, 1]])
+    with pytest.raises(CheckpointError, match="layer_replication is set"):
+        updates(path, base=tmp_path)
+    assert len(updates(write_adapter(lora_tensors("q"), layer_replication=[[0, 1]]))) == 1
+
+
 @pytest.mark.parametrize("start", ["pissa", "olora", "pissa_niter_2"])
 def test_starts_that_change_the_base_are_exact_with_the_initial_adapter(tmp_path, start):
     from peft import LoraConfig, get_peft_model
@@ -567,6 +619,35 @@ def test_a_hostile_expression_is_stopped(write_adapter, lora_tensors):
         lora_tensors("q", "layers.1.v"), rank_pattern={r"(q|layers\.\d+\.v)": 4}, r=9
     )
     assert len(updates(path)) == 2
+
+
+def test_expressions_without_end_are_refused(write_adapter, lora_tensors):
+    path = write_adapter(lora_tensors("q"), rank_pattern={"a" * 100_001: 4})
+    with pytest.raises(CheckpointError, match="is 100001 letters long; expected at most 100000"):
+        updates(path)
+
+
+def test_many_expressions_for_many_names_are_tried_apart(monkeypatch):
+    from analysis.formats import rule
+
+    tried = []
+    monkeypatch.setattr(rule, "_apart", lambda keys, names, _: tried.append(1) or [[]] * len(keys))
+    names = [f"layers.{i}.q" for i in range(2000)]
+    rule.first_matches([f"layers.{i}" for i in range(500)], names, "here")
+    assert tried == []
+    rule.first_matches([f"layers.{i}" for i in range(501)], names, "here")
+    assert tried == [1]
+
+
+def test_weights_that_are_missing_are_not_looked_for_on_the_hub(write_adapter, tmp_path):
+    path = write_adapter({}, peft_type="LOHA")
+    (path / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no weights; expected adapter_model\.safetens"):
+        updates(path, base=tmp_path)
+
+
+def test_a_start_is_plain_in_capital_letters_too(write_adapter, lora_tensors):
+    assert len(updates(write_adapter(lora_tensors("q"), init_lora_weights="MiCA"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -457,3 +457,28 @@ def test_help_is_the_documentation(capsys):
     assert "PATH is a checkpoint directory" in out
     assert "Exit status" in out
     assert spectrum.__doc__ is not None
+
+
+def test_what_does_not_fit_into_memory_is_skipped(two_layers, write_delta, monkeypatch):
+    def too_large(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(spectrum.decompose, "spectrum", too_large)
+        reasons = [skip["reason"] for skip in analyse(two_layers).skipped]
+    assert len(reasons) == 4
+    assert all(reason.endswith("proj: does not fit into memory") for reason in reasons)
+    full = write_delta({"q": np.ones((3, 2), "f4")})
+    monkeypatch.setattr(checkpoint.peft, "read", too_large)
+    found = analyse([two_layers, full])
+    assert [skip["reason"] for skip in found.skipped] == [f"{two_layers}: does not fit into memory"]
+    assert len(found.rows) == 1
+
+
+def test_a_checkpoint_without_any_update_is_named(two_layers, write_adapter, command):
+    empty = write_adapter({}, "empty")
+    status, _, err = command(two_layers, empty)
+    assert (status, err) == (
+        0,
+        [f"analysis.spectrum: {empty}: no update to analyse; expected at least one"],
+    )

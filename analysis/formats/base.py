@@ -5,6 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,11 @@ from analysis.update import float64
 
 CONFIG = "config.json"
 STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
+# Transformers' models with Conv1D, whose weight is W0ᵀ, and the names of those layers.
+CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+CONV1D = ("c_attn", "q_attn", "c_proj", "c_fc")
+# Beside a float8 weight: its values mean nothing without these.
+SCALES = ("_scale", "_scale_inv")
 ROWS = 1024  # in float64 at a time
 
 
@@ -27,7 +33,7 @@ def directory(base: Path) -> Path:
         raise CheckpointError(f"{base}: no such file or directory")
     import huggingface_hub
 
-    files = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+    files = ["config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json"]
     try:
         return Path(huggingface_hub.snapshot_download(str(base), allow_patterns=files))
     except Exception as error:  # of the network, the hub, the cache
@@ -54,7 +60,18 @@ def open_model(path: Path) -> tuple[Path, dict[str, Stored]]:
                 f"{path / CONFIG}: the weights are quantised ({str(method)[:40]}); expected"
                 " floating point, as dequantize() gives"
             )
-    return file, shards.open_located(file)
+    tensors = shards.open_located(file)
+    for name in [name for name in tensors if name.endswith(SCALES)]:
+        weight = name.removesuffix("_inv").removesuffix("_scale")
+        if weight in tensors:
+            tensors[weight] = replace(tensors[weight], scaled=True)
+    return file, tensors
+
+
+def has_conv1d(path: Path) -> bool:
+    """Whether the layers of the model at `path` that are called as in CONV1D are of that kind."""
+    config = read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
+    return config.get("model_type") in CONV1D_MODELS
 
 
 def align(ours: Collection[str], theirs: Collection[str]) -> dict[str, str]:
@@ -102,6 +119,8 @@ def change(W: Stored, W0: Stored | None) -> str:
         return "not in the base"
     if W.shape != W0.shape:
         return f"{W.shape}, in the base {W0.shape}: not compared"
+    if W.scaled or W0.scaled:
+        return "scaled by a tensor of its own (quantised): not compared"
     if W.dtype not in FLOATS or W0.dtype not in FLOATS:
         return f"{W.dtype}, in the base {W0.dtype}: not compared"
     return f"change of norm {distance(W.load(), W0.load()):.3g}"

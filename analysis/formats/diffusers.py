@@ -2,10 +2,11 @@
 
     <module>.lora_A.weight, .lora_B.weight               since PEFT; α may stand in the metadata
     <module>.lora.down.weight, .lora.up.weight           between
+    <module>.lora_linear_layer.down.weight, .up.weight   text encoders, then
     <block>.processor.to_q_lora.down.weight, .up.weight  attention processors, the oldest
 
-ΔW = α/r · B @ A. α stands in `<module>.alpha`, or for the whole component in the metadata
-(`lora_adapter_metadata`); where it stands nowhere, diffusers takes α = r, and so do we.
+ΔW = α/r · B @ A. α stands in `<module>.alpha`, or else for the whole component in the
+metadata (`lora_adapter_metadata`); where it stands nowhere, diffusers takes α = r, and so do we.
 """
 
 import json
@@ -21,7 +22,7 @@ from analysis.formats.tensors import Stored, count, metadata, number
 from analysis.update import Entry, Other
 
 KEY = re.compile(
-    r"(?P<module>.+?)\.(?:(?P<new>lora_[AB])|lora\.(?P<between>down|up)"
+    r"(?P<module>.+?)\.(?:(?P<new>lora_[AB])|lora(?:_linear_layer)?\.(?P<between>down|up)"
     r"|processor\.(?P<layer>.+)_lora\.(?P<old>down|up))(?:\.[^.]+)?\.weight",
     re.DOTALL,
 )
@@ -40,6 +41,7 @@ def read(file: Path, tensors: Mapping[str, Stored], options: Options) -> Iterato
     alphas: dict[str, Stored] = {}
     for name, tensor in tensors.items():
         match, alpha = KEY.fullmatch(name), ALPHA.fullmatch(name)
+        variant = factors.VARIANT.fullmatch(name)
         if match:
             role = ROLES[match["new"] or match["between"] or match["old"]]
             layer = f".{match['layer']}" if match["layer"] else ""
@@ -49,6 +51,8 @@ def read(file: Path, tensors: Mapping[str, Stored], options: Options) -> Iterato
             parts[role] = tensor
         elif alpha:
             alphas[alpha["module"]] = tensor
+        elif variant:
+            modules.setdefault(variant["module"], {})[variant["part"]] = tensor
         else:
             yield Other(name, "belongs to no pair of factors")
     for module in modules.keys() & alphas.keys():
@@ -56,7 +60,7 @@ def read(file: Path, tensors: Mapping[str, Stored], options: Options) -> Iterato
     scales = _scales(file)
     for module, parts in modules.items():
         component = next((c for c in scales if module.startswith(f"{c}.")), "")
-        scale = options.scale * scales.get(component, 1.0)
+        scale = options.scale * (1.0 if "alpha" in parts else scales.get(component, 1.0))
         yield from factors.updates({module: parts}, file, "diffusers", scale)
 
 
@@ -74,6 +78,8 @@ def _scales(file: Path) -> dict[str, float]:
     scales = {}
     for key in config:
         component, _, setting = key.rpartition(".")
+        if setting == "use_dora" and config[key]:
+            raise CheckpointError(f"{file}: {key} is set: DoRA is not read without its base")
         if setting == "lora_alpha":
             r, alpha = count(config, f"{component}.r", file), number(config, key, file)
             root = config.get(f"{component}.use_rslora")

@@ -17,20 +17,32 @@ MAGNITUDE = "lora_magnitude_vector"
 
 
 def update(
-    direction: LowRankUpdate, magnitude: Stored, W0: Stored | None, transposed: bool
+    direction: LowRankUpdate, magnitude: Stored, W0: Stored | None, transposed: bool | None
 ) -> DenseUpdate:
-    """The update of a layer; direction: scale·B A, transposed: whether W0 is stored as W0ᵀ."""
+    """The update of a layer; direction: scale·B A, transposed: whether W0 is stored as W0ᵀ.
+
+    Its shape tells that where it is not square; CheckpointError where nothing does (None).
+    """
     where = f"{direction.source}: {direction.name}"
     if W0 is None:
         raise CheckpointError(f"{where}: its weight is not in the base")
+    if W0.scaled:
+        raise CheckpointError(
+            f"{where}: its weight in the base is scaled by a tensor of its own (quantised)"
+        )
     if int(np.prod(magnitude.shape)) != direction.shape[0]:
         raise CheckpointError(
             f"{where}: {MAGNITUDE} is {magnitude.shape}; expected ({direction.shape[0]},)"
         )
 
+    d_out, d_in = direction.shape
+    if transposed is None and len(W0.shape) == 2 and d_out == d_in:
+        raise CheckpointError(f"{where}: cannot tell Conv1D from Linear: W0 is square")
+    turned = bool(transposed) and len(W0.shape) == 2  # a kernel never is
+
     def load() -> np.ndarray:
         try:
-            W = base.as_matrix(float64(W0.load()), direction.shape, transposed)
+            W = base.as_matrix(float64(W0.load()), direction.shape, turned)
         except CheckpointError as error:
             raise CheckpointError(f"{where}: {error}") from None
         m = float64(magnitude.load()).reshape(-1, 1)

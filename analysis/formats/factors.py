@@ -7,6 +7,7 @@ given. The other files of single adapters, and PEFT's, share what is here about 
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,12 @@ from analysis.formats import Options
 from analysis.formats.tensors import Stored
 from analysis.update import Entry, LowRankUpdate, Other, Skipped
 
+# What other methods keep beside two factors, or instead of them; not the bias of a factor.
+VARIANT = re.compile(
+    r"(?P<module>.+?)\.(?P<part>(?:lora|dora|hada|lokr|oft)_[^.]+)(?:\..+)?(?<!\.bias)", re.DOTALL
+)
+# A file may store little of a matrix that is large: this many numbers, or times what is stored.
+LARGE, TIMES = 2**26, 1024
 Modules = dict[str, dict[str, Stored]]  # module → "A", "B", "alpha" and what else it has
 
 
@@ -63,9 +70,7 @@ def updates(modules: Modules, file: Path, method: str, scale: float) -> Iterator
     for module, parts in modules.items():
         where = f"{file}: {module}"
         try:
-            rest = [part for part in parts if part not in ("A", "B", "alpha")]
-            if rest:
-                raise CheckpointError(f"{where}: {', '.join(rest)} is not read beside A and B")
+            refuse_more(parts, where)
             B, A = pair(parts.get("B"), parts.get("A"), where)
             factor = scale
             if "alpha" in parts:
@@ -73,6 +78,13 @@ def updates(modules: Modules, file: Path, method: str, scale: float) -> Iterator
             yield LowRankUpdate(module, B, A, factor, method=method, source=str(file))
         except CheckpointError as error:
             yield Skipped(module, str(error))
+
+
+def refuse_more(parts: Mapping[str, Stored], where: str) -> None:
+    """CheckpointError where a module has more than two factors: B·A is not all of its ΔW."""
+    rest = [part for part in parts if part not in ("A", "B", "alpha")]
+    if rest:
+        raise CheckpointError(f"{where}: {', '.join(rest)} is not read beside A and B")
 
 
 def alpha(stored: Stored, where: str) -> float:
@@ -108,6 +120,17 @@ def check(B: Sequence[int], A: Sequence[int], where: str) -> None:
         raise CheckpointError(
             f"{where}: inner ranks differ, B is {B}, A is {A};"
             " expected B (d_out, r) and A (r, d_in)"
+        )
+    if columns != r:
+        refuse_large((d_out, r), math.prod(B) + math.prod(A), where)
+
+
+def refuse_large(shape: tuple[int, int], stored: int, where: str) -> None:
+    """CheckpointError for a matrix that is out of all proportion to the numbers it is made of."""
+    limit = max(LARGE, TIMES * stored)
+    if math.prod(shape) > limit:
+        raise CheckpointError(
+            f"{where}: makes a matrix {shape} of {stored} numbers; expected at most {limit} entries"
         )
 
 

@@ -5,7 +5,8 @@
     lora_unet_<module_with_underscores>.alpha                one number; r where it is missing
 
 The dots of a module's path became underscores, which cannot be undone: the numbers in it are taken
-for components of their own, `unet.down_blocks.0.attentions.1.…`.
+for components of their own, `unet.down_blocks.0.attentions.1.…`. A layer that has anything more,
+a bias apart, is skipped, and so is one stored as a whole difference (LyCORIS .diff).
 """
 
 import re
@@ -19,10 +20,11 @@ from analysis.update import Entry, Other, Skipped
 
 KEY = re.compile(
     r"(?P<module>[^.]+)\.(?P<tensor>lora_down\.weight|lora_up\.weight|alpha|lora_mid\.weight"
-    r"|dora_scale|(?:hada|lokr|oft)_[^.]+)",
+    r"|dora_scale|diff|(?:hada|lokr|oft)_[^.]+)",
     re.DOTALL,
 )
 ROLES = {"lora_down.weight": "A", "lora_up.weight": "B"}
+BIASES = ("bias", "diff_b")
 
 
 def recognises(names: Collection[str]) -> bool:
@@ -34,13 +36,17 @@ def recognises(names: Collection[str]) -> bool:
 def read(file: Path, tensors: Mapping[str, Stored], options: Options) -> Iterator[Entry]:
     """The updates of the file; layers of LoKr, DoRA and the like are skipped by name."""
     modules: factors.Modules = {}
+    origins: dict[str, str] = {}
+    layers = {match["module"] for name in tensors if (match := KEY.fullmatch(name))}
     for name, tensor in tensors.items():
-        match = KEY.fullmatch(name)
-        if match is None:
+        layer, _, part = name.partition(".")
+        if layer not in layers or part.endswith(BIASES):
             yield Other(name, "belongs to no pair of lora_down and lora_up")
             continue
-        role = ROLES.get(match["tensor"], match["tensor"])
-        modules.setdefault(dotted(match["module"]), {})[role] = tensor
+        module = dotted(layer)
+        if origins.setdefault(module, layer) != layer:
+            raise CheckpointError(f"{file}: {layer} and {origins[module]} are both {module}")
+        modules.setdefault(module, {})[ROLES.get(part, part)] = tensor
     for module, parts in modules.items():
         if lycoris.PARTS[0] not in parts:
             yield from factors.updates({module: parts}, file, "kohya", options.scale)

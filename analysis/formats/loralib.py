@@ -33,11 +33,13 @@ def read(file: Path, tensors: Mapping[str, Stored], options: Options) -> Iterato
         yield Other(str(file.name), "says nothing of α: its updates are taken times 1 (--scale)")
     modules: factors.Modules = {}
     for name, tensor in tensors.items():
-        match = KEY.fullmatch(name)
-        if match is None:
-            yield Other(name, "belongs to no pair of factors")
-        else:
+        match, variant = KEY.fullmatch(name), factors.VARIANT.fullmatch(name)
+        if match:
             modules.setdefault(match["module"], {})[match["role"]] = tensor
+        elif variant:
+            modules.setdefault(variant["module"], {})[variant["part"]] = tensor
+        else:
+            yield Other(name, "belongs to no pair of factors")
     for module, parts in modules.items():
         try:
             yield from _updates(module, parts, file, options.scale)
@@ -48,6 +50,7 @@ def read(file: Path, tensors: Mapping[str, Stored], options: Options) -> Iterato
 def _updates(
     module: str, parts: dict[str, Stored], file: Path, scale: float
 ) -> Iterator[LowRankUpdate]:
+    factors.refuse_more(parts, f"{file}: {module}")
     stored_B, stored_A = parts.get("B"), parts.get("A")
     merged = stored_A and stored_B and _blocks(stored_B.shape, stored_A.shape)
     if not merged or not stored_A or not stored_B:

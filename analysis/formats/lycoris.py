@@ -6,6 +6,8 @@
 With .alpha beside them. The Tucker form over convolutions (hada_t1, hada_t2) and LoKr are skipped.
 """
 
+import math
+
 import numpy as np
 
 from analysis import CheckpointError
@@ -32,6 +34,8 @@ def update(module: str, parts: dict[str, Stored], source: str, scale: float) -> 
     if (w1_a.shape, w1_b.shape) != (w2_a.shape, w2_b.shape) or len(w1_b.shape) != 2:
         shapes = ", ".join(str(parts[part].shape) for part in PARTS)
         raise CheckpointError(f"{where}: shapes are {shapes}; expected two pairs of one shape")
+    stored = sum(math.prod(parts[part].shape) for part in PARTS)
+    factors.refuse_large((d_out, d_in), stored, where)
     if "alpha" in parts:
         scale *= factors.alpha(parts["alpha"], where) / r
 

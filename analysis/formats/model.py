@@ -21,9 +21,6 @@ from analysis.formats import Options, base, shards
 from analysis.formats.tensors import FLOATS, Stored
 from analysis.update import DenseUpdate, Entry, Other, Skipped
 
-# Beside a float8 weight: its values mean nothing without these.
-SCALES = ("_scale", "_scale_inv")
-
 
 def recognises(path: Path) -> bool:
     """Whether `path` holds the weights of a whole model."""
@@ -47,26 +44,27 @@ def read(path: Path, options: Options) -> Iterator[Entry]:
         elif name not in names:
             yield Other(name, "not in the base")
         else:
-            yield from _tensor(names[name], W, before[names[name]], tuned, file, options)
+            yield from _tensor(names[name], W, before[names[name]], file, options)
     met = set(names.values())
     for name, W0 in before.items():
         if name not in met:
             yield Other(name, f"in the base, tied to {W0.tied}" if W0.tied else "in the base only")
 
 
-def _tensor(
-    name: str, W: Stored, W0: Stored, tuned: dict[str, Stored], file: Path, options: Options
-) -> Iterator[Entry]:
+def _tensor(name: str, W: Stored, W0: Stored, file: Path, options: Options) -> Iterator[Entry]:
     """One tensor of both models: an update, several, or what else it is."""
     module = name.removesuffix(".weight")
     dtypes = " and ".join(dict.fromkeys((W.dtype, W0.dtype)))
     floating = W.dtype in FLOATS and W0.dtype in FLOATS
-    is_buffer = name.endswith(".bias") or not (floating or name.endswith("weight"))  # a mask
-    if len(W.shape) < 2 or is_buffer or W.shape != W0.shape or 0 in W.shape:
+    # A mask, or what a weight is scaled by.
+    is_buffer = name.endswith((".bias", *base.SCALES)) or not (floating or name.endswith("weight"))
+    if len(W.shape) < 2 or is_buffer or 0 in W.shape:
         yield Other(name, base.change(W, W0))
-    elif not floating:
+    elif not floating:  # and maybe packed, into another shape
         yield Skipped(module, f"{file}: {module}: stored as {dtypes}; expected floating point")
-    elif any(other.startswith(name) and other.endswith(SCALES) for other in tuned):
+    elif W.shape != W0.shape:
+        yield Other(name, base.change(W, W0))
+    elif W.scaled or W0.scaled:
         yield Skipped(module, f"{file}: {module}: is scaled by a tensor of its own (quantised)")
     else:
         for part, select in _matrices(module, W.shape):

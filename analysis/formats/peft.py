@@ -36,6 +36,7 @@ from analysis.update import Entry, LowRankUpdate, Other, Skipped
 
 CONFIG = "adapter_config.json"
 STEM = "adapter_model"
+PREFIX = "base_model.model."
 
 KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+?)\.(?P<tensor>lora_[^.]+)(?:\.(?P<tail>.+))?", re.DOTALL
@@ -65,13 +66,18 @@ def read(path: Path, options: Options) -> Iterator[Entry]:
     """The updates of an adapter; CheckpointError where the adapter as a whole has none."""
     config, where = read_json(path / CONFIG), str(path / CONFIG)
     foreign = _foreign(config)
+    if config.get("layer_replication") and (foreign or _needs_base(config, options)):
+        raise CheckpointError(
+            f"{where}: layer_replication is set: a layer of the base stands for several; what needs"
+            " W0 is not read"
+        )
     if foreign:
         if options.base is None:
             raise CheckpointError(f"{where}: {foreign}; pass the model it belongs to, --base DIR")
         yield from through_peft.read(path, config, options.base)
         return
     starts.refuse(config, where, options.initial is not None)
-    if config.get("use_dora") and options.base is None and not options.direction_only:
+    if _needs_base(config, options) and options.base is None:
         raise CheckpointError(
             f"{where}: use_dora is set: DoRA rescales the rows of W0 + B·A; pass the base weights,"
             " --base DIR, or look at B·A alone, --direction-only"
@@ -87,6 +93,10 @@ def read(path: Path, options: Options) -> Iterator[Entry]:
                 yield entry
         except CheckpointError as error:
             yield Skipped(module, str(error))
+
+
+def _needs_base(config: dict[str, Any], options: Options) -> bool:
+    return bool(config.get("use_dora")) and not options.direction_only
 
 
 def _foreign(config: dict[str, Any]) -> str:
@@ -119,6 +129,8 @@ class Adapter:
     modules: dict[tuple[str, str], dict[str, str]]  # module, part → "lora_A.weight" → name
     rule: Rule | None  # None for AdaLoRA, which has its own
     W0: dict[str, Stored]  # the base's weight by `_in_base` of our name
+    conv1d: bool  # the base has Conv1D where the name says so
+    turned: bool | None  # or else, whether W0 is stored as W0ᵀ; None: not known of a square one
     starts: dict[tuple[str, str], LowRankUpdate] | None
 
 
@@ -129,13 +141,35 @@ def _open(path: Path, config: dict[str, Any], options: Options) -> Adapter:
     names = list(dict.fromkeys(module for module, _ in modules))
     own = config.get("peft_type") == "ADALORA"
     rule = None if own else Rule(config, path / CONFIG, names)
-    W0 = {}
+    W0, conv1d = {}, False
     if options.base is not None:
-        _, stored = base.open_model(base.directory(options.base))
+        directory = base.directory(options.base)
+        conv1d = base.has_conv1d(directory)
+        _, stored = base.open_model(directory)
         ours = [*(f"{module}.weight" for module in names), *map(_in_base, others)]
         W0 = {our: stored[their] for our, their in base.align(ours, stored).items()}
     before = None if options.initial is None else _initial(options.initial)
-    return Adapter(file, config, options, tensors, others, modules, rule, W0, before)
+    kinds = {shape == (A[1], B[0]) for B, A, shape in _rectangular(modules, tensors, W0)}
+    by_config = bool(config.get("fan_in_fan_out"))
+    # PEFT saves the setting of the last layer, which is that of all where all are of one kind.
+    turned = by_config if kinds <= {by_config} else None
+    return Adapter(
+        file, config, options, tensors, others, modules, rule, W0, conv1d, turned, before
+    )
+
+
+def _rectangular(
+    modules: dict[tuple[str, str], dict[str, str]],
+    tensors: dict[str, Stored],
+    W0: dict[str, Stored],
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+    """The shapes of B, A and W0 of the layers whose W0 shows which way it lies."""
+    for (module, _), names in modules.items():
+        stored = W0.get(f"{module}.weight")
+        if stored and {"lora_B.weight", "lora_A.weight"} <= names.keys():
+            B, A = (tensors[names[f"lora_{f}.weight"]].shape for f in "BA")
+            if len(stored.shape) == len(A) == len(B) == 2 and B[0] != A[1]:
+                yield B, A, stored.shape
 
 
 def _initial(path: Path) -> dict[tuple[str, str], LowRankUpdate]:
@@ -221,7 +255,11 @@ def _module(module: str, part: str, names: dict[str, str], adapter: Adapter) -> 
     B, A = _factors(stored_B, stored_A, rule, module, where)
     update = LowRankUpdate(module, B, A, scale, part, "lora", source)
     if magnitude is not None and not adapter.options.direction_only:
-        turned = bool(config.get("fan_in_fan_out")) or "lora_embedding_A" in parts
+        turned = adapter.turned
+        if adapter.conv1d:
+            turned = module.rpartition(".")[2] in base.CONV1D
+        if "lora_embedding_A" in parts:
+            turned = True
         yield dora.update(update, magnitude, adapter.W0.get(f"{module}.weight"), turned)
     else:
         yield update

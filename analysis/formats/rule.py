@@ -17,7 +17,9 @@ from analysis import CheckpointError
 from analysis.formats.tensors import count, number, short
 
 HARMLESS = re.compile(r"\^?(?:[\w-]|\\?\.)*\$?")
-MANY = 1000  # expressions; more are tried in the other process too
+LONG = 100_000  # letters of all expressions together; more are refused
+MANY = 1000  # expressions, and PAIRS of one with a name; more are tried in the other process too
+PAIRS = 10**6
 SECONDS = 2.0
 CODE = """
 import json, re, sys
@@ -68,12 +70,16 @@ def first_matches(keys: Collection[str], modules: Collection[str], where: str) -
     and where they take too long.
     """
     listed, names = list(keys), list(modules)
+    length = sum(map(len, listed))
+    if length > LONG:
+        raise CheckpointError(f"{where}: is {length} letters long; expected at most {LONG}")
     expressions = [rf"(.*\.)?({key})$" for key in listed]
     try:
         compiled = [re.compile(expression) for expression in expressions]
     except (re.error, RecursionError, OverflowError) as error:
         raise CheckpointError(f"{where}: {error}") from None
-    if len(listed) <= MANY and all(HARMLESS.fullmatch(key) for key in listed):
+    few = len(listed) <= MANY and len(listed) * len(names) <= PAIRS
+    if few and all(HARMLESS.fullmatch(key) for key in listed):
         hits = [[i for i, name in enumerate(names) if key.match(name)] for key in compiled]
     else:
         hits = _apart(expressions, names, where)

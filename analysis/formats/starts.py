@@ -20,7 +20,8 @@ PLAIN = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 def refuse(config: dict[str, Any], where: str, initial: bool) -> None:
     """CheckpointError where ΔW needs the initial adapter and has none; DoRA, where it has one."""
     start = config.get("init_lora_weights", True)
-    if start not in PLAIN and not initial:
+    plain = start.lower() if isinstance(start, str) else start
+    if plain not in PLAIN and not initial:
         raise CheckpointError(
             f"{where}: init_lora_weights is {short(start)}, a start that changes the base weights,"
             " so that B·A is not ΔW; pass the adapter as it was before its training, --initial DIR"

@@ -38,6 +38,7 @@ class Stored:
     dtype: str
     load: Callable[[], np.ndarray]
     tied: str = ""  # an earlier tensor of the file with which it shares its memory
+    scaled: bool = False  # quantised: its values mean nothing without another tensor
 
 
 def open_tensors(path: Path) -> dict[str, Stored]:
@@ -82,11 +83,12 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
     format's parser keeps the last."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise CheckpointError(f"{path}: the name {twice!r} stands twice in the header")
-        return dict(pairs)
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise CheckpointError(f"{path}: the name {name!r} stands twice in the header")
+            found[name] = value
+        return found
 
     with path.open("rb") as file:
         size = file.seek(0, 2)

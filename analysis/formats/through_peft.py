@@ -26,6 +26,7 @@ REFUSED = {
     "POLY": "mixes adapters anew for every task",
 }
 UNSAFE = ("megatron_config", "arrow_config")
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 TASKS = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_CLS": "AutoModelForSequenceClassification",
@@ -40,6 +41,9 @@ def read(path: Path, config: dict[str, Any], base_path: Path) -> Iterator[Entry]
     """The difference that merging the adapter makes to each weight."""
     where, peft_type = str(path), config.get("peft_type")
     _refuse(config, where)
+    # PEFT would look for it on the hub.
+    if not any((path / file).is_file() for file in WEIGHTS):
+        raise CheckpointError(f"{where}: has no weights; expected {' or '.join(WEIGHTS)}")
     model, before = _open(path, config, base.directory(base_path))
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
