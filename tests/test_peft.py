@@ -430,6 +430,19 @@ def test_replicated_layers_have_no_weight_of_their_own(write_adapter, lora_tenso
     assert len(updates(write_adapter(lora_tensors("q"), layer_replication=[[0, 1]]))) == 1
 
 
+def since_the_start(model, start, tmp_path):
+    """The updates of a trained adapter, read with the one it started from; refused without."""
+    model.save_pretrained(tmp_path / "initial")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "tuned")
+    with pytest.raises(CheckpointError, match=f"init_lora_weights is '{start}'.*--initial DIR"):
+        updates(tmp_path / "tuned")
+    return updates(tmp_path / "tuned", initial=tmp_path / "initial")
+
+
 @pytest.mark.parametrize("start", ["pissa", "olora", "pissa_niter_2"])
 def test_starts_that_change_the_base_are_exact_with_the_initial_adapter(tmp_path, start):
     from peft import LoraConfig, get_peft_model
@@ -444,15 +457,7 @@ def test_starts_that_change_the_base_are_exact_with_the_initial_adapter(tmp_path
     )
     torch.manual_seed(1)
     model = get_peft_model(tiny(), config)
-    model.save_pretrained(tmp_path / "initial")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(tmp_path / "tuned")
-    with pytest.raises(CheckpointError, match=f"init_lora_weights is '{start}'.*--initial DIR"):
-        updates(tmp_path / "tuned")
-    found = updates(tmp_path / "tuned", initial=tmp_path / "initial")
+    found = since_the_start(model, start, tmp_path)
     for (name, _), update in found.items():
         layer = layers(model)[name]
         assert isinstance(update, LowRankUpdate)
@@ -488,15 +493,7 @@ def test_starts_that_look_at_data_are_exact_with_the_initial_adapter(tmp_path, s
     base = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 10))
     W0 = {n: p.detach().clone() for n, p in base.named_parameters()}
     model = get_peft_model(base, calibrated(start, base))
-    model.save_pretrained(tmp_path / "initial")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(tmp_path / "tuned")
-    with pytest.raises(CheckpointError, match=f"init_lora_weights is '{start}'.*--initial DIR"):
-        updates(tmp_path / "tuned")
-    found = updates(tmp_path / "tuned", initial=tmp_path / "initial")
+    found = since_the_start(model, start, tmp_path)
     assert {name for name, _ in found} == {"0", "2"}
     for (name, _), update in found.items():
         layer = layers(model)[name]
