@@ -189,15 +189,26 @@ def _steps(path: Path) -> Sequence[Path]:
         return [path]
     if _families(place):
         return [place if path.is_file() else path, *_adapters_below(place)]
-    steps = {
-        int(match[1]): child
-        for child in place.iterdir()
-        if (match := STEP.fullmatch(child.name)) and child.is_dir()
-    }
+    steps = _steps_below(place)
     if steps:
-        return [steps[step] for step in sorted(steps)]
+        return steps
     files = _files(place)
     return _adapters_below(place) or (files if len(files) > 1 else [path])
+
+
+def passed_over(path: Path) -> int:
+    """How many checkpoint-N lie below a directory that is a checkpoint itself and read alone."""
+    return len(_steps_below(path)) if path.is_dir() and _families(path) else 0
+
+
+def _steps_below(directory: Path) -> list[Path]:
+    """The directories checkpoint-N in `directory`, in order of N."""
+    steps = {
+        int(match[1]): child
+        for child in directory.iterdir()
+        if (match := STEP.fullmatch(child.name)) and child.is_dir()
+    }
+    return [steps[step] for step in sorted(steps)]
 
 
 def _adapters_below(directory: Path) -> list[Path]:

@@ -269,6 +269,12 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     for skip in found.skipped:
         _complain(skip["reason"])
+    for path in map(Path, arguments.paths):
+        passed_over = checkpoint.passed_over(path)
+        if passed_over:
+            _complain(
+                f"{path}: is a checkpoint; {passed_over} below it not read: {path}/checkpoint-*"
+            )
     if arguments.strict and found.skipped:
         return 2
     if found.rows or arguments.json:

@@ -1,6 +1,7 @@
 """The main command: real adapters against numpy, the table, the files, every bad input."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -236,6 +237,20 @@ def test_the_table_fits_a_terminal_and_is_aligned(two_layers, command):
     assert len({len(line) for line in table}) == 1
     assert max(map(len, lines)) <= 120
     assert table[1].split()[1:4] == ["2", "12×10", "4"]
+
+
+def test_checkpoints_below_a_checkpoint_are_told_of(two_layers, command):
+    shutil.copytree(two_layers, two_layers.parent / "copy")
+    shutil.move(two_layers.parent / "copy", two_layers / "checkpoint-5")
+    status, out, err = command(two_layers)
+    assert status == 0
+    assert out.count("all") >= 1
+    assert err == [
+        f"analysis.spectrum: {two_layers}: is a checkpoint; 1 below it not read: "
+        f"{two_layers}/checkpoint-*"
+    ]
+    status, out, err = command(two_layers / "checkpoint-5")
+    assert (status, err) == (0, [])
 
 
 def test_json_is_one_strict_object(two_layers, command):

@@ -20,7 +20,7 @@ class Options:
     base: directory (or name on the hub) of the model that was trained. base_rounded: W0 was itself
     rounded after the training started from it. initial: the adapter before its training, for
     starts that change the base. direction_only: of DoRA, B·A alone. factors: the patterns of the
-    names of B and of A; scale: what their product is multiplied by.
+    names of A and of B; scale: what their product is multiplied by.
     """
 
     base: Path | None = None
