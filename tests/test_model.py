@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from analysis import CheckpointError, checkpoint, decompose
 from analysis.floor import noise_floor
-from analysis.formats import Options
+from analysis.formats import Options, shards
 from analysis.spectrum import analyse, main
 from analysis.update import DenseUpdate, Other, Skipped
 
@@ -324,3 +324,17 @@ def test_a_model_against_transformers_own(tmp_path):
             np.testing.assert_allclose(update.dense(), want, rtol=0, atol=1e-6 * want.max())
     tied = load_file(tmp_path / "base" / "model.safetensors")
     assert "lm_head.weight" not in tied
+
+
+def test_a_tensor_that_the_index_leaves_out_is_read_with_its_shard(tmp_path):
+    save_file(
+        {"a.weight": np.ones((2, 2)), "b.weight": np.ones((2, 3))}, tmp_path / "1.safetensors"
+    )
+    save_file(
+        {"c.weight": np.ones((2, 4)), "a.weight": np.zeros((5, 5))}, tmp_path / "2.safetensors"
+    )
+    index = {"weight_map": {"a.weight": "1.safetensors", "c.weight": "2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    opened = shards.open_located(tmp_path / "model.safetensors.index.json")
+    shapes = {name: tensor.shape for name, tensor in opened.items()}
+    assert shapes == {"a.weight": (2, 2), "b.weight": (2, 3), "c.weight": (2, 4)}

@@ -27,18 +27,22 @@ def locate(directory: Path, *stems: str) -> Path | None:
 def open_located(file: Path) -> dict[str, Stored]:
     """Name → Stored of a weight file, or of all the shards of an index, in natural order.
 
+    A tensor that the index leaves out is read with the shard that holds it, as Transformers does.
     Raises CheckpointError where a shard is missing, leads out of the directory, or lacks a tensor
     that the index says it has.
     """
     if file.suffix != ".json":
         return open_tensors(file)
-    tensors: dict[str, Stored] = {}
+    listed: dict[str, Stored] = {}
+    held: dict[str, Stored] = {}
     for shard, names in _shards(file).items():
         opened = open_tensors(file.parent / shard)
+        held |= opened
         for name in names:
             if name not in opened:
                 raise CheckpointError(f"{file}: {name}: not in {shard}, where the index puts it")
-            tensors[name] = opened[name]
+            listed[name] = opened[name]
+    tensors = held | listed
     return {name: tensors[name] for name in sorted(tensors, key=by_number)}
 
 
