@@ -7,24 +7,28 @@ singular values s₁ ≥ s₂ ≥ …, and energy Σs².
 """
 
 import argparse
-import io
 import itertools
 import math
-import os
-import platform
 import re
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
-from analysis import CheckpointError, checkpoint, combine, decompose, metrics, null, store, table
+from analysis import (
+    CheckpointError,
+    checkpoint,
+    combine,
+    command,
+    decompose,
+    metrics,
+    null,
+    parallel,
+    store,
+    table,
+)
 from analysis.formats import Options
 from analysis.store import Row, Spectra
 from analysis.update import DenseUpdate, Entry, LowRankUpdate, Other, Skipped, Update
@@ -56,7 +60,7 @@ def analyse(
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     options = options or Options(base=None if base is None else Path(base))
-    wanted = _expression(modules)
+    wanted = command.expression(modules)
     found = Spectra()
     sources: list[Source] = [
         (run, partial(checkpoint.scan, run.path, options)) for run in checkpoint.runs(listed)
@@ -74,13 +78,6 @@ def analyse(
             reason = f"{run.path}: does not fit into memory"
             found.skipped.append({"run": run.key, "module": "", "reason": reason})
     return found
-
-
-def _expression(modules: str | None) -> re.Pattern[str]:
-    try:
-        return re.compile(modules or "")
-    except re.error as error:
-        raise ValueError(f"--modules {modules!r} is no regular expression: {error}") from None
 
 
 def _analyse_run(
@@ -124,28 +121,11 @@ def _spectra(
     """Each update with its spectrum, or the error that it raised; in order."""
     for kind, group in itertools.groupby(updates, type):
         if kind is LowRankUpdate:
-            yield from _in_parallel(group, method)
+            yield from parallel.in_order(partial(_outcome, method=method), group)
         else:
             # To read is to know the size: the matrices themselves are loaded one by one.
-            for update in _with_bar(list(group), progress, label):
+            for update in command.with_bar(list(group), progress, label, "matrix"):
                 yield update, _outcome(update, method)
-
-
-def _in_parallel(updates: Iterable[Update], method: str) -> Iterator[tuple[Update, Outcome]]:
-    """Small kernels: one BLAS thread each, several updates at a time.
-
-    Only a few are held at once, so that memory does not grow with the checkpoint.
-    """
-    threads = min(8, os.cpu_count() or 1)  # each holds an update in float64
-    waiting: deque[tuple[Update, Future[Outcome]]] = deque()
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
-        for update in updates:
-            waiting.append((update, pool.submit(_outcome, update, method)))
-            if len(waiting) > 2 * threads:
-                update, future = waiting.popleft()
-                yield update, future.result()
-        for update, future in waiting:
-            yield update, future.result()
 
 
 def _outcome(update: Update, method: str) -> Outcome:
@@ -157,20 +137,11 @@ def _outcome(update: Update, method: str) -> Outcome:
         return CheckpointError(f"{update.source}: {update.name}: does not fit into memory")
 
 
-def _with_bar(updates: list[Update], progress: bool, label: str) -> Iterable[Update]:
-    if not progress:
-        return updates
-    from tqdm import tqdm
-
-    return tqdm(updates, desc=printable(label), unit="matrix", delay=2, disable=None, leave=False)
-
-
 def row(update: Update, spectrum: decompose.Spectrum, run: checkpoint.Run) -> Row:
     """The line of one update in the table, by store.COLUMNS; None where a number is undefined."""
     s, (d_out, d_in) = spectrum.s, update.shape
     floor = spectrum.floor
-    rounding = max(d_out, d_in) * decompose.EPS * s[0]
-    rank = metrics.rank(s, max(spectrum.error_bound, floor or 0.0, rounding))
+    rank = decompose.rank(s, spectrum.error_bound, update, floor)
     components = update.name.split(".")
     part = f"#{update.part}" if update.part else ""
     line: Row = {
@@ -218,72 +189,42 @@ def _concentration(s: np.ndarray, d_out: int, d_in: int, dense: bool) -> Row:
     }
 
 
-def record(read: Iterable[Path], arguments: dict[str, Any]) -> dict[str, Any]:
-    """What made a result: command, arguments, versions, seed, and SHA-256 of every input file.
-
-    read: the checkpoints and models that went into it.
-    """
-    import hashlib
-    from importlib.metadata import version
-
-    inputs = {}
-    for path in read:
-        for file in checkpoint.inputs(path):
-            with file.open("rb") as opened:
-                inputs[str(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
-    packages = ("multilora", "numpy", "ml_dtypes", "safetensors", "scipy", "torch")
-    return {
-        "command": "analysis.spectrum",
-        "arguments": arguments,
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
-        "seed": null.SEED,
-        "inputs": inputs,
-    }
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status: 0, all analysed; 1, some skipped; 2, nothing."""
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    return command.run(parser, argv, partial(_run, parser))
+
+
+def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    """Analyse, complain of what was skipped, write the rest; the exit status."""
     if not arguments.paths and not arguments.combine:
         parser.error("the following arguments are required: PATH, or --combine")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        return _run(arguments)
-    except (CheckpointError, ValueError, OSError) as error:
-        _complain(str(error))
-        return 2
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    """Analyse, complain of what was skipped, write the rest; the exit status."""
     found = analyse(
         arguments.paths,
-        options=_options(arguments),
+        options=command.options(arguments),
         terms=[combine.parse(text) for text in arguments.combine],
         modules=arguments.modules,
         method=arguments.method,
         progress=True,
     )
     for skip in found.skipped:
-        _complain(skip["reason"])
+        command.complain(parser, skip["reason"])
     for path in map(Path, arguments.paths):
         passed_over = checkpoint.passed_over(path)
         if passed_over:
-            _complain(
-                f"{path}: is a checkpoint; {passed_over} below it not read: {path}/checkpoint-*"
+            command.complain(
+                parser,
+                f"{path}: is a checkpoint; {passed_over} below it not read: {path}/checkpoint-*",
             )
     if arguments.strict and found.skipped:
         return 2
     if found.rows or arguments.json:
         _write(found, arguments)
     for path in _empty(found, arguments.paths) if found.rows else ():
-        _complain(f"{path}: no update to analyse; expected at least one")
+        command.complain(parser, f"{path}: no update to analyse; expected at least one")
     if not found.rows and not found.skipped:
         paths = ", ".join([*arguments.paths, *arguments.combine]) or "no path"
-        _complain(f"{paths}: no update to analyse; expected at least one")
+        command.complain(parser, f"{paths}: no update to analyse; expected at least one")
     return 2 if not found.rows else 1 if found.skipped else 0
 
 
@@ -298,17 +239,6 @@ def _empty(found: Spectra, paths: Iterable[str]) -> list[Path]:
     ]
 
 
-def _options(arguments: argparse.Namespace) -> Options:
-    return Options(
-        base=Path(arguments.base) if arguments.base else None,
-        base_rounded=arguments.base_rounded,
-        initial=Path(arguments.initial) if arguments.initial else None,
-        direction_only=arguments.direction_only,
-        factors=tuple(arguments.factors) if arguments.factors else None,
-        scale=arguments.scale,
-    )
-
-
 def _read(arguments: argparse.Namespace) -> list[Path]:
     """Everything that the arguments had read: checkpoints, terms of a sum, base, initial."""
     read = [run.path for run in checkpoint.runs(arguments.paths)]
@@ -319,18 +249,22 @@ def _read(arguments: argparse.Namespace) -> list[Path]:
 def _write(found: Spectra, arguments: argparse.Namespace) -> None:
     """The results, to --out and to stdout."""
     if arguments.out or arguments.json:
-        made_by = record(_read(arguments), vars(arguments))
+        made_by = store.record("analysis.spectrum", _read(arguments), vars(arguments))
     if arguments.out and found.rows:
         store.save(arguments.out, found, made_by)
     if arguments.json:
         result = {"record": made_by, "rows": found.rows, "summary": table.summary(found.rows)}
-        _emit(store.strict_json({**result, "skipped": found.skipped, "other": found.other}))
+        command.emit(store.strict_json({**result, "skipped": found.skipped, "other": found.other}))
     elif arguments.csv:
-        _emit(csv_safe(found.rows).rstrip("\n"))
+        command.emit(store.csv_text(command.printable_rows(found.rows)).rstrip("\n"))
     else:
-        _emit(
+        command.emit(
             "\n".join(
-                [*map(printable, table.lines(found.rows)), table.EXPLANATION, *_remarks(found)]
+                [
+                    *map(command.printable, table.lines(found.rows)),
+                    table.EXPLANATION,
+                    *_remarks(found),
+                ]
             )
         )
 
@@ -344,48 +278,9 @@ def _remarks(found: Spectra) -> Iterator[str]:
         yield f"{len(found.other)} tensors are not analysed ({why}): see --json."
 
 
-def _emit(text: str) -> None:
-    """Print `text`; a reader that stops early, as `head` does, is no error."""
-    try:
-        print(text, flush=True)
-    except OSError as error:
-        # What is left in the buffer would fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            raise
-
-
 def _mostly_below_floor(row: Row) -> bool:
     moved = row["spectral_norm"] > 0
     return row["floor"] is not None and moved and 2 * row["above_floor"] < row["capacity"]
-
-
-def _complain(message: str) -> None:
-    print(f"analysis.spectrum: {printable(message)}", file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """`text` on one line, control characters escaped: names in a checkpoint are a stranger's."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def csv_safe(rows: Iterable[Row]) -> str:
-    """The rows as CSV for a terminal: their names escaped, which a file keeps as they are."""
-    return store.csv_text(
-        {column: printable(cell) if isinstance(cell, str) else cell for column, cell in row.items()}
-        for row in rows
-    )
-
-
-class _Formats(argparse.Action):
-    """--formats: as --help, it stands alone."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
-        super().__init__(option_strings, dest, nargs=0, help=help)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        _emit("\n".join(checkpoint.formats()))
-        parser.exit()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -404,8 +299,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="WEIGHT:PATH",
         help="also the weighted sum of these checkpoints, and the average of their factors",
     )
-    parser.add_argument("--formats", action=_Formats, help="list what can be read, and stop")
-    parser.add_argument("--modules", metavar="REGEX", help="only modules whose name has a match")
     parser.add_argument(
         "--method",
         choices=("auto", "svd"),
@@ -415,38 +308,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--strict", action="store_true", help="fail, status 2, where anything was skipped"
     )
-    parser.add_argument("--out", metavar="DIR", help=f"write {store.TABLE}, {store.SPECTRA}, …")
-    _add_reading(parser)
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    output.add_argument("--csv", action="store_true", help="a row a module on stdout")
+    command.add_output(parser, f"{store.TABLE}, {store.SPECTRA}, {store.RECORD} there")
+    command.add_reading(parser)
     return parser
-
-
-def _add_reading(parser: argparse.ArgumentParser) -> None:
-    """The options that say of a checkpoint what it does not say itself."""
-    group = parser.add_argument_group("what a checkpoint does not say of itself")
-    group.add_argument("--base", metavar="DIR", help="the model that was trained (or its hub name)")
-    group.add_argument(
-        "--base-rounded",
-        action="store_true",
-        help="the base was itself rounded from what training started with: count its noise too",
-    )
-    group.add_argument(
-        "--initial", metavar="DIR", help="the adapter before its training (PiSSA, OLoRA, …)"
-    )
-    group.add_argument(
-        "--direction-only", action="store_true", help="of DoRA, B·A alone, which needs no base"
-    )
-    group.add_argument(
-        "--factors",
-        nargs=2,
-        metavar=("A", "B"),
-        help="patterns of the names of A (r, d_in) and B (d_out, r), paired by their groups",
-    )
-    group.add_argument(
-        "--scale", type=float, default=1.0, metavar="X", help="ΔW = X · B A, where no file says it"
-    )
 
 
 if __name__ == "__main__":

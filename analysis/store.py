@@ -1,7 +1,7 @@
 """Results on disk: spectrum.csv, spectra.safetensors, record.json; a reader never sees half a file.
 
-store.save(directory, spectra, record)
-spectra, record = store.load(directory)
+store.save(directory, spectra, store.record(command, paths, arguments))
+spectra, made_by = store.load(directory)
 """
 
 import csv
@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from analysis import CheckpointError
+from analysis import CheckpointError, checkpoint, null
 
 TEXT = ("key", "run", "method", "module", "kind", "part", "algorithm")
 WHOLE = (
@@ -54,14 +54,38 @@ class Spectra:
     other: list[dict[str, str]] = field(default_factory=list)
 
 
-def save(directory: str | Path, spectra: Spectra, record: dict[str, Any]) -> None:
+def record(command: str, read: Iterable[Path], arguments: dict[str, Any]) -> dict[str, Any]:
+    """What made a result: command, arguments, versions, seed, and SHA-256 of every input file.
+
+    read: the checkpoints and models that went into it.
+    """
+    import hashlib
+    import platform
+    from importlib.metadata import version
+
+    inputs = {}
+    for path in read:
+        for file in checkpoint.inputs(path):
+            with file.open("rb") as opened:
+                inputs[str(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
+    packages = ("multilora", "numpy", "ml_dtypes", "safetensors", "scipy", "torch")
+    return {
+        "command": command,
+        "arguments": arguments,
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "seed": null.SEED,
+        "inputs": inputs,
+    }
+
+
+def save(directory: str | Path, spectra: Spectra, made_by: dict[str, Any]) -> None:
     """Write the three files into `directory`, made if need be; each is renamed into place."""
     out = Path(directory)
     out.mkdir(parents=True, exist_ok=True)
     replace(out / SPECTRA, lambda path: save_file(spectra.s, path))
     table = csv_text(spectra.rows)
     replace(out / TABLE, lambda path: path.write_text(table, encoding="utf-8"))
-    text = strict_json({**record, "skipped": spectra.skipped, "other": spectra.other})
+    text = strict_json({**made_by, "skipped": spectra.skipped, "other": spectra.other})
     replace(out / RECORD, lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
 
@@ -73,11 +97,11 @@ def load(directory: str | Path) -> tuple[Spectra, dict[str, Any]]:
             rows = [_row(cells) for cells in csv.DictReader(file)]
         with safe_open(out / SPECTRA, framework="np") as tensors:
             s = {row["key"]: tensors.get_tensor(row["key"]) for row in rows}
-        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
-        skipped, other = record.pop("skipped"), record.pop("other")
+        made_by = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        skipped, other = made_by.pop("skipped"), made_by.pop("other")
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{out}: not the results of an analysis: {error}") from None
-    return Spectra(rows, s, skipped, other), record
+    return Spectra(rows, s, skipped, other), made_by
 
 
 def csv_text(rows: Iterable[Row]) -> str:

@@ -1,7 +1,7 @@
 """What a checkpoint holds, module by module: ΔW as factors, ΔW as a matrix, or neither."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,7 +12,9 @@ class LowRankUpdate:
 
     name: dotted path of the module in the base model; B (d_out, r), A (r, d_in), in the dtype
     they are stored in. part tells updates of one module apart (a task, a head), else "". source:
-    the file it comes from, for messages.
+    the file it comes from, for messages. stacked: how many modules of equal rank were put side
+    by side, in the columns of B and the rows of A (the n of MultiLoRA). of_rows: whether the part
+    is a block of the layer's rows, so that it shares no output with the other parts.
     """
 
     name: str
@@ -22,6 +24,8 @@ class LowRankUpdate:
     part: str = ""
     method: str = ""
     source: str = ""
+    stacked: int = 1
+    of_rows: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -32,6 +36,14 @@ class LowRankUpdate:
     def capacity(self) -> int:
         """The highest rank that the parametrisation allows: min(r, d_out, d_in)."""
         return min(self.B.shape[1], *self.shape)
+
+    def unstacked(self) -> list["LowRankUpdate"]:
+        """The modules that were put side by side, parts "1" … "n"; they sum to this update."""
+        pairs = zip(np.hsplit(self.B, self.stacked), np.vsplit(self.A, self.stacked), strict=True)
+        return [
+            replace(self, B=B, A=A, part=f"{self.part}{i}", stacked=1)
+            for i, (B, A) in enumerate(pairs, 1)
+        ]
 
     def dense(self) -> np.ndarray:
         """ΔW (d_out, d_in), float64; for tests and small matrices."""

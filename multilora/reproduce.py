@@ -246,8 +246,8 @@ def report(settings: ReproduceSettings, runs: Sequence[Run], model: Path) -> str
     if spectra.skipped:
         raise RuntimeError(f"{spectra.skipped[0]['run']}: {spectra.skipped[0]['reason']}")
     method_of = {run.out.name: run.settings.name for run in runs}
-    made_by = spectrum.record([run.out for run in runs], asdict(settings)) | {
-        "command": "multilora.reproduce",
+    read = [run.out for run in runs]
+    made_by = store.record("multilora.reproduce", read, asdict(settings)) | {
         "seed": sorted({run.seed for run in runs}),
         "base": str(model),
         "runs": {run.out.name: run.result()["fingerprint"] for run in runs},

@@ -59,7 +59,7 @@ def _updates(
         return
     blocks = zip(np.split(stored_B.load(), merged), np.split(stored_A.load(), merged), strict=True)
     for i, (B, A) in enumerate(blocks):
-        yield LowRankUpdate(module, B, A, scale, f"block{i}", "loralib", str(file))
+        yield LowRankUpdate(module, B, A, scale, f"block{i}", "loralib", str(file), of_rows=True)
 
 
 def _blocks(B: tuple[int, ...], A: tuple[int, ...]) -> int:

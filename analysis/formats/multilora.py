@@ -61,7 +61,9 @@ def read(path: Path, options: Options) -> Iterator[Entry]:
         except CheckpointError as error:
             yield Skipped(module, str(error))
             continue
-        yield LowRankUpdate(module, stack(B, s, n), A, scale, method="multilora", source=str(file))
+        yield LowRankUpdate(
+            module, stack(B, s, n), A, scale, method="multilora", source=str(file), stacked=n
+        )
 
 
 def stack(B: np.ndarray, s: np.ndarray, n: int) -> np.ndarray:

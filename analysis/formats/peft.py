@@ -250,7 +250,7 @@ def _module(module: str, part: str, names: dict[str, str], adapter: Adapter) -> 
         enabled, r = config["enable_lora"], rule.rank(module)
         for piece, B, A in merged_linear.slices(stored_B, stored_A, enabled, r, where):
             of_part = f"{part}.{piece}" if part else piece
-            yield LowRankUpdate(module, B, A, scale, of_part, "lora", source)
+            yield LowRankUpdate(module, B, A, scale, of_part, "lora", source, of_rows=True)
         return
     B, A = _factors(stored_B, stored_A, rule, module, where)
     update = LowRankUpdate(module, B, A, scale, part, "lora", source)

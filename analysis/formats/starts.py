@@ -5,6 +5,7 @@ W = (W0 − s·B0 A0) + s·B0 A0. What training did is ΔW = s·B A − s·B0 A0
 as it was before its training: one factored update of rank 2r.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,4 @@ def subtract(update: LowRankUpdate, start: LowRankUpdate | None) -> LowRankUpdat
         )
     B = np.hstack([update.scale * float64(update.B), -start.scale * float64(start.B)])
     A = np.vstack([float64(update.A), float64(start.A)])
-    return LowRankUpdate(
-        update.name, B, A, part=update.part, method=update.method, source=update.source
-    )
+    return replace(update, B=B, A=A, scale=1.0)
