@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from analysis import CheckpointError, checkpoint
 from analysis.checkpoint import Run
 from analysis.formats import Options
-from analysis.update import Other, Skipped, Update
+from analysis.update import LowRankUpdate, Other, Skipped, Update
 
 Rename = tuple[str, str]
+Pairs = list[tuple[Run, Run]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +26,13 @@ class Collected:
     skipped: list[dict[str, str]] = field(default_factory=list)
     other: list[dict[str, str]] = field(default_factory=list)
 
-    def skip(self, run: str, module: str, reason: str) -> None:
-        """Note that a module could not be analysed."""
-        self.skipped.append({"run": run, "module": module, "reason": reason})
+    def skip(self, run: Run, module: str, reason: str) -> None:
+        """Note that a module, or "", a whole run, could not be analysed."""
+        self.skipped.append({"run": run.key, "module": module, "reason": reason})
+
+    def names(self, run: Run) -> list[str]:
+        """The modules that a run has."""
+        return [module for module, by_run in self.modules.items() if run.key in by_run]
 
 
 def collect(
@@ -44,9 +49,9 @@ def collect(
         try:
             _collect_run(run, options, wanted, rename, found)
         except CheckpointError as error:
-            found.skip(run.key, "", str(error))
+            found.skip(run, "", str(error))
         except MemoryError:
-            found.skip(run.key, "", f"{run.path}: does not fit into memory")
+            found.skip(run, "", f"{run.path}: does not fit into memory")
     return found
 
 
@@ -66,9 +71,9 @@ def _collect_run(
         if not wanted.search(name):
             continue
         if isinstance(entry, Skipped):
-            found.skip(run.key, name, entry.reason)
+            found.skip(run, name, entry.reason)
         elif (name, entry.part) in seen:
-            found.skip(run.key, name, f"{run.path}: {name}: stands twice in the checkpoint")
+            found.skip(run, name, f"{run.path}: {name}: stands twice in the checkpoint")
         else:
             seen.add((name, entry.part))
             found.modules.setdefault(name, {}).setdefault(run.key, []).append(entry)
@@ -84,26 +89,65 @@ def renamed(name: str, rename: Sequence[Rename]) -> str:
     return name
 
 
-def meeting(a: Sequence[Update], b: Sequence[Update]) -> Iterator[tuple[Update, Update]]:
-    """The pairs of updates of one module that are compared: equal parts.
+def sharing(pairs: Pairs, found: Collected) -> Pairs:
+    """The pairs that have a module in common; what one lacks and another has is noted in `found`.
 
-    Where one side has no parts, it is compared with each part of the other.
+    A pair that shares nothing is noted once, with the names that are most alike as a hint.
     """
-    parts = {update.part: update for update in b}
-    common = [(update, parts[update.part]) for update in a if update.part in parts]
-    if common:
-        yield from common
-    elif {update.part for update in a} == {""} or set(parts) == {""}:
-        yield from ((x, y) for x in a for y in b)
+    faults = {(skip["run"], skip["module"]) for skip in found.skipped}
+    kept = []
+    lacking: dict[tuple[Run, str], list[str]] = {}
+    for a, b in pairs:
+        if (a.key, "") in faults or (b.key, "") in faults:
+            continue
+        names_a, names_b = found.names(a), found.names(b)
+        if set(names_a).isdisjoint(names_b):
+            reason = f"{a.path} and {b.path} share no module; {_closest(names_a, names_b)}"
+            found.skip(a, "", reason)
+            continue
+        kept.append((a, b))
+        for here, names, there in ((a, names_a, b), (b, names_b, a)):
+            for module in set(names) - set(found.names(there)):
+                lacking.setdefault((there, module), []).append(str(here.path))
+    for (there, module), having in sorted(lacking.items(), key=lambda item: item[0][1]):
+        if (there.key, module) not in faults:
+            where = ", ".join(dict.fromkeys(having))
+            found.skip(there, module, f"{there.path}: {module}: is not in it, but in {where}")
+    return kept
 
 
-def closest(found: Collected, a: Run, b: Run) -> str:
+def _closest(names_a: Sequence[str], names_b: Sequence[str]) -> str:
     """A hint for two checkpoints that share no module: the names that are most alike."""
-    names_a, names_b = (
-        [module for module, by_run in found.modules.items() if run.key in by_run] for run in (a, b)
-    )
+    if not names_a or not names_b:
+        return "one of them has no update at all"
     for name in names_a:
-        near = difflib.get_close_matches(name, names_b, n=1, cutoff=0.3)
+        near = difflib.get_close_matches(name, names_b, n=1, cutoff=0.5)
         if near:
             return f"the closest names are {name} and {near[0]}: see --map"
-    return f"one has {names_a[0]}, the other {names_b[0]}" if names_a and names_b else ""
+    return f"they have names as {names_a[0]} and {names_b[0]}"
+
+
+def meeting(a: Sequence[Update], b: Sequence[Update]) -> list[tuple[Update, Update]]:
+    """The pairs of updates of one module in two runs that are compared: equal parts.
+
+    Where one side has no parts, it is compared with each part of the other. None where the parts
+    have different names.
+    """
+    of_b = {update.part: update for update in b}
+    common = [(update, of_b[update.part]) for update in a if update.part in of_b]
+    if common or not ({update.part for update in a} == {""} or set(of_b) == {""}):
+        return common
+    return [(x, y) for x in a for y in b]
+
+
+def parts(updates: Sequence[Update]) -> Iterator[Update]:
+    """The parts of one module in one run that read the same input and write the same output.
+
+    A stack of modules is taken apart; a block of the layer's rows is no such part, and neither is
+    the only update of a module.
+    """
+    for update in updates:
+        if isinstance(update, LowRankUpdate) and update.stacked > 1:
+            yield from update.unstacked()
+        elif update.part and not (isinstance(update, LowRankUpdate) and update.of_rows):
+            yield update

@@ -31,7 +31,16 @@ from analysis import (
 )
 from analysis.formats import Options
 from analysis.store import Row, Spectra
-from analysis.update import DenseUpdate, Entry, LowRankUpdate, Other, Skipped, Update
+from analysis.update import (
+    DenseUpdate,
+    Entry,
+    LowRankUpdate,
+    Other,
+    Skipped,
+    Update,
+    kind_of,
+    layer_of,
+)
 
 Outcome = decompose.Spectrum | CheckpointError
 Source = tuple[checkpoint.Run, Callable[[], Iterator[Entry]]]
@@ -142,7 +151,6 @@ def row(update: Update, spectrum: decompose.Spectrum, run: checkpoint.Run) -> Ro
     s, (d_out, d_in) = spectrum.s, update.shape
     floor = spectrum.floor
     rank = decompose.rank(s, spectrum.error_bound, update, floor)
-    components = update.name.split(".")
     part = f"#{update.part}" if update.part else ""
     line: Row = {
         "key": f"{run.key}/{update.name}{part}",
@@ -150,8 +158,8 @@ def row(update: Update, spectrum: decompose.Spectrum, run: checkpoint.Run) -> Ro
         "method": update.method,
         "step": run.step,
         "module": update.name,
-        "layer": next((int(c) for c in components if re.fullmatch("[0-9]{1,9}", c)), None),
-        "kind": components[-1],
+        "layer": layer_of(update.name),
+        "kind": kind_of(update.name),
         "part": update.part or None,
         "d_out": d_out,
         "d_in": d_in,

@@ -8,8 +8,9 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,25 @@ def record(command: str, read: Iterable[Path], arguments: dict[str, Any]) -> dic
 
 def save(directory: str | Path, spectra: Spectra, made_by: dict[str, Any]) -> None:
     """Write the three files into `directory`, made if need be; each is renamed into place."""
+    notes = {"skipped": spectra.skipped, "other": spectra.other}
+    tables = {TABLE: csv_text(spectra.rows)}
+    write(directory, {SPECTRA: spectra.s}, tables, {**made_by, **notes})
+
+
+def write(
+    directory: str | Path,
+    tensors: Mapping[str, dict[str, np.ndarray]],
+    tables: Mapping[str, str],
+    made_by: dict[str, Any],
+) -> None:
+    """Files of tensors, files of text and the record into `directory`, made if need be."""
     out = Path(directory)
     out.mkdir(parents=True, exist_ok=True)
-    replace(out / SPECTRA, lambda path: save_file(spectra.s, path))
-    table = csv_text(spectra.rows)
-    replace(out / TABLE, lambda path: path.write_text(table, encoding="utf-8"))
-    text = strict_json({**made_by, "skipped": spectra.skipped, "other": spectra.other})
-    replace(out / RECORD, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    for name, arrays in tensors.items():
+        replace(out / name, partial(save_file, arrays))
+    texts = {**tables, RECORD: strict_json(made_by) + "\n"}
+    for name, text in texts.items():
+        replace(out / name, partial(Path.write_text, data=text, encoding="utf-8"))
 
 
 def load(directory: str | Path) -> tuple[Spectra, dict[str, Any]]:
@@ -104,10 +117,10 @@ def load(directory: str | Path) -> tuple[Spectra, dict[str, Any]]:
     return Spectra(rows, s, skipped, other), made_by
 
 
-def csv_text(rows: Iterable[Row]) -> str:
-    """The rows under COLUMNS; an undefined number is an empty cell."""
+def csv_text(rows: Iterable[Row], columns: Sequence[str] = COLUMNS) -> str:
+    """The rows under `columns`; an undefined number is an empty cell."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -1,5 +1,6 @@
 """What a checkpoint holds, module by module: ΔW as factors, ΔW as a matrix, or neither."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -101,3 +102,13 @@ def float64(x: np.ndarray) -> np.ndarray:
     """x in float64, exactly; x itself where it is float64 already."""
     with np.errstate(invalid="ignore"):  # a signalling NaN, which is found later
         return x.astype(np.float64, copy=False)
+
+
+def layer_of(name: str) -> int | None:
+    """The first integer component of a module's dotted path; None where it has none."""
+    return next((int(c) for c in name.split(".") if re.fullmatch("[0-9]{1,9}", c)), None)
+
+
+def kind_of(name: str) -> str:
+    """The last component of a module's dotted path: q_proj, …"""
+    return name.rpartition(".")[2]

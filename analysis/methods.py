@@ -1,0 +1,109 @@
+"""Runs of several seeds → how alike two methods are, beside how alike the seeds of one are."""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from analysis.checkpoint import Run
+from analysis.store import Row
+from analysis.subspaces import SIDES, above_chance
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a run is one of: a method, and which of its seeds; None where nothing says it."""
+
+    method: str
+    seed: int | None
+
+
+def labels(runs: Sequence[Run], groups: Sequence[Sequence[str]] = ()) -> dict[str, Label]:
+    """Run key → its label, for the runs of which a group or their run.json says it.
+
+    groups: name, path, path, …: the runs of one method, seed by seed.
+    """
+    grouped = {
+        Path(path): Label(name, seed) for name, *paths in groups for seed, path in enumerate(paths)
+    }
+    found = {}
+    for run in runs:
+        label = grouped.get(run.path) or _from_file(run.path)
+        if label:
+            found[run.key] = label
+    return found
+
+
+def _from_file(directory: Path) -> Label | None:
+    """What the run.json of a training run says; None where there is none, or another's."""
+    try:
+        facts = json.loads((directory / "run.json").read_bytes())
+        method, seed = facts["method"], facts["seed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(method, str) or not isinstance(seed, int):
+        return None
+    return Label(method, seed)
+
+
+def between(
+    rows: Sequence[Row], arrays: Mapping[str, np.ndarray], labels: Mapping[str, Label]
+) -> list[Row]:
+    """One row a pair of methods: φ over pairs of different seeds, so that all have one footing.
+
+    rows, arrays: of `similarity.analyse`. A method against itself is its repeatability: a
+    reference for the others, not a bound. k, the number of directions, is the smallest of all
+    rows. Means over modules, then over pairs of runs. Empty where no method has two seeds.
+    """
+    order = list(dict.fromkeys(label.method for label in labels.values()))
+    pairs: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        a, b = labels.get(_run_key(row, "a")), labels.get(_run_key(row, "b"))
+        if a and b and a.seed != b.seed:
+            one, other = sorted((a.method, b.method), key=order.index)
+            pairs.setdefault((one, other), []).append(row)
+    if not any(one == other for one, other in pairs):
+        return []
+    k = min(len(arrays[f"{row['key']}#left"]) for of_pair in pairs.values() for row in of_pair)
+    return [
+        {
+            "method_a": one,
+            "method_b": other,
+            "k": k,
+            **_mean_over_runs(pairs[one, other], arrays, k),
+        }
+        for one, other in itertools.combinations_with_replacement(order, 2)
+        if (one, other) in pairs
+    ]
+
+
+def _run_key(row: Row, side: str) -> str:
+    run, step = row[f"run_{side}"], row[f"step_{side}"]
+    return run if step is None else f"{run}@{step}"
+
+
+def _mean_over_runs(rows: Sequence[Row], arrays: Mapping[str, np.ndarray], k: int) -> Row:
+    """Means over the modules of each pair of runs, then over the pairs."""
+    by_runs: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        at_k = {"cosine": row["cosine"]}
+        for side, d in zip(SIDES, (row["d_out"], row["d_in"]), strict=True):
+            grid = arrays[f"{row['key']}#{side}"][:k, :k]
+            at_k |= {
+                f"{side}_phi_k": float(grid[-1, -1]),
+                f"{side}_chance_k": k / d,
+                f"{side}_above_chance": above_chance(grid, d),
+            }
+        by_runs.setdefault((_run_key(row, "a"), _run_key(row, "b")), []).append(at_k)
+    means = [_means(of_pair) for of_pair in by_runs.values()]
+    return {"run_pairs": len(means), "modules": len(rows) // len(means), **_means(means)}
+
+
+def _means(rows: Sequence[Row]) -> Row:
+    """Column by column, over the rows where it is defined; None where it is in none."""
+    values = {name: [row[name] for row in rows if row[name] is not None] for name in rows[0]}
+    defined = {name: [v for v in column if np.isfinite(v)] for name, column in values.items()}
+    return {name: float(np.mean(v)) if v else None for name, v in defined.items()}

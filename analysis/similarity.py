@@ -1,0 +1,317 @@
+"""Compare where the updates in several checkpoints move the weights of the modules they share.
+
+ΔW = U diag(s) Vᵀ: the top i left vectors U[:, :i] span what an update writes, the right ones what
+it reads. φ(i, j) = ‖U₁[:, :i]ᵀU₂[:, :j]‖²/min(i, j) is the part of the smaller span that lies in
+the larger: 1, all of it; two random spans of R^d have max(i, j)/d. The two sides can disagree.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis import (
+    CheckpointError,
+    checkpoint,
+    command,
+    decompose,
+    methods,
+    pairing,
+    parallel,
+    similarity_table,
+    store,
+    subspaces,
+)
+from analysis.checkpoint import Run
+from analysis.decompose import Decomposition
+from analysis.formats import Options
+from analysis.pairing import Collected, Pairs
+from analysis.store import Row
+from analysis.subspaces import phi
+from analysis.update import DenseUpdate, Update, kind_of, layer_of
+
+__all__ = ["COLUMNS", "Similarity", "analyse", "main", "phi"]
+
+PAIR = (
+    *("key", "run_a", "step_a", "part_a", "method_a", "run_b", "step_b", "part_b", "method_b"),
+    *("module", "layer", "kind", "d_out", "d_in", "capacity_a", "capacity_b"),
+)
+COLUMNS = (*PAIR, *subspaces.COLUMNS)
+TABLE, PHI = "similarity.csv", "phi.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity:
+    """What a comparison found.
+
+    rows: one a pair of updates, keyed by COLUMNS, None where a number is undefined; phi: key +
+    "#left" and "#right" -> the grid φ(i, j), (k, k), up to k = 128, nan where it is undetermined,
+    and "#left_angles", "#right_angles" -> principal angles of the top k, radians. inside: the rows
+    of two parts of one module in one run. skipped: {run, module, reason}; other: {run, name, what}.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    inside: list[Row] = field(default_factory=list)
+    phi: dict[str, np.ndarray] = field(default_factory=dict)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    other: list[dict[str, str]] = field(default_factory=list)
+
+
+def analyse(
+    paths: str | Path | Iterable[str | Path],
+    *,
+    base: str | Path | None = None,
+    options: Options | None = None,
+    modules: str | None = None,
+    rename: Sequence[pairing.Rename] = (),
+    choose: Callable[[Sequence[Run]], Pairs] | None = None,
+    progress: bool = False,
+) -> Similarity:
+    """How alike the updates of the checkpoints at `paths` are, module by module.
+
+    paths: two or more; a directory of checkpoint-N stands for all of them. One is enough where its
+    modules have parts, which are compared with one another: MultiLoRA's modules, heads, tasks.
+    base, options: what there is to say about reading. modules: a regular expression that a
+    module's name must contain. rename: (pattern, replacement), applied to the names before they
+    are matched. choose: the pairs of runs to compare, all of them by default. What cannot be
+    compared stands in `skipped`. Raises CheckpointError for a path that does not exist,
+    ValueError for an expression that is none.
+    """
+    listed = [paths] if isinstance(paths, str | Path) else list(paths)
+    options = options or Options(base=None if base is None else Path(base))
+    runs = checkpoint.runs(listed)
+    collected = pairing.collect(runs, options, command.expression(modules), rename)
+    pairs = choose(runs) if choose else list(itertools.combinations(runs, 2))
+    pairs = pairing.sharing(pairs, collected)
+    found = Similarity(skipped=collected.skipped, other=collected.other)
+    for result in _by_module(runs, pairs, collected, progress):
+        found.rows.extend(result.rows)
+        found.inside.extend(result.inside)
+        found.phi.update(result.phi)
+        found.skipped.extend(result.skipped)
+    return found
+
+
+def _by_module(
+    runs: Sequence[Run], pairs: Pairs, collected: Collected, progress: bool
+) -> Iterator[Similarity]:
+    """What comparing the updates of each module gives: low-rank ones several at a time."""
+    job = partial(_compare_module, runs=runs, pairs=pairs, collected=collected)
+    dense = [module for module in collected.modules if _is_dense(module, collected)]
+    factored = [module for module in collected.modules if module not in set(dense)]
+    for _, result in parallel.in_order(job, factored):
+        yield result
+    for module in command.with_bar(dense, progress, "similarity", "module"):
+        yield job(module)
+
+
+def _is_dense(module: str, collected: Collected) -> bool:
+    updates = itertools.chain.from_iterable(collected.modules[module].values())
+    return any(isinstance(update, DenseUpdate) for update in updates)
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """An update of a run, decomposed."""
+
+    run: Run
+    update: Update
+    found: Decomposition
+
+    @property
+    def key(self) -> str:
+        """run[@step]/module[#part]."""
+        part = f"#{self.update.part}" if self.update.part else ""
+        return f"{self.run.key}/{self.update.name}{part}"
+
+
+class _Members:
+    """The updates of one module, each decomposed once; what cannot be compared is noted."""
+
+    def __init__(self, module: str, skipped: list[dict[str, str]]) -> None:
+        self.module = module
+        self.skipped = skipped
+        self._found: dict[Update, Member | None] = {}
+
+    def get(self, run: Run, update: Update) -> Member | None:
+        """The update with its singular vectors; None where it has none."""
+        if update not in self._found:
+            self._found[update] = self._decomposed(run, update)
+        return self._found[update]
+
+    def skip(self, run: Run, reason: str) -> None:
+        """Note why the module of a run is not compared."""
+        self.skipped.append({"run": run.key, "module": self.module, "reason": reason})
+
+    def _decomposed(self, run: Run, update: Update) -> Member | None:
+        try:
+            found = decompose.decomposition(update)
+        except CheckpointError as error:
+            self.skip(run, str(error))
+        except MemoryError:
+            self.skip(run, f"{run.path}: {self.module}: does not fit into memory")
+        else:
+            if found.rank:
+                return Member(run, update, found)
+            self.skip(run, f"{run.path}: {self.module}: ΔW is zero; it has no direction")
+        return None
+
+
+def _compare_module(
+    module: str, runs: Sequence[Run], pairs: Pairs, collected: Collected
+) -> Similarity:
+    """All pairs of runs, and within each run all pairs of parts."""
+    result = Similarity()
+    members, by_run = _Members(module, result.skipped), collected.modules[module]
+    for a, b in pairs:
+        if a.key in by_run and b.key in by_run:
+            for one, other in _meeting(members, a, by_run[a.key], b, by_run[b.key]):
+                result.rows.append(_row(one, other, result.phi))
+    for run in runs:
+        parts = list(pairing.parts(by_run.get(run.key, [])))
+        if len(parts) > 1:
+            found = [member for part in parts if (member := members.get(run, part))]
+            for one, other in itertools.combinations(found, 2):
+                result.inside.append(_row(one, other, result.phi))
+    return result
+
+
+def _meeting(
+    members: _Members, a: Run, of_a: Sequence[Update], b: Run, of_b: Sequence[Update]
+) -> Iterator[tuple[Member, Member]]:
+    """The updates of one module in two runs that can be compared."""
+    meeting = pairing.meeting(of_a, of_b)
+    if not meeting:
+        reason = f"{a.path} and {b.path}: {members.module}: its parts have no name in common"
+        members.skip(a, reason)
+    for x, y in meeting:
+        if x.shape != y.shape:
+            where = f"{members.module}: is {x.shape} in {a.path} and {y.shape} in {b.path}"
+            members.skip(a, f"{where}; expected one shape")
+            continue
+        one, other = members.get(a, x), members.get(b, y)
+        if one and other:
+            yield one, other
+
+
+def _row(a: Member, b: Member, arrays: dict[str, np.ndarray]) -> Row:
+    """The line of one pair; its grids and angles go to `arrays`."""
+    numbers, of_pair = subspaces.compare(a.found, b.found)
+    line = pair_columns(a, b) | {
+        name: None if isinstance(value, float) and np.isnan(value) else value
+        for name, value in numbers.items()
+    }
+    arrays.update({f"{line['key']}#{name}": array for name, array in of_pair.items()})
+    return {column: line[column] for column in COLUMNS}
+
+
+def pair_columns(a: Member, b: Member) -> Row:
+    """What PAIR names: which updates are compared."""
+    d_out, d_in = a.update.shape
+    of_both = {
+        name + suffix: value
+        for suffix, member in (("_a", a), ("_b", b))
+        for name, value in (
+            ("run", member.run.name),
+            ("step", member.run.step),
+            ("part", member.update.part or None),
+            ("method", member.update.method),
+            ("capacity", member.update.capacity),
+        )
+    }
+    name = a.update.name
+    where = {"module": name, "layer": layer_of(name), "kind": kind_of(name)}
+    return {"key": f"{a.key}~{b.key}", **of_both, **where, "d_out": d_out, "d_in": d_in}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status: 0, all compared; 1, some skipped; 2, nothing."""
+    parser = _parser()
+    return command.run(parser, argv, partial(_run, parser))
+
+
+def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    """Compare, complain of what was skipped, write the rest; the exit status."""
+    paths = [*arguments.paths, *(path for _, *group in arguments.group for path in group)]
+    if not paths:
+        parser.error("the following arguments are required: PATH, or --group")
+    if empty := [group[0] for group in arguments.group if len(group) < 2]:
+        parser.error(f"--group {empty[0]}: expected a name and the paths of its seeds")
+    found = analyse(
+        paths,
+        options=command.options(arguments),
+        modules=arguments.modules,
+        rename=arguments.map,
+        progress=True,
+    )
+    for skip in found.skipped:
+        command.complain(parser, skip["reason"])
+    if not found.rows and not found.inside:
+        if not found.skipped:
+            command.complain(
+                parser, "nothing to compare; expected two checkpoints, or one of parts"
+            )
+        return 2
+    labels = methods.labels(checkpoint.runs(paths), arguments.group)
+    between = methods.between(found.rows, found.phi, labels)
+    made_by: dict[str, Any] = {}
+    if arguments.out or arguments.json:
+        given = [arguments.base, arguments.initial]
+        read = [run.path for run in checkpoint.runs(paths)] + [Path(p) for p in given if p]
+        made_by = store.record("analysis.similarity", read, vars(arguments))
+    notes = {"methods": between, "skipped": found.skipped, "other": found.other}
+    rows = [*found.rows, *found.inside]
+    if arguments.out:
+        tables = {TABLE: store.csv_text(rows, COLUMNS)}
+        store.write(arguments.out, {PHI: found.phi}, tables, {**made_by, **notes})
+    if arguments.json:
+        summary = similarity_table.summary(rows)
+        result = {"record": made_by, "rows": found.rows, "inside": found.inside}
+        command.emit(store.strict_json({**result, "summary": summary, **notes}))
+    elif arguments.csv:
+        command.emit(store.csv_text(command.printable_rows(rows), COLUMNS).rstrip("\n"))
+    else:
+        lines = similarity_table.lines(found.rows, found.inside, between)
+        command.emit("\n".join([*map(command.printable, lines), similarity_table.EXPLANATION]))
+    return 1 if found.skipped else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.similarity",
+        description=__doc__,
+        epilog=similarity_table.EXPLANATION
+        + " Exit status: 0, every module was compared; 1, some were not (not in both, shapes that"
+        " differ, ΔW = 0); 2, nothing was compared, or bad usage.",
+    )
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="a checkpoint or run directory")
+    parser.add_argument(
+        "--group",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="NAME PATH",
+        help="the runs of one method, seed by seed, as --group lora a/ b/; read from run.json where"
+        " that is there",
+    )
+    parser.add_argument(
+        "--map",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("REGEX", "REPLACEMENT"),
+        help="rename modules before they are matched by name",
+    )
+    command.add_output(parser, f"{TABLE}, {PHI}, {store.RECORD} there")
+    command.add_reading(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
