@@ -131,6 +131,12 @@ def options(arguments: argparse.Namespace) -> Options:
     )
 
 
+def read(arguments: argparse.Namespace) -> list[Path]:
+    """Everything that the arguments had read: checkpoints, base, initial."""
+    given = [Path(path) for path in (arguments.base, arguments.initial) if path]
+    return [run.path for run in checkpoint.runs(arguments.paths)] + given
+
+
 class _Formats(argparse.Action):
     """--formats: as --help, it stands alone."""
 

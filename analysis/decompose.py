@@ -15,7 +15,7 @@ from analysis.update import DenseUpdate, LowRankUpdate, Update, float64
 EPS = float(np.finfo(np.float64).eps)
 MAX_CONDITION = 1e3  # beyond it, QR of the factors instead of Cholesky of their Grams
 # The same for vectors, whose orthogonality suffers by the square of it.
-MAX_CONDITION_OF_VECTORS = 30.0
+MAX_CONDITION_OF_VECTORS = 1e2
 SMALLEST_SQUARE = 1e-200  # below it, the squares in a Gram matrix have lost digits
 LARGEST = 1e300  # beyond it, sums over the values of several modules would overflow
 ROWS = 2048  # of a dense update in float64 at a time

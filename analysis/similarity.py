@@ -238,13 +238,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """Compare, complain of what was skipped, write the rest; the exit status."""
-    paths = [*arguments.paths, *(path for _, *group in arguments.group for path in group)]
-    if not paths:
+    arguments.paths += [path for _, *group in arguments.group for path in group]
+    if not arguments.paths:
         parser.error("the following arguments are required: PATH, or --group")
     if empty := [group[0] for group in arguments.group if len(group) < 2]:
         parser.error(f"--group {empty[0]}: expected a name and the paths of its seeds")
     found = analyse(
-        paths,
+        arguments.paths,
         options=command.options(arguments),
         modules=arguments.modules,
         rename=arguments.map,
@@ -258,13 +258,11 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
                 parser, "nothing to compare; expected two checkpoints, or one of parts"
             )
         return 2
-    labels = methods.labels(checkpoint.runs(paths), arguments.group)
+    labels = methods.labels(checkpoint.runs(arguments.paths), arguments.group)
     between = methods.between(found.rows, found.phi, labels)
     made_by: dict[str, Any] = {}
     if arguments.out or arguments.json:
-        given = [arguments.base, arguments.initial]
-        read = [run.path for run in checkpoint.runs(paths)] + [Path(p) for p in given if p]
-        made_by = store.record("analysis.similarity", read, vars(arguments))
+        made_by = store.record("analysis.similarity", command.read(arguments), vars(arguments))
     notes = {"methods": between, "skipped": found.skipped, "other": found.other}
     rows = [*found.rows, *found.inside]
     if arguments.out:

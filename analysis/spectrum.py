@@ -247,17 +247,12 @@ def _empty(found: Spectra, paths: Iterable[str]) -> list[Path]:
     ]
 
 
-def _read(arguments: argparse.Namespace) -> list[Path]:
-    """Everything that the arguments had read: checkpoints, terms of a sum, base, initial."""
-    read = [run.path for run in checkpoint.runs(arguments.paths)]
-    read += [combine.parse(text).path for text in arguments.combine]
-    return read + [Path(given) for given in (arguments.base, arguments.initial) if given]
-
-
 def _write(found: Spectra, arguments: argparse.Namespace) -> None:
     """The results, to --out and to stdout."""
     if arguments.out or arguments.json:
-        made_by = store.record("analysis.spectrum", _read(arguments), vars(arguments))
+        terms = [combine.parse(text).path for text in arguments.combine]
+        read = [*command.read(arguments), *terms]
+        made_by = store.record("analysis.spectrum", read, vars(arguments))
     if arguments.out and found.rows:
         store.save(arguments.out, found, made_by)
     if arguments.json:
