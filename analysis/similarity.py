@@ -254,9 +254,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         command.complain(parser, skip["reason"])
     if not found.rows and not found.inside:
         if not found.skipped:
-            command.complain(
-                parser, "nothing to compare; expected two checkpoints, or one of parts"
-            )
+            command.complain(parser, "one checkpoint without parts; expected two to compare")
         return 2
     labels = methods.labels(checkpoint.runs(arguments.paths), arguments.group)
     between = methods.between(found.rows, found.phi, labels)
