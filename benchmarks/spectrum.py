@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -26,12 +27,14 @@ SHAPES = {
     **{"mlp.gate_proj": (D_FF, D), "mlp.up_proj": (D_FF, D), "mlp.down_proj": (D, D_FF)},
 }
 # r, dtype, seconds allowed; and the megabytes allowed beside the file.
-CASES = ((16, np.dtype(np.float32), 1.0), (64, np.dtype(ml_dtypes.bfloat16), 2.5))
+Case = tuple[int, np.dtype, float]
+CASES: tuple[Case, ...] = ((16, np.dtype(np.float32), 1.0), (64, np.dtype(ml_dtypes.bfloat16), 2.5))
 MEMORY = 250
 
 
 def write_adapter(directory: Path, r: int, dtype: np.dtype, seed: int = 0) -> Path:
     """A LoRA adapter as PEFT saves it, of LLaMA-7B's linear layers; returns its weight file."""
+    directory.mkdir(exist_ok=True)
     rng = np.random.default_rng(seed)
     tensors = {}
     for layer in range(LAYERS):
@@ -61,29 +64,36 @@ def measure(command: list[str]) -> tuple[float, float, float]:
     return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * kilobyte / 1e6
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure every case and print a line each; exit status 1 where a target is missed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.spectrum", description=__doc__)
-    parser.add_argument("--repeat", type=int, default=7, help="runs a case (default 7)")
-    repeat = parser.parse_args(argv).repeat
+def time_command(module: str, adapters: int, cases: Sequence[Case], repeat: int) -> bool:
+    """Print a line a case of `python -m module` on so many adapters; whether a target is missed."""
     threads = os.environ.get("OMP_NUM_THREADS", "default")
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores,", end=" ")
     print(f"OMP_NUM_THREADS {threads}, Python {platform.python_version()}, {repeat} runs a case")
     missed = False
-    for r, dtype, limit in CASES:
-        with tempfile.TemporaryDirectory() as directory:
-            size = write_adapter(Path(directory), r, dtype).stat().st_size / 1e6
-            command = [sys.executable, "-m", "analysis.spectrum", directory]
+    for r, dtype, limit in cases:
+        with tempfile.TemporaryDirectory() as parent:
+            directories = [Path(parent) / f"adapter{seed}" for seed in range(adapters)]
+            files = [write_adapter(d, r, dtype, seed) for seed, d in enumerate(directories)]
+            size = sum(file.stat().st_size for file in files) / 1e6
+            command = [sys.executable, "-m", module, *map(str, directories)]
             runs = [measure(command) for _ in range(repeat)]
         walls, cpus, peaks = zip(*runs, strict=True)
         wall, peak = statistics.median(walls), max(peaks)
         print(
             f"r={r} {dtype.name}: wall {wall:.2f} s (best {min(walls):.2f}, worst {max(walls):.2f};"
             f" target {limit}), cpu {statistics.median(cpus):.2f} s,"
-            f" peak {peak:.0f} MB (file {size:.0f}; target {size + MEMORY:.0f})"
+            f" peak {peak:.0f} MB (files {size:.0f}; target {size + MEMORY:.0f})",
+            flush=True,
         )
         missed |= wall > limit or peak > size + MEMORY
-    return int(missed)
+    return missed
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure every case and print a line each; exit status 1 where a target is missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.spectrum", description=__doc__)
+    parser.add_argument("--repeat", type=int, default=7, help="runs a case (default 7)")
+    return int(time_command("analysis.spectrum", 1, CASES, parser.parse_args(argv).repeat))
 
 
 if __name__ == "__main__":
