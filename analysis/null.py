@@ -14,6 +14,7 @@ from analysis import metrics
 
 SEED = 0
 EDGE_DRAWS, EDGE_QUANTILE = 1000, 0.99
+ANGLE_DRAWS = 16
 SMALL = 64  # up to it, numpy's batched solver is faster than a loop over scipy's tridiagonal one
 
 
@@ -52,6 +53,18 @@ def null_edge(d_small: int, d_large: int) -> float:
     else:
         ratios = np.array([_top_over_median(d_small, d_large, rng) for _ in range(EDGE_DRAWS)])
     return float(np.quantile(ratios, EDGE_QUANTILE))
+
+
+@functools.cache
+def null_angles(d: int, k: int) -> np.ndarray:
+    """Mean principal angles between two random subspaces of dimension k of R^d, (k,), ascending.
+
+    By symmetry, between a random one and the first k axes.
+    """
+    rng = _rng(d, k)
+    draws = [np.linalg.qr(rng.standard_normal((d, k)))[0][:k] for _ in range(ANGLE_DRAWS)]
+    cosines = np.linalg.svd(np.array(draws), compute_uv=False)
+    return np.arccos(np.minimum(cosines, 1.0)).mean(axis=0)
 
 
 def null_spectra(

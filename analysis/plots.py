@@ -60,6 +60,72 @@ def plot_zeros(shares: Mapping[str, float], colors: Sequence[str], ax: Axes | No
     return ax
 
 
+def plot_phi(grid: np.ndarray, ax: Axes | None = None, **image_kw: Any) -> Axes:
+    """φ(i, j), or its chance level, as a heat map from 0 to 1; returns the Axes.
+
+    grid (k₁, k₂), φ(i, j) at [i − 1, j − 1], nan left blank. The image is ax.images[-1], from
+    which the caller's figure makes the colour bar.
+    """
+    ax = _axes(ax)
+    k1, k2 = grid.shape
+    extent = (0.5, k2 + 0.5, k1 + 0.5, 0.5)
+    ax.imshow(grid, **{"vmin": 0, "vmax": 1, "cmap": "cividis", "extent": extent} | image_kw)
+    ax.set(xlabel="top j directions", ylabel="top i directions")
+    return ax
+
+
+def plot_matrix(
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    ax: Axes | None = None,
+    form: str = "{:.2f}",
+    **image_kw: Any,
+) -> Axes:
+    """A heat map with its numbers written in; returns the Axes, whose caller names them.
+
+    values (len(rows), len(columns)), nan left blank: a metric by layer and projection, or what
+    pairs of runs share.
+    """
+    ax = _axes(ax)
+    image = ax.imshow(values, **{"cmap": "cividis", "aspect": "auto"} | image_kw)
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            dark = image.norm(value) < 0.6
+            color = "white" if dark else "black"
+            ax.text(j, i, form.format(value), ha="center", va="center", color=color, fontsize=8)
+    return ax
+
+
+def plot_steps(
+    steps: Sequence[int],
+    low: np.ndarray,
+    middle: np.ndarray,
+    high: np.ndarray,
+    ax: Axes | None = None,
+    **line_kw: Any,
+) -> Axes:
+    """How a number moves over the steps of a run, a line with a band; returns the Axes.
+
+    low, middle, high (len(steps),), nan where it is undefined.
+    """
+    ax = _axes(ax)
+    (line,) = ax.plot(steps, middle, marker=".", **line_kw)
+    ax.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    ax.set(xlabel="step")
+    return ax
+
+
+def plot_angles(angles: np.ndarray, ax: Axes | None = None, **line_kw: Any) -> Axes:
+    """Principal angles (k,), radians, ascending, against their index; returns the Axes."""
+    ax = _axes(ax)
+    ax.plot(np.arange(1, angles.size + 1), angles, **line_kw)
+    ax.set(xlabel="index", ylabel="principal angle, radians", ylim=(0, 0.53 * np.pi))
+    return ax
+
+
 def _axes(ax: Axes | None) -> Axes:
     if ax is not None:
         return ax

@@ -117,3 +117,17 @@ def test_outliers_find_planted_spikes_and_little_else(rng, d_out, d_in):
 def test_outliers_of_zero_and_of_one_column():
     assert null.outliers(np.zeros(5), 5, 9) == 0
     assert null.outliers(np.array([3.0]), 1, 9) == 0
+
+
+def test_angles_of_random_subspaces(rng):
+    import scipy.linalg
+
+    d, k = 12, 4
+    draws = np.array(
+        [scipy.linalg.subspace_angles(*rng.standard_normal((2, d, k)))[::-1] for _ in range(DRAWS)]
+    )
+    error = draws.std(axis=0) * math.hypot(1 / DRAWS**0.5, 1 / null.ANGLE_DRAWS**0.5)
+    assert np.all(np.abs(null.null_angles(d, k) - draws.mean(axis=0)) <= 4 * error)
+    # Negative control: another dimension is told from it.
+    assert np.all(np.abs(null.null_angles(2 * d, k) - draws.mean(axis=0)) > 4 * error)
+    np.testing.assert_allclose(null.null_angles(5, 5), 0, atol=1e-6)

@@ -55,3 +55,45 @@ def test_zeros_are_bars_with_their_share_written_on_them(ax):
 def test_without_axes_the_current_ones_are_drawn_on(ax):
     plt.sca(ax)
     assert plots.plot_spectrum(np.ones(3)) is ax
+
+
+def test_phi_lies_at_its_indices(ax):
+    grid = np.array([[0.1, 0.2, 0.3], [0.4, np.nan, 0.6]])
+    assert plots.plot_phi(grid, ax) is ax
+    (image,) = ax.images
+    np.testing.assert_array_equal(image.get_array().filled(np.nan), grid)
+    # The middle of the first cell is (1, 1), and i runs downwards.
+    assert image.get_extent() == [0.5, 3.5, 2.5, 0.5]
+    assert image.get_clim() == (0, 1)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("top j directions", "top i directions")
+
+
+def test_a_matrix_has_its_numbers_written_in(ax):
+    values = np.array([[0.0, 1.0], [0.25, np.nan]])
+    plots.plot_matrix(values, ["a", "b"], ["x", "y"], ax, vmin=0, vmax=1)
+    texts = {text.get_position(): text for text in ax.texts}
+    assert {at: text.get_text() for at, text in texts.items()} == {
+        (0, 0): "0.00",
+        (1, 0): "1.00",
+        (0, 1): "0.25",
+    }
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["x", "y"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    assert texts[0, 0].get_color() == "white"  # on the dark end of the scale
+    assert texts[1, 0].get_color() == "black"
+
+
+def test_steps_have_a_band(ax):
+    low, middle, high = np.array([1.0, 2.0]), np.array([2.0, 3.0]), np.array([3.0, 4.0])
+    plots.plot_steps([5, 50], low, middle, high, ax, label="top-1")
+    (line,), (area,) = ax.lines, ax.collections
+    np.testing.assert_array_equal(line.get_xydata(), [[5, 2], [50, 3]])
+    assert {tuple(v) for v in area.get_paths()[0].vertices} >= {(5.0, 1.0), (50.0, 4.0)}
+    assert ax.get_xlabel() == "step"
+
+
+def test_angles_start_at_index_one(ax):
+    plots.plot_angles(np.array([0.1, 1.5]), ax)
+    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[1, 0.1], [2, 1.5]])
+    assert ax.get_ylim()[1] > np.pi / 2
+    assert "radians" in ax.get_ylabel()

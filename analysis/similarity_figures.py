@@ -1,0 +1,179 @@
+"""Comparisons → figures: what two updates share, what many share, how one moves over its steps."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis import null
+from analysis.dynamics import OTHERS, Dynamics
+from analysis.figures import style
+from analysis.plots import plot_angles, plot_matrix, plot_phi, plot_steps
+from analysis.similarity import Similarity
+from analysis.similarity_table import RUNS, pair_name, run_name
+from analysis.store import Row
+from analysis.subspaces import SIDES, above_chance, chance
+from analysis.table import grouped
+
+BAND = (0.1, 0.5, 0.9)  # quantiles over modules
+SHAPES = {"left": "d_out", "right": "d_in"}
+WHAT = {"left": "left: what is written", "right": "right: what is read"}
+
+
+def shared_by_two(found: Similarity) -> Figure:
+    """φ of the first pair of runs on both sides, chance beside it, and the principal angles.
+
+    φ is the mean over the modules that have the first k directions, k the median rank.
+    """
+    (runs, rows), *_ = grouped(found.rows, *RUNS).items()
+    k = int(
+        np.quantile([len(found.phi[f"{row['key']}#left"]) for row in rows], 0.5, method="lower")
+    )
+    rows = [row for row in rows if len(found.phi[f"{row['key']}#left"]) >= k]
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    axes = figure.subplots(2, 3)
+    for of_side, side in zip(axes, SIDES, strict=True):
+        grids = [found.phi[f"{row['key']}#{side}"][:k, :k] for row in rows]
+        plot_phi(_mean(grids), of_side[0])
+        plot_phi(_mean([chance(k, k, row[SHAPES[side]]) for row in rows]), of_side[1])
+        of_side[0].set_title(WHAT[side])
+        of_side[1].set_title("by chance")
+        _draw_angles(of_side[2], found, rows, side)
+    figure.colorbar(axes[0, 0].images[0], ax=axes[:, :2], label="φ(i, j)", shrink=0.6)
+    title = pair_name(dict(zip(RUNS, runs, strict=True)))
+    figure.suptitle(f"{title}: mean over {len(rows)} modules")
+    return figure
+
+
+def _mean(grids: Sequence[np.ndarray]) -> np.ndarray:
+    """Entry by entry, over the grids in which it is defined; nan where it is in none."""
+    stacked = np.array(grids)
+    defined = np.isfinite(stacked)
+    total = np.where(defined, stacked, 0.0).sum(axis=0)
+    count = defined.sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _draw_angles(ax: Axes, found: Similarity, rows: Sequence[Row], side: str) -> None:
+    """The principal angles of every module, their median, and the mean of random subspaces."""
+    angles = [found.phi.get(f"{row['key']}#{side}_angles") for row in rows]
+    known = [(row, a) for row, a in zip(rows, angles, strict=True) if a is not None]
+    for _, of_module in known:
+        plot_angles(of_module, ax, color="0.8", linewidth=0.5)
+    k = min((a.size for _, a in known), default=0)
+    if k:
+        plot_angles(np.median([a[:k] for _, a in known], axis=0), ax, label="median", **style(0))
+        random = [null.null_angles(row[SHAPES[side]], a.size)[:k] for row, a in known]
+        plot_angles(np.mean(random, axis=0), ax, label="by chance", **style(1))
+        ax.legend(loc="lower right")
+    ax.set_title("principal angles of the top k")
+
+
+def shared_by_many(found: Similarity) -> Figure:
+    """What every pair of several runs shares, both sides: mean of φ(i, i) − i/d over i = 1…k.
+
+    k is one for all, the smallest rank of any pair; means over modules.
+    """
+    names = list(dict.fromkeys(run_name(row, side) for side in "ab" for row in found.rows))
+    k = min(len(found.phi[f"{row['key']}#left"]) for row in found.rows)
+    figure = Figure(figsize=(1.5 * len(names) + 5, 0.45 * len(names) + 2.5), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, side in zip(axes, SIDES, strict=True):
+        values = np.full((len(names), len(names)), np.nan)
+        for rows in grouped(found.rows, *RUNS).values():
+            i, j = (names.index(run_name(rows[0], of)) for of in "ab")
+            of_pair = [
+                above_chance(found.phi[f"{row['key']}#{side}"][:k, :k], row[SHAPES[side]])
+                for row in rows
+            ]
+            values[i, j] = values[j, i] = np.mean(of_pair)
+        plot_matrix(values, names, names, ax, vmin=0, vmax=1)
+        ax.set_title(WHAT[side])
+        ax.tick_params("x", rotation=30)
+    label = f"φ(i, i) − chance,\nmean over i = 1…{k}"
+    figure.colorbar(axes[0].images[0], ax=list(axes), label=label)
+    return figure
+
+
+def by_layer(rows: Sequence[Row], column: str, label: str) -> Figure:
+    """A number of every module, layer by projection: the mean where a module has several.
+
+    rows: of any analysis; modules without a layer are left out, ValueError where none has one.
+    """
+    layers = sorted({row["layer"] for row in rows if row["layer"] is not None})
+    if not layers:
+        raise ValueError("no module has a layer in its name; expected some as layers.0.q")
+    kinds = list(dict.fromkeys(row["kind"] for row in rows if row["layer"] is not None))
+    values = np.full((len(layers), len(kinds)), np.nan)
+    for (layer, kind), of_module in grouped(rows, "layer", "kind").items():
+        known = [row[column] for row in of_module if row[column] is not None]
+        if layer is not None and known:
+            values[layers.index(layer), kinds.index(kind)] = np.mean(known)
+    figure = Figure(figsize=(len(kinds) + 3, 0.3 * len(layers) + 2), layout="constrained")
+    ax = plot_matrix(values, list(map(str, layers)), kinds, figure.subplots())
+    ax.set(ylabel="layer")
+    ax.tick_params("x", rotation=30)
+    figure.colorbar(ax.images[0], label=label)
+    return figure
+
+
+def over_steps(found: Dynamics, run: str) -> Figure:
+    """How the update of one run moves: values, shares, ranks, and directions on both sides.
+
+    Lines are medians over modules, bands their 10–90 % range.
+    """
+    rows = [row for row in found.rows if row["run"] == run]
+    by_step = {step: of_step for (step,), of_step in sorted(grouped(rows, "step").items())}
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    axes = figure.subplots(2, 3, sharex=True)
+    _draw_values(axes[0, 0], found.s, by_step)
+    for i, k in enumerate((1, 4)):
+        _draw(axes[0, 1], by_step, f"top_share_{k}", f"top-{k}", i)
+    axes[0, 1].set(title="share of the energy", ylim=(0, 1.02))
+    _draw(axes[0, 2], by_step, "effective_rank", "effective rank", 0)
+    axes[0, 2].set(title="effective rank", ylim=(0, None))
+    _draw(axes[1, 0], by_step, "democracy", "democracy", 0)
+    axes[1, 0].set(title="democracy: 1 is as even as chance", ylim=(0, 1.1))
+    titles = ("directions shared with the step before", "directions shared with the last step")
+    for ax, other, title in zip(axes[1, 1:], OTHERS, titles, strict=True):
+        for i, side in enumerate(SIDES):
+            _draw(ax, by_step, f"{side}_phi_1_{other}", f"φ(1) {side}", i)
+            _draw(ax, by_step, f"{side}_phi_k_{other}", f"φ(k) {side}", i + len(SIDES))
+        ax.set(title=title, ylim=(0, 1.02))
+    for ax in (axes[0, 0], axes[0, 1], axes[1, 2]):
+        ax.legend()
+    for ax in axes[0]:
+        ax.set_xlabel("")
+    figure.suptitle(f"{run}: median and 10–90 % of {len(next(iter(by_step.values())))} modules")
+    return figure
+
+
+def _draw(ax: Axes, by_step: Mapping[int, Sequence[Row]], column: str, label: str, i: int) -> None:
+    """One column as a line with a band."""
+    values = ([row[column] for row in rows if row[column] is not None] for rows in by_step.values())
+    bands = np.array(list(_bands(values)))
+    plot_steps(list(by_step), *bands.T, ax, label=label, **style(i))
+
+
+def _bands(values: Iterator[Sequence[float]]) -> Iterator[np.ndarray]:
+    for of_step in values:
+        yield np.quantile(of_step, BAND) if len(of_step) else np.full(len(BAND), np.nan)
+
+
+def _draw_values(
+    ax: Axes, s: Mapping[str, np.ndarray], by_step: Mapping[int, Sequence[Row]]
+) -> None:
+    """The 1st, 2nd, 4th, … singular value over the steps."""
+    spectra = [[s[_key(row)] for row in rows] for rows in by_step.values()]
+    k = min(of_module.size for of_step in spectra for of_module in of_step)
+    for i, n in enumerate(2**exponent for exponent in range(6) if 2**exponent <= k):
+        values = np.array(list(_bands([v[n - 1] for v in of_step] for of_step in spectra)))
+        values[values <= 0] = np.nan  # ΔW = 0 has no place on a log axis
+        plot_steps(list(by_step), *values.T, ax, label=f"s{n}", **style(i))
+    ax.set(yscale="log", title="singular values")
+
+
+def _key(row: Row) -> str:
+    part = f"#{row['part']}" if row["part"] else ""
+    return f"{row['run']}@{row['step']}/{row['module']}{part}"
