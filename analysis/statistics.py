@@ -2,7 +2,7 @@
 differences between methods over runs, and verdicts on claims that were fixed beforehand.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -48,6 +48,12 @@ def comparable(s: np.ndarray, k: int) -> dict[str, float]:
         "gini_k": metrics.gini(s[:k]),
         "held_k": metrics.top_share(s, k),
     }
+
+
+def median(values: Iterable[float | None]) -> float | None:
+    """The median of the values that are defined; None where none is."""
+    defined = [value for value in values if value is not None]
+    return float(np.median(defined)) if defined else None
 
 
 CONFIDENCE = 0.95

@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,9 @@ def save(directory: str | Path, spectra: Spectra, made_by: dict[str, Any]) -> No
     out = Path(directory)
     out.mkdir(parents=True, exist_ok=True)
     replace(out / SPECTRA, lambda path: save_file(spectra.s, path))
-    table = csv_text(spectra.rows)
-    replace(out / TABLE, lambda path: path.write_text(table, encoding="utf-8"))
+    write_text(out / TABLE, csv_text(spectra.rows))
     text = strict_json({**made_by, "skipped": spectra.skipped, "other": spectra.other})
-    replace(out / RECORD, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    write_text(out / RECORD, text + "\n")
 
 
 def load(directory: str | Path) -> tuple[Spectra, dict[str, Any]]:
@@ -104,10 +103,10 @@ def load(directory: str | Path) -> tuple[Spectra, dict[str, Any]]:
     return Spectra(rows, s, skipped, other), made_by
 
 
-def csv_text(rows: Iterable[Row]) -> str:
-    """The rows under COLUMNS; an undefined number is an empty cell."""
+def csv_text(rows: Iterable[Row], columns: Sequence[str] = COLUMNS) -> str:
+    """The rows under the columns; an undefined number is an empty cell."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -125,6 +124,11 @@ def _row(cells: dict[str, str]) -> Row:
         return cell if column in TEXT else int(cell) if column in WHOLE else float(cell)
 
     return {column: value(column, cells[column]) for column in COLUMNS}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, renamed into place."""
+    replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
