@@ -71,3 +71,14 @@ def _axes(ax: Axes | None) -> Axes:
 def _label_spectrum(ax: Axes, ylabel: str) -> Axes:
     ax.set(xscale="log", yscale="log", xlabel="index", ylabel=ylabel)
     return ax
+
+
+def plot_ecdf(values: np.ndarray, ax: Axes | None = None, **line_kw: Any) -> Axes:
+    """Share of the values that are at most x, against x, as steps; returns the Axes.
+
+    values (n,), in any order. The scale of the axis is the caller's.
+    """
+    ax = _axes(ax)
+    ax.ecdf(values, **line_kw)
+    ax.set(xlabel="singular value", ylabel="share of values at most this")
+    return ax
