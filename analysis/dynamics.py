@@ -18,9 +18,10 @@ from analysis import CheckpointError, checkpoint, command, similarity, spectrum,
 from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.pairing import Pairs
+from analysis.statistics import median
 from analysis.store import Row
 from analysis.subspaces import SIDES
-from analysis.table import aligned, cell, grouped, median
+from analysis.table import aligned, cell, grouped
 
 PLACE = ("run", "step", "module", "layer", "kind", "part")
 SIZES = (

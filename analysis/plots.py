@@ -68,8 +68,8 @@ def plot_phi(grid: np.ndarray, ax: Axes | None = None, **image_kw: Any) -> Axes:
     """
     ax = _axes(ax)
     k1, k2 = grid.shape
-    extent = (0.5, k2 + 0.5, k1 + 0.5, 0.5)
-    ax.imshow(grid, **{"vmin": 0, "vmax": 1, "cmap": "cividis", "extent": extent} | image_kw)
+    usual: dict[str, Any] = {"vmin": 0, "vmax": 1, "cmap": "cividis"}
+    ax.imshow(grid, extent=(0.5, k2 + 0.5, k1 + 0.5, 0.5), **usual | image_kw)
     ax.set(xlabel="top j directions", ylabel="top i directions")
     return ax
 
@@ -88,13 +88,14 @@ def plot_matrix(
     pairs of runs share.
     """
     ax = _axes(ax)
-    image = ax.imshow(values, **{"cmap": "cividis", "aspect": "auto"} | image_kw)
+    usual: dict[str, Any] = {"cmap": "cividis", "aspect": "auto"}
+    image = ax.imshow(values, **usual | image_kw)
     ax.set_xticks(range(len(columns)), columns)
     ax.set_yticks(range(len(rows)), rows)
+    low, high = image.get_clim()
     for (i, j), value in np.ndenumerate(values):
         if np.isfinite(value):
-            dark = image.norm(value) < 0.6
-            color = "white" if dark else "black"
+            color = "white" if value < low + 0.6 * (high - low) else "black"
             ax.text(j, i, form.format(value), ha="center", va="center", color=color, fontsize=8)
     return ax
 
@@ -136,4 +137,15 @@ def _axes(ax: Axes | None) -> Axes:
 
 def _label_spectrum(ax: Axes, ylabel: str) -> Axes:
     ax.set(xscale="log", yscale="log", xlabel="index", ylabel=ylabel)
+    return ax
+
+
+def plot_ecdf(values: np.ndarray, ax: Axes | None = None, **line_kw: Any) -> Axes:
+    """Share of the values that are at most x, against x, as steps; returns the Axes.
+
+    values (n,), in any order. The scale of the axis is the caller's.
+    """
+    ax = _axes(ax)
+    ax.ecdf(values, **line_kw)
+    ax.set(xlabel="singular value", ylabel="share of values at most this")
     return ax

@@ -152,8 +152,8 @@ def over_steps(found: Dynamics, run: str) -> Figure:
 def _draw(ax: Axes, by_step: Mapping[int, Sequence[Row]], column: str, label: str, i: int) -> None:
     """One column as a line with a band."""
     values = ([row[column] for row in rows if row[column] is not None] for rows in by_step.values())
-    bands = np.array(list(_bands(values)))
-    plot_steps(list(by_step), *bands.T, ax, label=label, **style(i))
+    low, median, high = np.array(list(_bands(values))).T
+    plot_steps(list(by_step), low, median, high, ax, label=label, **style(i))
 
 
 def _bands(values: Iterator[Sequence[float]]) -> Iterator[np.ndarray]:
@@ -170,7 +170,8 @@ def _draw_values(
     for i, n in enumerate(2**exponent for exponent in range(6) if 2**exponent <= k):
         values = np.array(list(_bands([v[n - 1] for v in of_step] for of_step in spectra)))
         values[values <= 0] = np.nan  # ΔW = 0 has no place on a log axis
-        plot_steps(list(by_step), *values.T, ax, label=f"s{n}", **style(i))
+        low, median, high = values.T
+        plot_steps(list(by_step), low, median, high, ax, label=f"s{n}", **style(i))
     ax.set(yscale="log", title="singular values")
 
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
+from analysis.statistics import median
 from analysis.store import Row
 from analysis.subspaces import COLUMNS, CUTS, SIDES
-from analysis.table import aligned, cell, grouped, median
+from analysis.table import aligned, cell, grouped
 
 EXPLANATION = """\
 φ(i): how much of the top i directions of one lies in the top i of the other, from 0 to 1 (Hu et al.

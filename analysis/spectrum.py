@@ -2,8 +2,9 @@
 
 PATH is a checkpoint directory (a PEFT adapter, MultiLoRA, a stored full fine-tuning; a whole model
 with --base), a file of factors, or a run directory of checkpoint-N; --formats lists what can be
-read. One table a checkpoint, one line a projection, medians over its modules. ΔW = W_tuned − W0 has
-singular values s₁ ≥ s₂ ≥ …, and energy Σs².
+read. One table a checkpoint, one line a projection, medians over its modules; then every two runs,
+and the steps of a run, are compared module by module. ΔW = W_tuned − W0 has singular values
+s₁ ≥ s₂ ≥ …, and energy Σs².
 """
 
 import argparse
@@ -22,6 +23,8 @@ from analysis import (
     checkpoint,
     combine,
     command,
+    compare,
+    compare_table,
     decompose,
     metrics,
     null,
@@ -228,6 +231,10 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         return 2
     if found.rows or arguments.json:
         _write(found, arguments)
+    if arguments.figures and any(row["rank"] > 0 for row in found.rows):
+        _draw(found, Path(arguments.figures))
+    elif arguments.figures and found.rows:
+        command.complain(parser, "--figures: no update has a value above 0; nothing to draw")
     for path in _empty(found, arguments.paths) if found.rows else ():
         command.complain(parser, f"{path}: no update to analyse; expected at least one")
     if not found.rows and not found.skipped:
@@ -249,27 +256,37 @@ def _empty(found: Spectra, paths: Iterable[str]) -> list[Path]:
 
 def _write(found: Spectra, arguments: argparse.Namespace) -> None:
     """The results, to --out and to stdout."""
+    several = len(compare.checkpoints(found.rows)) > 1
+    compared = compare.findings(found) if several and (arguments.out or not arguments.csv) else []
     if arguments.out or arguments.json:
         terms = [combine.parse(text).path for text in arguments.combine]
         read = [*command.read(arguments), *terms]
         made_by = store.record("analysis.spectrum", read, vars(arguments))
     if arguments.out and found.rows:
         store.save(arguments.out, found, made_by)
+        if several:
+            text = store.csv_text(compare.rows(compared), compare.COLUMNS)
+            store.write_text(Path(arguments.out) / compare.TABLE, text)
     if arguments.json:
         result = {"record": made_by, "rows": found.rows, "summary": table.summary(found.rows)}
+        if several:
+            result["comparison"] = compare.rows(compared)
+            result["verdicts"] = [compare.as_json(finding) for finding in compared]
         command.emit(store.strict_json({**result, "skipped": found.skipped, "other": found.other}))
     elif arguments.csv:
         command.emit(store.csv_text(command.printable_rows(found.rows)).rstrip("\n"))
     else:
-        command.emit(
-            "\n".join(
-                [
-                    *map(command.printable, table.lines(found.rows)),
-                    table.EXPLANATION,
-                    *_remarks(found),
-                ]
-            )
-        )
+        lines = [*table.lines(found.rows), *table.EXPLANATION.splitlines(), *_remarks(found)]
+        if several:
+            lines += ["", *compare_table.lines(compared)]
+        command.emit("\n".join(map(command.printable, lines)))
+
+
+def _draw(found: Spectra, directory: Path) -> None:
+    """The figure of all checkpoints."""
+    from analysis import figures  # matplotlib takes longer to import than most to analyse
+
+    figures.save(figures.compare_spectra(found), directory / "spectra")
 
 
 def _remarks(found: Spectra) -> Iterator[str]:
@@ -311,7 +328,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--strict", action="store_true", help="fail, status 2, where anything was skipped"
     )
-    command.add_output(parser, f"{store.TABLE}, {store.SPECTRA}, {store.RECORD} there")
+    parser.add_argument(
+        "--figures", metavar="DIR", help="draw the spectra: spectra.png and .pdf there"
+    )
+    files = f"{store.TABLE}, {store.SPECTRA}, {store.RECORD} there"
+    command.add_output(parser, f"{files}, and {compare.TABLE} of several checkpoints")
     command.add_reading(parser)
     return parser
 

@@ -99,7 +99,7 @@ def write(
         replace(out / name, partial(save_file, arrays))
     texts = {**tables, RECORD: strict_json(made_by) + "\n"}
     for name, text in texts.items():
-        replace(out / name, partial(Path.write_text, data=text, encoding="utf-8"))
+        write_text(out / name, text)
 
 
 def load(directory: str | Path) -> tuple[Spectra, dict[str, Any]]:
@@ -118,7 +118,7 @@ def load(directory: str | Path) -> tuple[Spectra, dict[str, Any]]:
 
 
 def csv_text(rows: Iterable[Row], columns: Sequence[str] = COLUMNS) -> str:
-    """The rows under `columns`; an undefined number is an empty cell."""
+    """The rows under the columns; an undefined number is an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -138,6 +138,11 @@ def _row(cells: dict[str, str]) -> Row:
         return cell if column in TEXT else int(cell) if column in WHOLE else float(cell)
 
     return {column: value(column, cells[column]) for column in COLUMNS}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, renamed into place."""
+    replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:

@@ -3,9 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-from analysis import store
+from analysis import statistics, store
 from analysis.store import Row
 
 EXPLANATION = """\
@@ -30,7 +28,7 @@ def summary(rows: Sequence[Row]) -> list[Row]:
             zero = sum(row["spectral_norm"] == 0 for row in of_kind)
             line: Row = {"run": run, "step": step, "kind": kind}
             line |= {"modules": len(of_kind), "zero": zero}
-            line |= {name: median(row[name] for row in of_kind) for name in MEASURES}
+            line |= {name: statistics.median(row[name] for row in of_kind) for name in MEASURES}
             summarised.append(line)
     return summarised
 
@@ -90,9 +88,3 @@ def grouped(rows: Iterable[Row], *columns: str) -> dict[tuple[Any, ...], list[Ro
     for line in rows:
         groups.setdefault(tuple(line[column] for column in columns), []).append(line)
     return groups
-
-
-def median(values: Iterable[float | None]) -> float | None:
-    """Of the defined values; None where there is none."""
-    defined = [value for value in values if value is not None]
-    return float(np.median(defined)) if defined else None

@@ -1,28 +1,20 @@
 """Tables → figures. Each function takes the results of an analysis and returns a Figure."""
 
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure, SubFigure
 
 from analysis import statistics
+from analysis.figures import Style, style
 from analysis.plots import plot_band, plot_histogram, plot_zeros
 from analysis.store import Row, Spectra
 
-Style = dict[str, Any]
 Band = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, and one a line style for print.
-STYLES: dict[str, Style] = {
-    "full": {"color": "#000000", "linestyle": "-"},
-    "lora": {"color": "#D55E00", "linestyle": "--"},
-    "multilora": {"color": "#0072B2", "linestyle": "-."},
-}
-SPARE = [
-    {"color": color, "linestyle": ":"} for color in ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-]
+STYLES = {method: style(i) for i, method in enumerate(("full", "lora", "multilora"))}
 PROJECTIONS = ("q_proj", "v_proj", "up_proj", "down_proj")
 
 
@@ -111,5 +103,5 @@ def _values(spectra: Spectra, rows: Sequence[Row]) -> tuple[np.ndarray, int]:
 
 
 def _styles(methods: Sequence[str]) -> dict[str, Style]:
-    spare = iter(SPARE)
+    spare = map(style, itertools.count(len(STYLES)))
     return {method: STYLES.get(method) or next(spare) for method in methods}

@@ -7,7 +7,6 @@ there already, made from the same settings by the same code, is not made again.
 """
 
 import csv
-import functools
 import io
 import json
 import multiprocessing
@@ -26,6 +25,7 @@ import transformers
 from tqdm import tqdm
 
 from analysis import spectrum, store, table
+from analysis.figures import save
 from analysis.statistics import comparable
 from analysis.store import Row, Spectra
 from multilora import base, command, delta, evaluate, figures, record, train
@@ -262,9 +262,7 @@ def report(settings: ReproduceSettings, runs: Sequence[Run], model: Path) -> str
         f"ΔW after {settings.steps} steps on {len(suite.TASKS)} tasks, "
         f"{len(settings.seeds.split(','))} seeds a method"
     )
-    for kind in ("png", "pdf"):
-        draw = functools.partial(figure.savefig, dpi=150, format=kind)
-        store.replace(out / f"spectra_by_method.{kind}", draw)
+    save(figure, out / "spectra_by_method")
     base_model, tokenizer = delta.load_base(str(model))
     items = suite.load("test", runs[0].settings.per_task_scored)
     scores = evaluate.score(base_model, tokenizer, items)
@@ -276,7 +274,7 @@ def _write_csv(path: Path, rows: Sequence[Row]) -> None:
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    store.replace(path, lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8"))
+    store.write_text(path, text.getvalue())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

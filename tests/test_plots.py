@@ -97,3 +97,23 @@ def test_angles_start_at_index_one(ax):
     np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[1, 0.1], [2, 1.5]])
     assert ax.get_ylim()[1] > np.pi / 2
     assert "radians" in ax.get_ylabel()
+
+
+def test_ecdf_rises_by_one_share_at_each_value(ax):
+    values = np.array([0.3, 0.1, 0.3, 0.2])
+    assert plots.plot_ecdf(values, ax, color="#0072B2", label="lora") is ax
+    (line,) = ax.lines
+    x, y = line.get_data()
+    assert line.get_drawstyle() == "steps-post"
+    for at in (0.05, 0.1, 0.2, 0.25, 0.3, 0.5):
+        drawn = y[np.searchsorted(x, at, side="right") - 1] if at >= x[0] else 0
+        assert drawn == np.mean(values <= at)
+    assert line.get_label() == "lora"
+    assert ax.get_xlabel() == "singular value"
+    assert ax.get_ylabel() == "share of values at most this"
+
+
+def test_ecdf_of_one_value_is_one_step(ax):
+    plots.plot_ecdf(np.array([2.0]), ax)
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [0, 1])
+    assert set(ax.lines[0].get_xdata()) == {2.0}

@@ -1,5 +1,6 @@
 """The main command: real adapters against numpy, the table, the files, every bad input."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import CheckpointError, checkpoint, spectrum, store
+from analysis import CheckpointError, checkpoint, compare, spectrum, store
 from analysis.spectrum import analyse, main
 from analysis.table import summary
 
@@ -293,8 +294,120 @@ def test_heavy_packages_stay_out(two_layers):
     )
     done = shell("-c", code, two_layers)
     assert (done.returncode, done.stderr) == (0, "light\n")
+    shutil.copytree(two_layers, two_layers.parent / "copy")
+    done = shell("-c", code, two_layers, two_layers.parent / "copy")
+    assert (done.returncode, done.stderr) == (0, "light\n")
     # Negative control: a name that is there is found.
     assert "numpy" in shell("-c", code.replace("'torch'", "'numpy'"), two_layers).stderr
+
+
+# Several checkpoints
+
+
+@pytest.fixture
+def two_adapters(write_adapter, lora_tensors):
+    modules = [f"model.layers.{i}.{kind}" for i in (0, 1) for kind in ("q_proj", "up_proj")]
+    return [
+        write_adapter(lora_tensors(*modules), "first"),
+        write_adapter(lora_tensors(*modules[:3], "head", r=2), "second", r=2),
+    ]
+
+
+def test_two_checkpoints_are_compared_below_their_tables(two_adapters, command):
+    status, out, err = command(*two_adapters)
+    assert (status, err) == (0, [])
+    alone = command(two_adapters[0])[1]
+    table = alone.splitlines()[: alone.splitlines().index("")]
+    lines = out.splitlines()
+    assert lines[: len(table)] == table
+    (heading,) = [i for i, line in enumerate(lines) if "against" in line]
+    assert lines[heading].startswith(
+        "first (a) against second (b): 3 modules that both have; k = 2"
+    )
+    assert lines[heading + 1 : heading + 3] == [
+        *("only in first: 1 (model.layers.1.up_proj)", "only in second: 1 (head)")
+    ]
+    assert not any("against" in line for line in alone.splitlines())
+
+
+def test_json_has_the_comparison_and_its_verdicts(two_adapters, command):
+    status, out, err = command(*two_adapters, "--json")
+    result = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert (status, err) == (0, [])
+    assert list(result) == [
+        *("record", "rows", "summary", "comparison", "verdicts", "skipped", "other")
+    ]
+    (got,) = compare.findings(analyse(two_adapters))
+    assert result["comparison"] == got.comparison.rows
+    (verdict,) = result["verdicts"]
+    assert verdict == compare.as_json(got)
+    assert verdict["sentence"] in command(*two_adapters)[1]
+    assert verdict["only_b"] == ["head"]
+
+
+def test_out_writes_the_comparison_of_several_checkpoints_only(two_adapters, command, tmp_path):
+    status, out, _ = command(*two_adapters, "--csv", "--out", tmp_path / "two")
+    assert status == 0
+    assert out.startswith("key,run,method")
+    assert (tmp_path / "two" / "spectrum.csv").read_text() == out
+    with (tmp_path / "two" / "comparison.csv").open(encoding="utf-8", newline="") as file:
+        cells = list(csv.DictReader(file))
+    want = compare.findings(analyse(two_adapters))[0].comparison.rows
+    assert list(cells[0]) == list(compare.COLUMNS)
+    assert [row["module"] for row in cells] == [row["module"] for row in want]
+    assert [float(row["wasserstein"]) for row in cells] == [row["wasserstein"] for row in want]
+    assert {row["step_a"] for row in cells} == {""}
+    command(two_adapters[0], "--out", tmp_path / "one")
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [
+        *("record.json", "spectra.safetensors", "spectrum.csv")
+    ]
+
+
+def test_checkpoints_without_a_module_in_common_are_no_error(write_adapter, lora_tensors, command):
+    paths = [write_adapter(lora_tensors(name), name) for name in ("q", "v")]
+    status, out, err = command(*paths)
+    assert (status, err) == (0, [])
+    assert "q and v have no update in common that could be compared." in out
+
+
+def test_names_in_a_comparison_cannot_steer_the_terminal(write_adapter, lora_tensors, command):
+    paths = [write_adapter(lora_tensors("q", f"\x1b[2J{run}"), run) for run in "ab"]
+    status, out, _ = command(*paths)
+    assert status == 0
+    assert "only in a: 1 (\\x1b[2Ja)" in out
+    assert "\x1b" not in out
+
+
+def test_figures_are_drawn_beside_any_output(two_adapters, command, tmp_path):
+    for name, arguments in (("table", []), ("json", ["--json"]), ("csv", ["--csv"])):
+        status, out, err = command(*two_adapters, *arguments, "--figures", tmp_path / name)
+        assert (status, err) == (0, [])
+        plain = command(*two_adapters, *arguments)[1]
+        assert out == plain or arguments == ["--json"]
+        files = sorted(path.name for path in (tmp_path / name).iterdir())
+        assert files == ["spectra.pdf", "spectra.png"]
+
+
+def test_nothing_to_draw_is_said(write_adapter, lora_tensors, command, tmp_path):
+    tensors = lora_tensors("q")
+    tensors["base_model.model.q.lora_B.weight"] *= 0
+    status, out, err = command(write_adapter(tensors), "--figures", tmp_path / "figures")
+    assert (status, bool(out)) == (0, True)
+    assert err == ["analysis.spectrum: --figures: no update has a value above 0; nothing to draw"]
+    assert not (tmp_path / "figures").exists()
+
+
+def test_a_real_run_is_compared_step_by_step(real_adapter, command):
+    status, out, _ = command(real_adapter("roberta-portuguese-run"), "--json")
+    assert status == 0
+    verdicts = json.loads(out)["verdicts"]
+    assert [(v["step_a"], v["step_b"]) for v in verdicts] == [
+        *((500, 2500), (2500, 4500), (4500, 6500), (6500, 8610), (500, 8610))
+    ]
+    # Training settles: each step lies nearer to the next than the one before did.
+    distances = [v["log_distance"] for v in verdicts[:4]]
+    assert distances == sorted(distances, reverse=True)
+    assert verdicts[4]["log_distance"] > distances[0]
 
 
 # Bad input: one line each, and the status
