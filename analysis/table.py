@@ -21,8 +21,8 @@ MEASURES = store.COLUMNS[store.COLUMNS.index("capacity") : store.COLUMNS.index("
 def summary(rows: Sequence[Row]) -> list[Row]:
     """One line a run, step and kind, then kind "all": counts, and medians where defined."""
     summarised = []
-    for (run, step), of_run in _grouped(rows, "run", "step").items():
-        kinds = _grouped(of_run, "kind")
+    for (run, step), of_run in grouped(rows, "run", "step").items():
+        kinds = grouped(of_run, "kind")
         for kind, of_kind in [
             *((kind[0], group) for kind, group in kinds.items()),
             ("all", of_run),
@@ -30,7 +30,7 @@ def summary(rows: Sequence[Row]) -> list[Row]:
             zero = sum(row["spectral_norm"] == 0 for row in of_kind)
             line: Row = {"run": run, "step": step, "kind": kind}
             line |= {"modules": len(of_kind), "zero": zero}
-            line |= {name: _median(row[name] for row in of_kind) for name in MEASURES}
+            line |= {name: median(row[name] for row in of_kind) for name in MEASURES}
             summarised.append(line)
     return summarised
 
@@ -52,13 +52,13 @@ PRINTED = (
 
 def lines(rows: Sequence[Row]) -> Iterator[str]:
     """The lines of the summary that a person reads: a block a checkpoint, a line a projection."""
-    summarised = _grouped(summary(rows), "run", "step")
-    for (run, step), of_run in _grouped(rows, "run", "step").items():
+    summarised = grouped(summary(rows), "run", "step")
+    for (run, step), of_run in grouped(rows, "run", "step").items():
         methods = ", ".join(dict.fromkeys(row["method"] for row in of_run))
         yield f"{run}{'' if step is None else f'  step {step}'}  ({methods})"
         cells = [["kind", "modules", "d_out×d_in", *(heading for heading, _, _ in PRINTED)]]
         for line in summarised[run, step]:
-            numbers = [_cell(line[column], form) for _, column, form in PRINTED]
+            numbers = [cell(line[column], form) for _, column, form in PRINTED]
             shape = _shape(of_run, line["kind"])
             cells.append([line["kind"], str(line["modules"]), shape, *numbers])
         yield from aligned(cells)
@@ -71,7 +71,8 @@ def _shape(rows: Iterable[Row], kind: str) -> str:
     return shapes.pop() if len(shapes) == 1 else f"{len(shapes)} shapes"
 
 
-def _cell(value: float | None, form: str) -> str:
+def cell(value: float | None, form: str) -> str:
+    """A number in a table; a dash where it is undefined."""
     return "–" if value is None else format(value, form)
 
 
@@ -83,7 +84,7 @@ def aligned(cells: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join([first.ljust(widths[0]), *padded]).rstrip()
 
 
-def _grouped(rows: Iterable[Row], *columns: str) -> dict[tuple[Any, ...], list[Row]]:
+def grouped(rows: Iterable[Row], *columns: str) -> dict[tuple[Any, ...], list[Row]]:
     """The rows by their values in `columns`, in order of first appearance."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for line in rows:
@@ -91,6 +92,7 @@ def _grouped(rows: Iterable[Row], *columns: str) -> dict[tuple[Any, ...], list[R
     return groups
 
 
-def _median(values: Iterable[float | None]) -> float | None:
+def median(values: Iterable[float | None]) -> float | None:
+    """Of the defined values; None where there is none."""
     defined = [value for value in values if value is not None]
     return float(np.median(defined)) if defined else None
