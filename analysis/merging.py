@@ -61,8 +61,8 @@ needs for so much of its energy, as a and b do in "a 99 %" and "b 99 %". The ave
 has half the s and half the norms, and the same ranks. Numbers are medians over modules.
 In words: a cosine between −{UNRELATED:g} and {UNRELATED:g} is unrelated, from ±{SAME:g} on it is
 nearly the same or opposite; of the energy that chance leaves outside the other's directions,
-{SOME:.0%} inside are a partial overlap, {MUCH:.0%} an overlap; an update of less than 1/{DWARFS:g}
-of the other's norm hardly counts.
+{100 * SOME:g} % inside are a partial overlap, {100 * MUCH:g} % an overlap; an update of less than
+1/{DWARFS:g} of the other's norm hardly counts.
 These numbers do not tell the accuracy of the merged model, which depends on the inputs and on all
 layers together: only an evaluation on both tasks tells it. Updates that share nothing can disturb
 one another through the layers between, and updates that conflict can merge well."""
