@@ -52,7 +52,7 @@ def sums(terms: Sequence[Term], options: Options) -> Iterator[Entry]:
     for (name, _), weighted in found.items():
         if name not in faults:
             try:
-                yield _sum(weighted)
+                yield weighted_sum(weighted)
             except CheckpointError as error:
                 yield Skipped(name, str(error))
 
@@ -103,17 +103,23 @@ def _collected(
     return found, rest
 
 
-def _sum(weighted: Weighted) -> Update:
+def weighted_sum(weighted: Weighted) -> Update:
+    """Σ wᵢ ΔWᵢ: exact factors side by side where all are factored, else a matrix, made when needed.
+
+    [(wᵢ, ΔWᵢ), …], at least one, all of one shape; the name and the part are the first one's.
+    Raises CheckpointError for different shapes.
+    """
     first = weighted[0][1]
-    shapes = {update.shape for _, update in weighted}
-    if len(shapes) > 1:
-        sources = ", ".join(dict.fromkeys(update.source for _, update in weighted))
-        raise CheckpointError(f"{sources}: {first.name}: shapes differ, {sorted(shapes)}")
+    if len({update.shape for _, update in weighted}) > 1:
+        each = ", ".join(f"{u.source} has {u.shape}" for _, u in weighted)
+        raise CheckpointError(f"{first.name}: shapes differ, {each}; expected equal shapes")
     factored = [(w, u) for w, u in weighted if isinstance(u, LowRankUpdate)]
     if len(factored) < len(weighted):
         return _dense(weighted)
-    B = np.hstack([w * u.scale * float64(u.B) for w, u in factored])
-    A = np.vstack([float64(u.A) for _, u in factored])
+    with np.errstate(invalid="ignore"):  # a signalling NaN, which is found later
+        B = np.hstack([u.B for _, u in factored], dtype=np.float64)
+        A = np.vstack([u.A for _, u in factored], dtype=np.float64)
+    B *= np.repeat([w * u.scale for w, u in factored], [u.B.shape[1] for _, u in factored])
     return LowRankUpdate(first.name, B, A, 1.0, first.part, "sum", first.source)
 
 
