@@ -54,8 +54,7 @@ def spectrum(update: Update, method: str = "auto") -> Spectrum:
         result = _dense_svd(update) if method == "svd" else _dense_gram(update)
         floor = update.floor() if callable(update.floor) else update.floor
         result = replace(result, floor=floor)
-    if not max(result.s.sum(), result.error_bound) < LARGEST:
-        raise CheckpointError(f"{_label(update)}: ΔW is too large for float64")
+    _check_size(result.s, result.error_bound, update)
     return result
 
 
@@ -110,11 +109,12 @@ def decomposition(update: Update, method: str = "auto") -> Decomposition:
             roots = _roots(update, method == "auto", MAX_CONDITION_OF_VECTORS, bases=True)
             core = _finite(roots.L_B.T @ roots.L_A, "B·A", update)
             X, s, Yh = np.linalg.svd(core, full_matrices=False)
-        k, scale = update.capacity, abs(update.scale)
-        sign = -1.0 if update.scale < 0 else 1.0
-        left = _through(roots.B, roots.L_B, sign * X[:, :k], roots.algorithm)
-        right = _through(roots.A, roots.L_A, Yh.T[:, :k], roots.algorithm)
-        s, bound = scale * s[:k], scale * roots.error_bound(float(s[0]))
+            k, scale = update.capacity, abs(update.scale)
+            sign = -1.0 if update.scale < 0 else 1.0
+            left = _through(roots.B, roots.L_B, sign * X[:, :k], roots.algorithm)
+            right = _through(roots.A, roots.L_A, Yh.T[:, :k], roots.algorithm)
+            s, bound = scale * s[:k], scale * roots.error_bound(float(s[0]))
+    _check_size(s, bound, update)
     return Decomposition(left, s, right, rank(s, bound, update), bound)
 
 
@@ -254,6 +254,11 @@ def _finite(x: np.ndarray, what: str, update: Update) -> np.ndarray:
     if not np.isfinite(x).all():
         raise CheckpointError(f"{_label(update)}: {what} holds NaN or Inf; expected finite numbers")
     return x
+
+
+def _check_size(s: np.ndarray, error_bound: float, update: Update) -> None:
+    if not max(s.sum(), error_bound) < LARGEST:
+        raise CheckpointError(f"{_label(update)}: ΔW is too large for float64")
 
 
 def _label(update: Update) -> str:

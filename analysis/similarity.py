@@ -8,7 +8,7 @@ the larger: 1, all of it; two random spans of R^d have max(i, j)/d. The two side
 import argparse
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,32 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from analysis import (
-    CheckpointError,
-    checkpoint,
-    command,
-    decompose,
-    methods,
-    pairing,
-    parallel,
-    similarity_table,
-    store,
-    subspaces,
-)
+from analysis import checkpoint, command, methods, pairing, similarity_table, store, subspaces
 from analysis.checkpoint import Run
-from analysis.decompose import Decomposition
 from analysis.formats import Options
-from analysis.pairing import Collected, Pairs
+from analysis.members import PAIR, Member, Members, over_modules, pair_columns
+from analysis.pairing import Pairs
 from analysis.store import Row
 from analysis.subspaces import phi
-from analysis.update import DenseUpdate, Update, kind_of, layer_of
 
 __all__ = ["COLUMNS", "Similarity", "analyse", "main", "phi"]
 
-PAIR = (
-    *("key", "run_a", "step_a", "part_a", "method_a", "run_b", "step_b", "part_b", "method_b"),
-    *("module", "layer", "kind", "d_out", "d_in", "capacity_a", "capacity_b"),
-)
 COLUMNS = (*PAIR, *subspaces.COLUMNS)
 TABLE, PHI = "similarity.csv", "phi.safetensors"
 
@@ -90,114 +74,23 @@ def analyse(
     pairs = choose(runs) if choose else list(itertools.combinations(runs, 2))
     pairs = pairing.sharing(pairs, collected)
     found = Similarity(skipped=collected.skipped, other=collected.other)
-    for result in _by_module(runs, pairs, collected, progress):
+    job = partial(_compare, runs=runs, pairs=pairs)
+    for result in over_modules(job, collected, progress):
         found.rows.extend(result.rows)
         found.inside.extend(result.inside)
         found.phi.update(result.phi)
-        found.skipped.extend(result.skipped)
     return found
 
 
-def _by_module(
-    runs: Sequence[Run], pairs: Pairs, collected: Collected, progress: bool
-) -> Iterator[Similarity]:
-    """What comparing the updates of each module gives: low-rank ones several at a time."""
-    job = partial(_compare_module, runs=runs, pairs=pairs, collected=collected)
-    dense = [module for module in collected.modules if _is_dense(module, collected)]
-    factored = [module for module in collected.modules if module not in set(dense)]
-    for _, result in parallel.in_order(job, factored):
-        yield result
-    for module in command.with_bar(dense, progress, "similarity", "module"):
-        yield job(module)
-
-
-def _is_dense(module: str, collected: Collected) -> bool:
-    updates = itertools.chain.from_iterable(collected.modules[module].values())
-    return any(isinstance(update, DenseUpdate) for update in updates)
-
-
-@dataclass(frozen=True, eq=False)
-class Member:
-    """An update of a run, decomposed."""
-
-    run: Run
-    update: Update
-    found: Decomposition
-
-    @property
-    def key(self) -> str:
-        """run[@step]/module[#part]."""
-        part = f"#{self.update.part}" if self.update.part else ""
-        return f"{self.run.key}/{self.update.name}{part}"
-
-
-class _Members:
-    """The updates of one module, each decomposed once; what cannot be compared is noted."""
-
-    def __init__(self, module: str, skipped: list[dict[str, str]]) -> None:
-        self.module = module
-        self.skipped = skipped
-        self._found: dict[Update, Member | None] = {}
-
-    def get(self, run: Run, update: Update) -> Member | None:
-        """The update with its singular vectors; None where it has none."""
-        if update not in self._found:
-            self._found[update] = self._decomposed(run, update)
-        return self._found[update]
-
-    def skip(self, run: Run, reason: str) -> None:
-        """Note why the module of a run is not compared."""
-        self.skipped.append({"run": run.key, "module": self.module, "reason": reason})
-
-    def _decomposed(self, run: Run, update: Update) -> Member | None:
-        try:
-            found = decompose.decomposition(update)
-        except CheckpointError as error:
-            self.skip(run, str(error))
-        except MemoryError:
-            self.skip(run, f"{run.path}: {self.module}: does not fit into memory")
-        else:
-            if found.rank:
-                return Member(run, update, found)
-            self.skip(run, f"{run.path}: {self.module}: ΔW is zero; it has no direction")
-        return None
-
-
-def _compare_module(
-    module: str, runs: Sequence[Run], pairs: Pairs, collected: Collected
-) -> Similarity:
-    """All pairs of runs, and within each run all pairs of parts."""
+def _compare(members: Members, runs: Sequence[Run], pairs: Pairs) -> Similarity:
+    """Of one module: all pairs of runs, and within each run all pairs of parts."""
     result = Similarity()
-    members, by_run = _Members(module, result.skipped), collected.modules[module]
-    for a, b in pairs:
-        if a.key in by_run and b.key in by_run:
-            for one, other in _meeting(members, a, by_run[a.key], b, by_run[b.key]):
-                result.rows.append(_row(one, other, result.phi))
+    for a, b in members.pairs(pairs):
+        result.rows.append(_row(a, b, result.phi))
     for run in runs:
-        parts = list(pairing.parts(by_run.get(run.key, [])))
-        if len(parts) > 1:
-            found = [member for part in parts if (member := members.get(run, part))]
-            for one, other in itertools.combinations(found, 2):
-                result.inside.append(_row(one, other, result.phi))
+        for a, b in itertools.combinations(members.parts(run), 2):
+            result.inside.append(_row(a, b, result.phi))
     return result
-
-
-def _meeting(
-    members: _Members, a: Run, of_a: Sequence[Update], b: Run, of_b: Sequence[Update]
-) -> Iterator[tuple[Member, Member]]:
-    """The updates of one module in two runs that can be compared."""
-    meeting = pairing.meeting(of_a, of_b)
-    if not meeting:
-        reason = f"{a.path} and {b.path}: {members.module}: its parts have no name in common"
-        members.skip(a, reason)
-    for x, y in meeting:
-        if x.shape != y.shape:
-            where = f"{members.module}: is {x.shape} in {a.path} and {y.shape} in {b.path}"
-            members.skip(a, f"{where}; expected one shape")
-            continue
-        one, other = members.get(a, x), members.get(b, y)
-        if one and other:
-            yield one, other
 
 
 def _row(a: Member, b: Member, arrays: dict[str, np.ndarray]) -> Row:
@@ -209,25 +102,6 @@ def _row(a: Member, b: Member, arrays: dict[str, np.ndarray]) -> Row:
     }
     arrays.update({f"{line['key']}#{name}": array for name, array in of_pair.items()})
     return {column: line[column] for column in COLUMNS}
-
-
-def pair_columns(a: Member, b: Member) -> Row:
-    """What PAIR names: which updates are compared."""
-    d_out, d_in = a.update.shape
-    of_both = {
-        name + suffix: value
-        for suffix, member in (("_a", a), ("_b", b))
-        for name, value in (
-            ("run", member.run.name),
-            ("step", member.run.step),
-            ("part", member.update.part or None),
-            ("method", member.update.method),
-            ("capacity", member.update.capacity),
-        )
-    }
-    name = a.update.name
-    where = {"module": name, "layer": layer_of(name), "kind": kind_of(name)}
-    return {"key": f"{a.key}~{b.key}", **of_both, **where, "d_out": d_out, "d_in": d_in}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

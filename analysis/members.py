@@ -1,0 +1,144 @@
+"""The updates that meet, decomposed once each: what every comparison walks over."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from analysis import CheckpointError, command, decompose, pairing, parallel
+from analysis.checkpoint import Run
+from analysis.decompose import Decomposition
+from analysis.pairing import Collected, Pairs
+from analysis.store import Row
+from analysis.update import DenseUpdate, Update, kind_of, layer_of
+
+ONE = (
+    *("key", "run", "step", "part", "method"),
+    *("module", "layer", "kind", "d_out", "d_in", "capacity"),
+)
+PAIR = (
+    *("key", "run_a", "step_a", "part_a", "method_a", "run_b", "step_b", "part_b", "method_b"),
+    *("module", "layer", "kind", "d_out", "d_in", "capacity_a", "capacity_b"),
+)
+OF_EITHER = ("run", "step", "part", "method", "capacity")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """An update of a run, decomposed; module: its name where modules meet, --map applied."""
+
+    run: Run
+    module: str
+    update: Update
+    found: Decomposition
+
+    @property
+    def columns(self) -> Row:
+        """Which update this is, by ONE; key is run[@step]/module[#part], as the run calls it."""
+        d_out, d_in = self.update.shape
+        part = f"#{self.update.part}" if self.update.part else ""
+        return {
+            "key": f"{self.run.key}/{self.update.name}{part}",
+            "run": self.run.name,
+            "step": self.run.step,
+            "part": self.update.part or None,
+            "method": self.update.method,
+            "module": self.module,
+            "layer": layer_of(self.module),
+            "kind": kind_of(self.module),
+            "d_out": d_out,
+            "d_in": d_in,
+            "capacity": self.update.capacity,
+        }
+
+
+def pair_columns(a: Member, b: Member) -> Row:
+    """Which updates are compared, by PAIR; key is the keys of both with a ~ between."""
+    of_a, of_b = a.columns, b.columns
+    line = of_a | {"key": f"{of_a['key']}~{of_b['key']}"}
+    for name in OF_EITHER:
+        line |= {f"{name}_a": of_a[name], f"{name}_b": of_b[name]}
+    return {column: line[column] for column in PAIR}
+
+
+class Members:
+    """The updates of one module, each decomposed once; what cannot be compared is noted."""
+
+    def __init__(self, module: str, collected: Collected) -> None:
+        self.module = module
+        self.skipped: list[dict[str, str]] = []
+        self._by_run = collected.modules[module]
+        self._found: dict[Update, Member | None] = {}
+
+    def of(self, run: Run) -> list[Member]:
+        """All updates of a run."""
+        return self._known(run, self._by_run.get(run.key, []))
+
+    def parts(self, run: Run) -> list[Member]:
+        """The parts of the module in a run that can be compared with one another."""
+        parts = list(pairing.parts(self._by_run.get(run.key, [])))
+        return self._known(run, parts) if len(parts) > 1 else []
+
+    def pairs(self, pairs: Pairs) -> Iterator[tuple[Member, Member]]:
+        """The updates of two runs that meet, have one shape, and are not zero."""
+        for a, b in pairs:
+            if a.key not in self._by_run or b.key not in self._by_run:
+                continue
+            meeting = pairing.meeting(self._by_run[a.key], self._by_run[b.key])
+            if not meeting:
+                where = f"{a.path} and {b.path}: {self.module}"
+                self.skip(a, f"{where}: its parts have no name in common")
+            for x, y in meeting:
+                if x.shape != y.shape:
+                    where = f"{self.module}: is {x.shape} in {a.path} and {y.shape} in {b.path}"
+                    self.skip(a, f"{where}; expected one shape")
+                else:
+                    yield from itertools.product(self._known(a, [x]), self._known(b, [y]))
+
+    def skip(self, run: Run, reason: str) -> None:
+        """Note why the module of a run is not compared."""
+        self.skipped.append({"run": run.key, "module": self.module, "reason": reason})
+
+    def _known(self, run: Run, updates: Sequence[Update]) -> list[Member]:
+        for update in updates:
+            if update not in self._found:
+                self._found[update] = self._decomposed(run, update)
+        return [member for update in updates if (member := self._found[update])]
+
+    def _decomposed(self, run: Run, update: Update) -> Member | None:
+        try:
+            found = decompose.decomposition(update)
+        except CheckpointError as error:
+            self.skip(run, str(error))
+        except MemoryError:
+            self.skip(run, f"{run.path}: {self.module}: does not fit into memory")
+        else:
+            if found.rank:
+                return Member(run, self.module, update, found)
+            self.skip(run, f"{run.path}: {self.module}: ΔW is zero; it has no direction")
+        return None
+
+
+def over_modules(
+    job: Callable[[Members], Result], collected: Collected, progress: bool
+) -> Iterator[Result]:
+    """What `job` makes of each module: low-rank ones several at a time, then the dense ones."""
+
+    def work(module: str) -> Result:
+        members = Members(module, collected)
+        result = job(members)
+        collected.skipped.extend(members.skipped)
+        return result
+
+    dense = [module for module in collected.modules if _is_dense(module, collected)]
+    factored = [module for module in collected.modules if module not in set(dense)]
+    for _, result in parallel.in_order(work, factored):
+        yield result
+    for module in command.with_bar(dense, progress, "comparing", "module"):
+        yield work(module)
+
+
+def _is_dense(module: str, collected: Collected) -> bool:
+    updates = itertools.chain.from_iterable(collected.modules[module].values())
+    return any(isinstance(update, DenseUpdate) for update in updates)
