@@ -7,26 +7,16 @@ as `estimate` says and is kept in a cache.
 """
 
 import argparse
-import hashlib
 import math
-import os
-import re
-import threading
-import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
-from analysis import CheckpointError, decompose, metrics, store
+from analysis import CheckpointError, base_vectors, decompose, metrics
 from analysis.decompose import EPS, Basis, Decomposition
-from analysis.formats import base, full, peft
-from analysis.formats.tensors import Stored, metadata, open_tensors, read_json
-from analysis.update import DenseUpdate, Update, float64
+from analysis.update import Update, float64
 
 COLUMNS = (
     *("relative_spectral", "relative_frobenius"),
@@ -37,121 +27,10 @@ DECILES = 10
 LANDING_COLUMNS = tuple(
     f"{side}_{part}" for side in ("left", "right") for part in (*range(1, DECILES + 1), "outside")
 )
-# Layers of Transformers whose weight is (entries, width), and acts as its transpose.
-EMBEDDINGS = (
-    *("embed_tokens", "embed_positions", "wte", "wpe", "shared"),
-    *("word_embeddings", "position_embeddings", "token_type_embeddings"),
-)
 SEED = 0
 SMALL = 256  # up to it, LAPACK finds all values sooner than a Krylov space finds the largest
 RESOLVED = 1e-6  # of the largest value: below it, the square of a value has lost digits
 TIED = 1e-9  # of the largest value: closer than that, two singular vectors are one plane
-PROBE = 512  # the size of the matrix by which the speed of a machine is measured
-CACHE_VERSION = "1"
-
-_writing = threading.Lock()  # a process has one temporary name for a file
-
-
-@dataclass(frozen=True, eq=False)
-class Base:
-    """The weights of the model that was trained, by the names that its updates have.
-
-    conv1d: its layers that are called as in `formats.base.CONV1D` are stored as W0ᵀ.
-    """
-
-    file: Path
-    weights: dict[str, Stored]
-    conv1d: bool
-
-    def weight(self, update: Update) -> np.ndarray:
-        """W0 (d_out, d_in) of the update's module, read now; float64 if stored so, else float32.
-
-        Turned and flattened as ΔW is: y = (W0 + ΔW) x. Raises CheckpointError where W0 is
-        missing, of another shape, quantised, NaN or Inf, or cannot be told from W0ᵀ.
-        """
-        where = f"{self.file}: {update.name}"
-        stored = self.weights.get(update.name)
-        if stored is None:
-            raise CheckpointError(
-                f"{where}: its weight is not in the base; expected {update.name}.weight (of tied"
-                " weights only one is stored)"
-            )
-        if _of_rows(update):
-            raise CheckpointError(
-                f"{where}: is {stored.shape} in the base, and {update.part} of {update.source} is"
-                f" {update.shape}, a block of rows; expected an update of the whole layer"
-            )
-        if stored.scaled:
-            raise CheckpointError(
-                f"{where}: its weight in the base is scaled by a tensor of its own (quantised);"
-                " expected floating point"
-            )
-        try:
-            turned = len(stored.shape) == 2 and _turned(update, stored, self.conv1d)
-            W = base.as_matrix(_of_part(stored.load(), update), update.shape, turned)
-        except CheckpointError as error:
-            raise CheckpointError(f"{where}: {error}") from None
-        W0 = np.array(W, np.float64 if stored.dtype == "F64" else np.float32, order="C")
-        if not (np.isfinite(W0.min()) and np.isfinite(W0.max())):
-            raise CheckpointError(f"{where}: W0 holds NaN or Inf; expected finite numbers")
-        return W0
-
-
-def open_base(path: str | Path, modules: Iterable[str]) -> Base:
-    """The model at `path`, a directory or a name on the hub, for updates of these names.
-
-    Names meet after one prefix of either side, which all of them together tell. Raises
-    CheckpointError where there is no model, where it is quantised, or where no name meets.
-    """
-    place = base.directory(Path(path))
-    file, stored = base.open_model(place)
-    names = list(dict.fromkeys(modules))
-    aligned = base.align([f"{name}.weight" for name in names], stored)
-    weights = {name: stored[name] for name in names if name in stored}  # a bare parameter
-    weights |= {our.removesuffix(".weight"): stored[their] for our, their in aligned.items()}
-    if names and not weights:
-        raise CheckpointError(
-            f"{file}: has no weight of {names[0]}, nor of any other module of the checkpoint; is"
-            " that its base?"
-        )
-    return Base(file, weights, base.has_conv1d(place))
-
-
-def _of_rows(update: Update) -> bool:
-    return not isinstance(update, DenseUpdate) and update.of_rows
-
-
-def _as_stored(update: Update) -> bool:
-    """Whether ΔW is a difference of tensors as they are stored, Conv1D and embeddings too."""
-    return update.method == "full" and Path(update.source).name != full.WEIGHTS
-
-
-def _of_part(W: np.ndarray, update: Update) -> np.ndarray:
-    """The expert that an update is of, in a stack of them."""
-    expert = re.fullmatch(r"expert(\d+)", update.part)
-    if not (expert and W.ndim == 3 and _as_stored(update)):
-        return W
-    if int(expert[1]) >= len(W):
-        raise CheckpointError(f"is {W.shape} in the base; expected one with {update.part}")
-    return W[int(expert[1])]
-
-
-def _turned(update: Update, stored: Stored, conv1d: bool) -> bool:
-    """Whether W0 is stored as W0ᵀ, where its shape does not tell."""
-    if _as_stored(update):
-        return False
-    config = Path(update.source).parent / peft.CONFIG
-    says = read_json(config) if update.source and config.is_file() else {}
-    if says.get("layer_replication"):
-        raise CheckpointError(
-            f"layer_replication is set in {config}: a layer of the base stands for several"
-        )
-    leaf = update.name.rpartition(".")[2]
-    if conv1d or leaf in EMBEDDINGS:
-        return leaf in EMBEDDINGS or leaf in base.CONV1D
-    if says.get("fan_in_fan_out") and stored.shape[0] == stored.shape[1]:
-        raise CheckpointError("cannot tell Conv1D from Linear: W0 is square")
-    return False
 
 
 @np.errstate(over="ignore", invalid="ignore")  # there is no ratio to what is beyond float64
@@ -324,140 +203,6 @@ def _sum(W0: np.ndarray, found: Decomposition) -> np.ndarray:
     return W
 
 
-def decompose_base(W0: np.ndarray, cache: Path | None = None) -> Decomposition:
-    """All singular values and vectors of W0, by a full SVD in float64; vectors kept in float32.
-
-    That moves a cosine by 1e-7 or so, and halves what lies on disk. cache: a directory, where the
-    result is kept by the SHA-256 of W0 and found again; a file there that is not what was written
-    is computed anew. Raises CheckpointError where it cannot be written.
-    """
-    if cache is None:
-        return _decomposed(W0)
-    file = cache / f"{_content(W0)}.safetensors"
-    found = _load(file, W0.shape)
-    if found is None:
-        found = _decomposed(W0)
-        _save(file, found)
-    return found
-
-
-def _decomposed(W0: np.ndarray) -> Decomposition:
-    found = decompose.decomposition(DenseUpdate("W0", W0.shape, lambda: W0))
-    U, V = (side.vectors().astype(np.float32) for side in (found.left, found.right))
-    return _assembled(U, found.s, V)
-
-
-def _assembled(U: np.ndarray, s: np.ndarray, V: np.ndarray) -> Decomposition:
-    bound = float(max(len(U), len(V)) * EPS * s[0])
-    return Decomposition(Basis(U), s, Basis(V), metrics.rank(s, bound), bound)
-
-
-def _content(W0: np.ndarray) -> str:
-    """The name of W0's decomposition: by its shape, its dtype and its values."""
-    digest = hashlib.sha256(f"svd {CACHE_VERSION} {W0.shape} {W0.dtype.str}\n".encode())
-    digest.update(np.ascontiguousarray(W0).data)
-    return digest.hexdigest()
-
-
-def _checksum(tensors: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in ("U", "s", "V"):
-        digest.update(np.ascontiguousarray(tensors[name]).data)
-    return digest.hexdigest()
-
-
-def _save(file: Path, found: Decomposition) -> None:
-    tensors = {"U": found.left.M, "s": found.s, "V": found.right.M}
-    tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
-    facts = {"sha256": _checksum(tensors)}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with _writing:
-            store.replace(file, lambda path: save_file(tensors, path, metadata=facts))
-    except (OSError, SafetensorError) as error:  # the latter for a full disk, too
-        raise CheckpointError(f"{file}: cannot be written: {error}; see --cache") from None
-
-
-def _load(file: Path, shape: tuple[int, ...]) -> Decomposition | None:
-    """What `_save` wrote for a matrix of this shape; None where it is absent or damaged."""
-    (d_out, d_in), m = shape, min(shape)
-    try:
-        stored = open_tensors(file)
-        if {n: (x.shape, x.dtype) for n, x in stored.items()} != {
-            "U": ((d_out, m), "F32"),
-            "s": ((m,), "F64"),
-            "V": ((d_in, m), "F32"),
-        }:
-            return None
-        tensors = {name: tensor.load() for name, tensor in stored.items()}
-        if metadata(file).get("sha256") != _checksum(tensors):
-            return None
-    except CheckpointError:
-        return None
-    return _assembled(tensors["U"], tensors["s"], tensors["V"])
-
-
-def estimate(shapes: Iterable[tuple[int, int]]) -> tuple[float, int]:
-    """About how many seconds `decompose_base` takes for matrices of these shapes, and how many
-    bytes of cache; nothing there yet. Measured on a small matrix, in a tenth of a second.
-    """
-    shapes = list(shapes)
-    numbers = sum(min(shape) * sum(shape) for shape in shapes)
-    space = sum(4 * min(shape) * sum(shape) + 8 * min(shape) for shape in shapes)
-    if not shapes:
-        return 0.0, 0
-    speed = _probe() / _work((PROBE, PROBE))
-    writing = 1e-8 * numbers  # hashing, rounding, writing; measured
-    return speed * sum(map(_work, shapes)) + writing, space
-
-
-def _work(shape: tuple[int, int]) -> float:
-    """Proportional to the time of a full SVD: a QR of the longer side, and a square matrix."""
-    m, d = sorted(shape)
-    return float(m * m * (8 * d + 14 * m))
-
-
-def _probe() -> float:
-    """Seconds for a matrix of PROBE rows and columns; the better of two, as the first wakes up."""
-    W = np.random.default_rng(SEED).standard_normal((PROBE, PROBE))
-    taken = []
-    for _ in range(2):
-        begin = time.perf_counter()
-        _decomposed(W)
-        taken.append(time.perf_counter() - begin)
-    return min(taken)
-
-
-def estimate_line(shapes: Iterable[tuple[int, int]], cache: Path) -> str:
-    """What `estimate` says, in words."""
-    shapes = list(shapes)
-    seconds, space = estimate(shapes)
-    matrices = "1 matrix" if len(shapes) == 1 else f"{len(shapes)} matrices"
-    return (
-        f"full decomposition of {matrices} of the base: about {_duration(seconds)}, and about"
-        f" {_size(space)} in {cache}; less for what is there already"
-    )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{math.ceil(seconds)} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _size(space: int) -> str:
-    if space < 1e6:
-        return f"{math.ceil(space / 1e3)} kB"
-    return f"{space / 1e6:.0f} MB" if space < 1e9 else f"{space / 1e9:.1f} GB"
-
-
-def default_cache() -> Path:
-    """Where decompositions are kept unless one says otherwise: by XDG, else below ~/.cache."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    place = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
-    return place / "multilora" / "base"
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """--landing, --intruders, --cache."""
     group = parser.add_argument_group(
@@ -483,4 +228,4 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def cache_directory(arguments: Any) -> Path:
     """What `add_options` was given for --cache, or the default."""
-    return Path(arguments.cache) if arguments.cache else default_cache()
+    return Path(arguments.cache) if arguments.cache else base_vectors.default_cache()

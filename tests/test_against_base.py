@@ -1,17 +1,12 @@
-"""ΔW beside W0: against dense algebra, planted directions, real models, and broken caches."""
+"""ΔW beside W0: against dense algebra, planted directions, real models."""
 
 import argparse
-import json
-import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 
-import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from analysis import CheckpointError, against_base, checkpoint, decompose
+from analysis import CheckpointError, against_base, base_vectors, base_weights, checkpoint
 from analysis.decompose import decomposition
 from analysis.formats import Options
 from analysis.update import DenseUpdate, LowRankUpdate
@@ -47,11 +42,11 @@ def compare(update, W0):
 
 
 def landed(update, W0):
-    return against_base.landing(decomposition(update), against_base.decompose_base(W0))
+    return against_base.landing(decomposition(update), base_vectors.decompose_base(W0))
 
 
 def count(update, W0, **settings):
-    found, base = decomposition(update), against_base.decompose_base(W0)
+    found, base = decomposition(update), base_vectors.decompose_base(W0)
     return against_base.intruders(found, W0, base, **settings)
 
 
@@ -320,7 +315,7 @@ def test_landing_does_not_change_with_scale_or_a_common_rotation(rng):
 @pytest.mark.parametrize("shape", [(30, 25), (6, 15), (20, 20)])
 def test_chance_of_landing_is_the_mean_of_random_updates(rng, shape):
     W0 = rng.standard_normal(shape)
-    base = against_base.decompose_base(W0)
+    base = base_vectors.decompose_base(W0)
     draws = [
         [
             *against_base.landing(decomposition(gaussian_update(rng, *shape, 2)), base)
@@ -411,24 +406,10 @@ def test_intruders_of_small_matrices(rng, shape):
     assert count(update, W0) == np.sum(np.abs(U0.T @ U).max(axis=0) < 0.5)
 
 
-# The decomposition of the base, and its cache
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_base_is_decomposed_in_float64_and_kept_in_float32(rng, shape, tmp_path):
-    W0 = rng.standard_normal(shape).astype("f4")
-    found = against_base.decompose_base(W0, tmp_path)
-    U, s, V = found.left.M, found.s, found.right.M
-    assert (U.dtype, s.dtype, V.dtype) == ("f4", "f8", "f4")
-    np.testing.assert_allclose(s, np.linalg.svd(W0.astype(float))[1], rtol=1e-13)
-    np.testing.assert_allclose(U * s @ V.T, W0, atol=1e-6 * s[0])
-    assert found.rank == min(shape)
-
-
 def test_float32_vectors_are_enough(rng, weight):
     update = gaussian_update(rng, *weight.shape, 8)
     exact = decomposition(dense(weight))
-    stored = against_base.decompose_base(weight)
+    stored = base_vectors.decompose_base(weight)
     want, got = (
         against_base.landing(decomposition(update), base).columns() for base in (exact, stored)
     )
@@ -440,309 +421,18 @@ def test_float32_vectors_are_enough(rng, weight):
         )
 
 
-@pytest.fixture
-def computed(monkeypatch):
-    """How often a decomposition was computed."""
-    calls, real = [], decompose.decomposition
-
-    def counting(update):
-        calls.append(update.shape)
-        return real(update)
-
-    monkeypatch.setattr(against_base.decompose, "decomposition", counting)
-    return calls
-
-
-def same(a, b):
-    return (
-        np.array_equal(a.left.M, b.left.M)
-        and np.array_equal(a.s, b.s)
-        and np.array_equal(a.right.M, b.right.M)
-        and (a.rank, a.error_bound) == (b.rank, b.error_bound)
-    )
-
-
-def test_cache_gives_what_was_computed_and_computes_once(rng, tmp_path, computed):
-    W0 = rng.standard_normal((12, 9)).astype("f4")
-    cache = tmp_path / "not" / "there"
-    first = against_base.decompose_base(W0, cache)
-    again = against_base.decompose_base(np.asfortranarray(W0), cache)
-    assert len(computed) == 1
-    assert same(first, again)
-    assert same(first, against_base.decompose_base(W0))
-    (file,) = cache.iterdir()
-    size = file.stat().st_size
-    assert abs(size - against_base.estimate([W0.shape])[1]) < 500
-
-
-def test_cache_tells_contents_apart(rng, tmp_path, computed):
-    W0 = rng.standard_normal((12, 12)).astype("f4")
-    other = W0.copy()
-    other[3, 4] = np.nextafter(other[3, 4], 9)
-    matrices = [W0, other, W0.T, W0.reshape(6, 24), W0.astype("f8")]
-    for W in matrices:
-        against_base.decompose_base(W, tmp_path)
-    assert len(computed) == len(list(tmp_path.iterdir())) == len(matrices)
-
-
-DAMAGE = {
-    "empty": lambda data: b"",
-    "cut short": lambda data: data[:-7],
-    "no safetensors": lambda data: b"x" * len(data),
-    "a flipped bit": lambda data: data[:-5] + bytes([data[-5] ^ 1]) + data[-4:],
-    "zeros": lambda data: data[:-300] + bytes(300),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_cache_is_computed_anew(rng, tmp_path, computed, damage):
-    W0 = rng.standard_normal((12, 9)).astype("f4")
-    first = against_base.decompose_base(W0, tmp_path)
-    (file,) = tmp_path.iterdir()
-    file.write_bytes(DAMAGE[damage](file.read_bytes()))
-    assert same(first, against_base.decompose_base(W0, tmp_path))
-    assert len(computed) == 2
-    assert same(first, against_base.decompose_base(W0, tmp_path))  # and mended
-    assert len(computed) == 2
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_cache_of_another_matrix_under_this_name_is_not_trusted(rng, tmp_path, computed):
-    W0 = rng.standard_normal((12, 9)).astype("f4")
-    first = against_base.decompose_base(W0, tmp_path)
-    (file,) = tmp_path.iterdir()
-    for tensors in (
-        {"U": np.ones((12, 9), "f4"), "s": np.ones(9), "V": np.ones((9, 9), "f4")},
-        {"U": np.ones((2, 2), "f4"), "s": np.ones(2), "V": np.ones((2, 2), "f4")},
-        {"s": np.ones(9)},
-    ):
-        save_file(tensors, file)
-        assert same(first, against_base.decompose_base(W0, tmp_path))
-    assert len(computed) == 4
-
-
-def test_cache_that_cannot_be_written_is_named(rng, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"file/.*cannot be written: .*; see --cache"):
-        against_base.decompose_base(rng.standard_normal((3, 3)), tmp_path / "file")
-
-
-def test_threads_may_share_a_cache(rng, tmp_path, monkeypatch):
-    def slow(*arguments, **facts):
-        save_file(*arguments, **facts)
-        time.sleep(0.01)
-
-    monkeypatch.setattr(against_base, "save_file", slow)
-    W0 = rng.standard_normal((40, 40))
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: against_base.decompose_base(W0, tmp_path), range(32)))
-    assert all(same(found[0], other) for other in found)
-
-
-def test_estimate_grows_with_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(against_base, "_probe", lambda: 0.1)
-    assert against_base.estimate([]) == (0.0, 0)
-    seconds, space = against_base.estimate([(512, 512)])
-    assert 0.1 < seconds < 0.11
-    assert space == 512 * 1024 * 4 + 512 * 8  # two matrices of float32, and s
-    assert against_base.estimate([(512, 512)] * 3) == pytest.approx((3 * seconds, 3 * space))
-    assert against_base.estimate([(64, 900)]) == against_base.estimate([(900, 64)])
-    llama = [(4096, 4096)] * 128 + [(11008, 4096)] * 96
-    assert against_base.estimate_line(llama, tmp_path) == (
-        "full decomposition of 224 matrices of the base: about 4.1 h, and about 40.9 GB in"
-        f" {tmp_path}; less for what is there already"
-    )
-    assert "1 matrix of the base: about 1 s, and about 2 MB" in against_base.estimate_line(
-        [(512, 512)], tmp_path
-    )
-
-
-def test_estimate_is_measured():
-    """Within a factor: the machine may be busy with something else."""
-    shapes = [(700, 600), (300, 1200)]
-    estimated, _ = against_base.estimate(shapes)
-    begin = time.perf_counter()
-    for shape in shapes:
-        against_base.decompose_base(np.random.default_rng(0).standard_normal(shape))
-    assert 0.1 < estimated / (time.perf_counter() - begin) < 10
-
-
-def test_default_cache_follows_xdg(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert against_base.default_cache() == tmp_path / "multilora" / "base"
-    for unset in ("", "relative/path"):
-        monkeypatch.setenv("XDG_CACHE_HOME", unset)
-        monkeypatch.setenv("HOME", "/home/someone")
-        assert str(against_base.default_cache()) == "/home/someone/.cache/multilora/base"
-
-
 def test_options():
     parser = argparse.ArgumentParser()
     against_base.add_options(parser)
     plain = parser.parse_args([])
     assert not plain.landing
     assert not plain.intruders
-    assert against_base.cache_directory(plain) == against_base.default_cache()
+    assert against_base.cache_directory(plain) == base_vectors.default_cache()
     given = parser.parse_args(["--landing", "--intruders", "--cache", "x/y"])
     assert given.landing
     assert given.intruders
     assert str(against_base.cache_directory(given)) == "x/y"
     assert "full decomposition" in parser.format_help()
-
-
-# How W0 is found
-
-
-@pytest.fixture
-def write_base(tmp_path):
-    def write(tensors, **config):
-        path = tmp_path / "base"
-        path.mkdir(exist_ok=True)
-        (path / "config.json").write_text(json.dumps(config))
-        save_file(tensors, path / "model.safetensors")
-        return path
-
-    return write
-
-
-def named(name, shape, r=2, **facts):
-    return LowRankUpdate(name, np.ones((shape[0], r)), np.ones((r, shape[1])), **facts)
-
-
-@pytest.mark.parametrize("prefix", ["", "model.", "base.model."])
-def test_names_meet_after_a_prefix(write_base, rng, prefix):
-    weights = {f"layers.{i}.q.weight": rng.standard_normal((4, 3)).astype("f4") for i in range(3)}
-    base = against_base.open_base(
-        write_base({prefix + name: W for name, W in weights.items()}),
-        (f"model.layers.{i}.q" for i in range(3)),
-    )
-    for i in range(3):
-        got = base.weight(named(f"model.layers.{i}.q", (4, 3)))
-        np.testing.assert_array_equal(got, weights[f"layers.{i}.q.weight"])
-        assert got.dtype == np.float32
-
-
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
-def test_weights_are_read_exactly(write_base, rng, dtype):
-    W = rng.standard_normal((4, 3)).astype(dtype)
-    base = against_base.open_base(write_base({"a.q.weight": W}), ["a.q"])
-    got = base.weight(named("a.q", (4, 3)))
-    assert got.dtype == (np.float64 if dtype == np.float64 else np.float32)
-    np.testing.assert_array_equal(got.astype(float), W.astype(float))
-
-
-def test_only_the_weight_that_is_asked_for_is_read(write_base, rng):
-    base = against_base.open_base(
-        write_base({f"a.{i}.q.weight": np.ones((4, 3), "f4") for i in range(3)}),
-        [f"a.{i}.q" for i in range(3)],
-    )
-    read = []
-    watched = {
-        name: type(W)(W.shape, W.dtype, lambda name=name, W=W: read.append(name) or W.load())
-        for name, W in base.weights.items()
-    }
-    against_base.Base(base.file, watched, False).weight(named("a.1.q", (4, 3)))
-    assert read == ["a.1.q"]
-
-
-def test_convolutions_are_flattened_and_embeddings_turned(write_base, rng):
-    W = {
-        "a.conv.weight": rng.standard_normal((8, 3, 2, 2)).astype("f4"),
-        "a.emb.weight": rng.standard_normal((11, 6)).astype("f4"),
-        "a.wpe.weight": rng.standard_normal((6, 6)).astype("f4"),
-    }
-    base = against_base.open_base(write_base(W), ["a.conv", "a.emb", "a.wpe"])
-    for name, shape, want in [
-        ("a.conv", (8, 12), W["a.conv.weight"].reshape(8, 12)),
-        ("a.emb", (6, 11), W["a.emb.weight"].T),
-        ("a.wpe", (6, 6), W["a.wpe.weight"].T),
-    ]:
-        np.testing.assert_array_equal(base.weight(named(name, shape)), want)
-
-
-def test_square_conv1d_is_turned_as_its_update_is(write_base, rng):
-    W = rng.standard_normal((6, 6)).astype("f4")
-    name = "h.0.c_proj"
-    base = against_base.open_base(write_base({f"{name}.weight": W}, model_type="gpt2"), [name])
-    stored = DenseUpdate(name, (6, 6), lambda: W, method="full", source="x/model.safetensors")
-    turned = DenseUpdate(name, (6, 6), lambda: W, method="full", source="x/delta.safetensors")
-    np.testing.assert_array_equal(base.weight(named(name, (6, 6), method="lora")), W.T)
-    np.testing.assert_array_equal(base.weight(turned), W.T)
-    np.testing.assert_array_equal(base.weight(stored), W)  # as both models store it
-    linear = against_base.open_base(write_base({f"{name}.weight": W}, model_type="llama"), [name])
-    np.testing.assert_array_equal(linear.weight(named(name, (6, 6))), W)
-
-
-def test_an_adapters_settings_that_hide_its_weight_are_refused(
-    write_base, write_adapter, lora_tensors
-):
-    path = write_base({"h.0.q.weight": np.ones((6, 6), "f4")})
-    for settings, words in [
-        ({"fan_in_fan_out": True}, "h.0.q: cannot tell Conv1D from Linear: W0 is square"),
-        ({"layer_replication": [[0, 1], [0, 1]]}, "layer_replication is set in .*several"),
-    ]:
-        adapter = write_adapter(lora_tensors("h.0.q", d_out=6, d_in=6), **settings)
-        (update,) = checkpoint.read(adapter)
-        with pytest.raises(CheckpointError, match=words):
-            against_base.open_base(path, ["h.0.q"]).weight(update)
-
-
-def test_an_expert_is_taken_out_of_its_stack(tmp_path, rng):
-    W0 = rng.standard_normal((3, 5, 4)).astype("f4")
-    name, paths = "layers.0.experts.gate", []
-    for label, W in (("base", W0), ("tuned", W0 + 1)):
-        paths.append(tmp_path / label)
-        paths[-1].mkdir()
-        save_file({name: W, "layers.0.q.weight": W[0]}, paths[-1] / "model.safetensors")
-    entries = [u for u in checkpoint.read(paths[1], base=paths[0]) if u.name == name]
-    base = against_base.open_base(paths[0], [name, "layers.0.q"])
-    assert [u.part for u in entries] == ["expert0", "expert1", "expert2"]
-    for i, update in enumerate(entries):
-        np.testing.assert_array_equal(base.weight(update), W0[i])
-    beyond = DenseUpdate(name, (5, 4), lambda: W0[0], part="expert7", method="full")
-    with pytest.raises(CheckpointError, match=r"gate: is \(3, 5, 4\) in the base.*expert7"):
-        base.weight(beyond)
-
-
-def test_what_has_no_weight_to_stand_beside_is_refused_by_name(write_base):
-    W = {
-        "h.0.q.weight": np.ones((12, 6), "f4"),
-        "h.0.k.weight": np.ones((6, 6), "f4"),
-        "h.0.k.weight_scale": np.ones((1, 1), "f4"),
-        "h.0.v.weight": np.ones((6, 6), np.int8),
-        "h.0.n.weight": np.array([[1, np.nan]], "f4"),
-        "h.0.i.weight": np.array([[1, -np.inf]], "f4"),
-    }
-    names = [f"h.0.{x}" for x in "qkvni"]
-    base = against_base.open_base(write_base(W), names)
-    cases = [
-        (named("h.0.x", (6, 6)), "h.0.x: its weight is not in the base; expected h.0.x.weight"),
-        (named("h.0.q", (4, 6)), r"h.0.q: is \(12, 6\) in the base; expected \(4, 6\)"),
-        (
-            named("h.0.q", (4, 6), part="slice0", source="a.bin", of_rows=True),
-            r"h.0.q: is \(12, 6\) in the base, and slice0 of a.bin is \(4, 6\), a block of rows;"
-            " expected an update of the whole layer",
-        ),
-        (named("h.0.k", (6, 6)), r"h.0.k: its weight in the base is scaled .*\(quantised\)"),
-        (named("h.0.v", (6, 6)), "h.0.v: .*stored as I8; expected one of"),
-        (named("h.0.n", (1, 2)), "h.0.n: W0 holds NaN or Inf"),
-        (named("h.0.i", (1, 2)), "h.0.i: W0 holds NaN or Inf"),
-    ]
-    for update, words in cases:
-        with pytest.raises(CheckpointError, match=words) as raised:
-            base.weight(update)
-        assert str(base.file) in str(raised.value)
-
-
-def test_another_base_is_refused(write_base, tmp_path):
-    path = write_base({"encoder.q.weight": np.ones((6, 6), "f4")})
-    with pytest.raises(CheckpointError, match=r"has no weight of h.0.k, .*; is that its base"):
-        against_base.open_base(path, ["h.0.k", "h.1.k"])
-    with pytest.raises(CheckpointError, match="no such file or directory"):
-        against_base.open_base(tmp_path / "absent", ["h.0.k"])
-    path = write_base({"h.0.k.weight": np.ones((6, 6))}, quantization_config={"quant_method": "q"})
-    with pytest.raises(CheckpointError, match=r"weights are quantised \(q\)"):
-        against_base.open_base(path, ["h.0.k"])
 
 
 # Real models, adapted by PEFT
@@ -798,7 +488,7 @@ def test_real_model_and_adapter_from_end_to_end(tmp_path, name):
         adapted.save_pretrained(tmp_path / "adapter")
         merged = weights_of(adapted.merge_and_unload())
     updates = list(checkpoint.read(tmp_path / "adapter"))
-    base = against_base.open_base(tmp_path / "base", (u.name for u in updates))
+    base = base_weights.open_base(tmp_path / "base", (u.name for u in updates))
     assert {u.name.rpartition(".")[2] for u in updates} == set(targets)
     for update in updates:
         got = base.weight(update)
@@ -825,7 +515,7 @@ def test_a_whole_model_stands_beside_its_base_as_it_is_stored(tmp_path, name):
     model.save_pretrained(tmp_path / "tuned")
     options = Options(base=tmp_path / "base")
     updates = list(checkpoint.read(tmp_path / "tuned", options=options))
-    base = against_base.open_base(tmp_path / "base", (u.name for u in updates))
+    base = base_weights.open_base(tmp_path / "base", (u.name for u in updates))
     assert len(updates) > 8
     for update in updates:
         np.testing.assert_array_equal(base.weight(update), before[f"{update.name}.weight"])
