@@ -8,14 +8,27 @@ as `estimate` says and is kept in a cache.
 
 import argparse
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from analysis import CheckpointError, base_vectors, decompose, metrics
+from analysis import (
+    CheckpointError,
+    base_vectors,
+    checkpoint,
+    command,
+    decompose,
+    metrics,
+    pairing,
+)
+from analysis.base_weights import open_base
 from analysis.decompose import EPS, Basis, Decomposition
+from analysis.formats import Options
+from analysis.members import ONE, Member, Members, over_modules
+from analysis.store import Row
 from analysis.update import Update, float64
 
 COLUMNS = (
@@ -27,6 +40,8 @@ DECILES = 10
 LANDING_COLUMNS = tuple(
     f"{side}_{part}" for side in ("left", "right") for part in (*range(1, DECILES + 1), "outside")
 )
+ROW_COLUMNS = (*ONE, *COLUMNS, *LANDING_COLUMNS, "intruders")
+SOON = 60.0  # seconds: where ΔW lands is computed without asking
 SEED = 0
 SMALL = 256  # up to it, LAPACK finds all values sooner than a Krylov space finds the largest
 RESOLVED = 1e-6  # of the largest value: below it, the square of a value has lost digits
@@ -203,13 +218,93 @@ def _sum(W0: np.ndarray, found: Decomposition) -> np.ndarray:
     return W
 
 
+@dataclass(frozen=True, eq=False)
+class AgainstBase:
+    """Updates beside the base.
+
+    rows: one an update, keyed by ROW_COLUMNS, None where a number is undefined or was not asked
+    for; skipped: {run, module, reason}; other: {run, name, what}.
+    """
+
+    rows: list[Row]
+    skipped: list[dict[str, str]]
+    other: list[dict[str, str]]
+
+
+def analyse(
+    paths: Sequence[str | Path],
+    model: str | Path,
+    *,
+    options: Options | None = None,
+    modules: str | None = None,
+    landing: bool = False,
+    intruders: bool = False,
+    cache: Path | None = None,
+    say: Callable[[str], object] = lambda line: None,
+    progress: bool = False,
+) -> AgainstBase:
+    """Every update of the checkpoints at `paths` beside the weight of `model` that it changes.
+
+    landing, intruders: these too, for which every W0 is decomposed; landing is there without
+    asking where that takes less than a minute. cache: where decompositions are kept; None,
+    nowhere. say: told what they will cost before they start. The rest as for
+    `similarity.analyse`. Raises CheckpointError where the model cannot be read.
+    """
+    runs = checkpoint.runs(paths)
+    options = options or Options(base=Path(model))
+    collected = pairing.collect(runs, options, command.expression(modules))
+    weights = {
+        run.key: open_base(model, [update.name for update in collected.updates(run)])
+        for run in runs
+        if collected.names(run)
+    }
+    shapes = [next(iter(by_run.values()))[0].shape for by_run in collected.modules.values()]
+    if shapes and not (landing or intruders):
+        landing = base_vectors.estimate(shapes)[0] < SOON
+        if not landing:
+            say("where ΔW lands is left out, as it takes long: see --landing")
+    elif shapes:
+        say(base_vectors.estimate_line(shapes, cache))
+
+    def job(members: Members) -> list[Row]:
+        rows = []
+        for run in runs:
+            for member in members.of(run):
+                try:
+                    W0 = weights[run.key].weight(member.update)
+                    rows.append(_row(member, W0, landing, intruders, cache))
+                except CheckpointError as error:
+                    members.skip(run, str(error))
+                except MemoryError:
+                    members.skip(run, f"{run.path}: {members.module}: does not fit into memory")
+        return rows
+
+    rows = [row for of_module in over_modules(job, collected, progress) for row in of_module]
+    return AgainstBase(rows, collected.skipped, collected.other)
+
+
+def _row(
+    member: Member, W0: np.ndarray, with_landing: bool, with_intruders: bool, cache: Path | None
+) -> Row:
+    found = member.found
+    line = member.columns | against(member.update, found, W0)
+    if with_landing or with_intruders:
+        whole = base_vectors.decompose_base(W0, cache)
+        if with_landing:
+            line |= landing(found, whole).columns()
+        if with_intruders:
+            line["intruders"] = intruders(found, W0, whole)
+    return {column: line.get(column) for column in ROW_COLUMNS}
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """--landing, --intruders, --cache."""
     group = parser.add_argument_group(
         "against the singular vectors of the base (with --base)",
         "Both need the full decomposition of every W0: half a minute and 134 MB on disk for one of"
         " 4096 × 4096, hours and 40 GB for a model of 7 billion parameters. An estimate is printed"
-        " before it starts, and the result is kept, so that it is paid for once.",
+        " before it starts, and the result is kept, so that it is paid for once. --landing is there"
+        " without asking where it takes less than a minute.",
     )
     group.add_argument(
         "--landing",

@@ -128,15 +128,15 @@ def _probe() -> float:
     return min(taken)
 
 
-def estimate_line(shapes: Iterable[tuple[int, int]], cache: Path) -> str:
+def estimate_line(shapes: Iterable[tuple[int, int]], cache: Path | None) -> str:
     """What `estimate` says, in words."""
     shapes = list(shapes)
     seconds, space = estimate(shapes)
     matrices = "1 matrix" if len(shapes) == 1 else f"{len(shapes)} matrices"
-    return (
-        f"full decomposition of {matrices} of the base: about {_duration(seconds)}, and about"
-        f" {_size(space)} in {cache}; less for what is there already"
-    )
+    line = f"full decomposition of {matrices} of the base: about {_duration(seconds)}"
+    if cache is None:
+        return line
+    return f"{line}, and about {_size(space)} in {cache}; less for what is there already"
 
 
 def _duration(seconds: float) -> str:

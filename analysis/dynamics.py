@@ -229,6 +229,8 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     made_by: dict[str, Any] = {}
     if arguments.out or arguments.json:
         made_by = store.record("analysis.dynamics", command.read(arguments), vars(arguments))
+    if arguments.figures:
+        _draw(found, Path(arguments.figures))
     notes = {"summary": summary(found.rows), "skipped": found.skipped}
     if arguments.out:
         tables = {TABLE: store.csv_text(found.rows, COLUMNS)}
@@ -243,11 +245,22 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     return 1 if found.skipped else 0
 
 
+def _draw(found: Dynamics, directory: Path) -> None:
+    """A figure a run."""
+    from analysis import figures, similarity_figures  # matplotlib takes long to import
+
+    names = list(dict.fromkeys(row["run"] for row in found.rows))
+    for name in names:
+        stem = "dynamics" if len(names) == 1 else f"dynamics-{name.replace('/', '-')}"
+        figures.save(similarity_figures.over_steps(found, name), directory / stem)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.dynamics", description=__doc__, epilog=EXPLANATION
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a run directory, or its steps")
+    parser.add_argument("--figures", metavar="DIR", help="draw dynamics.png and .pdf there")
     command.add_output(parser, f"{TABLE}, {store.SPECTRA}, {store.RECORD} there")
     command.add_reading(parser)
     return parser

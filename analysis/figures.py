@@ -11,8 +11,9 @@ from matplotlib.ticker import StrMethodFormatter
 
 from analysis import compare, statistics, store
 from analysis.compare import Checkpoint
-from analysis.plots import plot_band, plot_ecdf, plot_histogram
-from analysis.store import Spectra
+from analysis.plots import plot_band, plot_ecdf, plot_histogram, plot_matrix
+from analysis.store import Row, Spectra
+from analysis.table import grouped
 
 Style = dict[str, Any]
 
@@ -73,6 +74,37 @@ def compare_spectra(spectra: Spectra, labels: Mapping[Checkpoint, str] | None = 
     handles, names = axes[0].get_legend_handles_labels()
     columns = max(1, LEGEND // (widest + 7))
     figure.legend(handles, names, loc="outside lower center", ncols=columns, handlelength=3)
+    return figure
+
+
+def by_layer(rows: Sequence[Row], column: str) -> Figure:
+    """A number of every module, layer by projection, a panel a checkpoint on one scale.
+
+    rows: of `spectrum.analyse`. The mean where a module has parts; modules without a layer in
+    their name are left out, ValueError where none has one.
+    """
+    rows = [row for row in rows if row["layer"] is not None and row[column] is not None]
+    if not rows:
+        raise ValueError(f"{column}: no module with a layer in its name has it; nothing to draw")
+    layers = sorted({row["layer"] for row in rows})
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    panels = grouped(rows, "run", "step")
+    size = ((0.7 * len(kinds) + 0.8) * len(panels) + 2, 0.28 * len(layers) + 2.2)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    values = [row[column] for row in rows]
+    scale = {"vmin": min(values), "vmax": max(values)}
+    for ax, (checkpoint, of_panel) in zip(axes, panels.items(), strict=True):
+        matrix = np.full((len(layers), len(kinds)), np.nan)
+        for (layer, kind), of_module in grouped(of_panel, "layer", "kind").items():
+            mean = np.mean([row[column] for row in of_module])
+            matrix[layers.index(layer), kinds.index(kind)] = mean
+        plot_matrix(matrix, [str(layer) for layer in layers], kinds, ax, "{:.3g}", **scale)
+        run, step = checkpoint
+        ax.set_title(compare.name((run, step)))
+        ax.tick_params("x", rotation=60)
+    axes[0].set_ylabel("layer")
+    figure.colorbar(axes[0].images[0], ax=list(axes), label=column.replace("_", " "))
     return figure
 
 

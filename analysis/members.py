@@ -72,13 +72,13 @@ class Members:
         self._found: dict[Update, Member | None] = {}
 
     def of(self, run: Run) -> list[Member]:
-        """All updates of a run."""
+        """All updates of a run, ΔW = 0 too."""
         return self._known(run, self._by_run.get(run.key, []))
 
     def parts(self, run: Run) -> list[Member]:
         """The parts of the module in a run that can be compared with one another."""
         parts = list(pairing.parts(self._by_run.get(run.key, [])))
-        return self._known(run, parts) if len(parts) > 1 else []
+        return self._moved(run, parts) if len(parts) > 1 else []
 
     def pairs(self, pairs: Pairs) -> Iterator[tuple[Member, Member]]:
         """The updates of two runs that meet, have one shape, and are not zero."""
@@ -94,11 +94,20 @@ class Members:
                     where = f"{self.module}: is {x.shape} in {a.path} and {y.shape} in {b.path}"
                     self.skip(a, f"{where}; expected one shape")
                 else:
-                    yield from itertools.product(self._known(a, [x]), self._known(b, [y]))
+                    yield from itertools.product(self._moved(a, [x]), self._moved(b, [y]))
 
     def skip(self, run: Run, reason: str) -> None:
-        """Note why the module of a run is not compared."""
-        self.skipped.append({"run": run.key, "module": self.module, "reason": reason})
+        """Note why the module of a run is not compared; the same is noted once."""
+        note = {"run": run.key, "module": self.module, "reason": reason}
+        if note not in self.skipped:
+            self.skipped.append(note)
+
+    def _moved(self, run: Run, updates: Sequence[Update]) -> list[Member]:
+        """Those that are not zero."""
+        known = self._known(run, updates)
+        if any(member.found.rank == 0 for member in known):
+            self.skip(run, f"{run.path}: {self.module}: ΔW is zero; it has no direction")
+        return [member for member in known if member.found.rank]
 
     def _known(self, run: Run, updates: Sequence[Update]) -> list[Member]:
         for update in updates:
@@ -114,9 +123,7 @@ class Members:
         except MemoryError:
             self.skip(run, f"{run.path}: {self.module}: does not fit into memory")
         else:
-            if found.rank:
-                return Member(run, self.module, update, found)
-            self.skip(run, f"{run.path}: {self.module}: ΔW is zero; it has no direction")
+            return Member(run, self.module, update, found)
         return None
 
 

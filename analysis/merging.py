@@ -13,11 +13,18 @@ TIES-Merging resolves (Yadav et al., arXiv 2306.01708), which looks at the large
 """
 
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from analysis import CheckpointError, combine, decompose, metrics
+from analysis import CheckpointError, checkpoint, combine, command, decompose, metrics, pairing
 from analysis.decompose import EPS, Decomposition, Spectrum
+from analysis.formats import Options
+from analysis.members import PAIR, Members, over_modules, pair_columns
+from analysis.pairing import Pairs
 from analysis.store import Row
 from analysis.subspaces import TIE
 from analysis.update import LowRankUpdate, Update, float64
@@ -32,8 +39,60 @@ COLUMNS = (
     *("sum_rank_90", "sum_rank_99", "sum_capacity"),
 )
 
+ROW_COLUMNS = (*PAIR, *COLUMNS)
 TOP = 0.9  # the top directions of an update are those that hold this share of its energy
 SAMPLE = 1000  # rows and columns of which signs are compared: 10⁶ entries
+
+
+@dataclass(frozen=True, eq=False)
+class Merging:
+    """What merging two checkpoints means.
+
+    rows: one a pair of updates, keyed by ROW_COLUMNS, None where a number is undefined; s: key ->
+    singular values of ΔW_a + ΔW_b. skipped: {run, module, reason}; other: {run, name, what}.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    s: dict[str, np.ndarray] = field(default_factory=dict)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    other: list[dict[str, str]] = field(default_factory=list)
+
+
+def analyse(
+    paths: Sequence[str | Path],
+    *,
+    options: Options | None = None,
+    modules: str | None = None,
+    rename: Sequence[pairing.Rename] = (),
+    progress: bool = False,
+) -> Merging:
+    """Of the two checkpoints at `paths`, module by module, what adding them keeps and cancels.
+
+    Arguments as for `similarity.analyse`. Raises ValueError where they are not two.
+    """
+    runs = checkpoint.runs(paths)
+    if len(runs) != 2:
+        raise ValueError(f"--merge: {len(runs)} checkpoints; expected two")
+    collected = pairing.collect(runs, options or Options(), command.expression(modules), rename)
+    pairs = pairing.sharing([(runs[0], runs[1])], collected)
+    found = Merging(skipped=collected.skipped, other=collected.other)
+    for lines in over_modules(partial(_rows, pairs=pairs), collected, progress):
+        for line, s in lines:
+            found.rows.append(line)
+            found.s[line["key"]] = s
+    return found
+
+
+def _rows(members: Members, pairs: Pairs) -> list[tuple[Row, np.ndarray]]:
+    """The lines of one module, each with the spectrum of the sum."""
+    lines = []
+    for a, b in members.pairs(pairs):
+        try:
+            line, s = merge_row(a.update, b.update, a.found, b.found)
+            lines.append((pair_columns(a, b) | line, s))
+        except CheckpointError as error:
+            members.skip(a.run, str(error))
+    return lines
 
 
 def merge_row(

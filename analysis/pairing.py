@@ -34,6 +34,10 @@ class Collected:
         """The modules that a run has."""
         return [module for module, by_run in self.modules.items() if run.key in by_run]
 
+    def updates(self, run: Run) -> list[Update]:
+        """The updates that a run has, in all modules."""
+        return [u for by_run in self.modules.values() for u in by_run.get(run.key, [])]
+
 
 def collect(
     runs: Sequence[Run], options: Options, wanted: re.Pattern[str], rename: Sequence[Rename] = ()

@@ -16,7 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from analysis import checkpoint, command, methods, pairing, similarity_table, store, subspaces
+from analysis import (
+    against_base,
+    base_table,
+    checkpoint,
+    command,
+    merging,
+    merging_table,
+    methods,
+    pairing,
+    similarity_table,
+    store,
+    subspaces,
+)
 from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.members import PAIR, Member, Members, over_modules, pair_columns
@@ -28,6 +40,8 @@ __all__ = ["COLUMNS", "Similarity", "analyse", "main", "phi"]
 
 COLUMNS = (*PAIR, *subspaces.COLUMNS)
 TABLE, PHI = "similarity.csv", "phi.safetensors"
+BASE_TABLE = "base.csv"
+MERGE_TABLE, SUMS = "merging.csv", "sums.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +118,23 @@ def _row(a: Member, b: Member, arrays: dict[str, np.ndarray]) -> Row:
     return {column: line[column] for column in COLUMNS}
 
 
+Table = tuple[Sequence[Row], Sequence[str]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Report:
+    """One way of looking: what is printed, what --json adds to the record, the files of --out.
+
+    tables: file -> rows and columns, of which --csv prints the first; tensors: file -> arrays.
+    """
+
+    lines: list[str]
+    result: dict[str, Any]
+    tables: dict[str, Table]
+    tensors: dict[str, dict[str, np.ndarray]]
+    skipped: list[dict[str, str]]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status: 0, all compared; 1, some skipped; 2, nothing."""
     parser = _parser()
@@ -117,6 +148,21 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         parser.error("the following arguments are required: PATH, or --group")
     if empty := [group[0] for group in arguments.group if len(group) < 2]:
         parser.error(f"--group {empty[0]}: expected a name and the paths of its seeds")
+    if (arguments.landing or arguments.intruders) and not arguments.base:
+        parser.error("--landing and --intruders are against the base: expected --base")
+    report = _merged(arguments) if arguments.merge else _compared(parser, arguments)
+    for skip in report.skipped:
+        command.complain(parser, skip["reason"])
+    if not any(rows for rows, _ in report.tables.values()):
+        if not report.skipped:
+            command.complain(parser, "one checkpoint without parts; expected two to compare")
+        return 2
+    _write(report, arguments)
+    return 1 if report.skipped else 0
+
+
+def _compared(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> _Report:
+    """The checkpoints with one another, their parts, their methods, and beside the base."""
     found = analyse(
         arguments.paths,
         options=command.options(arguments),
@@ -124,41 +170,94 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         rename=arguments.map,
         progress=True,
     )
-    for skip in found.skipped:
-        command.complain(parser, skip["reason"])
-    if not found.rows and not found.inside:
-        if not found.skipped:
-            command.complain(parser, "one checkpoint without parts; expected two to compare")
-        return 2
-    labels = methods.labels(checkpoint.runs(arguments.paths), arguments.group)
-    between = methods.between(found.rows, found.phi, labels)
+    runs = checkpoint.runs(arguments.paths)
+    between = methods.between(found.rows, found.phi, methods.labels(runs, arguments.group))
+    rows = [*found.rows, *found.inside]
+    lines = [*similarity_table.lines(found.rows, found.inside, between)]
+    lines += similarity_table.EXPLANATION.splitlines() if rows else []
+    result: dict[str, Any] = {"rows": found.rows, "inside": found.inside, "methods": between}
+    result |= {"summary": similarity_table.summary(rows), "other": found.other}
+    tables: dict[str, Table] = {TABLE: (rows, COLUMNS)}
+    skipped = found.skipped
+    if arguments.base:
+        beside = _beside_base(parser, arguments)
+        # What cannot be read was noted before.
+        skipped = [*skipped, *(skip for skip in beside.skipped if skip not in skipped)]
+        lines += ["", *base_table.lines(beside.rows), *base_table.EXPLANATION.splitlines()]
+        result["base"] = beside.rows
+        tables[BASE_TABLE] = (beside.rows, against_base.ROW_COLUMNS)
+    if arguments.figures and found.rows:
+        _draw(found, Path(arguments.figures))
+    return _Report(lines, result, tables, {PHI: found.phi}, skipped)
+
+
+def _beside_base(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace
+) -> against_base.AgainstBase:
+    return against_base.analyse(
+        arguments.paths,
+        arguments.base,
+        options=command.options(arguments),
+        modules=arguments.modules,
+        landing=arguments.landing,
+        intruders=arguments.intruders,
+        cache=against_base.cache_directory(arguments),
+        say=partial(command.complain, parser),
+        progress=True,
+    )
+
+
+def _merged(arguments: argparse.Namespace) -> _Report:
+    """Two checkpoints before they are merged."""
+    found = merging.analyse(
+        arguments.paths,
+        options=command.options(arguments),
+        modules=arguments.modules,
+        rename=arguments.map,
+        progress=True,
+    )
+    lines = [*merging_table.lines(found.rows), *merging_table.EXPLANATION.splitlines()]
+    result: dict[str, Any] = {"merging": found.rows, "other": found.other}
+    tables: dict[str, Table] = {MERGE_TABLE: (found.rows, merging.ROW_COLUMNS)}
+    return _Report(lines, result, tables, {SUMS: found.s}, found.skipped)
+
+
+def _draw(found: Similarity, directory: Path) -> None:
+    """What two checkpoints share, or what each pair of several does."""
+    from analysis import figures, similarity_figures  # matplotlib takes long to import
+
+    two = len({(row["run_a"], row["step_a"], row["run_b"], row["step_b"]) for row in found.rows})
+    draw = similarity_figures.shared_by_two if two == 1 else similarity_figures.shared_by_many
+    figures.save(draw(found), directory / "similarity")
+
+
+def _write(report: _Report, arguments: argparse.Namespace) -> None:
+    """The results, to --out and to stdout."""
     made_by: dict[str, Any] = {}
     if arguments.out or arguments.json:
         made_by = store.record("analysis.similarity", command.read(arguments), vars(arguments))
-    notes = {"methods": between, "skipped": found.skipped, "other": found.other}
-    rows = [*found.rows, *found.inside]
     if arguments.out:
-        tables = {TABLE: store.csv_text(rows, COLUMNS)}
-        store.write(arguments.out, {PHI: found.phi}, tables, {**made_by, **notes})
+        notes: Row = {"skipped": report.skipped}
+        notes |= {key: report.result[key] for key in ("methods", "other") if key in report.result}
+        tables = {file: store.csv_text(*table) for file, table in report.tables.items()}
+        store.write(arguments.out, report.tensors, tables, {**made_by, **notes})
     if arguments.json:
-        summary = similarity_table.summary(rows)
-        result = {"record": made_by, "rows": found.rows, "inside": found.inside}
-        command.emit(store.strict_json({**result, "summary": summary, **notes}))
+        result = {"record": made_by, **report.result, "skipped": report.skipped}
+        command.emit(store.strict_json(result))
     elif arguments.csv:
-        command.emit(store.csv_text(command.printable_rows(rows), COLUMNS).rstrip("\n"))
+        rows, columns = next(table for table in report.tables.values() if table[0])
+        command.emit(store.csv_text(command.printable_rows(rows), columns).rstrip("\n"))
     else:
-        lines = similarity_table.lines(found.rows, found.inside, between)
-        command.emit("\n".join([*map(command.printable, lines), similarity_table.EXPLANATION]))
-    return 1 if found.skipped else 0
+        command.emit("\n".join(map(command.printable, report.lines)))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.similarity",
         description=__doc__,
-        epilog=similarity_table.EXPLANATION
-        + " Exit status: 0, every module was compared; 1, some were not (not in both, shapes that"
-        " differ, ΔW = 0); 2, nothing was compared, or bad usage.",
+        epilog=f"{similarity_table.EXPLANATION} With --merge: {merging_table.EXPLANATION} With"
+        f" --base: {base_table.EXPLANATION} Exit status: 0, every module was compared; 1, some were"
+        " not (not in both, shapes that differ, ΔW = 0); 2, nothing was compared, or bad usage.",
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="a checkpoint or run directory")
     parser.add_argument(
@@ -178,8 +277,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("REGEX", "REPLACEMENT"),
         help="rename modules before they are matched by name",
     )
-    command.add_output(parser, f"{TABLE}, {PHI}, {store.RECORD} there")
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="of two checkpoints, what adding or averaging them keeps, cancels and needs",
+    )
+    parser.add_argument("--figures", metavar="DIR", help="draw similarity.png and .pdf there")
+    files = f"{TABLE}, {PHI}, {store.RECORD} there ({BASE_TABLE}; {MERGE_TABLE}, {SUMS})"
+    command.add_output(parser, files)
     command.add_reading(parser)
+    against_base.add_options(parser)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Comparisons → figures: what two updates share, what many share, how one moves over its steps."""
+"""Comparisons → figures: what two updates share, what many do, how one moves over its steps."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -31,18 +31,26 @@ def shared_by_two(found: Similarity) -> Figure:
         np.quantile([len(found.phi[f"{row['key']}#left"]) for row in rows], 0.5, method="lower")
     )
     rows = [row for row in rows if len(found.phi[f"{row['key']}#left"]) >= k]
-    figure = Figure(figsize=(12, 7), layout="constrained")
-    axes = figure.subplots(2, 3)
+    line = dict(zip(RUNS, runs, strict=True))
+    shared, random = {}, {}
+    for side in SIDES:
+        shared[side] = _mean([found.phi[f"{row['key']}#{side}"][:k, :k] for row in rows])
+        random[side] = _mean([chance(k, k, row[SHAPES[side]]) for row in rows])
+    greatest = np.nanmax([*shared.values(), *random.values()])
+    scale = {"vmin": 0, "vmax": min(1.0, np.ceil(10 * greatest) / 10)}
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    maps, curves = figure.subfigures(1, 2, width_ratios=(2.3, 1))
+    axes = maps.subplots(2, 2, sharex=True, sharey=True, squeeze=False)
     for of_side, side in zip(axes, SIDES, strict=True):
-        grids = [found.phi[f"{row['key']}#{side}"][:k, :k] for row in rows]
-        plot_phi(_mean(grids), of_side[0])
-        plot_phi(_mean([chance(k, k, row[SHAPES[side]]) for row in rows]), of_side[1])
-        of_side[0].set_title(WHAT[side])
-        of_side[1].set_title("by chance")
-        _draw_angles(of_side[2], found, rows, side)
-    figure.colorbar(axes[0, 0].images[0], ax=axes[:, :2], label="φ(i, j)", shrink=0.6)
-    title = pair_name(dict(zip(RUNS, runs, strict=True)))
-    figure.suptitle(f"{title}: mean over {len(rows)} modules")
+        for ax, grid, title in zip(of_side, (shared, random), ("", ", by chance"), strict=True):
+            plot_phi(grid[side], ax, **scale)
+            ax.set(title=WHAT[side] + title, xlabel=f"top j of {run_name(line, 'b')}")
+            ax.set_ylabel(f"top i of {run_name(line, 'a')}")
+            ax.label_outer()
+    maps.colorbar(axes[0, 0].images[0], ax=list(axes.flat), label="φ(i, j)")
+    for ax, side in zip(curves.subplots(2, 1, squeeze=False)[:, 0], SIDES, strict=True):
+        _draw_angles(ax, found, rows, side)
+    figure.suptitle(f"{pair_name(line)}: mean over {len(rows)} modules")
     return figure
 
 
@@ -67,7 +75,7 @@ def _draw_angles(ax: Axes, found: Similarity, rows: Sequence[Row], side: str) ->
         random = [null.null_angles(row[SHAPES[side]], a.size)[:k] for row, a in known]
         plot_angles(np.mean(random, axis=0), ax, label="by chance", **style(1))
         ax.legend(loc="lower right")
-    ax.set_title("principal angles of the top k")
+    ax.set_title(f"{side}: angles between the top k")
 
 
 def shared_by_many(found: Similarity) -> Figure:
@@ -96,28 +104,6 @@ def shared_by_many(found: Similarity) -> Figure:
     return figure
 
 
-def by_layer(rows: Sequence[Row], column: str, label: str) -> Figure:
-    """A number of every module, layer by projection: the mean where a module has several.
-
-    rows: of any analysis; modules without a layer are left out, ValueError where none has one.
-    """
-    layers = sorted({row["layer"] for row in rows if row["layer"] is not None})
-    if not layers:
-        raise ValueError("no module has a layer in its name; expected some as layers.0.q")
-    kinds = list(dict.fromkeys(row["kind"] for row in rows if row["layer"] is not None))
-    values = np.full((len(layers), len(kinds)), np.nan)
-    for (layer, kind), of_module in grouped(rows, "layer", "kind").items():
-        known = [row[column] for row in of_module if row[column] is not None]
-        if layer is not None and known:
-            values[layers.index(layer), kinds.index(kind)] = np.mean(known)
-    figure = Figure(figsize=(len(kinds) + 3, 0.3 * len(layers) + 2), layout="constrained")
-    ax = plot_matrix(values, list(map(str, layers)), kinds, figure.subplots())
-    ax.set(ylabel="layer")
-    ax.tick_params("x", rotation=30)
-    figure.colorbar(ax.images[0], label=label)
-    return figure
-
-
 def over_steps(found: Dynamics, run: str) -> Figure:
     """How the update of one run moves: values, shares, ranks, and directions on both sides.
 
@@ -130,19 +116,20 @@ def over_steps(found: Dynamics, run: str) -> Figure:
     _draw_values(axes[0, 0], found.s, by_step)
     for i, k in enumerate((1, 4)):
         _draw(axes[0, 1], by_step, f"top_share_{k}", f"top-{k}", i)
-    axes[0, 1].set(title="share of the energy", ylim=(0, 1.02))
+    axes[0, 1].set(title="largest values", ylabel="share of the energy", ylim=(0, 1.02))
     _draw(axes[0, 2], by_step, "effective_rank", "effective rank", 0)
-    axes[0, 2].set(title="effective rank", ylim=(0, None))
+    axes[0, 2].set(title="evenness", ylabel="effective rank", ylim=(0, None))
     _draw(axes[1, 0], by_step, "democracy", "democracy", 0)
-    axes[1, 0].set(title="democracy: 1 is as even as chance", ylim=(0, 1.1))
+    axes[1, 0].set(title="1 is as even as chance", ylabel="democracy", ylim=(0, 1.1))
     titles = ("directions shared with the step before", "directions shared with the last step")
     for ax, other, title in zip(axes[1, 1:], OTHERS, titles, strict=True):
         for i, side in enumerate(SIDES):
             _draw(ax, by_step, f"{side}_phi_1_{other}", f"φ(1) {side}", i)
             _draw(ax, by_step, f"{side}_phi_k_{other}", f"φ(k) {side}", i + len(SIDES))
-        ax.set(title=title, ylim=(0, 1.02))
-    for ax in (axes[0, 0], axes[0, 1], axes[1, 2]):
-        ax.legend()
+        ax.set(title=title, ylabel="φ", ylim=(0, 1.02))
+    axes[0, 0].legend(loc="lower center", ncols=6, columnspacing=1, handlelength=1.8)
+    axes[0, 1].legend(loc="lower right")
+    axes[1, 2].legend(loc="lower right")
     for ax in axes[0]:
         ax.set_xlabel("")
     figure.suptitle(f"{run}: median and 10–90 % of {len(next(iter(by_step.values())))} modules")
@@ -172,7 +159,8 @@ def _draw_values(
         values[values <= 0] = np.nan  # ΔW = 0 has no place on a log axis
         low, median, high = values.T
         plot_steps(list(by_step), low, median, high, ax, label=f"s{n}", **style(i))
-    ax.set(yscale="log", title="singular values")
+    ax.set(yscale="log", title="singular values", ylabel="singular value")
+    ax.set_ylim(bottom=ax.get_ylim()[0] / 3)  # for the legend
 
 
 def _key(row: Row) -> str:

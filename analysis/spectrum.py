@@ -232,7 +232,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if found.rows or arguments.json:
         _write(found, arguments)
     if arguments.figures and any(row["rank"] > 0 for row in found.rows):
-        _draw(found, Path(arguments.figures))
+        _draw(found, Path(arguments.figures), arguments.metric)
     elif arguments.figures and found.rows:
         command.complain(parser, "--figures: no update has a value above 0; nothing to draw")
     for path in _empty(found, arguments.paths) if found.rows else ():
@@ -282,11 +282,13 @@ def _write(found: Spectra, arguments: argparse.Namespace) -> None:
         command.emit("\n".join(map(command.printable, lines)))
 
 
-def _draw(found: Spectra, directory: Path) -> None:
-    """The figure of all checkpoints."""
+def _draw(found: Spectra, directory: Path, metric: str) -> None:
+    """The spectra of all checkpoints, and one number by layer and projection."""
     from analysis import figures  # matplotlib takes longer to import than most to analyse
 
     figures.save(figures.compare_spectra(found), directory / "spectra")
+    if any(row["layer"] is not None and row[metric] is not None for row in found.rows):
+        figures.save(figures.by_layer(found.rows, metric), directory / "layers")
 
 
 def _remarks(found: Spectra) -> Iterator[str]:
@@ -329,7 +331,14 @@ def _parser() -> argparse.ArgumentParser:
         "--strict", action="store_true", help="fail, status 2, where anything was skipped"
     )
     parser.add_argument(
-        "--figures", metavar="DIR", help="draw the spectra: spectra.png and .pdf there"
+        "--figures", metavar="DIR", help="draw spectra and layers, .png and .pdf, there"
+    )
+    parser.add_argument(
+        "--metric",
+        choices=table.MEASURES,
+        default="top_share_1",
+        metavar="COLUMN",
+        help="what --figures draws by layer and projection: a number of --csv (top_share_1)",
     )
     files = f"{store.TABLE}, {store.SPECTRA}, {store.RECORD} there"
     command.add_output(parser, f"{files}, and {compare.TABLE} of several checkpoints")
