@@ -39,7 +39,7 @@ def shared_by_two(found: Similarity) -> Figure:
     greatest = np.nanmax([*shared.values(), *random.values()])
     scale = {"vmin": 0, "vmax": min(1.0, np.ceil(10 * greatest) / 10)}
     figure = Figure(figsize=(13, 7), layout="constrained")
-    maps, curves = figure.subfigures(1, 2, width_ratios=(2.3, 1))
+    maps, curves = figure.subfigures(1, 2, squeeze=False, width_ratios=(2.3, 1))[0]
     axes = maps.subplots(2, 2, sharex=True, sharey=True, squeeze=False)
     for of_side, side in zip(axes, SIDES, strict=True):
         for ax, grid, title in zip(of_side, (shared, random), ("", ", by chance"), strict=True):
