@@ -40,6 +40,17 @@ __all__ = ["COLUMNS", "Similarity", "analyse", "main", "phi"]
 
 COLUMNS = (*PAIR, *subspaces.COLUMNS)
 TABLE, PHI = "similarity.csv", "phi.safetensors"
+EPILOG = f"""\
+{similarity_table.EXPLANATION}
+
+With --merge:
+{merging_table.EXPLANATION}
+
+With --base:
+{base_table.EXPLANATION}
+
+Exit status: 0, every module was compared; 1, some were not (not in both, shapes that differ,
+ΔW = 0); 2, nothing was compared, or bad usage."""
 BASE_TABLE = "base.csv"
 MERGE_TABLE, SUMS = "merging.csv", "sums.safetensors"
 
@@ -255,9 +266,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.similarity",
         description=__doc__,
-        epilog=f"{similarity_table.EXPLANATION} With --merge: {merging_table.EXPLANATION} With"
-        f" --base: {base_table.EXPLANATION} Exit status: 0, every module was compared; 1, some were"
-        " not (not in both, shapes that differ, ΔW = 0); 2, nothing was compared, or bad usage.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="a checkpoint or run directory")
     parser.add_argument(

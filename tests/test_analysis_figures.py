@@ -141,3 +141,34 @@ def test_saved_files_are_whole_and_the_same_again(two_runs, tmp_path, monkeypatc
     with pytest.raises(OSError, match="disk full"):
         figures.save(figure, stem)
     assert [file.read_bytes() for file in sorted(stem.parent.iterdir())] == contents[1]
+
+
+def test_a_number_by_layer_and_projection(write_adapter, lora_tensors):
+    first = write_adapter(lora_tensors("l.0.q", "l.0.v", "l.3.q", "head"), "first")
+    found = spectrum.analyse([first, write_adapter(lora_tensors("l.3.v"), "second")])
+    figure = figures.by_layer(found.rows, "top_share_1")
+    one, other = figure.axes[:2]
+    values = {row["key"]: row["top_share_1"] for row in found.rows}
+    want = [
+        [values["first/l.0.q"], values["first/l.0.v"]],
+        [values["first/l.3.q"], np.nan],
+    ]
+    np.testing.assert_array_equal(one.images[0].get_array().filled(np.nan), want)
+    assert [label.get_text() for label in one.get_yticklabels()] == ["0", "3"]
+    assert [label.get_text() for label in one.get_xticklabels()] == ["q", "v"]
+    assert other.images[0].get_array().filled(np.nan)[1, 1] == values["second/l.3.v"]
+    assert one.images[0].get_clim() == other.images[0].get_clim()
+    assert [one.get_title(), other.get_title()] == ["first", "second"]
+    with pytest.raises(ValueError, match="outliers: no module with a layer"):
+        figures.by_layer(found.rows, "outliers")
+
+
+def test_the_command_draws_both(write_adapter, lora_tensors, tmp_path):
+    path = write_adapter(lora_tensors("l.0.q", "l.1.q"), "a")
+    arguments = [str(path), "--figures", str(tmp_path / "out"), "--metric", "gini"]
+    assert spectrum.main(arguments) == 0
+    names = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert names == ["layers.pdf", "layers.png", "spectra.pdf", "spectra.png"]
+    no_layers = write_adapter(lora_tensors("q"), "b")
+    assert spectrum.main([str(no_layers), "--figures", str(tmp_path / "other")]) == 0
+    assert sorted(f.name for f in (tmp_path / "other").iterdir()) == ["spectra.pdf", "spectra.png"]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from analysis import checkpoint, similarity, subspaces
+from analysis import against_base, checkpoint, similarity, subspaces
 from analysis.formats import Options
 from analysis.similarity import COLUMNS, analyse, main
 
@@ -354,3 +354,135 @@ def test_start_up_needs_neither_torch_nor_scipy(pair):
         timeout=60,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# Before merging
+
+
+def test_merging_is_a_report_of_its_own(pair, command, tmp_path):
+    status, out, err = command("--merge", *pair, "--out", tmp_path / "out")
+    assert (status, err) == (0, [])
+    assert out.splitlines()[0] == "a: a  (lora)"
+    assert "q_proj: " in out
+    assert "do not tell the accuracy" in out
+    with (tmp_path / "out/merging.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    sums = load_file(tmp_path / "out/sums.safetensors")
+    assert sorted(sums) == sorted(row["key"] for row in rows)
+    updates = [{u.name: u for u in checkpoint.read(path)} for path in pair]
+    total = sum(of_run[rows[0]["module"]].dense() for of_run in updates)
+    want = np.linalg.svd(total, compute_uv=False)[:8]
+    np.testing.assert_allclose(sums[rows[0]["key"]], want, rtol=0, atol=1e-12 * want[0])
+    assert float(rows[0]["sum_spectral_norm"]) == pytest.approx(want[0], rel=1e-12)
+    status, out, _ = command("--merge", *pair, "--json")
+    assert [row["key"] for row in json.loads(out)["merging"]] == [row["key"] for row in rows]
+
+
+def test_merging_wants_two(write_adapter, lora_tensors, command):
+    paths = [write_adapter(lora_tensors("q"), name) for name in "abc"]
+    status, _, err = command("--merge", *paths)
+    assert (status, err) == (2, ["analysis.similarity: --merge: 3 checkpoints; expected two"])
+
+
+def test_merging_with_a_zero_update_is_skipped(write_adapter, lora_tensors, command):
+    tensors = lora_tensors("q", "v")
+    tensors["base_model.model.v.lora_B.weight"][:] = 0
+    paths = write_adapter(tensors, "a"), write_adapter(lora_tensors("q", "v"), "b")
+    status, out, err = command("--merge", *paths, "--csv")
+    assert status == 1
+    assert len(err) == 1
+    assert "v: ΔW is zero" in err[0]
+    assert len(out.splitlines()) == 2
+
+
+# Beside the base
+
+
+@pytest.fixture
+def base(tmp_path, rng):
+    """A model with the weights that `pair` changes."""
+    weights = {
+        f"model.layers.{i}.{kind}.weight": rng.standard_normal((12, 10)).astype("f4")
+        for i in (0, 1)
+        for kind in ("q_proj", "up_proj")
+    }
+    (tmp_path / "base").mkdir()
+    save_file(weights, tmp_path / "base/model.safetensors")
+    (tmp_path / "base/config.json").write_text("{}")
+    return tmp_path / "base"
+
+
+def test_one_checkpoint_beside_its_base(pair, base, command, tmp_path):
+    cache = tmp_path / "cache"
+    arguments = (pair[0], "--base", base, "--cache", cache)
+    status, out, err = command(*arguments, "--out", tmp_path / "out")
+    assert (status, err) == (0, [])
+    assert out.splitlines()[1] == "a  beside its base"
+    with (tmp_path / "out/base.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    update = next(iter(checkpoint.read(pair[0])))
+    W0 = load_file(base / "model.safetensors")[f"{update.name}.weight"].astype(float)
+    ratio = np.linalg.norm(update.dense(), 2) / np.linalg.norm(W0, 2)
+    assert rows[0]["key"] == f"a/{update.name}"
+    assert float(rows[0]["relative_spectral"]) == pytest.approx(ratio, rel=1e-9)
+    # Small enough to be looked at without asking; what intrudes is not.
+    assert float(rows[0]["left_1"]) > 0
+    assert rows[0]["intruders"] == ""
+    assert len(list(cache.iterdir())) == 4
+
+
+def test_intruders_are_announced_and_counted(pair, base, command, tmp_path):
+    arguments = (*pair, "--base", base, "--cache", tmp_path / "cache", "--intruders", "--json")
+    status, out, err = command(*arguments)
+    assert status == 0
+    assert len(err) == 1
+    assert "full decomposition of 4 matrices of the base: about" in err[0]
+    result = json.loads(out)
+    assert len(result["rows"]) == 4
+    assert len(result["base"]) == 8
+    assert all(0 <= row["intruders"] <= 10 for row in result["base"])
+
+
+def test_landing_is_left_out_where_it_takes_long(pair, base, command, monkeypatch):
+    monkeypatch.setattr(against_base.base_vectors, "estimate", lambda shapes: (3600.0, 0))
+    status, out, err = command(pair[0], "--base", base)
+    assert status == 0
+    assert err == [
+        "analysis.similarity: where ΔW lands is left out, as it takes long: see --landing"
+    ]
+    assert "lands" not in out.split("‖ΔW‖/‖W0‖ in the")[0]
+
+
+def test_an_update_of_zero_has_a_size_beside_the_base(base, write_adapter, lora_tensors, command):
+    tensors = lora_tensors("model.layers.0.q_proj")
+    tensors["base_model.model.model.layers.0.q_proj.lora_B.weight"][:] = 0
+    status, out, _ = command(write_adapter(tensors, "zero"), "--base", base, "--csv")
+    (row,) = csv.DictReader(out.splitlines())
+    assert status == 0
+    assert float(row["relative_frobenius"]) == 0
+    assert row["amplification_k"] == ""
+
+
+def test_a_module_that_the_base_lacks(base, write_adapter, lora_tensors, command):
+    path = write_adapter(lora_tensors("model.layers.0.q_proj", "model.layers.7.q_proj"), "a")
+    status, _, err = command(path, "--base", base)
+    assert status == 1
+    assert len(err) == 1
+    assert "layers.7.q_proj: its weight is not in the base" in err[0]
+
+
+def test_against_the_base_without_one(pair, command):
+    with pytest.raises(SystemExit) as stopped:
+        command(*pair, "--intruders")
+    assert stopped.value.code == 2
+
+
+def test_figures(write_adapter, lora_tensors, command, tmp_path):
+    paths = [write_adapter(lora_tensors("l.0.q", "l.1.q"), name) for name in "abc"]
+    for count in (2, 3):
+        directory = tmp_path / str(count)
+        assert command(*paths[:count], "--figures", directory)[0] == 0
+        assert sorted(file.name for file in directory.iterdir()) == [
+            "similarity.pdf",
+            "similarity.png",
+        ]
