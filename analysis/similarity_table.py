@@ -51,7 +51,7 @@ def lines(rows: Sequence[Row], inside: Sequence[Row], methods: Sequence[Row]) ->
         yield from _table([(line["kind"], line) for line in of_run], "kind")
         yield ""
     if methods:
-        yield from _method_lines(methods)
+        yield from method_lines(methods)
 
 
 def run_name(row: Row, side: str) -> str:
@@ -83,7 +83,7 @@ def _table(labelled: Sequence[tuple[str, Row]], heading: str) -> Iterator[str]:
     return aligned(cells)
 
 
-def _method_lines(methods: Sequence[Row]) -> Iterator[str]:
+def method_lines(methods: Sequence[Row]) -> Iterator[str]:
     """φ between methods, the repeatability of each on the diagonal."""
     names = list(
         dict.fromkeys(name for row in methods for name in (row["method_a"], row["method_b"]))

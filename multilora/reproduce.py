@@ -6,15 +6,11 @@ Runs go to --out; the figure and the tables behind it go to --figures and are pr
 there already, made from the same settings by the same code, is not made again.
 """
 
-import csv
-import io
-import json
 import multiprocessing
 import os
 import queue
-import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,13 +20,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from analysis import spectrum, store, table
-from analysis.figures import save
-from analysis.statistics import comparable
-from analysis.store import Row, Spectra
-from multilora import base, command, delta, evaluate, figures, record, train
-from multilora.tasks import suite
-from multilora.tasks.example import FAMILIES
+from multilora import base, command, report, train
 
 
 @dataclass(frozen=True)
@@ -69,10 +59,6 @@ class Run:
         )
         train.complete(self.settings, arguments)
         return arguments
-
-    def result(self) -> dict[str, Any]:
-        """Its run.json."""
-        return json.loads((self.out / "run.json").read_text(encoding="utf-8"))
 
 
 # Methods whose learning rates differ within the adapter: a ratio makes another method.
@@ -169,121 +155,13 @@ def _drain(steps: Any) -> int:
         return count
 
 
-def measure(runs: Sequence[Run], spectra: Spectra) -> list[Row]:
-    """One row a run: what may be compared between methods, averaged over modules, and scores.
-
-    k is the smallest capacity of all: effective_rank_k and gini_k are those of s[:k], held_k is
-    the share of the energy that s[:k] holds. Modules with ΔW = 0 are left out.
-    """
-    k = min(row["capacity"] for row in spectra.rows)
-    rows = []
-    for run in runs:
-        of_run = [row for row in spectra.rows if row["run"] == run.out.name]
-        values = [comparable(spectra.s[r["key"]], k) for r in of_run if r["spectral_norm"] > 0]
-        if not values:
-            raise ValueError(f"{run.out}: every ΔW is zero: nothing was trained")
-        result = run.result()
-        scores = result["scores"]["test"]
-        rows.append(
-            {
-                "method": run.settings.name,
-                "seed": run.seed,
-                "parameters": result["parameters"],
-                "k": k,
-                **{name: statistics.fmean(v[name] for v in values) for name in values[0]},
-                **{f"score_{family}": scores["families"][family] for family in FAMILIES},
-                "score": scores["mean"],
-            }
-        )
-    return rows
-
-
-def tables(rows: Sequence[Row], base_scores: Mapping[str, Any]) -> str:
-    """What is printed: concentration and scores, means over seeds ± half the seeds' range."""
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    by_method = {m: [row for row in rows if row["method"] == m] for m in methods}
-    shares = [["", "seeds", "parameters", "top-1", "top-4", "top-16", "eff. rank", "Gini", "held"]]
-    scores = [["", *FAMILIES, "mean"]]
-    for method, of_method in by_method.items():
-        cells = [_over_seeds(of_method, f"top_share_{k}", ".3f") for k in (1, 4, 16)]
-        cells.append(_over_seeds(of_method, "effective_rank_k", ".1f"))
-        cells += [_over_seeds(of_method, name, ".3f") for name in ("gini_k", "held_k")]
-        shares.append([method, str(len(of_method)), f"{of_method[0]['parameters']:,}", *cells])
-        columns = (*(f"score_{family}" for family in FAMILIES), "score")
-        scores.append([method, *(_over_seeds(of_method, c, ".1f", 100) for c in columns)])
-    before = [*base_scores["families"].values(), base_scores["mean"]]
-    chance = [*base_scores["chance"].values()]
-    scores.append(["before training", *(f"{100 * v:.1f}" for v in before)])
-    scores.append(["chance", *(f"{100 * v:.1f}" for v in chance), ""])
-    legend = LEGEND.format(k=rows[0]["k"])
-    return "\n".join(
-        [
-            "How concentrated ΔW is, means over modules:",
-            *table.aligned(shares),
-            *("", legend, ""),
-            "Scores on held-out items, %:",
-            *table.aligned(scores),
-        ]
-    )
-
-
-LEGEND = """\
-top-k: share of ΔW's energy in its k largest singular values. eff. rank, Gini: of the first {k}
-values only, the capacity that all methods have; held: the share of the energy in these.
-± half the range of the seeds."""
-
-
-def _over_seeds(rows: Sequence[Row], column: str, form: str, factor: float = 1) -> str:
-    values = [factor * row[column] for row in rows]
-    half = (max(values) - min(values)) / 2
-    return f"{statistics.fmean(values):{form}} ±{half:{form}}"
-
-
-def report(settings: ReproduceSettings, runs: Sequence[Run], model: Path) -> str:
-    """Analyse the runs, write tables and figures, and return what is printed."""
-    out = Path(settings.figures)
-    spectra = spectrum.analyse([run.out for run in runs], progress=True)
-    if spectra.skipped:
-        raise RuntimeError(f"{spectra.skipped[0]['run']}: {spectra.skipped[0]['reason']}")
-    method_of = {run.out.name: run.settings.name for run in runs}
-    read = [run.out for run in runs]
-    made_by = store.record("multilora.reproduce", read, asdict(settings)) | {
-        "seed": sorted({run.seed for run in runs}),
-        "base": str(model),
-        "runs": {run.out.name: run.result()["fingerprint"] for run in runs},
-        "environment": record.environment(),
-    }
-    store.save(out, spectra, made_by)
-    rows = measure(runs, spectra)
-    _write_csv(out / "methods.csv", rows)
-    _write_csv(out / "spectra_by_method.csv", figures.bands_table(spectra, method_of))
-    figure = figures.spectra_by_method(spectra, method_of)
-    figure.suptitle(
-        f"ΔW after {settings.steps} steps on {len(suite.TASKS)} tasks, "
-        f"{len(settings.seeds.split(','))} seeds a method"
-    )
-    save(figure, out / "spectra_by_method")
-    base_model, tokenizer = delta.load_base(str(model))
-    items = suite.load("test", runs[0].settings.per_task_scored)
-    scores = evaluate.score(base_model, tokenizer, items)
-    return f"{tables(rows, scores)}\n\n{out / 'spectra_by_method.png'}"
-
-
-def _write_csv(path: Path, rows: Sequence[Row]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    store.write_text(path, text.getvalue())
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     def work() -> str:
         settings = command.settings_from(ReproduceSettings, __doc__, argv)
         model = base.ensure(base.BaseSettings(steps=settings.base_steps))
         runs = plan(settings, model)
         train_all(runs, settings.processes or min(len(runs), torch.get_num_threads()))
-        return report(settings, runs, model)
+        return report.report(asdict(settings), [report.trained(run.out) for run in runs], model)
 
     return command.run("multilora.reproduce", work)
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+from dataclasses import asdict
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 mpl.use("Agg")
 
 from analysis import metrics, store
-from multilora import base, reproduce
+from multilora import base, report, reproduce
 from multilora.tasks import suite
 
 METHODS = ("full", "lora", "multilora")
@@ -31,20 +33,19 @@ def reproduced(tmp_path_factory):
     )  # fmt: skip
     runs = reproduce.plan(settings, model)
     reproduce.train_all(runs, settings.processes)
-    return settings, runs, model, reproduce.report(settings, runs, model)
+    trained = [report.trained(run.out) for run in runs]
+    return settings, trained, model, report.report(asdict(settings), trained, model)
 
 
 def test_every_method_has_every_seed(reproduced):
     _, runs, _, _ = reproduced
-    assert sorted(run.out.name for run in runs) == [
-        f"{m}-s{seed}" for m in METHODS for seed in (0, 1)
-    ]
-    assert {run.result()["step"] for run in runs} == {3}
+    assert sorted(run.name for run in runs) == [f"{m}-s{seed}" for m in METHODS for seed in (0, 1)]
+    assert {run.facts["step"] for run in runs} == {3}
 
 
 def test_runs_share_base_and_data_and_differ_by_seed(reproduced):
     settings, runs, _, _ = reproduced
-    results = [run.result() for run in runs]
+    results = [run.facts for run in runs]
     assert len({json.dumps(result["base"]) for result in results}) == 1
     assert len({result["data"]["sha256"] for result in results}) == 1
     spectra, _ = store.load(settings.figures)
@@ -58,42 +59,44 @@ def test_runs_share_base_and_data_and_differ_by_seed(reproduced):
 
 
 def test_what_is_there_is_not_trained_again(reproduced):
-    settings, runs, _, _ = reproduced
+    settings, _, model, _ = reproduced
+    runs = reproduce.plan(settings, model)
     before = [(run.out / "run.json").stat().st_mtime_ns for run in runs]
     reproduce.train_all(runs, settings.processes)
     assert [(run.out / "run.json").stat().st_mtime_ns for run in runs] == before
 
 
 def test_other_settings_are_another_run(reproduced):
-    _, runs, _, _ = reproduced
-    run = runs[0]
+    settings, _, model, _ = reproduced
+    run = reproduce.plan(settings, model)[0]
     longer = reproduce.Run(run.settings, run.seed, run.steps + 1, run.out)
     assert reproduce.train.is_done(run.settings, run.arguments())
     assert not reproduce.train.is_done(longer.settings, longer.arguments())
 
 
 def test_a_run_without_its_record_is_not_done(reproduced, tmp_path):
-    _, runs, _, _ = reproduced
-    lost = reproduce.Run(runs[0].settings, runs[0].seed, runs[0].steps, tmp_path)
+    settings, _, model, _ = reproduced
+    run = reproduce.plan(settings, model)[0]
+    lost = reproduce.Run(run.settings, run.seed, run.steps, tmp_path)
     assert not reproduce.train.is_done(lost.settings, lost.arguments())
 
 
 def test_rows_are_means_over_modules_of_comparable_measures(reproduced):
     settings, runs, _, _ = reproduced
     spectra, record = store.load(settings.figures)
-    assert set(record["runs"]) == {run.out.name for run in runs}
+    assert set(record["runs"]) == {run.name for run in runs}
     k = 24
     with open(f"{settings.figures}/methods.csv", encoding="utf-8") as file:
         rows = {(row["method"], row["seed"]): row for row in csv.DictReader(file)}
     for run in runs:
-        row = rows[run.settings.method, str(run.seed)]
-        s = [spectra.s[r["key"]] for r in spectra.rows if r["run"] == run.out.name]
+        row = rows[run.method, str(run.seed)]
+        s = [spectra.s[r["key"]] for r in spectra.rows if r["run"] == run.name]
         assert len(s) == 14
         top = np.mean([x[0] ** 2 / np.sum(x**2) for x in s])
         assert float(row["top_share_1"]) == pytest.approx(top, rel=1e-12)
         even = np.mean([metrics.effective_rank(x[:k]) for x in s])
         assert float(row["effective_rank_k"]) == pytest.approx(even, rel=1e-12)
-        assert float(row["score"]) == run.result()["scores"]["test"]["mean"]
+        assert float(row["score"]) == run.facts["scores"]["test"]["mean"]
 
 
 def test_text_gives_every_method_the_base_and_chance(reproduced):
@@ -103,16 +106,21 @@ def test_text_gives_every_method_the_base_and_chance(reproduced):
     assert any(line.startswith("before training") for line in lines)
     assert any(line.startswith("chance") and "35.0" in line for line in lines)
     assert "first 24" in text
-    assert lines[-1] == f"{settings.figures}/spectra_by_method.png"
+    assert "full − lora" in text
+    assert "φ(24) between seeds of one method (its repeatability)" in text
+    assert lines[-2:] == [
+        f"{settings.figures}/{name}_by_{what}.png"
+        for name, what in (("similarity", "run"), ("spectra", "method"))
+    ]
 
 
 def test_figure_and_the_table_behind_it(reproduced):
     settings, runs, _, _ = reproduced
     spectra, _ = store.load(settings.figures)
-    method_of = {run.out.name: run.settings.name for run in runs}
-    figure = reproduce.figures.spectra_by_method(spectra, method_of)
+    method_of = {run.name: run.method for run in runs}
+    figure = report.figures.spectra_by_method(spectra, method_of)
     above, below = figure.subfigs
-    assert [ax.get_title() for ax in above.axes] == list(reproduce.figures.PROJECTIONS)
+    assert [ax.get_title() for ax in above.axes] == list(report.figures.PROJECTIONS)
     for ax in above.axes:
         assert [line.get_label() for line in ax.lines] == list(METHODS)
     zeros, linear, log = below.axes
@@ -123,7 +131,19 @@ def test_figure_and_the_table_behind_it(reproduced):
     drawn = above.axes[0].lines[1].get_ydata()
     kept = [float(b["median"]) for b in bands if (b["kind"], b["method"]) == ("q_proj", "lora")]
     np.testing.assert_allclose(kept, drawn, rtol=1e-14)
-    reproduce.figures.plt.close(figure)
+    report.figures.plt.close(figure)
+
+
+def test_differences_and_similarity_stand_beside(reproduced):
+    settings, _, _, _ = reproduced
+    with (Path(settings.figures) / "differences.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * len(report.MEASURES)
+    with (Path(settings.figures) / "similarity_by_method.csv").open(encoding="utf-8") as file:
+        between = {(row["method_a"], row["method_b"]): row for row in csv.DictReader(file)}
+    assert between["lora", "lora"]["run_pairs"] == "1"
+    assert between["full", "multilora"]["run_pairs"] == "2"
+    assert len(between) == 6
 
 
 def test_a_failing_run_is_told_of(tmp_path):

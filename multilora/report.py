@@ -1,0 +1,237 @@
+"""Trained runs → what came out: tables, figures, and the text that is printed.
+
+One row a run in methods.csv, the differences between methods paired by seed in differences.csv, and
+which directions they share, beside the repeatability of each, in similarity_by_method.csv.
+"""
+
+import csv
+import io
+import itertools
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis import (
+    methods,
+    similarity,
+    similarity_figures,
+    similarity_table,
+    spectrum,
+    store,
+    table,
+)
+from analysis.figures import save
+from analysis.methods import Label
+from analysis.similarity import Similarity
+from analysis.statistics import comparable, paired
+from analysis.store import Row, Spectra
+from multilora import delta, evaluate, figures, record
+from multilora.tasks import suite
+from multilora.tasks.example import FAMILIES
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run: where it is, and what its run.json says."""
+
+    path: Path
+    facts: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What its rows are called."""
+        return self.path.name
+
+    @property
+    def method(self) -> str:
+        """The method, with what makes it a variant."""
+        return self.facts["method"]
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
+        return self.facts["seed"]
+
+
+def trained(path: Path) -> Trained:
+    """The run at `path`."""
+    return Trained(path, json.loads((path / "run.json").read_text(encoding="utf-8")))
+
+
+def measure(runs: Sequence[Trained], spectra: Spectra) -> list[Row]:
+    """One row a run: what may be compared between methods, averaged over modules, and scores.
+
+    k is the smallest capacity of all: effective_rank_k and gini_k are those of s[:k], held_k is
+    the share of the energy that s[:k] holds. Modules with ΔW = 0 are left out.
+    """
+    k = min(row["capacity"] for row in spectra.rows)
+    rows = []
+    for run in runs:
+        of_run = [row for row in spectra.rows if row["run"] == run.name]
+        values = [comparable(spectra.s[r["key"]], k) for r in of_run if r["spectral_norm"] > 0]
+        if not values:
+            raise ValueError(f"{run.path}: every ΔW is zero: nothing was trained")
+        scores = run.facts["scores"]["test"]
+        rows.append(
+            {
+                "method": run.method,
+                "seed": run.seed,
+                "parameters": run.facts["parameters"],
+                "k": k,
+                **{name: statistics.fmean(v[name] for v in values) for name in values[0]},
+                **{f"score_{family}": scores["families"][family] for family in FAMILIES},
+                "score": scores["mean"],
+            }
+        )
+    return rows
+
+
+def tables(rows: Sequence[Row], base_scores: Mapping[str, Any]) -> str:
+    """What is printed: concentration and scores, means over seeds ± half the seeds' range."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    by_method = {m: [row for row in rows if row["method"] == m] for m in methods}
+    shares = [["", "seeds", "parameters", "top-1", "top-4", "top-16", "eff. rank", "Gini", "held"]]
+    scores = [["", *FAMILIES, "mean"]]
+    for method, of_method in by_method.items():
+        cells = [_over_seeds(of_method, f"top_share_{k}", ".3f") for k in (1, 4, 16)]
+        cells.append(_over_seeds(of_method, "effective_rank_k", ".1f"))
+        cells += [_over_seeds(of_method, name, ".3f") for name in ("gini_k", "held_k")]
+        shares.append([method, str(len(of_method)), f"{of_method[0]['parameters']:,}", *cells])
+        columns = (*(f"score_{family}" for family in FAMILIES), "score")
+        scores.append([method, *(_over_seeds(of_method, c, ".1f", 100) for c in columns)])
+    before = [*base_scores["families"].values(), base_scores["mean"]]
+    chance = [*base_scores["chance"].values()]
+    scores.append(["before training", *(f"{100 * v:.1f}" for v in before)])
+    scores.append(["chance", *(f"{100 * v:.1f}" for v in chance), ""])
+    legend = LEGEND.format(k=rows[0]["k"])
+    return "\n".join(
+        [
+            "How concentrated ΔW is, means over modules:",
+            *table.aligned(shares),
+            *("", legend, ""),
+            "Scores on held-out items, %:",
+            *table.aligned(scores),
+        ]
+    )
+
+
+LEGEND = """\
+top-k: share of ΔW's energy in its k largest singular values. eff. rank, Gini: of the first {k}
+values only, the capacity that all methods have; held: the share of the energy in these.
+± half the range of the seeds."""
+
+
+def _over_seeds(rows: Sequence[Row], column: str, form: str, factor: float = 1) -> str:
+    values = [factor * row[column] for row in rows]
+    half = (max(values) - min(values)) / 2
+    return f"{statistics.fmean(values):{form}} ±{half:{form}}"
+
+
+MEASURES = ("top_share_1", "top_share_4", "top_share_16", "effective_rank_k", "gini_k", "score")
+
+
+def differences(rows: Sequence[Row]) -> list[Row]:
+    """Every two methods, paired by seed: the mean of a − b and its Student interval, by measure.
+
+    low and high are None for one seed; above, below: in how many seeds a is.
+    """
+    by_method: dict[str, dict[int, Row]] = {}
+    for row in rows:
+        by_method.setdefault(row["method"], {})[row["seed"]] = row
+    compared = []
+    for (a, of_a), (b, of_b) in itertools.combinations(by_method.items(), 2):
+        for measure in MEASURES:
+            values = [{seed: row[measure] for seed, row in of.items()} for of in (of_a, of_b)]
+            found = paired(*values)
+            known = len(found.values) > 1
+            compared.append(
+                {
+                    **{"method_a": a, "method_b": b, "measure": measure},
+                    **{"seeds": len(found.values), "mean": found.mean},
+                    **{"low": found.low if known else None, "high": found.high if known else None},
+                    **{"above": found.positive, "below": found.negative},
+                }
+            )
+    return compared
+
+
+def difference_table(compared: Sequence[Row]) -> str:
+    """What is printed of `differences`."""
+    cells = [["", *HEADINGS]]
+    for (a, b), of_pair in table.grouped(compared, "method_a", "method_b").items():
+        cells.append([f"{a} − {b}", *(_difference(row) for row in of_pair)])
+    seeds = compared[0]["seeds"]
+    title = (
+        f"Differences paired by seed, mean, 95 % interval (Student, n = {seeds}), seeds above 0:"
+    )
+    return "\n".join([title, *table.aligned(cells)])
+
+
+HEADINGS = ("top-1", "top-4", "top-16", "eff. rank", "Gini", "score, %")
+
+
+def _difference(row: Row) -> str:
+    factor, form = (100, "+.1f") if row["measure"] == "score" else (1, "+.3f")
+    form = "+.2f" if row["measure"] == "effective_rank_k" else form
+    mean, low, high = (
+        "–" if row[name] is None else format(factor * row[name], form)
+        for name in ("mean", "low", "high")
+    )
+    return f"{mean} [{low}, {high}] {row['above']}/{row['seeds']}"
+
+
+def _alike(runs: Sequence[Trained]) -> tuple[Similarity, list[Row]]:
+    """Which directions every two runs share; and by method, beside its own repeatability."""
+    found = similarity.analyse([run.path for run in runs])
+    labels = {run.name: Label(run.method, run.seed) for run in runs}
+    return found, methods.between(found.rows, found.phi, labels)
+
+
+def report(settings: Mapping[str, Any], runs: Sequence[Trained], model: Path) -> str:
+    """Analyse the runs, write tables and figures, and return what is printed."""
+    out = Path(settings["figures"])
+    spectra = spectrum.analyse([run.path for run in runs], progress=True)
+    if spectra.skipped:
+        raise RuntimeError(f"{spectra.skipped[0]['run']}: {spectra.skipped[0]['reason']}")
+    method_of = {run.name: run.method for run in runs}
+    read = [run.path for run in runs]
+    made_by = store.record("multilora.reproduce", read, dict(settings)) | {
+        "seed": sorted({run.seed for run in runs}),
+        "base": str(model),
+        "runs": {run.name: run.facts["fingerprint"] for run in runs},
+        "environment": record.environment(),
+    }
+    store.save(out, spectra, made_by)
+    rows = measure(runs, spectra)
+    _write_csv(out / "methods.csv", rows)
+    _write_csv(out / "spectra_by_method.csv", figures.bands_table(spectra, method_of))
+    figure = figures.spectra_by_method(spectra, method_of)
+    seeds = len({run.seed for run in runs})
+    figure.suptitle(
+        f"ΔW after {settings['steps']} steps on {len(suite.TASKS)} tasks, {seeds} seeds a method"
+    )
+    save(figure, out / "spectra_by_method")
+    alike, between = _alike(runs)
+    save(similarity_figures.shared_by_many(alike), out / "similarity_by_run")
+    compared = differences(rows)
+    _write_csv(out / "differences.csv", compared)
+    if between:
+        _write_csv(out / "similarity_by_method.csv", between)
+    base_model, tokenizer = delta.load_base(str(model))
+    items = suite.load("test", runs[0].facts["settings"]["per_task_scored"])
+    scores = evaluate.score(base_model, tokenizer, items)
+    parts = [tables(rows, scores), *([difference_table(compared)] if compared else [])]
+    parts += ["\n".join(similarity_table.method_lines(between))] if between else []
+    parts.append("\n".join(str(file) for file in sorted(out.glob("*.png"))))
+    return "\n\n".join(parts)
+
+
+def _write_csv(path: Path, rows: Sequence[Row]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    store.write_text(path, text.getvalue())

@@ -1,0 +1,50 @@
+"""Rows of runs → differences paired by seed."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from multilora.report import MEASURES, difference_table, differences
+
+
+@pytest.fixture
+def rows(rng):
+    """Three seeds each of two methods, the second in another order."""
+    return [
+        {"method": method, "seed": seed, **{m: float(rng.standard_normal()) for m in MEASURES}}
+        for method, seeds in (("full", (0, 1, 2)), ("lora", (2, 0, 1)))
+        for seed in seeds
+    ]
+
+
+def test_differences_are_paired_by_seed(rows):
+    compared = differences(rows)
+    assert [row["measure"] for row in compared] == list(MEASURES)
+    value = {(row["method"], row["seed"]): row["gini_k"] for row in rows}
+    d = [value["full", seed] - value["lora", seed] for seed in (0, 1, 2)]
+    row = compared[MEASURES.index("gini_k")]
+    want = scipy.stats.t.interval(0.95, 2, np.mean(d), scipy.stats.sem(d))
+    assert (row["low"], row["high"]) == pytest.approx(want)
+    assert row["mean"] == pytest.approx(np.mean(d))
+    assert (row["above"], row["below"]) == (sum(x > 0 for x in d), sum(x < 0 for x in d))
+
+
+def test_one_seed_has_no_interval(rows):
+    compared = differences([row for row in rows if row["seed"] == 1])
+    assert {row["low"] for row in compared} == {None}
+    assert "[–, –]" in difference_table(compared)
+
+
+def test_one_method_has_no_difference(rows):
+    assert differences([row for row in rows if row["method"] == "full"]) == []
+
+
+def test_methods_of_other_seeds_are_an_error(rows):
+    with pytest.raises(ValueError, match="expected the same"):
+        differences(rows[:-1])
+
+
+def test_the_table_has_a_line_a_pair(rows):
+    lines = difference_table(differences(rows)).splitlines()
+    assert "n = 3" in lines[0]
+    assert lines[2].startswith("full − lora")
