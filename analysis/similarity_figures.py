@@ -37,7 +37,7 @@ def shared_by_two(found: Similarity) -> Figure:
         shared[side] = _mean([found.phi[f"{row['key']}#{side}"][:k, :k] for row in rows])
         random[side] = _mean([chance(k, k, row[SHAPES[side]]) for row in rows])
     greatest = np.nanmax([*shared.values(), *random.values()])
-    scale = {"vmin": 0, "vmax": min(1.0, np.ceil(10 * greatest) / 10)}
+    scale = {"vmin": 0, "vmax": _round_up(greatest)}
     figure = Figure(figsize=(13, 7), layout="constrained")
     maps, curves = figure.subfigures(1, 2, squeeze=False, width_ratios=(2.3, 1))[0]
     axes = maps.subplots(2, 2, sharex=True, sharey=True, squeeze=False)
@@ -52,6 +52,11 @@ def shared_by_two(found: Similarity) -> Figure:
         _draw_angles(ax, found, rows, side)
     figure.suptitle(f"{pair_name(line)}: mean over {len(rows)} modules")
     return figure
+
+
+def _round_up(share: float) -> float:
+    """The end of a colour scale: the next tenth, at least 0.1 and at most 1."""
+    return float(np.clip(np.ceil(10 * share) / 10, 0.1, 1.0))
 
 
 def _mean(grids: Sequence[np.ndarray]) -> np.ndarray:
@@ -87,8 +92,8 @@ def shared_by_many(found: Similarity) -> Figure:
     k = min(len(found.phi[f"{row['key']}#left"]) for row in found.rows)
     figure = Figure(figsize=(1.5 * len(names) + 5, 0.45 * len(names) + 2.5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    for ax, side in zip(axes, SIDES, strict=True):
-        values = np.full((len(names), len(names)), np.nan)
+    shared = {side: np.full((len(names), len(names)), np.nan) for side in SIDES}
+    for side, values in shared.items():
         for rows in grouped(found.rows, *RUNS).values():
             i, j = (names.index(run_name(rows[0], of)) for of in "ab")
             of_pair = [
@@ -96,7 +101,9 @@ def shared_by_many(found: Similarity) -> Figure:
                 for row in rows
             ]
             values[i, j] = values[j, i] = np.mean(of_pair)
-        plot_matrix(values, names, names, ax, vmin=0, vmax=1)
+    greatest = max(float(np.nanmax(values)) for values in shared.values())
+    for ax, side in zip(axes, SIDES, strict=True):
+        plot_matrix(shared[side], names, names, ax, vmin=0, vmax=_round_up(greatest))
         ax.set_title(WHAT[side])
         ax.tick_params("x", rotation=30)
     label = f"φ(i, i) − chance,\nmean over i = 1…{k}"

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialised
 
 from analysis import CheckpointError, checkpoint, null
 
@@ -96,7 +96,7 @@ def write(
     out = Path(directory)
     out.mkdir(parents=True, exist_ok=True)
     for name, arrays in tensors.items():
-        replace(out / name, partial(save_file, arrays))
+        replace(out / name, partial(Path.write_bytes, data=serialised(arrays)))
     texts = {**tables, RECORD: strict_json(made_by) + "\n"}
     for name, text in texts.items():
         write_text(out / name, text)

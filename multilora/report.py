@@ -185,7 +185,9 @@ def _difference(row: Row) -> str:
 
 def _alike(runs: Sequence[Trained]) -> tuple[Similarity, list[Row]]:
     """Which directions every two runs share; and by method, beside its own repeatability."""
-    found = similarity.analyse([run.path for run in runs])
+    order = list(dict.fromkeys(run.method for run in runs))
+    together = sorted(runs, key=lambda run: order.index(run.method))
+    found = similarity.analyse([run.path for run in together])
     labels = {run.name: Label(run.method, run.seed) for run in runs}
     return found, methods.between(found.rows, found.phi, labels)
 
