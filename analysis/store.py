@@ -93,11 +93,11 @@ def write(
     made_by: dict[str, Any],
 ) -> None:
     """Files of tensors, files of text and the record into `directory`, made if need be."""
+    texts = {**tables, RECORD: strict_json(made_by) + "\n"}  # before anything is replaced
     out = Path(directory)
     out.mkdir(parents=True, exist_ok=True)
     for name, arrays in tensors.items():
         replace(out / name, partial(Path.write_bytes, data=serialised(arrays)))
-    texts = {**tables, RECORD: strict_json(made_by) + "\n"}
     for name, text in texts.items():
         write_text(out / name, text)
 

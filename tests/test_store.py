@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,8 +50,10 @@ def test_columns_are_those_of_the_design(tmp_path, spectra):
 
 def test_undefined_numbers_are_refused_not_written(tmp_path, spectra):
     store.save(tmp_path, spectra, {"first": 1})
+    table = (tmp_path / "spectrum.csv").stat().st_mtime_ns
     with pytest.raises(ValueError, match="not JSON compliant"):
         store.save(tmp_path, spectra, {"bad": float("nan")})
+    assert (tmp_path / "spectrum.csv").stat().st_mtime_ns == table
     assert json.loads((tmp_path / "record.json").read_text())["first"] == 1
 
 
@@ -58,11 +61,12 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, spectra, monkeypatch):
     store.save(tmp_path, spectra, {})
     before = (tmp_path / "spectra.safetensors").read_bytes()
 
-    def half(tensors, path):
-        path.write_bytes(b"half a file")
+    def half(path, data):
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
         raise OSError("disk full")
 
-    monkeypatch.setattr(store, "save_file", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(OSError, match="disk full"):
         store.save(tmp_path, spectra, {})
     assert (tmp_path / "spectra.safetensors").read_bytes() == before
