@@ -85,3 +85,15 @@ def write_delta(tmp_path: Path) -> Callable[..., Path]:
         return directory
 
     return write
+
+
+@pytest.fixture
+def run_main(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, list[str]]]:
+    """Run a command's main in this process: status, stdout, lines of stderr."""
+
+    def run(main: Callable[[list[str]], int], *arguments: Any) -> tuple[int, str, list[str]]:
+        status = main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return status, out, err.splitlines()
+
+    return run

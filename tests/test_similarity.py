@@ -1,6 +1,7 @@
 """The command and the analysis behind it: real adapters against dense algebra, every bad input."""
 
 import csv
+import functools
 import json
 import subprocess
 import sys
@@ -19,15 +20,8 @@ SAM = Options(factors=(r"w_a_(\d+)", r"w_b_(\d+)"))
 
 
 @pytest.fixture
-def command(capfd):
-    """Run the command in this process: status, stdout, lines of stderr."""
-
-    def run(*arguments):
-        status = main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return status, out, err.splitlines()
-
-    return run
+def command(run_main):
+    return functools.partial(run_main, main)
 
 
 @pytest.fixture

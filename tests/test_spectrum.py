@@ -1,6 +1,7 @@
 """The main command: real adapters against numpy, the table, the files, every bad input."""
 
 import csv
+import functools
 import json
 import shutil
 import subprocess
@@ -24,15 +25,8 @@ def shell(*arguments, **options):
 
 
 @pytest.fixture
-def command(capfd):
-    """Run the command in this process: status, stdout, lines of stderr."""
-
-    def run(*arguments):
-        status = main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return status, out, err.splitlines()
-
-    return run
+def command(run_main):
+    return functools.partial(run_main, main)
 
 
 @pytest.fixture
