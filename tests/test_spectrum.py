@@ -379,7 +379,7 @@ def test_figures_are_drawn_beside_any_output(two_adapters, command, tmp_path):
         plain = command(*two_adapters, *arguments)[1]
         assert out == plain or arguments == ["--json"]
         files = sorted(path.name for path in (tmp_path / name).iterdir())
-        assert files == ["spectra.pdf", "spectra.png"]
+        assert files == ["layers.pdf", "layers.png", "spectra.pdf", "spectra.png"]
 
 
 def test_nothing_to_draw_is_said(write_adapter, lora_tensors, command, tmp_path):
