@@ -25,8 +25,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from analysis import CheckpointError
+from analysis.command import printable, printable_rows
 from analysis.formats import Options
-from analysis.spectrum import analyse, csv_safe, printable
+from analysis.spectrum import analyse
+from analysis.store import csv_text
 
 SECONDS, MEGABYTES = 2.0, 256.0
 Files = dict[str, bytes]
@@ -276,7 +278,7 @@ def check(files: Files, directory: Path) -> tuple[float, float]:
     try:
         found = analyse(directory, options=Options(base=base if base.exists() else None))
         reasons = [skip["reason"] for skip in found.skipped]
-        reasons += csv_safe(found.rows).splitlines()
+        reasons += csv_text(printable_rows(found.rows)).splitlines()
     except CheckpointError as error:
         reasons = [str(error)]
     for reason in reasons:
