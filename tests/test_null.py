@@ -129,5 +129,5 @@ def test_angles_of_random_subspaces(rng):
     error = draws.std(axis=0) * math.hypot(1 / DRAWS**0.5, 1 / null.ANGLE_DRAWS**0.5)
     assert np.all(np.abs(null.null_angles(d, k) - draws.mean(axis=0)) <= 4 * error)
     # Negative control: another dimension is told from it.
-    assert np.all(np.abs(null.null_angles(4 * d, k) - draws.mean(axis=0)) > 4 * error)
+    assert np.all((np.abs(null.null_angles(4 * d, k) - draws.mean(axis=0)) > 4 * error)[:2])
     np.testing.assert_allclose(null.null_angles(5, 5), 0, atol=1e-6)
