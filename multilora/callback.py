@@ -162,9 +162,10 @@ class SpectrumCallback(transformers.TrainerCallback):
         """Name what was not measured, by reason; a module only once."""
         modules: dict[str, list[str]] = {}
         for skip in skipped:
-            if skip["module"] not in self._warned:
-                self._warned.add(skip["module"])
-                modules.setdefault(skip["reason"], []).append(skip["module"])
+            name = skip["module"]
+            if name not in self._warned:
+                self._warned.add(name)
+                modules.setdefault(skip["reason"].removeprefix(f"{name}: "), []).append(name)
         for reason, names in modules.items():
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             warnings.warn(f"no spectra of {', '.join(names[:NAMED])}{more}: {reason}", stacklevel=2)
@@ -246,11 +247,12 @@ def _of_layer(
         B, A, scale = _lora(layer, adapter)
         yield LowRankUpdate(name, *factors.matrices(B, A), scale, part, method)
     elif hasattr(layer, "parts") or hasattr(layer, "factors"):
-        with torch.no_grad():
-            if hasattr(layer, "parts"):
-                pairs = layer.parts(adapter)
-            else:
-                pairs = {"": layer.factors(adapter)}
+        try:
+            with torch.no_grad():
+                several = hasattr(layer, "parts")
+                pairs = layer.parts(adapter) if several else {"": layer.factors(adapter)}
+        except ValueError as error:
+            raise CheckpointError(str(error)) from None
         for of, (left, right) in pairs.items():
             piece = ".".join(filter(None, (part, of)))
             yield LowRankUpdate(name, _array(left), _array(right), 1.0, piece, method)
