@@ -92,6 +92,13 @@ def analyse(
     return found
 
 
+def of_updates(entries: Iterable[Entry], run: checkpoint.Run) -> Spectra:
+    """The spectra of updates that are at hand, as `analyse` gives those of a checkpoint."""
+    found = Spectra()
+    _analyse_run(run, lambda: iter(entries), command.expression(None), "auto", False, found)
+    return found
+
+
 def _analyse_run(
     run: checkpoint.Run,
     entries: Callable[[], Iterator[Entry]],

@@ -106,15 +106,20 @@ def load(directory: str | Path) -> tuple[Spectra, dict[str, Any]]:
     """What `save` wrote: the spectra and the record. CheckpointError where it is not all there."""
     out = Path(directory)
     try:
-        with (out / TABLE).open(encoding="utf-8", newline="") as file:
-            rows = [_row(cells) for cells in csv.DictReader(file)]
+        table = rows(out / TABLE)
         with safe_open(out / SPECTRA, framework="np") as tensors:
-            s = {row["key"]: tensors.get_tensor(row["key"]) for row in rows}
+            s = {row["key"]: tensors.get_tensor(row["key"]) for row in table}
         made_by = json.loads((out / RECORD).read_text(encoding="utf-8"))
         skipped, other = made_by.pop("skipped"), made_by.pop("other")
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{out}: not the results of an analysis: {error}") from None
-    return Spectra(rows, s, skipped, other), made_by
+    return Spectra(table, s, skipped, other), made_by
+
+
+def rows(path: Path) -> list[Row]:
+    """The rows of a table of spectra; ValueError, KeyError or TypeError where it is none."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [_row(cells) for cells in csv.DictReader(file)]
 
 
 def csv_text(rows: Iterable[Row], columns: Sequence[str] = COLUMNS) -> str:

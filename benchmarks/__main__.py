@@ -2,10 +2,10 @@
 
 import sys
 
-from benchmarks import fuzz, layers, memory, similarity, spectrum
+from benchmarks import callback, fuzz, layers, memory, similarity, spectrum
 
 statuses = []
-for benchmark in (spectrum, similarity, layers, memory, fuzz):
+for benchmark in (spectrum, similarity, callback, layers, memory, fuzz):
     print(f"== {benchmark.__name__}", flush=True)
     statuses.append(benchmark.main([]))
 sys.exit(max(statuses))

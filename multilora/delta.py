@@ -148,7 +148,7 @@ def _save_full(model: Any, base: str, out: Path) -> None:
             vectors[name] = {"frobenius_norm": float(delta.norm())}
             continue
         modules[module] = {
-            "floor": noise_floor(_as_numpy(tuned)),
+            "floor": noise_floor(as_numpy(tuned)),
             "W0_frobenius": float(before.norm()),
             "W0_rms": float(before.square().mean().sqrt()),
         }
@@ -170,7 +170,7 @@ def _save_full(model: Any, base: str, out: Path) -> None:
     record.write_json(out / "delta_config.json", config)
 
 
-def _as_numpy(W: torch.Tensor) -> np.ndarray:
+def as_numpy(W: torch.Tensor) -> np.ndarray:
     """The same numbers in the same dtype; numpy has bfloat16 from ml_dtypes."""
     W = W.detach().cpu()
     if W.dtype == torch.bfloat16:

@@ -9,7 +9,6 @@ trained unless --target_modules says otherwise; everything else is frozen, for e
 
 import copy
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -155,14 +154,7 @@ class AdapterTrainer(transformers.Trainer):
 
 def prepare(model: Any, settings: TrainSettings) -> Any:
     """The model with what `settings.method` trains made trainable and the rest frozen."""
-    targets: Any = settings.target_modules
-    if targets != "all-linear" and re.fullmatch(r"[\w.,-]+", targets):
-        targets = targets.split(",")
-    elif targets != "all-linear":
-        try:
-            re.compile(targets)
-        except re.error as error:
-            raise ValueError(f"target_modules {targets!r} is no regex: {error}") from None
+    targets: Any = command.targets(settings.target_modules)
     common = {
         "lora_alpha": settings.scale * settings.rank,
         "lora_dropout": settings.dropout,

@@ -1,0 +1,383 @@
+"""What training does to the weights while it runs: the spectra of every ΔW, every N steps.
+
+    from multilora.callback import SpectrumCallback
+    trainer.add_callback(SpectrumCallback(trainer, every=100))
+
+`trainer` is any transformers.Trainer (TRL's are), its model one with adapters of PEFT or of this
+package. Rows as `python -m analysis.spectrum` makes them are added to spectrum_steps.csv in the
+output directory, and their medians are logged to whatever `report_to` is set.
+
+A layer says what its update is by one of two methods: `factors(adapter)` -> (left, right) with
+ΔW = left @ right, or, where it has several updates, `parts(adapter)` -> {part: (left, right)}.
+PEFT's LoRA and AdaLoRA, which have neither, are known here.
+"""
+
+import math
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from peft.tuners.adalora.layer import AdaLoraLayer
+from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.numpy import save_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from analysis import CheckpointError, spectrum, store, table
+from analysis.checkpoint import Run
+from analysis.floor import noise_floor
+from analysis.formats import factors, starts
+from analysis.formats.peft import PREFIX, WRAPPING
+from analysis.update import DenseUpdate, Entry, LowRankUpdate, Skipped
+from multilora import delta
+from multilora.config import MethodType
+
+TABLE, SPECTRA = "spectrum_steps.csv", "spectra_steps"
+# What is logged: medians over modules.
+LOGGED = (
+    *("spectral_norm", "frobenius_norm", "top_share_1", "top_share_4"),
+    *("effective_rank", "stable_rank", "utilisation", "democracy"),
+)
+# Variants of PEFT's LoRA that change how it is trained or when it acts, and leave ΔW = B·A.
+PLAIN_VARIANTS = ("ALora", "MiCA", "Velora")
+# Methods without factors whose `get_delta_weight` is ΔW; that of others may be a rotation of W0.
+ADDITIVE = tuple(f"peft:{name}" for name in "LOHA LOKR VERA VBLORA RANDLORA FOURIERFT".split())
+NAMED = 8  # modules in one warning
+
+Start = dict[tuple[str, str], LowRankUpdate]
+
+
+class SpectrumCallback(transformers.TrainerCallback):
+    """Measures ΔW at step 0, at every `every`-th step and at the last.
+
+    trainer: the one it is added to, through which the medians are logged; without it (in
+    `callbacks=[…]`, before there is one) nothing is logged and all else is the same.
+    full: also the updates that are known as a matrix only, by the eigenvalues of each (seconds
+    a matrix): every trained 2-D weight outside the adapters, of which a copy is kept on the CPU,
+    and adapters without factors.
+    singular_values: also write them all, by the rows' keys, to spectra_steps/step-N.safetensors.
+
+    A training that starts anew starts the files anew; a resumed one goes on behind the step that it
+    resumes from, so that no step is lost and none stands there twice. Only the first process
+    works and writes. Training itself is not changed by a bit. Updates that cannot be measured
+    are named in a warning, once.
+    """
+
+    def __init__(
+        self,
+        trainer: Any = None,
+        *,
+        every: int = 100,
+        full: bool = False,
+        singular_values: bool = False,
+    ) -> None:
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f"every is {every!r}; expected a whole number of steps, at least 1")
+        self.trainer, self.every = trainer, every
+        self.full, self.singular_values = full, singular_values
+        self.W0: dict[str, torch.Tensor] | None = None
+        self.starts: Start | None = None
+        self.last = -1  # the last step in the table
+        self._warned: set[str] = set()
+        if trainer is not None and trainer.is_world_process_zero():
+            self._remember(trainer.model)
+
+    def on_init_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        # Here the weights are still those of the base, also where training is to be resumed.
+        if state.is_world_process_zero:
+            self._remember(model)
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        if self.W0 is None and state.global_step == 0:
+            self._remember(model)
+        if self.W0 is None and self.full:
+            raise ValueError(
+                "SpectrumCallback(full=True) came after the weights before training were gone; "
+                "pass it the trainer, SpectrumCallback(trainer, full=True), before train()"
+            )
+        self.last = _cut(Path(args.output_dir), state.global_step)
+        if state.global_step % self.every == 0:
+            self._measure(args, state, control, model)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self._measure(args, state, control, model)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        # Another callback ends training early. (At on_train_end, loggers have closed already.)
+        if control.should_training_stop:
+            self._measure(args, state, control, model)
+
+    def _remember(self, model: Any) -> None:
+        """Copies of what ΔW is taken from, where that is not zero."""
+        trained = _trained(model) if self.full else ()
+        self.W0 = {name: p.detach().cpu().clone() for name, p in trained if p.ndim == 2}
+        self.starts = {
+            (update.name, update.part): replace(update, B=update.B.copy(), A=update.A.copy())
+            for update in updates(model, None, starting=True)
+            if isinstance(update, LowRankUpdate)
+        }
+
+    def _measure(self, args: Any, state: Any, control: Any, model: Any) -> None:
+        step, out = int(state.global_step), Path(args.output_dir)
+        if not state.is_world_process_zero or step <= self.last:
+            return
+        run = Run(out, out.resolve().name, step)
+        W0 = self.W0 if self.full else None
+        found = spectrum.of_updates(updates(model, self.starts, W0), run)
+        self._warn(found.skipped)
+        if self.singular_values and found.s:
+            (out / SPECTRA).mkdir(parents=True, exist_ok=True)
+            file = out / SPECTRA / f"step-{step}.safetensors"
+            store.replace(file, partial(save_file, found.s))
+        _append(out / TABLE, found.rows)
+        self.last = step
+        if found.rows:
+            self._log(found.rows, control)
+
+    def _log(self, rows: list[store.Row], control: Any) -> None:
+        if self.trainer is None:
+            return
+        median = table.summary(rows)[-1]  # of all kinds
+        logs = {f"spectrum/{c}": median[c] for c in LOGGED if median[c] is not None}
+        # Whoever logs takes back that the trainer is to log at this step. And its own `log`, not
+        # that of a subclass: TRL's adds its running means there, and resets them.
+        asked = control.should_log
+        transformers.Trainer.log(self.trainer, logs)
+        control.should_log = asked
+
+    def _warn(self, skipped: list[dict[str, str]]) -> None:
+        """Name what was not measured, by reason; a module only once."""
+        modules: dict[str, list[str]] = {}
+        for skip in skipped:
+            name = skip["module"]
+            if name not in self._warned:
+                self._warned.add(name)
+                modules.setdefault(skip["reason"].removeprefix(f"{name}: "), []).append(name)
+        for reason, names in modules.items():
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            warnings.warn(f"no spectra of {', '.join(names[:NAMED])}{more}: {reason}", stacklevel=2)
+
+
+def updates(
+    model: nn.Module,
+    start: Start | None,
+    W0: Mapping[str, torch.Tensor] | None = None,
+    starting: bool = False,
+) -> Iterator[Entry]:
+    """ΔW of every adapter in a model, by layer; with `W0` of every trained 2-D weight as well.
+
+    start: the updates at the start of adapters that put part of W0 into their factors (PiSSA, …),
+    which are subtracted; `starting`: these alone, as they are now. W0: the weights before
+    training by parameter name; with it, adapters without factors are given as matrices. The
+    factors may share memory with the model's parameters: use them before training goes on.
+    """
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
+    several = len({adapter for _, layer in layers for adapter in _adapters(layer)}) > 1
+    configs = getattr(model, "peft_config", {})
+    for key, layer in layers:
+        name = key.removeprefix(PREFIX)
+        for adapter in _adapters(layer):
+            config = configs.get(adapter)
+            moved = _moves_base(config)
+            if starting and not moved:
+                continue
+            part, method = adapter if several else "", _method(config)
+            try:
+                for update in _of_layer(layer, adapter, name, part, method, W0 is not None):
+                    if moved and not starting and isinstance(update, LowRankUpdate):
+                        yield _since(update, start)
+                    else:
+                        yield update
+            except CheckpointError as error:
+                yield Skipped(name, str(error))
+    if W0 is not None:
+        for name, p in _trained(model):
+            yield _difference(model, name, p, W0.get(name))
+
+
+def _adapters(layer: Any) -> list[str]:
+    """The adapters in a layer, in the order in which they came."""
+    tables: list[Any] = [getattr(layer, name, ()) for name in layer.adapter_layer_names]
+    return list(dict.fromkeys(key for t in tables if hasattr(t, "keys") for key in t))
+
+
+def _method(config: Any) -> str:
+    """What tables call the method of an adapter."""
+    kind = getattr(config, "peft_type", None)
+    if kind is None:
+        return ""
+    if isinstance(kind, MethodType) or kind.value == "LORA":
+        return str(kind.value).lower()
+    return f"peft:{kind.value}"
+
+
+def _moves_base(config: Any) -> bool:
+    """Whether the adapter's start changes the base weights, so that B·A is not ΔW."""
+    kind = getattr(config, "init_lora_weights", True)
+    return (kind.lower() if isinstance(kind, str) else kind) not in starts.PLAIN
+
+
+def _since(update: LowRankUpdate, start: Start | None) -> LowRankUpdate:
+    if start is None or (update.name, update.part) not in start:
+        raise CheckpointError(
+            "its start changed the base weights and is not known; pass the callback the trainer, "
+            "SpectrumCallback(trainer), before train()"
+        )
+    return starts.subtract(update, start[update.name, update.part])
+
+
+def _of_layer(
+    layer: Any, adapter: str, name: str, part: str, method: str, dense: bool
+) -> Iterator[LowRankUpdate | DenseUpdate]:
+    """The updates of one adapter in one layer; CheckpointError where there is no telling."""
+    if isinstance(layer, LoraLayer):
+        B, A, scale = _lora(layer, adapter)
+        yield LowRankUpdate(name, *factors.matrices(B, A), scale, part, method)
+    elif hasattr(layer, "parts") or hasattr(layer, "factors"):
+        try:
+            with torch.no_grad():
+                several = hasattr(layer, "parts")
+                pairs = layer.parts(adapter) if several else {"": layer.factors(adapter)}
+        except ValueError as error:
+            raise CheckpointError(str(error)) from None
+        for of, (left, right) in pairs.items():
+            piece = ".".join(filter(None, (part, of)))
+            yield LowRankUpdate(name, _array(left), _array(right), 1.0, piece, method)
+    elif method not in ADDITIVE:
+        raise CheckpointError(f"ΔW of {method.removeprefix('peft:')} is not known in factors")
+    elif not dense:
+        raise CheckpointError(f"{method} gives ΔW as a matrix; pass SpectrumCallback full=True")
+    else:
+        yield _matrix(layer, adapter, name, part, method)
+
+
+def _lora(layer: Any, adapter: str) -> tuple[np.ndarray, np.ndarray, float]:
+    """B, A and scale of PEFT's own layers, AdaLoRA's too; B and A may be kernels."""
+    variant = getattr(layer, "lora_variant", {}).get(adapter)
+    kind = type(variant).__name__
+    if isinstance(layer, ParamWrapper):
+        raise CheckpointError("LoRA on parameters (target_parameters) stacks several updates")
+    if variant is not None and not kind.startswith(PLAIN_VARIANTS):
+        raise CheckpointError(f"ΔW of {kind.removesuffix('Variant')} is not B·A")
+    scale = float(layer.scaling[adapter])
+    if isinstance(layer, AdaLoraLayer):
+        with torch.no_grad():
+            B = layer.lora_B[adapter] * layer.lora_E[adapter].T
+            scale /= float(layer.ranknum[adapter]) + 1e-5
+        return _array(B), _array(layer.lora_A[adapter]), scale
+    if adapter in layer.lora_embedding_A:
+        B, A = layer.lora_embedding_B[adapter], layer.lora_embedding_A[adapter]
+    else:
+        B, A = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
+    return _array(B), _array(A), scale
+
+
+def _matrix(layer: Any, adapter: str, name: str, part: str, method: str) -> DenseUpdate:
+    """ΔW of an adapter without factors, made when it is needed."""
+    base = layer.get_base_layer()
+    if not base.weight.is_floating_point():
+        raise CheckpointError(f"its base weight is quantised ({base.weight.dtype})")
+    turned = isinstance(base, Conv1D)
+    shape = base.weight.shape[::-1] if turned else base.weight.shape
+
+    def load() -> np.ndarray:
+        with torch.no_grad():
+            W = layer.get_delta_weight(adapter).detach()
+        return _array((W.T if turned else W.flatten(1)).float())
+
+    return DenseUpdate(name, (shape[0], math.prod(shape[1:])), load, part=part, method=method)
+
+
+def _trained(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The trained weights outside adapters that are no vectors, by parameter name."""
+    in_adapters = {
+        id(p)
+        for layer in model.modules()
+        if isinstance(layer, BaseTunerLayer)
+        for name, p in layer.named_parameters()
+        if name.split(".")[0] in layer.adapter_layer_names
+    }
+    for name, p in model.named_parameters():
+        if p.requires_grad and p.ndim > 1 and id(p) not in in_adapters:
+            yield name, p
+
+
+def _difference(
+    model: nn.Module, key: str, tuned: torch.Tensor, before: torch.Tensor | None
+) -> DenseUpdate | Skipped:
+    """W_tuned − W0 of one parameter, taken when it is needed."""
+    owner, _, leaf = key.rpartition(".")
+    name = WRAPPING.sub("", key).removesuffix(".weight")
+    if tuned.ndim != 2:
+        return Skipped(name, f"is {tuple(tuned.shape)}; expected a matrix")
+    if before is None or before.shape != tuned.shape:
+        return Skipped(name, "was not trained, or sharded, when W0 was kept")
+    turned = leaf == "weight" and isinstance(model.get_submodule(owner), Conv1D)
+
+    def load() -> np.ndarray:
+        W = tuned.detach().cpu().double() - before.double()
+        return _array((W.T if turned else W).float())
+
+    def floor() -> float:
+        return noise_floor(delta.as_numpy(tuned))
+
+    d_out, d_in = reversed(tuned.shape) if turned else tuned.shape
+    return DenseUpdate(name, (d_out, d_in), load, floor, method="full")
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    """The numbers on the CPU; CheckpointError where this process does not have them."""
+    if tensor.is_meta or tensor.numel() == 0 or hasattr(tensor, "placements"):
+        raise CheckpointError("is sharded or not loaded; expected whole weights in this process")
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"is quantised ({tensor.dtype}); expected floating-point weights")
+    return delta.as_numpy(tensor)
+
+
+def _append(path: Path, rows: list[store.Row]) -> None:
+    """Add rows to the table; who reads it meanwhile sees all of them or none."""
+    header, lines = store.csv_text(rows).split("\n", 1)
+
+    def write(temporary: Path) -> None:
+        if path.exists():
+            shutil.copyfile(path, temporary)
+        else:
+            temporary.write_text(f"{header}\n", encoding="utf-8")
+        with temporary.open("a", encoding="utf-8") as file:
+            file.write(lines)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store.replace(path, write)
+
+
+def _cut(out: Path, step: int) -> int:
+    """Leave of an earlier training's files what it had measured by `step`; the last step left.
+
+    At step 0 nothing is left, and -1 returned. Raises ValueError where the table is no table.
+    """
+    for file in (out / SPECTRA).glob("step-*.safetensors"):
+        if step == 0 or int(file.stem.removeprefix("step-")) > step:
+            file.unlink()
+    path = out / TABLE
+    if step == 0 or not path.exists():
+        path.unlink(missing_ok=True)
+        return -1
+    try:
+        rows = [row for row in store.rows(path) if row["step"] <= step]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the table of a training: {error}") from None
+    store.write_text(path, store.csv_text(rows))
+    return max((row["step"] for row in rows), default=-1)
