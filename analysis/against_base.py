@@ -237,6 +237,7 @@ def analyse(
     *,
     options: Options | None = None,
     modules: str | None = None,
+    rename: Sequence[pairing.Rename] = (),
     landing: bool = False,
     intruders: bool = False,
     cache: Path | None = None,
@@ -245,34 +246,39 @@ def analyse(
 ) -> AgainstBase:
     """Every update of the checkpoints at `paths` beside the weight of `model` that it changes.
 
-    landing, intruders: these too, for which every W0 is decomposed; landing is there without
-    asking where that takes less than a minute. cache: where decompositions are kept; None,
-    nowhere. say: told what they will cost before they start. The rest as for
-    `similarity.analyse`. Raises CheckpointError where the model cannot be read.
+    landing, intruders: these too, for which every W0 is decomposed; landing is there wherever that
+    is done, and without asking where it takes less than a minute. cache: where decompositions that
+    were asked for are kept; None, nowhere. say: told what they will cost before they start. The
+    rest as for `similarity.analyse`. A checkpoint that is not of this model is skipped.
     """
     runs = checkpoint.runs(paths)
     options = options or Options(base=Path(model))
-    collected = pairing.collect(runs, options, command.expression(modules))
-    weights = {
-        run.key: open_base(model, [update.name for update in collected.updates(run)])
-        for run in runs
-        if collected.names(run)
-    }
+    collected = pairing.collect(runs, options, command.expression(modules), rename)
+    weights = {}
+    for run in runs:
+        try:
+            if collected.names(run):
+                names = [update.name for update in collected.updates(run)]
+                weights[run.key] = open_base(model, names)
+        except CheckpointError as error:
+            collected.skip(run, "", f"{run.path}: {error}")
     shapes = [next(iter(by_run.values()))[0].shape for by_run in collected.modules.values()]
-    if shapes and not (landing or intruders):
-        landing = base_vectors.estimate(shapes)[0] < SOON
-        if not landing:
+    asked = landing or intruders
+    if weights:
+        landing = asked or base_vectors.estimate(shapes)[0] < SOON
+        if asked:
+            say(base_vectors.estimate_line(shapes, cache))
+        elif not landing:
             say("where ΔW lands is left out, as it takes long: see --landing")
-    elif shapes:
-        say(base_vectors.estimate_line(shapes, cache))
 
     def job(members: Members) -> list[Row]:
         rows = []
-        for run in runs:
+        for run in (run for run in runs if run.key in weights):
             for member in members.of(run):
                 try:
                     W0 = weights[run.key].weight(member.update)
-                    rows.append(_row(member, W0, landing, intruders, cache))
+                    kept = cache if asked else None
+                    rows.append(_row(member, W0, landing, intruders, kept))
                 except CheckpointError as error:
                     members.skip(run, str(error))
                 except MemoryError:

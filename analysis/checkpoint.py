@@ -62,7 +62,17 @@ class Run:
     @property
     def key(self) -> str:
         """run, or run@step."""
-        return self.name if self.step is None else f"{self.name}@{self.step}"
+        return run_key(self.name, self.step)
+
+
+def run_key(name: str, step: int | None) -> str:
+    """run, or run@step."""
+    return name if step is None else f"{name}@{step}"
+
+
+def update_key(run: str, module: str, part: str | None) -> str:
+    """run/module, or run/module#part, of the key of a run."""
+    return f"{run}/{module}" + (f"#{part}" if part else "")
 
 
 def read(

@@ -42,6 +42,16 @@ def complain(parser: argparse.ArgumentParser, message: str) -> None:
     print(f"{name}: {printable(message)}", file=sys.stderr)
 
 
+def complain_of_steps(parser: argparse.ArgumentParser, paths: Iterable[str]) -> None:
+    """A line for each checkpoint below which further ones lie that are not read."""
+    for path in map(Path, paths):
+        below = checkpoint.passed_over(path)
+        if below:
+            complain(
+                parser, f"{path}: is a checkpoint; {below} below it not read: {path}/checkpoint-*"
+            )
+
+
 def emit(text: str) -> None:
     """Print `text`; a reader that stops early, as `head` does, is no error."""
     try:

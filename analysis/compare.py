@@ -14,8 +14,10 @@ from enum import StrEnum
 
 import numpy as np
 
-from analysis import statistics
+from analysis import pairing, statistics
+from analysis.checkpoint import run_key
 from analysis.store import Row, Spectra
+from analysis.table import grouped
 
 TABLE = "comparison.csv"
 SHARES = {"top_share_1": 1, "top_share_4": 4, "top_share_16": 16}
@@ -141,8 +143,7 @@ def pairs(rows: Iterable[Row]) -> list[tuple[Checkpoint, Checkpoint]]:
 
 def name(checkpoint: Checkpoint) -> str:
     """run, or run@step, as in the keys of the rows."""
-    run, step = checkpoint
-    return run if step is None else f"{run}@{step}"
+    return run_key(*checkpoint)
 
 
 def compare(spectra: Spectra, a: Checkpoint, b: Checkpoint) -> Comparison:
@@ -150,40 +151,26 @@ def compare(spectra: Spectra, a: Checkpoint, b: Checkpoint) -> Comparison:
 
     Where one side of a module has no parts, it meets each part of the other.
     """
-    of_a, of_b = ([row for row in spectra.rows if (row["run"], row["step"]) == c] for c in (a, b))
-    met = list(_meeting(of_a, of_b))
-    seen = {row["key"] for pair in met for row in pair}
-    found = Comparison(
-        a,
-        b,
-        rows=[],
-        only_a=[_name(row) for row in of_a if row["key"] not in seen],
-        only_b=[_name(row) for row in of_b if row["key"] not in seen],
-        zero=[],
-        shapes=[],
+    of_a, of_b = (
+        grouped((row for row in spectra.rows if (row["run"], row["step"]) == c), "module")
+        for c in (a, b)
     )
-    for row_a, row_b in met:
-        if any(row_a[d] != row_b[d] for d in ("d_out", "d_in")):
-            found.shapes.append(_name(row_a))
-        elif 0 in (row_a["spectral_norm"], row_b["spectral_norm"]):
-            found.zero.append(_name(row_a))
-        else:
-            s_a, s_b = (spectra.s[row["key"]] for row in (row_a, row_b))
-            found.rows.append(_row(row_a, s_a, row_b, s_b))
+    found = Comparison(a, b, rows=[], only_a=[], only_b=[], zero=[], shapes=[])
+    for module in dict.fromkeys([*of_a, *of_b]):
+        met, only_a, only_b = pairing.meeting(
+            of_a.get(module, []), of_b.get(module, []), lambda row: row["part"]
+        )
+        found.only_a.extend(map(_name, only_a))
+        found.only_b.extend(map(_name, only_b))
+        for row_a, row_b in met:
+            if any(row_a[d] != row_b[d] for d in ("d_out", "d_in")):
+                found.shapes.append(_name(row_a))
+            elif 0 in (row_a["spectral_norm"], row_b["spectral_norm"]):
+                found.zero.append(_name(row_a))
+            else:
+                s_a, s_b = (spectra.s[row["key"]] for row in (row_a, row_b))
+                found.rows.append(_row(row_a, s_a, row_b, s_b))
     return found
-
-
-def _meeting(of_a: Iterable[Row], of_b: Iterable[Row]) -> Iterable[tuple[Row, Row]]:
-    by_module: tuple[dict[str, dict[str | None, Row]], ...] = ({}, {})
-    for rows, modules in zip((of_a, of_b), by_module, strict=True):
-        for row in rows:
-            modules.setdefault(row["module"], {})[row["part"]] = row
-    for module, a in by_module[0].items():
-        b = by_module[1].get(module, {})
-        common = [(row, b[part]) for part, row in a.items() if part in b]
-        if not common and {None} in (set(a), set(b)):
-            common = list(itertools.product(a.values(), b.values()))
-        yield from common
 
 
 def _name(row: Row) -> str:

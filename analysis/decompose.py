@@ -52,8 +52,7 @@ def spectrum(update: Update, method: str = "auto") -> Spectrum:
         result = _low_rank(update, method)
     else:
         result = _dense_svd(update) if method == "svd" else _dense_gram(update)
-        floor = update.floor() if callable(update.floor) else update.floor
-        result = replace(result, floor=floor)
+        result = replace(result, floor=_floor(update))
     _check_size(result.s, result.error_bound, update)
     return result
 
@@ -80,8 +79,8 @@ class Basis:
 class Decomposition:
     """ΔW = U diag(s) Vᵀ: left is U (d_out, k), right is V (d_in, k), k the capacity.
 
-    rank: how many of the values are told from zero; beyond it the vectors are an arbitrary
-    orthonormal completion. error_bound: of s.
+    rank: how many of the values are told from zero, and from the rounding noise of a difference;
+    beyond it the vectors are noise, or an arbitrary orthonormal completion. error_bound: of s.
     """
 
     left: Basis
@@ -104,7 +103,9 @@ def decomposition(update: Update, method: str = "auto") -> Decomposition:
         _magnitude(W, update)
         U, s, Vh = (M.numpy() for M in torch.linalg.svd(torch.from_numpy(W), full_matrices=False))
         left, right, bound = Basis(U), Basis(Vh.T), float(max(W.shape) * EPS * s[0])
+        floor = _floor(update)
     else:
+        floor = None
         with np.errstate(all="ignore"):
             roots = _roots(update, method == "auto", MAX_CONDITION_OF_VECTORS, bases=True)
             core = _finite(roots.L_B.T @ roots.L_A, "B·A", update)
@@ -115,7 +116,7 @@ def decomposition(update: Update, method: str = "auto") -> Decomposition:
             right = _through(roots.A, roots.L_A, Yh.T[:, :k], roots.algorithm)
             s, bound = scale * s[:k], scale * roots.error_bound(float(s[0]))
     _check_size(s, bound, update)
-    return Decomposition(left, s, right, rank(s, bound, update), bound)
+    return Decomposition(left, s, right, rank(s, bound, update, floor), bound)
 
 
 def svd(update: Update) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -132,6 +133,10 @@ def rank(s: np.ndarray, error_bound: float, update: Update, floor: float | None 
     """How many of the values are told from zero: from their error, rounding and the noise floor."""
     rounding = max(update.shape) * EPS * s[0]
     return metrics.rank(s, max(error_bound, floor or 0.0, rounding))
+
+
+def _floor(update: DenseUpdate) -> float | None:
+    return update.floor() if callable(update.floor) else update.floor
 
 
 @dataclass(frozen=True, eq=False)

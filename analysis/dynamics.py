@@ -8,13 +8,15 @@ step before and with the last one. left: output directions, right: input directi
 import argparse
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from analysis import CheckpointError, checkpoint, command, similarity, spectrum, store
+import numpy as np
+
+from analysis import CheckpointError, checkpoint, command, compare, similarity, spectrum, store
 from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.pairing import Pairs
@@ -30,7 +32,7 @@ SIZES = (
 )
 SHARED = (
     *("left_phi_1", "right_phi_1", "left_phi_k", "right_phi_k"),
-    *("left_above_chance", "right_above_chance", "cosine"),
+    *("left_chance_k", "right_chance_k", "left_above_chance", "right_above_chance", "cosine"),
 )
 OTHERS = ("previous", "last")
 COLUMNS = (
@@ -42,8 +44,9 @@ TABLE = "dynamics.csv"
 EXPLANATION = """\
 ‖ΔW‖_F, top-1, eff. rank, democracy: as analysis.spectrum prints them. φ(1), φ(k): how much of the
 top direction, of the top k, lies in those of the other step, from 0 to 1, with k the smaller rank;
-cosine: of the two ΔW as vectors. LoRA's A starts random and moves little, so that its input side
-looks settled early. Numbers are medians over modules."""
+cosine: of the two ΔW as vectors. The A of a LoRA starts random and moves little, so that its input
+side looks settled early. Numbers are medians over modules. Directions are those of the last step
+from where φ(k) with it stays at 0.9 of what it can be above chance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +54,15 @@ class Dynamics:
     """What the steps of a run, or of several, are like.
 
     rows: one a step and module, keyed by COLUMNS, None where a number is undefined; s: singular
-    values by run@step/module[#part]; skipped: {run, module, reason}.
+    values by run@step/module[#part]; verdicts: run -> which of its first and last step is the more
+    dominated, in words; skipped: {run, module, reason}; other: {run, name, what}.
     """
 
     rows: list[Row]
-    s: dict[str, Any]
+    s: dict[str, np.ndarray]
+    verdicts: dict[str, str]
     skipped: list[dict[str, str]]
+    other: list[dict[str, str]]
 
 
 def analyse(
@@ -75,7 +81,7 @@ def analyse(
     by_run = _steps(checkpoint.runs(listed))
     spectra = spectrum.analyse(listed, options=options, modules=modules, progress=progress)
     alike = similarity.analyse(
-        listed, options=options, modules=modules, choose=_chosen, progress=progress
+        listed, options=options, modules=modules, choose=_chosen, parts=False, progress=progress
     )
     pairs = {
         (row["run_a"], row["module"], row["part_a"], row["step_a"], row["step_b"]): row
@@ -93,14 +99,13 @@ def analyse(
             line |= {f"{column}_{other}": found.get(column) for column in SHARED}
         rows.append(line)
     # ΔW = 0, as at the start of a run, has a spectrum and no directions: that is no fault.
-    zero = {(r["run"], r["step"], r["module"]) for r in spectra.rows if r["spectral_norm"] == 0}
-    still = {(f"{run}@{step}", module) for run, step, module in zero}
-    skipped = {
-        (skip["run"], skip["module"]): skip
-        for skip in [*alike.skipped, *spectra.skipped]
-        if (skip["run"], skip["module"]) not in still
-    }
-    return Dynamics(rows, spectra.s, list(skipped.values()))
+    faults = [skip for skip in alike.skipped if skip not in alike.zero]
+    skipped = [*spectra.skipped, *(skip for skip in faults if skip not in spectra.skipped)]
+    verdicts = {}
+    for run, steps in by_run.items():
+        change = compare.compare(spectra, (run, steps[0]), (run, steps[-1]))
+        verdicts[run] = compare.judge(change).sentence
+    return Dynamics(rows, spectra.s, verdicts, skipped, spectra.other)
 
 
 def _steps(runs: Sequence[Run]) -> dict[str, list[int]]:
@@ -153,11 +158,10 @@ SHARED_HEADINGS = (
     *("step", "side", "with the one before: φ(1)", "φ(k)", "cosine"),
     *("with the last: φ(1)", "φ(k)", "cosine"),
 )
-SETTLED = 0.9  # of the top k directions of the last step: they have found their place
-MOVED = 0.02  # a share of the energy that changes by less has stayed
+SETTLED = 0.9  # of what φ(k) with the last step can be above chance: it has found its place
 
 
-def lines(rows: Sequence[Row]) -> Iterator[str]:
+def lines(rows: Sequence[Row], verdicts: Mapping[str, str]) -> Iterator[str]:
     """What a person reads: two tables a run, and below them what they say in words."""
     for (run,), of_run in grouped(summary(rows), "run").items():
         yield f"{run}, {of_run[0]['modules']} modules"
@@ -181,11 +185,12 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
         yield from aligned(shared)
         yield ""
         yield from words(of_run)
+        yield verdicts[run]
         yield ""
 
 
 def words(steps: Sequence[Row]) -> Iterator[str]:
-    """What the summary of one run says: how ΔW grew, how its energy moved, when it settled."""
+    """What the summary of one run says: how ΔW grew, and when its directions settled."""
     first, last = steps[0], steps[-1]
     sizes = first["frobenius_norm"], last["frobenius_norm"]
     if sizes[0]:
@@ -193,24 +198,37 @@ def words(steps: Sequence[Row]) -> Iterator[str]:
             f"From step {first['step']} to {last['step']} ‖ΔW‖_F goes from {sizes[0]:.3g} to"
             f" {sizes[1]:.3g}, {sizes[1] / sizes[0]:.2g} times."
         )
-    shares = first["top_share_1"], last["top_share_1"]
-    if None not in shares:
-        change = shares[1] - shares[0]
-        moved, so = ("rises", "more") if change > 0 else ("falls", "less")
-        if abs(change) < MOVED:
-            yield f"The share of the first direction stays near {shares[1]:.3f}."
-        else:
-            yield (
-                f"The share of the first direction {moved} from {shares[0]:.3f} to {shares[1]:.3f}:"
-                f" ΔW becomes {so} dominated."
-            )
     for side, what in (("left", "output"), ("right", "input")):
-        settled = [step for step in steps[:-1] if (step[f"{side}_phi_k_last"] or 0) >= SETTLED]
-        if settled:
-            when = f"are those of the last step from step {settled[0]['step']} on"
-        else:
+        settled = _settled(steps, side)
+        if settled is not None:
+            when = f"are those of the last step from step {settled} on"
+        elif any(_excess(step, side) is not None for step in steps[:-1]):
             when = "move until the end"
-        yield f"The top k {what} directions ({side}) {when} (φ(k) ≥ {SETTLED})."
+        else:
+            continue
+        yield f"The top k {what} directions ({side}) {when}."
+
+
+def _settled(steps: Sequence[Row], side: str) -> int | None:
+    """The first step from which on the directions are those of the last; None where none is."""
+    settled = None
+    for step in reversed(steps[:-1]):
+        excess = _excess(step, side)
+        if excess is None or excess < SETTLED:
+            break
+        settled = step["step"]
+    return settled
+
+
+def _excess(step: Row, side: str) -> float | None:
+    """φ(k) with the last step, as far above chance as it can be: from 0, by chance, to 1.
+
+    None where it is undefined, or where random directions would share half of it.
+    """
+    shared, chance = step[f"{side}_phi_k_last"], step[f"{side}_chance_k_last"]
+    if shared is None or chance >= 0.5:
+        return None
+    return float((shared - chance) / (1 - chance))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -225,13 +243,16 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     for skip in found.skipped:
         command.complain(parser, skip["reason"])
     if not found.rows:
+        if arguments.json:
+            command.emit(store.strict_json({"rows": [], "skipped": found.skipped}))
         return 2
     made_by: dict[str, Any] = {}
     if arguments.out or arguments.json:
         made_by = store.record("analysis.dynamics", command.read(arguments), vars(arguments))
     if arguments.figures:
         _draw(found, Path(arguments.figures))
-    notes = {"summary": summary(found.rows), "skipped": found.skipped}
+    notes: Row = {"summary": summary(found.rows), "verdicts": found.verdicts}
+    notes |= {"skipped": found.skipped, "other": found.other}
     if arguments.out:
         tables = {TABLE: store.csv_text(found.rows, COLUMNS)}
         store.write(arguments.out, {store.SPECTRA: found.s}, tables, {**made_by, **notes})
@@ -241,7 +262,9 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         rows = command.printable_rows(found.rows)
         command.emit(store.csv_text(rows, COLUMNS).rstrip("\n"))
     else:
-        command.emit("\n".join([*map(command.printable, lines(found.rows)), EXPLANATION]))
+        command.emit(
+            "\n".join([*map(command.printable, lines(found.rows, found.verdicts)), EXPLANATION])
+        )
     return 1 if found.skipped else 0
 
 
@@ -257,7 +280,11 @@ def _draw(found: Dynamics, directory: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m analysis.dynamics", description=__doc__, epilog=EXPLANATION
+        prog="python -m analysis.dynamics",
+        description=__doc__,
+        epilog=EXPLANATION
+        + " Exit status: 0, every step was analysed; 1, some modules were skipped; 2, nothing was"
+        " analysed, or bad usage.",
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a run directory, or its steps")
     parser.add_argument("--figures", metavar="DIR", help="draw dynamics.png and .pdf there")

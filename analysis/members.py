@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from analysis import CheckpointError, command, decompose, pairing, parallel
-from analysis.checkpoint import Run
+from analysis.checkpoint import Run, update_key
 from analysis.decompose import Decomposition
 from analysis.pairing import Collected, Pairs
 from analysis.store import Row
@@ -37,9 +37,8 @@ class Member:
     def columns(self) -> Row:
         """Which update this is, by ONE; key is run[@step]/module[#part], as the run calls it."""
         d_out, d_in = self.update.shape
-        part = f"#{self.update.part}" if self.update.part else ""
         return {
-            "key": f"{self.run.key}/{self.update.name}{part}",
+            "key": update_key(self.run.key, self.update.name, self.update.part),
             "run": self.run.name,
             "step": self.run.step,
             "part": self.update.part or None,
@@ -63,11 +62,15 @@ def pair_columns(a: Member, b: Member) -> Row:
 
 
 class Members:
-    """The updates of one module, each decomposed once; what cannot be compared is noted."""
+    """The updates of one module, each decomposed once; what cannot be compared is noted.
+
+    skipped: {run, module, reason}; zero: those of them that are no fault, where ΔW = 0.
+    """
 
     def __init__(self, module: str, collected: Collected) -> None:
         self.module = module
         self.skipped: list[dict[str, str]] = []
+        self.zero: list[dict[str, str]] = []
         self._by_run = collected.modules[module]
         self._found: dict[Update, Member | None] = {}
 
@@ -85,13 +88,16 @@ class Members:
         for a, b in pairs:
             if a.key not in self._by_run or b.key not in self._by_run:
                 continue
-            meeting = pairing.meeting(self._by_run[a.key], self._by_run[b.key])
-            if not meeting:
-                where = f"{a.path} and {b.path}: {self.module}"
-                self.skip(a, f"{where}: its parts have no name in common")
+            meeting, only_a, only_b = pairing.meeting(
+                self._by_run[a.key], self._by_run[b.key], lambda update: update.part
+            )
+            for here, only, there in ((a, only_a, b), (b, only_b, a)):
+                for update in only:
+                    where = f"{there.path}: {self._name(update)}: is not in it, but in {here.path}"
+                    self.skip(there, where)
             for x, y in meeting:
                 if x.shape != y.shape:
-                    where = f"{self.module}: is {x.shape} in {a.path} and {y.shape} in {b.path}"
+                    where = f"{self._name(x)}: is {x.shape} in {a.path} and {y.shape} in {b.path}"
                     self.skip(a, f"{where}; expected one shape")
                 else:
                     yield from itertools.product(self._moved(a, [x]), self._moved(b, [y]))
@@ -105,9 +111,16 @@ class Members:
     def _moved(self, run: Run, updates: Sequence[Update]) -> list[Member]:
         """Those that are not zero."""
         known = self._known(run, updates)
-        if any(member.found.rank == 0 for member in known):
-            self.skip(run, f"{run.path}: {self.module}: ΔW is zero; it has no direction")
+        for member in known:
+            if member.found.rank == 0:
+                name = self._name(member.update)
+                reason = f"{run.path}: {name}: ΔW is zero; it has no direction"
+                self.skip(run, reason)
+                self.zero += [note for note in self.skipped if note["reason"] == reason]
         return [member for member in known if member.found.rank]
+
+    def _name(self, update: Update) -> str:
+        return f"{self.module} {update.part}".strip()
 
     def _known(self, run: Run, updates: Sequence[Update]) -> list[Member]:
         for update in updates:
@@ -132,18 +145,21 @@ def over_modules(
 ) -> Iterator[Result]:
     """What `job` makes of each module: low-rank ones several at a time, then the dense ones."""
 
-    def work(module: str) -> Result:
+    def work(module: str) -> tuple[Members, Result]:
         members = Members(module, collected)
-        result = job(members)
+        return members, job(members)
+
+    def noted(members: Members, result: Result) -> Result:
         collected.skipped.extend(members.skipped)
+        collected.zero.extend(members.zero)
         return result
 
     dense = [module for module in collected.modules if _is_dense(module, collected)]
     factored = [module for module in collected.modules if module not in set(dense)]
-    for _, result in parallel.in_order(work, factored):
-        yield result
+    for _, done in parallel.in_order(work, factored):
+        yield noted(*done)
     for module in command.with_bar(dense, progress, "comparing", "module"):
-        yield work(module)
+        yield noted(*work(module))
 
 
 def _is_dense(module: str, collected: Collected) -> bool:

@@ -2,13 +2,15 @@
 
 import itertools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from analysis.checkpoint import Run
+from analysis import checkpoint
+from analysis.checkpoint import Run, run_key
 from analysis.store import Row
 from analysis.subspaces import SIDES, above_chance
 
@@ -24,16 +26,22 @@ class Label:
 def labels(runs: Sequence[Run], groups: Sequence[Sequence[str]] = ()) -> dict[str, Label]:
     """Run key → its label, for the runs of which a group or their run.json says it.
 
-    groups: name, path, path, …: the runs of one method, seed by seed.
+    groups: name, path, path, …: the runs of one method. A seed is what run.json says, else the
+    place in the group. Raises ValueError for a path that stands for several runs, which are no
+    seeds of one method.
     """
-    grouped = {
-        Path(path): Label(name, seed) for name, *paths in groups for seed, path in enumerate(paths)
-    }
-    found = {}
-    for run in runs:
-        label = grouped.get(run.path) or _from_file(run.path)
-        if label:
-            found[run.key] = label
+    found = {run.key: label for run in runs if (label := _from_file(run.path))}
+    places = {os.path.abspath(run.path): run for run in runs}
+    for name, *paths in groups:
+        for seed, path in enumerate(paths):
+            of_path = checkpoint.runs([path])
+            run = places.get(os.path.abspath(of_path[0].path))
+            if len(of_path) > 1 or run is None:
+                raise ValueError(
+                    f"--group {name}: {path}: {len(of_path)} checkpoints; expected one"
+                )
+            known = found.get(run.key)
+            found[run.key] = Label(name, known.seed if known else seed)
     return found
 
 
@@ -81,8 +89,7 @@ def between(
 
 
 def _run_key(row: Row, side: str) -> str:
-    run, step = row[f"run_{side}"], row[f"step_{side}"]
-    return run if step is None else f"{run}@{step}"
+    return run_key(row[f"run_{side}"], row[f"step_{side}"])
 
 
 def _mean_over_runs(rows: Sequence[Row], arrays: Mapping[str, np.ndarray], k: int) -> Row:

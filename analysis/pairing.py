@@ -2,8 +2,9 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from analysis import CheckpointError, checkpoint
 from analysis.checkpoint import Run
@@ -11,6 +12,7 @@ from analysis.formats import Options
 from analysis.update import LowRankUpdate, Other, Skipped, Update
 
 Rename = tuple[str, str]
+Item = TypeVar("Item")
 Pairs = list[tuple[Run, Run]]
 
 
@@ -19,11 +21,13 @@ class Collected:
     """What several checkpoints hold.
 
     modules: module -> run key -> its updates, one a part; skipped: {run, module, reason} of what
-    could not be read; other: {run, name, what} of tensors that are no updates.
+    could not be read or compared; zero: those of them where ΔW = 0, which is no fault; other:
+    {run, name, what} of tensors that are no updates.
     """
 
     modules: dict[str, dict[str, list[Update]]] = field(default_factory=dict)
     skipped: list[dict[str, str]] = field(default_factory=list)
+    zero: list[dict[str, str]] = field(default_factory=list)
     other: list[dict[str, str]] = field(default_factory=list)
 
     def skip(self, run: Run, module: str, reason: str) -> None:
@@ -131,17 +135,19 @@ def _closest(names_a: Sequence[str], names_b: Sequence[str]) -> str:
     return f"they have names as {names_a[0]} and {names_b[0]}"
 
 
-def meeting(a: Sequence[Update], b: Sequence[Update]) -> list[tuple[Update, Update]]:
-    """The pairs of updates of one module in two runs that are compared: equal parts.
+def meeting(
+    a: Sequence[Item], b: Sequence[Item], part: Callable[[Item], str | None]
+) -> tuple[list[tuple[Item, Item]], list[Item], list[Item]]:
+    """Of what two runs have of one module, the pairs of equal parts; what only a has; only b.
 
-    Where one side has no parts, it is compared with each part of the other. None where the parts
-    have different names.
+    Where one side has no parts, it meets each part of the other.
     """
-    of_b = {update.part: update for update in b}
-    common = [(update, of_b[update.part]) for update in a if update.part in of_b]
-    if common or not ({update.part for update in a} == {""} or set(of_b) == {""}):
-        return common
-    return [(x, y) for x in a for y in b]
+    of_a, of_b = ({part(item) or "": item for item in items} for items in (a, b))
+    if a and b and set(of_a).isdisjoint(of_b) and {""} in (set(of_a), set(of_b)):
+        return [(x, y) for x in a for y in b], [], []
+    pairs = [(item, of_b[name]) for name, item in of_a.items() if name in of_b]
+    only_a = [item for name, item in of_a.items() if name not in of_b]
+    return pairs, only_a, [item for name, item in of_b.items() if name not in of_a]
 
 
 def parts(updates: Sequence[Update]) -> Iterator[Update]:

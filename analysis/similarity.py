@@ -62,13 +62,15 @@ class Similarity:
     rows: one a pair of updates, keyed by COLUMNS, None where a number is undefined; phi: key +
     "#left" and "#right" -> the grid φ(i, j), (k, k), up to k = 128, nan where it is undetermined,
     and "#left_angles", "#right_angles" -> principal angles of the top k, radians. inside: the rows
-    of two parts of one module in one run. skipped: {run, module, reason}; other: {run, name, what}.
+    of two parts of one module in one run. skipped: {run, module, reason}; zero: those of them
+    where ΔW = 0; other: {run, name, what}.
     """
 
     rows: list[Row] = field(default_factory=list)
     inside: list[Row] = field(default_factory=list)
     phi: dict[str, np.ndarray] = field(default_factory=dict)
     skipped: list[dict[str, str]] = field(default_factory=list)
+    zero: list[dict[str, str]] = field(default_factory=list)
     other: list[dict[str, str]] = field(default_factory=list)
 
 
@@ -80,6 +82,7 @@ def analyse(
     modules: str | None = None,
     rename: Sequence[pairing.Rename] = (),
     choose: Callable[[Sequence[Run]], Pairs] | None = None,
+    parts: bool = True,
     progress: bool = False,
 ) -> Similarity:
     """How alike the updates of the checkpoints at `paths` are, module by module.
@@ -88,7 +91,8 @@ def analyse(
     modules have parts, which are compared with one another: MultiLoRA's modules, heads, tasks.
     base, options: what there is to say about reading. modules: a regular expression that a
     module's name must contain. rename: (pattern, replacement), applied to the names before they
-    are matched. choose: the pairs of runs to compare, all of them by default. What cannot be
+    are matched. choose: the pairs of runs to compare, all of them by default;
+    parts: whether those of one run are compared. What cannot be
     compared stands in `skipped`. Raises CheckpointError for a path that does not exist,
     ValueError for an expression that is none.
     """
@@ -98,8 +102,8 @@ def analyse(
     collected = pairing.collect(runs, options, command.expression(modules), rename)
     pairs = choose(runs) if choose else list(itertools.combinations(runs, 2))
     pairs = pairing.sharing(pairs, collected)
-    found = Similarity(skipped=collected.skipped, other=collected.other)
-    job = partial(_compare, runs=runs, pairs=pairs)
+    found = Similarity(skipped=collected.skipped, zero=collected.zero, other=collected.other)
+    job = partial(_compare, runs=runs if parts else [], pairs=pairs)
     for result in over_modules(job, collected, progress):
         found.rows.extend(result.rows)
         found.inside.extend(result.inside)
@@ -122,7 +126,7 @@ def _row(a: Member, b: Member, arrays: dict[str, np.ndarray]) -> Row:
     """The line of one pair; its grids and angles go to `arrays`."""
     numbers, of_pair = subspaces.compare(a.found, b.found)
     line = pair_columns(a, b) | {
-        name: None if isinstance(value, float) and np.isnan(value) else value
+        name: None if isinstance(value, float) and not np.isfinite(value) else value
         for name, value in numbers.items()
     }
     arrays.update({f"{line['key']}#{name}": array for name, array in of_pair.items()})
@@ -159,14 +163,19 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         parser.error("the following arguments are required: PATH, or --group")
     if empty := [group[0] for group in arguments.group if len(group) < 2]:
         parser.error(f"--group {empty[0]}: expected a name and the paths of its seeds")
-    if (arguments.landing or arguments.intruders) and not arguments.base:
-        parser.error("--landing and --intruders are against the base: expected --base")
+    if (arguments.landing or arguments.intruders) and (arguments.merge or not arguments.base):
+        parser.error("--landing and --intruders are beside the base: expected --base, no --merge")
+    if arguments.merge and (arguments.figures or arguments.group):
+        parser.error("--merge looks at two checkpoints and draws nothing: no --figures, no --group")
     report = _merged(arguments) if arguments.merge else _compared(parser, arguments)
     for skip in report.skipped:
         command.complain(parser, skip["reason"])
+    command.complain_of_steps(parser, arguments.paths)
     if not any(rows for rows, _ in report.tables.values()):
         if not report.skipped:
             command.complain(parser, "one checkpoint without parts; expected two to compare")
+        if arguments.json:
+            _write(report, arguments)
         return 2
     _write(report, arguments)
     return 1 if report.skipped else 0
@@ -187,7 +196,7 @@ def _compared(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
     lines = [*similarity_table.lines(found.rows, found.inside, between)]
     lines += similarity_table.EXPLANATION.splitlines() if rows else []
     result: dict[str, Any] = {"rows": found.rows, "inside": found.inside, "methods": between}
-    result |= {"summary": similarity_table.summary(rows), "other": found.other}
+    result |= {"summary": similarity_table.summary(found.rows), "other": found.other}
     tables: dict[str, Table] = {TABLE: (rows, COLUMNS)}
     skipped = found.skipped
     if arguments.base:
@@ -199,6 +208,8 @@ def _compared(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
         tables[BASE_TABLE] = (beside.rows, against_base.ROW_COLUMNS)
     if arguments.figures and found.rows:
         _draw(found, Path(arguments.figures))
+    elif arguments.figures:
+        command.complain(parser, "--figures: no two checkpoints to draw")
     return _Report(lines, result, tables, {PHI: found.phi}, skipped)
 
 
@@ -210,6 +221,7 @@ def _beside_base(
         arguments.base,
         options=command.options(arguments),
         modules=arguments.modules,
+        rename=arguments.map,
         landing=arguments.landing,
         intruders=arguments.intruders,
         cache=against_base.cache_directory(arguments),
@@ -247,7 +259,7 @@ def _write(report: _Report, arguments: argparse.Namespace) -> None:
     made_by: dict[str, Any] = {}
     if arguments.out or arguments.json:
         made_by = store.record("analysis.similarity", command.read(arguments), vars(arguments))
-    if arguments.out:
+    if arguments.out and any(rows for rows, _ in report.tables.values()):
         notes: Row = {"skipped": report.skipped}
         notes |= {key: report.result[key] for key in ("methods", "other") if key in report.result}
         tables = {file: store.csv_text(*table) for file, table in report.tables.items()}

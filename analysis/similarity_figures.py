@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import null
+from analysis.checkpoint import run_key, update_key
 from analysis.dynamics import OTHERS, Dynamics
 from analysis.figures import style
 from analysis.plots import plot_angles, plot_matrix, plot_phi, plot_steps
@@ -36,7 +37,7 @@ def shared_by_two(found: Similarity) -> Figure:
     for side in SIDES:
         shared[side] = _mean([found.phi[f"{row['key']}#{side}"][:k, :k] for row in rows])
         random[side] = _mean([chance(k, k, row[SHAPES[side]]) for row in rows])
-    greatest = np.nanmax([*shared.values(), *random.values()])
+    greatest = np.nan_to_num([*shared.values(), *random.values()]).max()
     scale = {"vmin": 0, "vmax": _round_up(greatest)}
     figure = Figure(figsize=(13, 7), layout="constrained")
     maps, curves = figure.subfigures(1, 2, squeeze=False, width_ratios=(2.3, 1))[0]
@@ -59,7 +60,7 @@ def _round_up(share: float) -> float:
     return float(np.clip(np.ceil(10 * share) / 10, 0.1, 1.0))
 
 
-def _mean(grids: Sequence[np.ndarray]) -> np.ndarray:
+def _mean(grids: Sequence[np.ndarray] | Sequence[float]) -> np.ndarray:
     """Entry by entry, over the grids in which it is defined; nan where it is in none."""
     stacked = np.array(grids)
     defined = np.isfinite(stacked)
@@ -100,8 +101,8 @@ def shared_by_many(found: Similarity) -> Figure:
                 above_chance(found.phi[f"{row['key']}#{side}"][:k, :k], row[SHAPES[side]])
                 for row in rows
             ]
-            values[i, j] = values[j, i] = np.mean(of_pair)
-    greatest = max(float(np.nanmax(values)) for values in shared.values())
+            values[i, j] = values[j, i] = _mean(of_pair)
+    greatest = max(float(np.nan_to_num(values).max()) for values in shared.values())
     for ax, side in zip(axes, SIDES, strict=True):
         plot_matrix(shared[side], names, names, ax, vmin=0, vmax=_round_up(greatest))
         ax.set_title(WHAT[side])
@@ -171,5 +172,4 @@ def _draw_values(
 
 
 def _key(row: Row) -> str:
-    part = f"#{row['part']}" if row["part"] else ""
-    return f"{row['run']}@{row['step']}/{row['module']}{part}"
+    return update_key(run_key(row["run"], row["step"]), row["module"], row["part"])

@@ -1,8 +1,8 @@
 """Rows of a comparison → what a person reads: medians by projection, both sides, beside chance."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from analysis.statistics import median
+from analysis.statistics import mean, median
 from analysis.store import Row
 from analysis.subspaces import COLUMNS, CUTS, SIDES
 from analysis.table import aligned, cell, grouped
@@ -12,23 +12,25 @@ EXPLANATION = """\
 2021, 7), k the smaller rank; chance: of random ones, k/d; above chance: mean of φ(i) − i/d over
 i = 1…k. left: output directions, right: input directions. Two LoRA that started from one seed share
 their A at the start, and with it the right side. cosine: of the two ΔW as vectors. ‖a‖/‖b‖:
-Frobenius norms. Numbers are medians over modules; – is undefined, as φ is at a cut between equal
-singular values, or beyond the rank."""
+Frobenius norms. Numbers are medians over modules (of parts: means over pairs); – is undefined, as φ
+is at a cut between equal singular values, or beyond the rank."""
 
 NUMBERS = [name for name in COLUMNS if name != "undetermined"]
 RUNS = ("run_a", "step_a", "run_b", "step_b")
 MANY = 3  # more pairs than these get a line each, not one a projection
 
 
-def summary(rows: Sequence[Row]) -> list[Row]:
-    """One line a pair of runs and kind, then kind "all": counts, and medians where defined."""
+def summary(
+    rows: Sequence[Row], average: Callable[[Iterable[float | None]], float | None] = median
+) -> list[Row]:
+    """One line a pair of runs and kind, then kind "all": counts, and averages where defined."""
     summarised = []
     for runs, of_pair in grouped(rows, *RUNS).items():
         kinds = [(kind, group) for (kind,), group in grouped(of_pair, "kind").items()]
         for kind, of_kind in [*kinds, ("all", of_pair)]:
             line: Row = dict(zip(RUNS, runs, strict=True)) | {"kind": kind}
             line |= {"modules": len({row["module"] for row in of_kind}), "pairs": len(of_kind)}
-            line |= {name: median(row[name] for row in of_kind) for name in NUMBERS}
+            line |= {name: average(row[name] for row in of_kind) for name in NUMBERS}
             summarised.append(line)
     return summarised
 
@@ -46,8 +48,9 @@ def lines(rows: Sequence[Row], inside: Sequence[Row], methods: Sequence[Row]) ->
             yield f"{pair_name(of_pair[0])}, {of_pair[-1]['modules']} modules"
             yield from _table([(line["kind"], line) for line in of_pair], "kind")
             yield ""
-    for of_run in grouped(summary(inside), *RUNS).values():
-        yield f"{run_name(of_run[0], 'a')}: its parts with one another, {of_run[-1]['pairs']} pairs"
+    for of_run in grouped(summary(inside, mean), *RUNS).values():
+        name, pairs = run_name(of_run[0], "a"), of_run[-1]["pairs"]
+        yield f"{name}: its parts with one another, means of {pairs} pairs"
         yield from _table([(line["kind"], line) for line in of_run], "kind")
         yield ""
     if methods:

@@ -161,9 +161,8 @@ def row(update: Update, spectrum: decompose.Spectrum, run: checkpoint.Run) -> Ro
     s, (d_out, d_in) = spectrum.s, update.shape
     floor = spectrum.floor
     rank = decompose.rank(s, spectrum.error_bound, update, floor)
-    part = f"#{update.part}" if update.part else ""
     line: Row = {
-        "key": f"{run.key}/{update.name}{part}",
+        "key": checkpoint.update_key(run.key, update.name, update.part),
         "run": run.name,
         "method": update.method,
         "step": run.step,
@@ -227,13 +226,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     )
     for skip in found.skipped:
         command.complain(parser, skip["reason"])
-    for path in map(Path, arguments.paths):
-        passed_over = checkpoint.passed_over(path)
-        if passed_over:
-            command.complain(
-                parser,
-                f"{path}: is a checkpoint; {passed_over} below it not read: {path}/checkpoint-*",
-            )
+    command.complain_of_steps(parser, arguments.paths)
     if arguments.strict and found.skipped:
         return 2
     if found.rows or arguments.json:

@@ -56,6 +56,12 @@ def median(values: Iterable[float | None]) -> float | None:
     return float(np.median(defined)) if defined else None
 
 
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are defined; None where none is."""
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None
+
+
 CONFIDENCE = 0.95
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis import metrics
 from analysis.decompose import Basis, Decomposition
 
 CUTS = (1, 4, 8, 16)  # φ is reported for the top i of both, and at k
@@ -131,9 +132,11 @@ def compare(a: Decomposition, b: Decomposition) -> tuple[dict[str, Any], dict[st
             "above_chance": above_chance(grid, d),
         }
         numbers |= {f"{side}_{name}": value for name, value in of_side.items()}
-    norm_a, norm_b = np.linalg.norm(a.s), np.linalg.norm(b.s)
-    numbers["cosine"] = float((a.s / norm_a) @ product @ (b.s / norm_b))
-    numbers["norm_ratio"] = float(norm_a / norm_b)
+    norm_a, norm_b = (metrics.frobenius_norm(found.s) for found in (a, b))
+    cosine = (a.s / norm_a) @ product @ (b.s / norm_b)
+    numbers["cosine"] = float(np.clip(cosine, -1.0, 1.0))
+    with np.errstate(over="ignore"):
+        numbers["norm_ratio"] = float(np.float64(norm_a) / norm_b)
     cuts = dict.fromkeys((*(i for i in CUTS if i <= k), k))
     left_out = [str(i) for i in cuts if open_a[i - 1] or open_b[i - 1]]
     numbers["undetermined"] = " ".join(left_out) or None

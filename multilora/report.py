@@ -4,8 +4,6 @@ One row a run in methods.csv, the differences between methods paired by seed in 
 which directions they share, beside the repeatability of each, in similarity_by_method.csv.
 """
 
-import csv
-import io
 import itertools
 import json
 import statistics
@@ -232,8 +230,4 @@ def report(settings: Mapping[str, Any], runs: Sequence[Trained], model: Path) ->
 
 
 def _write_csv(path: Path, rows: Sequence[Row]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    store.write_text(path, text.getvalue())
+    store.write_text(path, store.csv_text(rows, list(rows[0])))

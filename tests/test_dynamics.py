@@ -69,28 +69,54 @@ def test_several_runs_are_kept_apart(run, tmp_path):
     ]
 
 
-def line(step, norm, share, left=0.5, right=0.95):
+def line(step, norm, left=0.5, right=0.95, chance=0.1):
     return {
         "step": step,
         "frobenius_norm": norm,
-        "top_share_1": share,
         "left_phi_k_last": left,
         "right_phi_k_last": right,
+        "left_chance_k_last": 0.1,
+        "right_chance_k_last": chance,
     }
 
 
 def test_words():
-    text = "\n".join(words([line(5, 1.0, 0.3), line(9, 2.5, 0.6, None, None)]))
+    text = "\n".join(words([line(5, 1.0), line(9, 2.5, None, None)]))
     assert "from 1 to 2.5, 2.5 times" in text
-    assert "rises from 0.300 to 0.600: ΔW becomes more dominated" in text
     assert "output directions (left) move until the end" in text
     assert "input directions (right) are those of the last step from step 5 on" in text
-    text = "\n".join(words([line(5, 1.0, 0.9), line(9, 2.5, 0.6)]))
-    assert "falls from 0.900 to 0.600: ΔW becomes less dominated" in text
-    text = "\n".join(words([line(5, 1.0, 0.6), line(9, 2.5, 0.601)]))
-    assert "stays near 0.601" in text
-    text = "\n".join(words([line(5, 0.0, None, None, None), line(9, 2.5, 0.6)]))
-    assert "share" not in text
+
+
+def test_directions_that_come_and_go_have_not_settled():
+    steps = [line(1, 1.0, 1.0), line(2, 1.0, 0.2), line(3, 1.0, 0.95), line(4, 1.0, None, None)]
+    assert "(left) are those of the last step from step 3 on" in "\n".join(words(steps))
+    steps[2] = line(3, 1.0, 0.1)
+    assert "(left) move until the end" in "\n".join(words(steps))
+
+
+def test_nothing_is_said_where_chance_would_say_it_too():
+    """Of directions that nearly fill their space, and of those that are undefined."""
+    text = "\n".join(words([line(5, 1.0, None, 1.0, chance=0.9), line(9, 2.0, None, None)]))
+    assert "directions" not in text
+    # 0.95 is not near 1 where 0.49 is chance: nine tenths of the way from there are 0.949.
+    for right, settled in ((0.94, "move"), (0.96, "are those")):
+        steps = [line(5, 1.0, 0.5, right, chance=0.49), line(9, 2.0, None, None)]
+        assert f"(right) {settled}" in "\n".join(words(steps))
+
+
+def test_the_verdict_is_that_of_the_paired_comparison(real_adapter):
+    found = analyse(real_adapter("roberta-portuguese-run"))
+    assert "No clear difference" in found.verdicts["roberta-portuguese-run"]
+
+
+def test_a_nan_beside_a_zero_is_told_of(write_adapter, lora_tensors, tmp_path):
+    for step in (1, 2):
+        tensors = lora_tensors("l.0.q", "l.0.v")
+        tensors["base_model.model.l.0.q.lora_B.weight"][:] = 0
+        tensors["base_model.model.l.0.v.lora_B.weight"][0, 0] = np.nan
+        write_adapter(tensors, f"run/checkpoint-{step}")
+    found = analyse(tmp_path / "run")
+    assert [skip["module"] for skip in found.skipped] == ["l.0.v", "l.0.v"]
 
 
 def test_a_step_without_an_update_has_no_directions(run, write_adapter, lora_tensors):
@@ -120,6 +146,7 @@ def test_the_command(run, tmp_path, capfd):
     out = capfd.readouterr().out
     assert out.splitlines()[0] == "run, 2 modules"
     assert "‖ΔW‖_F goes from" in out
+    assert "run@5 and run@100" in out or "than run@" in out
     with (tmp_path / "out/dynamics.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6

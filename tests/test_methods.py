@@ -31,11 +31,29 @@ def test_labels_come_from_run_json(seeds):
     }
 
 
-def test_groups_go_before_run_json(seeds):
+def test_groups_name_the_method_and_run_json_the_seed(seeds):
     found = methods.labels(runs(seeds), [("mine", str(seeds[3]), str(seeds[0]))])
-    assert found["full-s1"] == Label("mine", 0)
-    assert found["lora-s0"] == Label("mine", 1)
+    assert found["full-s1"] == Label("mine", 1)
+    assert found["lora-s0"] == Label("mine", 0)
     assert found["lora-s1"] == Label("lora", 1)
+
+
+def test_without_run_json_the_place_in_the_group_is_the_seed(write_adapter, lora_tensors):
+    paths = [write_adapter(lora_tensors("q"), name) for name in "ab"]
+    # A path to the weights is one to their directory.
+    groups = [("mine", paths[0], f"{paths[1]}/adapter_model.safetensors")]
+    assert methods.labels(runs([paths[0], groups[0][2]]), groups) == {
+        "a": Label("mine", 0),
+        "b": Label("mine", 1),
+    }
+
+
+def test_a_run_of_steps_is_no_seed(write_adapter, lora_tensors, tmp_path):
+    for step in (1, 2):
+        write_adapter(lora_tensors("q"), f"run/checkpoint-{step}")
+    path = str(tmp_path / "run")
+    with pytest.raises(ValueError, match="run: 2 checkpoints; expected one"):
+        methods.labels(runs([path]), [("mine", path)])
 
 
 @pytest.mark.parametrize(

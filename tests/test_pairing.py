@@ -106,16 +106,21 @@ def test_a_run_that_cannot_be_read_is_not_said_to_lack_modules(write_adapter, lo
     assert len(found.skipped) == 1
 
 
-def test_parts_meet_by_name():
+def meeting(a, b):
+    return pairing.meeting(a, b, lambda update: update.part)
+
+
+def test_parts_meet_by_name_and_the_rest_is_told():
     a, b = [update(part="x"), update(part="y")], [update(part="y"), update(part="z")]
-    assert pairing.meeting(a, b) == [(a[1], b[0])]
+    assert meeting(a, b) == ([(a[1], b[0])], [a[0]], [b[1]])
 
 
 def test_an_update_without_parts_meets_every_part():
     whole, heads = [update()], [update(part="head1"), update(part="head2")]
-    assert pairing.meeting(whole, heads) == [(whole[0], heads[0]), (whole[0], heads[1])]
-    assert pairing.meeting(heads, whole) == [(heads[0], whole[0]), (heads[1], whole[0])]
-    assert pairing.meeting(heads, [update(part="task")]) == []
+    assert meeting(whole, heads) == ([(whole[0], heads[0]), (whole[0], heads[1])], [], [])
+    assert meeting(heads, whole) == ([(heads[0], whole[0]), (heads[1], whole[0])], [], [])
+    task = [update(part="task")]
+    assert meeting(heads, task) == ([], heads, task)
 
 
 def test_parts_of_a_module():

@@ -422,6 +422,8 @@ def test_one_checkpoint_beside_its_base(pair, base, command, tmp_path):
     # Small enough to be looked at without asking; what intrudes is not.
     assert float(rows[0]["left_1"]) > 0
     assert rows[0]["intruders"] == ""
+    assert not cache.exists()
+    assert command(*arguments, "--landing")[0] == 0
     assert len(list(cache.iterdir())) == 4
 
 
@@ -480,3 +482,113 @@ def test_figures(write_adapter, lora_tensors, command, tmp_path):
             "similarity.pdf",
             "similarity.png",
         ]
+
+
+# What a reviewer of these numbers would try
+
+
+def test_directions_below_the_noise_floor_are_no_directions(write_delta, rng, write_adapter):
+    """A change of rank 2 stored with rounding noise is compared as one of rank 2."""
+    for name in ("a", "b"):
+        W = 10 * rng.standard_normal((12, 2)) @ rng.standard_normal((2, 10))
+        noise = 1e-4 * rng.standard_normal((12, 10))
+        facts = {"floor": 1e-3, "W0_frobenius": 1.0, "W0_rms": 0.1}
+        write_delta({"q": (W + noise).astype("f4")}, name, modules={"q": facts})
+        parent = write_adapter({}, "unused").parent
+    (row,) = analyse([parent / "a", parent / "b"]).rows
+    assert (row["k"], row["left_phi_4"]) == (2, None)
+
+
+def test_tiny_and_huge_updates_keep_their_numbers(write_adapter, lora_tensors, command):
+    paths = []
+    for name, scale in (("tiny", 1e-18), ("one", 1.0)):
+        tensors = {key: scale * value for key, value in lora_tensors("q").items()}
+        tensors = {key: value.astype(np.float64) for key, value in tensors.items()}
+        tensors = {key: value * (1e-150 if scale < 1 else 1) for key, value in tensors.items()}
+        paths.append(write_adapter(tensors, name))
+    for order in (paths, paths[::-1]):
+        status, out, err = command(*order, "--json")
+        (row,) = json.loads(out, parse_constant=pytest.fail)["rows"]
+        assert (status, err) == (0, [])
+        assert -1 <= row["cosine"] <= 1
+        assert row["norm_ratio"] is None or row["norm_ratio"] > 0
+
+
+def test_parts_of_one_side_only_are_told(write_adapter, rng, command):
+    """Fused projections of which one adapter has q and k, the other k and v."""
+    paths = []
+    for name, enabled in (("qk", [True, True, False]), ("kv", [False, True, True])):
+        tensors = {
+            "base_model.model.l.0.qkv.lora_A.weight": rng.standard_normal((4, 6)).astype("f4"),
+            "base_model.model.l.0.qkv.lora_B.weight": rng.standard_normal((8, 2, 1)).astype("f4"),
+        }
+        paths.append(write_adapter(tensors, name, r=2, lora_alpha=2, enable_lora=enabled))
+    for mode in ([], ["--merge"]):
+        status, _, err = command(*mode, *paths)
+        assert status == 1
+        assert len(err) == 2
+        assert f"{paths[1]}: l.0.qkv slice0: is not in it, but in {paths[0]}" in err[0]
+        assert "slice2" in err[1]
+
+
+def test_the_notes_come_in_one_order(write_adapter, lora_tensors):
+    names = [f"l.{i}.q" for i in range(40)]
+    zero = {key: value * ("lora_A" in key) for key, value in lora_tensors(*names).items()}
+    paths = [write_adapter(zero, "zero"), write_adapter(lora_tensors(*names), "a")]
+    notes = [analyse(paths).skipped for _ in range(4)]
+    assert [note["module"] for note in notes[0]] == names
+    assert all(again == notes[0] for again in notes)
+
+
+def test_one_checkpoint_of_another_base_is_skipped(
+    pair, base, write_adapter, lora_tensors, command
+):
+    foreign = write_adapter(lora_tensors("encoder.block.q"), "foreign")
+    status, out, err = command(*pair, foreign, "--base", base, "--json")
+    assert status == 1
+    assert any("is that its base?" in line for line in err)
+    assert {row["run"] for row in json.loads(out)["base"]} == {"a", "b"}
+
+
+def test_renamed_modules_keep_their_base(pair, base, command):
+    status, out, err = command(
+        *pair,
+        "--base",
+        base,
+        "--map",
+        r"^model\.layers",
+        "blocks",
+        "--modules",
+        "^blocks",
+        "--json",
+    )
+    assert (status, err) == (0, [])
+    result = json.loads(out)
+    assert {row["module"].split(".")[0] for row in result["rows"] + result["base"]} == {"blocks"}
+    assert result["base"][0]["key"].startswith("a/model.layers")
+
+
+def test_json_also_says_that_nothing_was_compared(write_adapter, lora_tensors, command):
+    paths = write_adapter(lora_tensors("q"), "a"), write_adapter(lora_tensors("x.y"), "b")
+    status, out, _ = command(*paths, "--json")
+    assert status == 2
+    assert json.loads(out)["rows"] == []
+    assert len(json.loads(out)["skipped"]) == 1
+
+
+def test_figures_of_one_checkpoint_are_refused_in_words(write_adapter, rng, command, tmp_path):
+    status, _, err = command(multilora(write_adapter, rng), "--figures", tmp_path / "out")
+    assert status == 0
+    assert err == ["analysis.similarity: --figures: no two checkpoints to draw"]
+    with pytest.raises(SystemExit):
+        command("--merge", "a", "b", "--figures", tmp_path / "out")
+
+
+def test_a_zero_part_is_named(write_adapter, rng, command):
+    path = multilora(write_adapter, rng)
+    tensors = load_file(path / "adapter_model.safetensors")
+    tensors["base_model.model.q.multilora_s"][:, 0] = 0
+    save_file(tensors, path / "adapter_model.safetensors")
+    status, _, err = command(path)
+    assert status == 1
+    assert err == [f"analysis.similarity: {path}: q 1: ΔW is zero; it has no direction"]
