@@ -26,9 +26,10 @@ from tqdm import tqdm
 
 from analysis import spectrum, store, table
 from analysis.figures import save
+from analysis.formats import Options
 from analysis.statistics import comparable
 from analysis.store import Row, Spectra
-from multilora import base, command, delta, evaluate, figures, record, train
+from multilora import base, command, delta, evaluate, figures, peft_methods, record, train
 from multilora.tasks import suite
 from multilora.tasks.example import FAMILIES
 
@@ -41,7 +42,7 @@ class ReproduceSettings:
     figures: str = field(default="figures/quick", metadata={"help": "where the results go"})
     methods: str = field(
         default="full,lora,multilora",
-        metadata={"help": "separated by commas; also lora+ and multilora s×5"},
+        metadata={"help": "separated by commas; also lora+, multilora s×5 and peft:NAME"},
     )
     seeds: str = field(default="0,1", metadata={"help": "separated by commas"})
     steps: int = field(default=1500, metadata={"help": "optimiser steps of each run"})
@@ -242,7 +243,7 @@ def _over_seeds(rows: Sequence[Row], column: str, form: str, factor: float = 1) 
 def report(settings: ReproduceSettings, runs: Sequence[Run], model: Path) -> str:
     """Analyse the runs, write tables and figures, and return what is printed."""
     out = Path(settings.figures)
-    spectra = spectrum.analyse([run.out for run in runs], progress=True)
+    spectra = _analyse(runs, model)
     if spectra.skipped:
         raise RuntimeError(f"{spectra.skipped[0]['run']}: {spectra.skipped[0]['reason']}")
     method_of = {run.out.name: run.settings.name for run in runs}
@@ -267,6 +268,22 @@ def report(settings: ReproduceSettings, runs: Sequence[Run], model: Path) -> str
     items = suite.load("test", runs[0].settings.per_task_scored)
     scores = evaluate.score(base_model, tokenizer, items)
     return f"{tables(rows, scores)}\n\n{out / 'spectra_by_method.png'}"
+
+
+def _analyse(runs: Sequence[Run], model: Path) -> Spectra:
+    """The spectra of all runs; PEFT's own methods are read with the base, and their start."""
+    whole = Spectra()
+    for run in runs:
+        options = Options()
+        if peft_methods.is_named(run.settings.method):
+            initial = run.out / peft_methods.INITIAL
+            options = Options(base=model, initial=initial if initial.is_dir() else None)
+        found = spectrum.analyse(run.out, options=options, progress=True)
+        whole.rows.extend(found.rows)
+        whole.s.update(found.s)
+        whole.skipped.extend(found.skipped)
+        whole.other.extend(found.other)
+    return whole
 
 
 def _write_csv(path: Path, rows: Sequence[Row]) -> None:
