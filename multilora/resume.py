@@ -41,7 +41,8 @@ def choose(asked: str | None, out: Path, mark: str, processes: int) -> Path | No
 
     asked: "auto", the newest whole checkpoint of this very run in `out`, if it has one; "no",
     none; or the directory of a checkpoint. mark: what the run is known by. Raises ValueError
-    where "auto" would mix two runs in one directory, or where the given checkpoint is not whole.
+    where "auto" would mix two runs in one directory, where the run's own are there and none is
+    whole, and where the given checkpoint is not whole.
     """
     if asked in (None, "no", "none", "false", "False"):
         return None
@@ -50,7 +51,13 @@ def choose(asked: str | None, out: Path, mark: str, processes: int) -> Path | No
         if flaw:
             raise ValueError(f"{asked} is no whole checkpoint: {flaw}")
         return Path(asked)
-    own, others = _whole(out, mark, processes)
+    own, others, flawed = _sorted(out, mark, processes)
+    for path, flaw in flawed.items():
+        if not own:
+            raise ValueError(
+                f"{path} is not whole: {flaw}; start over with --resume_from_checkpoint no"
+            )
+        print(f"{path} is passed over: {flaw}", file=sys.stderr)
     if others and not own:
         raise ValueError(
             f"{others[0]} is of another run (other settings, base, versions or code); choose "
@@ -58,31 +65,40 @@ def choose(asked: str | None, out: Path, mark: str, processes: int) -> Path | No
         )
     if not own:
         return None
-    then, now = _made_with(_state(own[0])).get("threads"), torch.get_num_threads()
+    then, now = _made_with(_state(own)).get("threads"), torch.get_num_threads()
     other = "" if then == now else f"; it had {then} threads, here are {now}: bits may differ"
-    print(f"going on from {own[0]}{other}", file=sys.stderr)
-    return own[0]
+    print(f"going on from {own}{other}", file=sys.stderr)
+    return own
 
 
 def newest(out: Path, mark: str, processes: int) -> Path | None:
     """The newest whole checkpoint of the run of this mark; None where there is none."""
-    return next(iter(_whole(out, mark, processes)[0]), None)
+    return _sorted(out, mark, processes)[0]
 
 
-def _whole(out: Path, mark: str, processes: int) -> tuple[list[Path], list[Path]]:
-    """The whole checkpoints in `out`, newest first: at most one of the run's, those of others."""
+def _sorted(
+    out: Path, mark: str, processes: int
+) -> tuple[Path | None, list[Path], dict[Path, str]]:
+    """(the run's newest whole checkpoint, those of other runs, {its own newer: their flaw}).
+
+    What has no trainer_state.json was cut off while it was written and counts for nothing.
+    """
     numbered = {
         step: path for path in out.glob("checkpoint-*") if (step := _step(path)) is not None
     }
-    others = []
+    others, flawed = [], {}
     for step in sorted(numbered, reverse=True):
         path = numbered[step]
         state = _state(path)
-        if state and _made_with(state).get("mark") != mark:
+        if not state:
+            continue
+        if _made_with(state).get("mark") != mark:
             others.append(path)
-        elif not flaw_of(path, processes):
-            return [path], others
-    return [], others
+        elif flaw := flaw_of(path, processes):
+            flawed[path] = flaw
+        else:
+            return path, others, flawed
+    return None, others, flawed
 
 
 def _step(path: Path) -> int | None:
@@ -119,7 +135,9 @@ def flaw_of(checkpoint: Path, processes: int) -> str:
     if state.get("global_step") != _step(checkpoint):
         return f"{STATE} is of step {state.get('global_step')}"
     ranks = [f"rng_state_{rank}.pth" for rank in range(processes)]
-    for name in ("optimizer.pt", "scheduler.pt", *(ranks if processes > 1 else ["rng_state.pth"])):
+    # DeepSpeed keeps the optimiser's state in a directory that its file `latest` names.
+    states = () if (checkpoint / "latest").is_file() else ("optimizer.pt", "scheduler.pt")
+    for name in (*states, *(ranks if processes > 1 else ["rng_state.pth"])):
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
     if not any((checkpoint / name).is_file() for name in WEIGHTS):

@@ -86,7 +86,11 @@ def batch_of(arguments: TrainArguments) -> int:
 
 
 def changed(arguments: TrainArguments) -> dict[str, Any]:
-    """The arguments that differ from the defaults of transformers, or from ours: JSON."""
+    """The arguments that differ from the defaults of transformers or from ours, but secrets."""
     given = arguments.to_dict()
     usual = [{f.name: f.default for f in fields(kind)} for kind in TrainArguments.__mro__[:2]]
-    return {k: v for k, v in given.items() if any(v != of_kind[k] for of_kind in usual)}
+    return {
+        k: v
+        for k, v in given.items()
+        if not k.endswith("_token") and any(v != of_kind[k] for of_kind in usual)
+    }

@@ -51,12 +51,12 @@ def kill_at(process, directory, seconds):
 
 @pytest.mark.parametrize("method", ["multilora", "full"])
 def test_a_killed_run_goes_on_with_the_same_bits(train_argv, tmp_path, method):
-    given = {"method": method, "r": RANKS[method], "max_steps": 150}
+    given = {"method": method, "r": RANKS[method], "max_steps": 80}
     with record.threads(1):
         assert train.main(train_argv(tmp_path / "whole", **given)) == 0
     given |= {"save_strategy": "steps", "save_steps": 5}
     cut, log = tmp_path / "cut", tmp_path / "log"
-    step, seconds = 5 * random.randint(2, 10), random.uniform(0, 0.03)
+    step, seconds = 5 * random.randint(2, 7), random.uniform(0, 0.03)
     with start(train_argv(cut, **given), log) as process:
         assert kill_at(process, cut / f"checkpoint-{step}", seconds), log.read_text()
     assert not (cut / "run.json").exists()
@@ -71,7 +71,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(train_argv, tmp_path, method):
 @pytest.mark.parametrize("method", RANKS)
 def test_a_run_killed_many_times_ends_with_the_same_bits(train_argv, tmp_path, method):
     """At any moment: while it starts, within accumulation, inside the write of a checkpoint."""
-    given = {"method": method, "r": RANKS[method], "max_steps": 200, "save_steps": 3}
+    given = {"method": method, "r": RANKS[method], "max_steps": 400, "save_steps": 3}
     given |= {"gradient_accumulation_steps": 2, "logging_steps": 1, "save_strategy": "steps"}
     given |= {} if method == "full" else {"dropout": 0.1}
     with record.threads(1):
@@ -194,6 +194,24 @@ def test_a_run_does_not_go_on_from_another(run):
     (path / "optimizer.pt").unlink()
     with pytest.raises(ValueError, match=r"checkpoint-2 is no whole checkpoint: optimizer\.pt"):
         resume.choose(str(path), out, mark, 1)
+
+
+def test_what_is_passed_over_is_told_of(run, capsys):
+    out, mark = run
+    (out / "checkpoint-4" / "optimizer.pt").unlink()
+    assert resume.choose("auto", out, mark, 1) == out / "checkpoint-2"
+    said = capsys.readouterr().err
+    assert f"{out}/checkpoint-4 is passed over: optimizer.pt is missing\n" in said
+    (out / "checkpoint-2" / "scheduler.pt").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-4 is not whole: optimizer\.pt is missing; "):
+        resume.choose("auto", out, mark, 1)
+
+
+def test_deepspeed_keeps_the_optimiser_elsewhere(run):
+    checkpoint = run[0] / "checkpoint-4"
+    (checkpoint / "optimizer.pt").unlink()
+    (checkpoint / "latest").write_text("global_step4")
+    assert not resume.flaw_of(checkpoint, 1)
 
 
 def test_what_is_half_written_is_nobodys(run):

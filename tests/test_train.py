@@ -101,6 +101,7 @@ def test_every_method_trains_and_writes_what_it_did(runs, model_path, method):
     assert [entry["step"] for entry in record["losses"]] == [1, 2, 3, 4]
     assert all(0 < entry["loss"] < 100 for entry in record["losses"])
     assert record["arguments"]["learning_rate"] == 0.01
+    assert not any("token" in key for key in record["arguments"])
     assert record["base"] == {"path": model_path, "sha256": delta.weight_files(model_path)}
     assert record["data"]["examples"] == 60
     assert len(record["data"]["sha256"]) == 64
