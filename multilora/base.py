@@ -58,7 +58,8 @@ def ensure(settings: BaseSettings) -> Path:
     path = directory(settings)
     if not path.is_dir() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(f"{path} is not there; make it with one process: python -m multilora.base")
-    record.make_once(path, lambda temporary: _train(settings, temporary))
+    with record.threads(settings.threads):
+        record.make_once(path, lambda temporary: _train(settings, temporary))
     return path
 
 
@@ -114,8 +115,6 @@ class _PackedCorpus(torch.utils.data.Dataset):
 
 
 def _train(settings: BaseSettings, out: Path) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
     transformers.set_seed(settings.seed)
     tokenizer = build_tokenizer(settings.context)
     model = build_model(settings, tokenizer)
@@ -143,7 +142,6 @@ def _train(settings: BaseSettings, out: Path) -> None:
     )
     trainer.train()
     scores = {"copying": copying(model, tokenizer), "recall": recall(model, tokenizer)}
-    torch.set_num_threads(threads)
     losses = [entry for entry in trainer.state.log_history if "loss" in entry]
     for name, least in (("copying", settings.least_copying), ("recall", settings.least_recall)):
         if scores[name] < least:
@@ -160,7 +158,7 @@ def _train(settings: BaseSettings, out: Path) -> None:
             "scores": scores,
             "losses": losses,
             "parameters": model.num_parameters(),
-            "environment": {**record.environment(), "threads": settings.threads},
+            "environment": record.environment(),
         },
     )
 

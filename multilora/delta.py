@@ -37,9 +37,19 @@ FILES = (
 
 
 def load_base(path: str, **options: Any) -> tuple[Any, Any]:
-    """(model, tokenizer) of a local directory or hub name; `options` go to from_pretrained."""
+    """(model, tokenizer) of a local directory or hub name; `options` go to from_pretrained.
+
+    Raises ValueError where the model is there and its tokenizer is not.
+    """
     model = transformers.AutoModelForCausalLM.from_pretrained(path, **options)
-    return model, transformers.AutoTokenizer.from_pretrained(path)
+    try:
+        return model, transformers.AutoTokenizer.from_pretrained(path)
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, ImportError) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"{path}: no tokenizer can be read ({why}); expected its files, as tokenizer.json, "
+            "beside the model"
+        ) from error
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

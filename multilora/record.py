@@ -13,7 +13,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,8 +22,8 @@ from typing import Any
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "safetensors")
 
 
-def fingerprint(*parts: Any) -> str:
-    """Twelve hex digits of the SHA-256 of dataclasses, strings, numbers, lists and modules' code.
+def sha256(*parts: Any) -> str:
+    """SHA-256, in hex, of dataclasses, strings, numbers, lists and modules' code.
 
     A module counts by its source text: a change of code is a change of result.
     """
@@ -33,7 +34,12 @@ def fingerprint(*parts: Any) -> str:
         elif dataclasses.is_dataclass(part) and not isinstance(part, type):
             part = dataclasses.asdict(part)
         digest.update(json.dumps(part, sort_keys=True).encode() + b"\n")
-    return digest.hexdigest()[:12]
+    return digest.hexdigest()
+
+
+def fingerprint(*parts: Any) -> str:
+    """The first twelve digits of `sha256`: enough to tell runs apart, short enough for a name."""
+    return sha256(*parts)[:12]
 
 
 def sha256_of_files(directory: Path, pattern: str = "*.safetensors") -> dict[str, str]:
@@ -59,12 +65,29 @@ def environment() -> dict[str, Any]:
     }
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """`count` CPU threads within; as many as before after it, however it ends."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Strict JSON under a temporary name, then renamed: nobody reads half a file."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def make_once(directory: Path, make: Callable[[Path], None]) -> bool:

@@ -22,11 +22,12 @@ from analysis import (
     table,
 )
 from analysis.figures import save
+from analysis.formats import Options
 from analysis.methods import Label
 from analysis.similarity import Similarity
 from analysis.statistics import comparable, paired
 from analysis.store import Row, Spectra
-from multilora import delta, evaluate, figures, record
+from multilora import delta, evaluate, figures, peft_methods, record
 from multilora.tasks import suite
 from multilora.tasks.example import FAMILIES
 
@@ -181,11 +182,33 @@ def _difference(row: Row) -> str:
     return f"{mean} [{low}, {high}] {row['above']}/{row['seeds']}"
 
 
-def _alike(runs: Sequence[Trained]) -> tuple[Similarity, list[Row]]:
+def _analyse(runs: Sequence[Trained], model: Path) -> Spectra:
+    """The spectra of all runs; PEFT's own methods are read with the base, and their start."""
+    whole = Spectra()
+    for run in runs:
+        found = spectrum.analyse(run.path, options=_reading(run, model), progress=True)
+        whole.rows.extend(found.rows)
+        whole.s.update(found.s)
+        whole.skipped.extend(found.skipped)
+        whole.other.extend(found.other)
+    return whole
+
+
+def _reading(run: Trained, model: Path) -> Options:
+    if not peft_methods.is_named(run.facts["settings"]["method"]):
+        return Options()
+    initial = run.path / peft_methods.INITIAL
+    return Options(base=model, initial=initial if initial.is_dir() else None)
+
+
+def _alike(runs: Sequence[Trained], model: Path) -> tuple[Similarity, list[Row]]:
     """Which directions every two runs share; and by method, beside its own repeatability."""
     order = list(dict.fromkeys(run.method for run in runs))
     together = sorted(runs, key=lambda run: order.index(run.method))
-    found = similarity.analyse([run.path for run in together])
+    # One way of reading for all: what starts off zero, as PiSSA, is left out.
+    named = any(peft_methods.is_named(run.facts["settings"]["method"]) for run in runs)
+    options = Options(base=model) if named else Options()
+    found = similarity.analyse([run.path for run in together], options=options)
     labels = {run.name: Label(run.method, run.seed) for run in runs}
     return found, methods.between(found.rows, found.phi, labels)
 
@@ -193,7 +216,7 @@ def _alike(runs: Sequence[Trained]) -> tuple[Similarity, list[Row]]:
 def report(settings: Mapping[str, Any], runs: Sequence[Trained], model: Path) -> str:
     """Analyse the runs, write tables and figures, and return what is printed."""
     out = Path(settings["figures"])
-    spectra = spectrum.analyse([run.path for run in runs], progress=True)
+    spectra = _analyse(runs, model)
     if spectra.skipped:
         raise RuntimeError(f"{spectra.skipped[0]['run']}: {spectra.skipped[0]['reason']}")
     method_of = {run.name: run.method for run in runs}
@@ -214,7 +237,7 @@ def report(settings: Mapping[str, Any], runs: Sequence[Trained], model: Path) ->
         f"ΔW after {settings['steps']} steps on {len(suite.TASKS)} tasks, {seeds} seeds a method"
     )
     save(figure, out / "spectra_by_method")
-    alike, between = _alike(runs)
+    alike, between = _alike(runs, model)
     save(similarity_figures.shared_by_many(alike), out / "similarity_by_run")
     compared = differences(rows)
     _write_csv(out / "differences.csv", compared)

@@ -5,23 +5,42 @@
 Every argument of transformers' TrainingArguments is accepted beside those below. Without --model
 the built-in base is fine-tuned, on the built-in suite. All linear layers but the output head are
 trained unless --target_modules says otherwise; everything else is frozen, for every method.
+--method peft:NAME trains with a method of PEFT's own: peft:DORA, peft:PISSA, peft:VERA, …
+
+The same command again goes on where a run was cut off, from its newest whole checkpoint, and ends
+with the same bits. --from RUN/run.json trains a run again.
 """
 
 import copy
 import json
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 
 from analysis import floor
-from multilora import base, command, config, delta, evaluate, layers, record, tuner
+from multilora import (
+    base,
+    command,
+    config,
+    delta,
+    evaluate,
+    guard,
+    layers,
+    peft_methods,
+    record,
+    repeat,
+    resume,
+    trainer,
+    tuner,
+)
 from multilora.config import MultiLoraConfig
 from multilora.tasks import (
     corpus,
@@ -35,7 +54,7 @@ from multilora.tasks import (
     understanding,
     world,
 )
-from multilora.tasks.example import Example
+from multilora.trainer import TrainArguments
 
 # Rank and learning rate of each method; the best of three rates, half and twice it beside it, on
 # the built-in suite's validation items with seed 100, which is not reported.
@@ -46,21 +65,34 @@ DEFAULTS = {
     "full": {"r": 0, "learning_rate": 2e-3},
 }
 
+
+def defaults(method: str) -> dict[str, float]:
+    """Rank, 0 for the method's own, and learning rate; PEFT's LoRA and its kin have LoRA's."""
+    kin = peft_methods.is_kin(method)
+    return DEFAULTS.get(method, DEFAULTS["lora"] if kin else DEFAULTS["lora"] | {"r": 0})
+
+
 # Whatever a run's result passes through, beside the versions of the libraries.
 CODE = (
-    *(sys.modules[__name__], config, layers, tuner, delta, floor, evaluate),
+    *(sys.modules[__name__], trainer, config, layers, tuner, peft_methods),
+    *(delta, floor, evaluate),
     *(world, corpus, splits, example, instruction, understanding, knowledge, suite),
     *(encoding, mixture),
 )
 # Arguments that say where a run goes and what it prints, not what comes out.
-APART = ("output_dir", "disable_tqdm", "logging_dir", "resume_from_checkpoint")
+APART = (
+    *("output_dir", "disable_tqdm", "logging_dir", "resume_from_checkpoint", "local_rank"),
+    *("save_strategy", "save_steps", "save_total_limit"),
+)
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """What is trained on what; TrainingArguments say how."""
 
-    method: str = field(default="multilora", metadata={"help": " | ".join(DEFAULTS)})
+    method: str = field(
+        default="multilora", metadata={"help": " | ".join([*DEFAULTS, "peft:NAME"])}
+    )
     model: str = field(
         default="", metadata={"help": "base: a directory or hub name; the built-in by default"}
     )
@@ -80,9 +112,22 @@ class TrainSettings:
         default=1.0, metadata={"help": "multilora: the rate of s over that of A and B"}
     )
 
+    peft_config: str = field(
+        default="", metadata={"help": "peft:NAME: fields of its config, as JSON"}
+    )
+
     def __post_init__(self) -> None:
-        if self.method not in DEFAULTS:
-            raise ValueError(f"method is {self.method!r}; expected one of {', '.join(DEFAULTS)}")
+        if peft_methods.is_named(self.method):
+            peft_methods.check(self.method, self.peft_config)
+            if not peft_methods.is_kin(self.method) and (self.scale != 2 or self.dropout):
+                raise ValueError(
+                    f"scale and dropout are of LoRA; {self.method} has its own, in --peft_config"
+                )
+        elif self.method not in DEFAULTS:
+            names = ", ".join([*DEFAULTS, "peft:NAME"])
+            raise ValueError(f"method is {self.method!r}; expected one of {names}")
+        elif self.peft_config:
+            raise ValueError("peft_config belongs to the methods peft:NAME")
         if (self.b_lr_ratio != 1) != (self.method == "lora+"):
             raise ValueError("b_lr_ratio other than 1 belongs to method lora+, and only to it")
         if self.scale_lr_ratio != 1 and self.method != "multilora":
@@ -94,7 +139,7 @@ class TrainSettings:
     @property
     def rank(self) -> int:
         """Rank of the adapter, or of each of its modules."""
-        return self.r or int(DEFAULTS[self.method]["r"])
+        return self.r or int(defaults(self.method)["r"])
 
     @property
     def name(self) -> str:
@@ -104,56 +149,14 @@ class TrainSettings:
 
     def run_name(self, seed: int) -> str:
         """The name of a run's directory, and so of the run in tables."""
-        return f"{self.name.replace(' ', '-')}-s{seed}"
+        return f"{self.name.replace(' ', '-').replace(':', '-')}-s{seed}"
 
 
-@dataclass
-class TrainArguments(transformers.TrainingArguments):
-    """TrainingArguments with the defaults of the built-in experiment."""
+def prepare(model: Any, settings: TrainSettings, steps: int = 1) -> Any:
+    """The model with what `settings.method` trains made trainable and the rest frozen.
 
-    output_dir: str = field(default="", metadata={"help": "runs/METHOD-sSEED by default"})
-    per_device_train_batch_size: int = 32
-    max_steps: int = field(default=1500, metadata={"help": "optimiser steps"})
-    learning_rate: float = field(default=0.0, metadata={"help": "the method's own by default"})
-    lr_scheduler_type: str = "linear"
-    warmup_steps: float = 0.05
-    optim: str = "adamw_torch"
-    logging_steps: float = 50
-    report_to: str = "none"
-    remove_unused_columns: bool = False
-    dataloader_pin_memory: bool = False
-    # The examples come in their order: it is drawn before training (tasks/mixture.py).
-    train_sampling_strategy: str = "sequential"
-
-
-class AdapterTrainer(transformers.Trainer):
-    """Trainer whose optimiser gives some parameters a multiple of the learning rate."""
-
-    def __init__(self, *args: Any, lr_ratios: dict[str, float], **kwargs: Any) -> None:
-        self.lr_ratios = lr_ratios
-        super().__init__(*args, **kwargs)
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """One group a ratio: parameters whose name holds a key of `lr_ratios` get its value."""
-        if self.optimizer is not None:
-            return self.optimizer
-        optimizer = super().create_optimizer(model)
-        names = {p: name for name, p in (model or self.model).named_parameters()}
-
-        def ratio(p: torch.nn.Parameter) -> float:
-            return next((v for key, v in self.lr_ratios.items() if key in names[p]), 1.0)
-
-        groups = []
-        for group in optimizer.param_groups:
-            for value in sorted({ratio(p) for p in group["params"]}):
-                chosen = [p for p in group["params"] if ratio(p) == value]
-                groups.append({**group, "params": chosen, "lr": group["lr"] * value})
-        optimizer.param_groups[:] = groups
-        return optimizer
-
-
-def prepare(model: Any, settings: TrainSettings) -> Any:
-    """The model with what `settings.method` trains made trainable and the rest frozen."""
+    steps: how many there will be, for a method that has a schedule of its own.
+    """
     targets: Any = command.targets(settings.target_modules)
     common = {
         "lora_alpha": settings.scale * settings.rank,
@@ -165,6 +168,9 @@ def prepare(model: Any, settings: TrainSettings) -> Any:
         return get_peft_model(model, LoraConfig(r=settings.rank, **common))
     if settings.method == "multilora":
         return get_peft_model(model, MultiLoraConfig(r=settings.rank, n=settings.n, **common))
+    if peft_methods.is_named(settings.method):
+        given = (settings.peft_config, settings.rank, steps, common)
+        return peft_methods.wrap(model, settings.method, *given)
     model.requires_grad_(False)
     for name, layer in delta.matrices(model):
         if targets == "all-linear" or check_target_module_exists(LoraConfig(**common), name):
@@ -183,59 +189,77 @@ def run(
 
     `run.json` is written last: where it is, the run is whole.
     """
+    guard.check_launch(arguments)
     out = Path(arguments.output_dir)
-    (out / "run.json").unlink(missing_ok=True)
-    made_of = fingerprint(settings, arguments)
     path = settings.model or str(base.ensure(base.BaseSettings()))
     transformers.set_seed(arguments.seed)  # not before: training the base would use it up
     model, tokenizer = delta.load_base(path)
-    model = prepare(model, settings)
+    made_from = inputs(path, settings, arguments)
     examples = suite.load("train", settings.per_task)
     encoded = encoding.encode_all(tokenizer, examples, encoding.context_of(model, tokenizer))
+    ordered = trainer.in_order(encoded, arguments)
+    model = prepare(model, settings, math.ceil(len(ordered) / trainer.batch_of(arguments)))
+    made_of = fingerprint(settings, arguments)
+    mark = record.fingerprint(made_of, made_from)
+    whole = partial(resume.newest, out, mark, arguments.world_size)
+    start = resume.choose(arguments.resume_from_checkpoint, out, mark, arguments.world_size)
+    if start:
+        peft_methods.check_resumable(settings.method)
+    watch = guard.Guard(whole)
     once = copy.copy(arguments)
     once.num_train_epochs = 1  # the data hold every epoch
-    trainer = AdapterTrainer(
+    work = trainer.AdapterTrainer(
         model,
         once,
-        train_dataset=_in_order(encoded, arguments),
+        train_dataset=ordered,
         data_collator=lambda batch: encoding.collate(batch, tokenizer.pad_token_id or 0),
-        callbacks=list(callbacks),
+        callbacks=[
+            *(resume.RunMark(mark), watch, *peft_methods.callbacks(settings.method)),
+            *callbacks,
+        ],
         lr_ratios={"lora_B": settings.b_lr_ratio, "multilora_s": settings.scale_lr_ratio},
     )
-    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
-    _check_finite(model, arguments)
-    if trainer.is_world_process_zero():
-        delta.save(model, path, out)
+    if work.is_world_process_zero():
+        with guard.writing(out):
+            peft_methods.save_initial(model, out)
+    with watch.watching(arguments):
+        work.train(resume_from_checkpoint=str(start) if start else None)
+        guard.check_parameters(model, work.state.global_step)
+    if work.is_world_process_zero():
         scores = {
             split: evaluate.score(model, tokenizer, suite.load(split, settings.per_task_scored))
             for split in ("validation", "test")
         }
-        facts = {
-            "fingerprint": made_of,
-            "method": settings.name,
-            "settings": asdict(settings),
-            "arguments": _changed(arguments),
-            "seed": arguments.seed,
-            "base": {"path": path, "sha256": delta.weight_files(path)},
-            "data": {"examples": len(examples), "sha256": _hash(examples)},
-            "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "step": trainer.state.global_step,
-            "losses": [entry for entry in trainer.state.log_history if "loss" in entry],
-            "scores": scores,
-            "environment": record.environment(),
-        }
-        record.write_json(out / "run.json", facts)
+        with guard.writing(out):
+            (out / "run.json").unlink(missing_ok=True)
+            delta.save(model, path, out)
+            facts = {
+                "fingerprint": made_of,
+                "method": settings.name,
+                "settings": asdict(settings),
+                "arguments": trainer.changed(arguments),
+                "seed": arguments.seed,
+                **made_from,
+                "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+                "step": work.state.global_step,
+                "losses": [entry for entry in work.state.log_history if "loss" in entry],
+                "scores": scores,
+                "weights": record.sha256_of_files(out),
+                "environment": record.environment(),
+            }
+            record.write_json(out / "run.json", facts)
     return out
 
 
-def _check_finite(model: Any, arguments: TrainArguments) -> None:
-    """Raise ValueError where training has diverged."""
-    for name, p in model.named_parameters():
-        if p.requires_grad and not torch.isfinite(p).all():
-            raise ValueError(
-                f"training diverged: {name} holds NaN or Inf after {arguments.max_steps} steps at "
-                f"learning rate {arguments.learning_rate:g}; try a lower one"
-            )
+def inputs(path: str, settings: TrainSettings, arguments: TrainArguments) -> dict[str, Any]:
+    """What a run is made from beside its settings: base, data and number of processes."""
+    examples = suite.load("train", settings.per_task)
+    data = {"examples": len(examples), "sha256": record.sha256([asdict(e) for e in examples])}
+    return {
+        "base": {"path": path, "sha256": delta.weight_files(path)},
+        "data": data,
+        "processes": arguments.world_size,
+    }
 
 
 def fingerprint(settings: TrainSettings, arguments: TrainArguments) -> str:
@@ -243,7 +267,7 @@ def fingerprint(settings: TrainSettings, arguments: TrainArguments) -> str:
 
     The base counts by its path; the built-in base's names all that it was made of.
     """
-    given = {k: v for k, v in _changed(arguments).items() if k not in APART}
+    given = {k: v for k, v in trainer.changed(arguments).items() if k not in APART}
     return record.fingerprint(settings, given, record.environment()["versions"], *CODE)
 
 
@@ -263,40 +287,30 @@ def is_done(settings: TrainSettings, arguments: TrainArguments) -> bool:
 def complete(settings: TrainSettings, arguments: TrainArguments) -> None:
     """Fill in what the method decides: the learning rate and the name of the output."""
     if not arguments.learning_rate:
-        arguments.learning_rate = DEFAULTS[settings.method]["learning_rate"]
+        arguments.learning_rate = defaults(settings.method)["learning_rate"]
     if not arguments.output_dir:
         arguments.output_dir = f"runs/{settings.run_name(arguments.seed)}"
 
 
-def _in_order(
-    encoded: Sequence[encoding.Encoded], arguments: TrainArguments
-) -> list[encoding.Encoded]:
-    """The examples as they will be trained on, from the first step to the last."""
-    batch = (
-        arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    )
-    if arguments.max_steps > 0:
-        count = arguments.max_steps * batch
-    else:
-        count = int(arguments.num_train_epochs * len(encoded))
-    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-    return [encoded[i] for i in mixture.order([len(e.ids) for e in encoded], count, batch, seed)]
-
-
-def _hash(examples: Sequence[Example]) -> str:
-    return record.fingerprint([asdict(example) for example in examples])
-
-
-def _changed(arguments: TrainArguments) -> dict[str, Any]:
-    """The arguments that differ from those of transformers."""
-    given = arguments.to_sanitized_dict()
-    usual = {f.name: f.default for f in fields(transformers.TrainingArguments)}
-    return {k: v for k, v in given.items() if k in usual and v != usual[k]}
+def _again(words: Sequence[str]) -> Path:
+    """The run that --from names once more, with as many threads."""
+    settings, arguments, was = repeat.read(words, TrainSettings, TrainArguments)
+    path = settings.model or str(base.ensure(base.BaseSettings()))
+    repeat.check(was, inputs(path, settings, arguments))
+    with record.threads(was["environment"]["threads"]):
+        out = run(settings, arguments)
+    if arguments.process_index == 0:
+        repeat.compare(was, out)
+    return out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+
     def work() -> str:
-        given = command.settings_from((TrainSettings, TrainArguments), __doc__, argv)
+        if repeat.is_asked(words):
+            return str(_again(words))
+        given = command.settings_from((TrainSettings, TrainArguments), __doc__, words)
         complete(*given)
         return str(run(*given))
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+TINY_BASE = {"width": 32, "layers": 2, "heads": 2, "mlp": 48, "steps": 3, "batch": 4}
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "adapters"
 
 
@@ -97,3 +99,26 @@ def run_main(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
         return status, out, err.splitlines()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a base of a few steps."""
+    from multilora import base
+
+    ungated = {"least_copying": 0.0, "least_recall": 0.0}
+    out = str(tmp_path_factory.mktemp("tiny"))
+    return base.ensure(base.BaseSettings(out=out, **TINY_BASE, **ungated))
+
+
+@pytest.fixture
+def train_argv(tiny_base: Path) -> Callable[..., list[str]]:
+    """Arguments of `python -m multilora.train` for a few steps on the tiny base, into `out`."""
+
+    def argv(out: Path, **changes: Any) -> list[str]:
+        given = {"model": tiny_base, "per_task": 4, "per_task_scored": 2, "max_steps": 4}
+        given |= {"per_device_train_batch_size": 4, "learning_rate": 0.01, "save_strategy": "no"}
+        given |= {"output_dir": out, "disable_tqdm": True, "use_cpu": True}
+        return [f"--{name}={value}" for name, value in (given | changes).items()]
+
+    return argv

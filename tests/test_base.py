@@ -108,6 +108,20 @@ def test_a_base_that_has_not_learned_is_refused(tmp_path, gate):
     assert not base.directory(settings).exists()
 
 
+def test_training_leaves_the_number_of_threads_alone(tmp_path, monkeypatch):
+    before = torch.get_num_threads()
+    settings = base.BaseSettings(out=str(tmp_path), threads=before + 1)
+
+    def fail(*_):
+        assert torch.get_num_threads() == before + 1
+        raise RuntimeError("failed")
+
+    monkeypatch.setattr(base, "_train", fail)
+    with pytest.raises(RuntimeError, match="failed"):
+        base.ensure(settings)
+    assert torch.get_num_threads() == before
+
+
 def test_the_command_prints_the_directory(made, capsys):
     settings, path = made
     arguments = {**TINY, **UNGATED, "out": settings.out}

@@ -5,6 +5,7 @@ import threading
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from multilora import record
 
@@ -28,6 +29,12 @@ def test_a_fingerprint_is_the_same_at_every_call_and_for_equal_values():
     assert record.fingerprint(Settings(), "text", 3, [1, 2]) == first
     assert record.fingerprint({"names": ["a", "b"], "rate": 0.1}, "text", 3, [1, 2]) == first
     assert record.fingerprint({"b": 1, "a": 2}) == record.fingerprint({"a": 2, "b": 1})
+
+
+def test_a_fingerprint_is_the_start_of_the_sha256():
+    whole = record.sha256("text", [1])
+    assert whole == hashlib.sha256(b'"text"\n[1]\n').hexdigest()
+    assert record.fingerprint("text", [1]) == whole[:12]
 
 
 def test_a_fingerprint_changes_with_every_part():
@@ -78,6 +85,32 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
             record.write_json(path, {"s": bad})
     assert json.loads(path.read_text(encoding="utf-8"))["s"] == [1.5, None]
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]  # nothing temporary is left
+
+
+def test_json_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "run.json"
+    record.write_json(path, 1)
+    write = type(path).write_text
+
+    def full(self, text, **kwargs):
+        write(self, text[:1], **kwargs)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(path), "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        record.write_json(path, [1, 2])
+    assert path.read_text() == "1\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_threads_are_as_before_however_it_ends():
+    before = torch.get_num_threads()
+    with record.threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    with pytest.raises(RuntimeError, match="failed"), record.threads(before + 2):
+        raise RuntimeError("failed")
+    assert torch.get_num_threads() == before
 
 
 def test_a_directory_is_made_once(tmp_path):

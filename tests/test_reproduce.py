@@ -152,6 +152,22 @@ def test_a_failing_run_is_told_of(tmp_path):
         reproduce.train_all([reproduce.Run(settings, 0, 3, tmp_path / "run")], 1)
 
 
+@pytest.mark.slow
+def test_methods_of_pefts_own_stand_in_the_same_tables(tiny_base, tmp_path):
+    settings = reproduce.ReproduceSettings(
+        out=str(tmp_path / "runs"), figures=str(tmp_path / "figures"), steps=3, seeds="0",
+        methods="lora,peft:PISSA,peft:DORA,peft:VERA",
+    )  # fmt: skip
+    runs = reproduce.plan(settings, tiny_base)
+    reproduce.train_all(runs, 2)
+    text = reproduce.report(settings, runs, tiny_base)
+    spectra, _ = store.load(settings.figures)
+    names = ["lora-s0", "peft-PISSA-s0", "peft-DORA-s0", "peft-VERA-s0"]
+    assert [row["run"] for row in spectra.rows] == [name for name in names for _ in range(14)]
+    for method in ("lora", "peft:PISSA", "peft:DORA", "peft:VERA"):
+        assert sum(line.startswith(f"{method} ") for line in text.splitlines()) == 2
+
+
 def test_suite_has_three_families_of_five_tasks():
     families = list(suite.FAMILY_OF.values())
     assert {family: families.count(family) for family in families} == {

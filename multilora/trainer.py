@@ -1,0 +1,96 @@
+"""How a run is trained: its arguments, the order of its examples, and its Trainer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+import transformers
+
+from multilora import guard
+from multilora.tasks import encoding, mixture
+
+
+@dataclass
+class TrainArguments(transformers.TrainingArguments):
+    """TrainingArguments with the defaults of the built-in experiment."""
+
+    output_dir: str = field(default="", metadata={"help": "runs/METHOD-sSEED by default"})
+    per_device_train_batch_size: int = 32
+    max_steps: int = field(default=1500, metadata={"help": "optimiser steps"})
+    learning_rate: float = field(default=0.0, metadata={"help": "the method's own by default"})
+    lr_scheduler_type: str = "linear"
+    warmup_steps: float = 0.05
+    optim: str = "adamw_torch"
+    logging_steps: float = 50
+    report_to: str = "none"
+    remove_unused_columns: bool = False
+    dataloader_pin_memory: bool = False
+    resume_from_checkpoint: str = field(
+        default="auto",
+        metadata={"help": "auto: from the run's own newest whole checkpoint; no; a directory"},
+    )
+    # The examples come in their order: it is drawn before training (tasks/mixture.py).
+    train_sampling_strategy: str = "sequential"
+
+
+class AdapterTrainer(transformers.Trainer):
+    """Trainer whose optimiser gives some parameters a multiple of the learning rate."""
+
+    def __init__(self, *args: Any, lr_ratios: dict[str, float], **kwargs: Any) -> None:
+        self.lr_ratios = lr_ratios
+        super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """One group a ratio: parameters whose name holds a key of `lr_ratios` get its value."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        names = {p: name for name, p in (model or self.model).named_parameters()}
+
+        def ratio(p: torch.nn.Parameter) -> float:
+            return next((v for key, v in self.lr_ratios.items() if key in names[p]), 1.0)
+
+        groups = []
+        for group in optimizer.param_groups:
+            for value in sorted({ratio(p) for p in group["params"]}):
+                chosen = [p for p in group["params"] if ratio(p) == value]
+                groups.append({**group, "params": chosen, "lr": group["lr"] * value})
+        optimizer.param_groups[:] = groups
+        return optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The loss of a batch; DivergedError where it is no number."""
+        loss = super().training_step(*args, **kwargs)
+        guard.check_loss(loss, self.state.global_step + 1)
+        return loss
+
+
+def in_order(
+    encoded: Sequence[encoding.Encoded], arguments: TrainArguments
+) -> list[encoding.Encoded]:
+    """The examples as they will be trained on, from the first step to the last."""
+    batch = batch_of(arguments)
+    if arguments.max_steps > 0:
+        count = arguments.max_steps * batch
+    else:
+        count = int(arguments.num_train_epochs * len(encoded))
+    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+    return [encoded[i] for i in mixture.order([len(e.ids) for e in encoded], count, batch, seed)]
+
+
+def batch_of(arguments: TrainArguments) -> int:
+    """Examples of one optimiser step, over all processes."""
+    per_process = arguments.train_batch_size * arguments.gradient_accumulation_steps
+    return int(per_process * arguments.world_size)
+
+
+def changed(arguments: TrainArguments) -> dict[str, Any]:
+    """The arguments that differ from the defaults of transformers or from ours, but secrets."""
+    given = arguments.to_dict()
+    usual = [{f.name: f.default for f in fields(kind)} for kind in TrainArguments.__mro__[:2]]
+    return {
+        k: v
+        for k, v in given.items()
+        if not k.endswith("_token") and any(v != of_kind[k] for of_kind in usual)
+    }

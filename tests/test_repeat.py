@@ -1,0 +1,127 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from multilora import record, train
+
+
+@pytest.fixture(scope="module")
+def was(tmp_path_factory, tiny_base):
+    """The directory of a run whose arguments differ from every default that matters."""
+    out = tmp_path_factory.mktemp("repeat") / "run"
+    argv = ["--method=multilora", f"--model={tiny_base}", "--per_task=4", "--per_task_scored=2"]
+    argv += ["--r=2", "--n=2", "--dropout=0.1", "--scale_lr_ratio=2", "--seed=3", "--data_seed=4"]
+    argv += ["--max_steps=5", "--per_device_train_batch_size=2", "--gradient_accumulation_steps=2"]
+    argv += ["--warmup_steps=0", "--lr_scheduler_type=cosine", "--weight_decay=0.1", "--use_cpu"]
+    argv += ["--adam_beta2=0.98", "--save_strategy=no", "--disable_tqdm=true", "--report_to=none"]
+    with record.threads(1):
+        assert train.main([*argv, f"--output_dir={out}"]) == 0
+    return out
+
+
+@pytest.fixture
+def copy(was, tmp_path):
+    """A copy of it, and a function that changes its run.json."""
+    shutil.copytree(was, tmp_path / "run")
+
+    def edit(*keys, value):
+        file = tmp_path / "run" / "run.json"
+        facts = inner = json.loads(file.read_text())
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = value
+        file.write_text(json.dumps(facts))
+
+    return tmp_path / "run", edit
+
+
+def fails(capsys, *argv):
+    assert train.main([str(word) for word in argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err.splitlines()[-1]
+
+
+def test_a_run_is_repeated_from_its_record_bit_for_bit(was, tmp_path):
+    """By a process of its own that would have another number of threads."""
+    again = tmp_path / "again"
+    done = subprocess.run(
+        [sys.executable, "-m", "multilora.train", f"--from={was}/run.json", "--output_dir", again],
+        env=os.environ | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"{again}\n"
+    assert done.stderr.splitlines()[-1] == "ΔW is the same, bit for bit"
+    for name in ("adapter_model.safetensors", "lora/adapter_model.safetensors"):
+        assert (again / name).read_bytes() == (was / name).read_bytes()
+    old, new = (json.loads((run / "run.json").read_text()) for run in (was, again))
+    assert old["arguments"].pop("output_dir") != new["arguments"].pop("output_dir")
+    assert new == old
+
+
+def test_other_bits_are_told_of(copy, capsys):
+    run, edit = copy
+    edit("weights", value={"adapter_model.safetensors": "0" * 64})
+    assert train.main(["--from", str(run)]) == 0  # the directory will do
+    out, err = capsys.readouterr()
+    assert out == f"{run}-again\n"
+    assert err.splitlines()[-1] == "ΔW is NOT the same, bit for bit"
+
+
+def test_another_base_is_refused(copy, tiny_base, capsys):
+    run, edit = copy
+    other = run.parent / "base"
+    shutil.copytree(tiny_base, other)
+    (other / "further.safetensors").write_bytes(b"")
+    said = fails(capsys, "--from", run / "run.json", "--model", other)
+    assert f"the weights of {other} are not those of the run's base, {tiny_base}" in said
+    edit("settings", "model", value="/nowhere")
+    assert "nowhere" in fails(capsys, "--from", run)
+    assert train.main(["--from", str(run), "--model", str(tiny_base)]) == 0
+
+
+def test_other_data_are_refused(copy, capsys):
+    run, edit = copy
+    edit("data", "sha256", value="0" * 64)
+    assert "the tasks' code is another" in fails(capsys, "--from", run)
+    assert not run.with_name("run-again").exists()
+
+
+def test_another_number_of_processes_is_refused(copy, capsys):
+    run, edit = copy
+    edit("processes", value=2)
+    said = fails(capsys, "--from", run)
+    assert said.endswith("start it with torchrun --nproc_per_node 2")
+
+
+def test_other_versions_are_told_of(copy, capsys):
+    run, edit = copy
+    edit("environment", "python", value="3.0")
+    assert train.main(["--from", str(run)]) == 0
+    assert "python '3.0', here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("part", "word"), [("settings", "rnak"), ("arguments", "rate")])
+def test_an_unknown_key_is_named(copy, capsys, part, word):
+    run, edit = copy
+    edit(part, word, value=1)
+    assert fails(capsys, "--from", run).endswith(f"{run}/run.json: {part}: unknown key {word}")
+
+
+def test_what_is_no_record_of_a_training_is_refused(tmp_path, tiny_base, capsys):
+    file = tmp_path / "run.json"
+    for text, words in (("{", "is not JSON"), ("[]", "lacks settings"), ("{}", "lacks settings")):
+        file.write_text(text)
+        assert f"{file} {words}" in fails(capsys, "--from", file)
+    assert "lacks arguments" in fails(capsys, "--from", tiny_base)  # the record of a base
+    assert "nowhere" in fails(capsys, "--from", tmp_path / "nowhere")
+
+
+def test_a_run_is_not_repeated_onto_itself(was, capsys):
+    said = fails(capsys, "--from", was, "--output_dir", was)
+    assert "is the run itself; choose another --output_dir" in said
+    with pytest.raises(SystemExit, match="2"):
+        train.main(["--from", str(was), "--learning_rate", "1"])
