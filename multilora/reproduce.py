@@ -16,7 +16,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class ReproduceSettings:
     figures: str = field(default="figures/quick", metadata={"help": "where the results go"})
     methods: str = field(
         default="full,lora,multilora",
-        metadata={"help": "separated by commas; also lora+ and multilora s×5"},
+        metadata={"help": "separated by commas; also lora+, multilora s×5, rlora and mtllora"},
     )
     seeds: str = field(default="0,1", metadata={"help": "separated by commas"})
     steps: int = field(default=1500, metadata={"help": "optimiser steps of each run"})
@@ -242,7 +242,7 @@ def _over_seeds(rows: Sequence[Row], column: str, form: str, factor: float = 1) 
 def report(settings: ReproduceSettings, runs: Sequence[Run], model: Path) -> str:
     """Analyse the runs, write tables and figures, and return what is printed."""
     out = Path(settings.figures)
-    spectra = spectrum.analyse([run.out for run in runs], progress=True)
+    spectra = _without_heads(spectrum.analyse([run.out for run in runs], progress=True))
     if spectra.skipped:
         raise RuntimeError(f"{spectra.skipped[0]['run']}: {spectra.skipped[0]['reason']}")
     method_of = {run.out.name: run.settings.name for run in runs}
@@ -267,6 +267,12 @@ def report(settings: ReproduceSettings, runs: Sequence[Run], model: Path) -> str
     items = suite.load("test", runs[0].settings.per_task_scored)
     scores = evaluate.score(base_model, tokenizer, items)
     return f"{tables(rows, scores)}\n\n{out / 'spectra_by_method.png'}"
+
+
+def _without_heads(spectra: Spectra) -> Spectra:
+    """Of R-LoRA's modules the mean of the heads alone: as the other methods, one update each."""
+    rows = [r for r in spectra.rows if (r["method"], r["part"] == "mean") != ("rlora", False)]
+    return replace(spectra, rows=rows, s={row["key"]: spectra.s[row["key"]] for row in rows})
 
 
 def _write_csv(path: Path, rows: Sequence[Row]) -> None:

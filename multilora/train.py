@@ -22,8 +22,19 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 
 from analysis import floor
-from multilora import base, command, config, delta, evaluate, layers, record, tuner
-from multilora.config import MultiLoraConfig
+from multilora import (
+    base,
+    command,
+    config,
+    delta,
+    evaluate,
+    layers,
+    mtllora,
+    record,
+    rlora,
+    tuner,
+)
+from multilora.config import MtlLoraConfig, MultiLoraConfig, RLoraConfig
 from multilora.tasks import (
     corpus,
     encoding,
@@ -45,11 +56,14 @@ DEFAULTS = {
     "lora+": {"r": 24, "learning_rate": 3e-3},
     "multilora": {"r": 8, "learning_rate": 6e-3},
     "full": {"r": 0, "learning_rate": 2e-3},
+    # Not chosen yet: a first guess of the rates, ranks near the others' number of parameters.
+    "rlora": {"r": 11, "learning_rate": 3e-3},
+    "mtllora": {"r": 10, "learning_rate": 6e-3},
 }
 
 # Whatever a run's result passes through, beside the versions of the libraries.
 CODE = (
-    *(sys.modules[__name__], config, layers, tuner, delta, floor, evaluate),
+    *(sys.modules[__name__], config, layers, tuner, rlora, mtllora, delta, floor, evaluate),
     *(world, corpus, splits, example, instruction, understanding, knowledge, suite),
     *(encoding, mixture),
 )
@@ -68,7 +82,7 @@ class TrainSettings:
     per_task: int = field(default=800, metadata={"help": "training examples of each task"})
     per_task_scored: int = field(default=100, metadata={"help": "held-out items of each task"})
     r: int = field(default=0, metadata={"help": "rank; 24 for LoRA, 8 a module for MultiLoRA"})
-    n: int = field(default=3, metadata={"help": "modules of MultiLoRA"})
+    n: int = field(default=3, metadata={"help": "modules of MultiLoRA, heads of its relatives"})
     scale: float = field(default=2.0, metadata={"help": "lora_alpha / r"})
     dropout: float = field(default=0.0, metadata={"help": "on the adapters' input"})
     target_modules: str = field(
@@ -173,6 +187,12 @@ def prepare(model: Any, settings: TrainSettings) -> Any:
         return get_peft_model(model, LoraConfig(r=settings.rank, **common))
     if settings.method == "multilora":
         return get_peft_model(model, MultiLoraConfig(r=settings.rank, n=settings.n, **common))
+    if settings.method == "rlora":
+        return get_peft_model(model, RLoraConfig(r=settings.rank, n=settings.n, **common))
+    if settings.method == "mtllora":
+        tasks = list(suite.TASKS)
+        given = MtlLoraConfig(r=settings.rank, n=settings.n, tasks=tasks, **common)
+        return get_peft_model(model, given)
     model.requires_grad_(False)
     for name, layer in delta.matrices(model):
         if targets == "all-linear" or check_target_module_exists(LoraConfig(**common), name):
@@ -199,7 +219,8 @@ def run(
     model, tokenizer = delta.load_base(path)
     model = prepare(model, settings)
     examples = suite.load("train", settings.per_task)
-    encoded = encoding.encode_all(tokenizer, examples, encoding.context_of(model, tokenizer))
+    context, tasks = encoding.context_of(model, tokenizer), encoding.tasks_of(model)
+    encoded = encoding.encode_all(tokenizer, examples, context, tasks)
     once = copy.copy(arguments)
     once.num_train_epochs = 1  # the data hold every epoch
     trainer = AdapterTrainer(
