@@ -126,6 +126,21 @@ def test_figure_and_the_table_behind_it(reproduced):
     reproduce.figures.plt.close(figure)
 
 
+def test_the_relatives_stand_in_the_same_table(reproduced, tmp_path):
+    _, _, model, _ = reproduced
+    settings = reproduce.ReproduceSettings(
+        out=str(tmp_path / "runs"), figures=str(tmp_path / "figures"), steps=3, processes=2,
+        methods="rlora,mtllora", seeds="0",
+    )  # fmt: skip
+    runs = reproduce.plan(settings, model)
+    reproduce.train_all(runs, settings.processes)
+    text = reproduce.report(settings, runs, model)
+    assert [line.split()[0] for line in text.splitlines()[2:4]] == ["rlora", "mtllora"]
+    spectra, _ = store.load(settings.figures)
+    parts = {m: {r["part"] for r in spectra.rows if r["method"] == m} for m in ("rlora", "mtllora")}
+    assert parts == {"rlora": {"mean"}, "mtllora": set(suite.TASKS)}
+
+
 def test_a_failing_run_is_told_of(tmp_path):
     settings = reproduce.train.TrainSettings(method="lora", model=str(tmp_path / "nowhere"))
     with pytest.raises((OSError, ValueError), match="nowhere"):

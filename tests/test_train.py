@@ -21,7 +21,10 @@ METHODS = {
     "lora+": {"r": 6, "b_lr_ratio": 4.0},
     "multilora": {"r": 2},
     "full": {},
+    "rlora": {"r": 2},
+    "mtllora": {"r": 2},
 }
+UPDATES = {"rlora": 4, "mtllora": 15}  # of each module: mean and heads, and one for each task
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +111,7 @@ def test_every_method_trains_and_writes_what_it_did(runs, model_path, method):
     assert record["scores"].keys() == {"validation", "test"}
     for update in checkpoint.read(out):
         assert update.dense().any(), update.name
-    assert len(list(checkpoint.read(out))) == 14
+    assert len(list(checkpoint.read(out))) == 14 * UPDATES.get(method, 1)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -426,7 +429,8 @@ def test_what_is_not_given_is_the_methods_own(method):
     train.complete(settings, arguments)
     assert arguments.learning_rate == train.DEFAULTS[method]["learning_rate"]
     assert arguments.output_dir == f"runs/{method}-s3"
-    assert settings.rank == {"lora": 24, "lora+": 24, "multilora": 8, "full": 0}[method]
+    ranks = {"lora": 24, "lora+": 24, "multilora": 8, "full": 0, "rlora": 11, "mtllora": 10}
+    assert settings.rank == ranks[method]
     given = train.TrainArguments(output_dir="here", learning_rate=0.5)
     train.complete(settings, given)
     assert (given.output_dir, given.learning_rate) == ("here", 0.5)
