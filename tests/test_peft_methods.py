@@ -325,6 +325,18 @@ def test_gradient_checkpointing_changes_no_gradient(method, reentrant):
         assert torch.equal(gradient, gradients[1][name]), name
 
 
+def test_autocast_to_bfloat16_costs_its_rounding_and_no_more(method):
+    model = move(adapted(method, llama()), by=0.05)
+    ids = {"multilora_task_ids": IDS} if method == "mtllora" else {}
+    want = logits(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(input_ids=tokens(), labels=tokens(), **ids)
+    out.loss.backward()
+    eps = torch.finfo(torch.bfloat16).eps
+    assert float((out.logits - want).norm() / want.norm()) < 4 * eps
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
 def test_generation_runs_through_the_adapter(method):
     model = fix(trained(method, llama()))
     merged = copy.deepcopy(model).merge_and_unload()

@@ -157,7 +157,7 @@ def test_multilora_learns_more_than_its_scales(model_path, tmp_path):
         assert {n.split(".")[-2] for n in changed} == moved
 
 
-@pytest.mark.parametrize("method", ["multilora", "full"])
+@pytest.mark.parametrize("method", ["multilora", "full", "rlora", "mtllora"])
 def test_the_same_seed_gives_the_same_bits(runs, model_path, tmp_path, method):
     settings = settings_of(model_path, method)
     again = train.run(settings, arguments_of(tmp_path / "again", save_strategy="no"))
@@ -183,9 +183,9 @@ class Interrupt(transformers.TrainerCallback):
             raise Interrupted
 
 
-@pytest.mark.parametrize("method", ["multilora", "full"])
+@pytest.mark.parametrize("method", ["multilora", "full", "rlora", "mtllora"])
 def test_an_interrupted_run_resumes_with_the_same_bits(model_path, tmp_path, method):
-    settings = settings_of(model_path, method, dropout=0.1 if method == "multilora" else 0.0)
+    settings = settings_of(model_path, method, dropout=0.0 if method == "full" else 0.1)
     given = {"max_steps": 7, "save_steps": 3, "gradient_accumulation_steps": 2}
     whole = train.run(settings, arguments_of(tmp_path / "whole", **given, save_strategy="no"))
     with pytest.raises(Interrupted):
