@@ -203,7 +203,8 @@ class MtlLoraModel(AdapterModel):
     def for_tasks(self, ids: Any, repeat: bool = True) -> Iterator[None]:
         """Within it, the rows of every batch belong to the tasks `ids`; None changes nothing.
 
-        For code that cannot pass them with the batch. With `repeat` a batch may have a multiple of
+        For code that cannot pass them with the batch, such as `generate` of a PeftModel without
+        task_type, which calls the model's own. With `repeat` a batch may have a multiple of
         their number of rows, those of one after those of the other. Raises ValueError for what
         cannot be indices, and where `set_task` chose the task already.
         """
