@@ -21,8 +21,10 @@ from analysis.formats import (
     lycoris,
     merged_linear,
     model,
+    mtllora,
     multilora,
     peft,
+    rlora,
     shards,
     starts,
     through_peft,
@@ -31,10 +33,11 @@ from analysis.formats.tensors import open_tensors
 from analysis.update import Entry, Other, Skipped, Update
 
 # In this order: the first that recognises a directory reads it.
-FORMATS = (multilora, full, peft, model)
+OWN = (multilora, rlora, mtllora)
+FORMATS = (*OWN, full, peft, model)
 # The names, without suffix, of the weight file that each of them opens.
 STEMS: dict[Any, tuple[str, ...]] = {
-    multilora: (peft.STEM,),
+    **dict.fromkeys(OWN, (peft.STEM,)),
     full: (Path(full.WEIGHTS).stem,),
     peft: (peft.STEM,),
     model: base.STEMS,
@@ -224,9 +227,9 @@ def _steps_below(directory: Path) -> list[Path]:
 def _adapters_below(directory: Path) -> list[Path]:
     """Where PEFT saves all adapters of a model but the default one: a directory each.
 
-    Not lora/ below a MultiLoRA checkpoint, which is the same update again.
+    Not lora/ below a checkpoint of this project's methods, which is the same update again.
     """
-    if multilora.recognises(directory):
+    if any(family.recognises(directory) for family in OWN):
         return []
     return sorted(
         child

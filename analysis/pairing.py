@@ -153,11 +153,13 @@ def meeting(
 def parts(updates: Sequence[Update]) -> Iterator[Update]:
     """The parts of one module in one run that read the same input and write the same output.
 
-    A stack of modules is taken apart; a block of the layer's rows is no such part, and neither is
-    the only update of a module.
+    A stack of modules is taken apart. A block of the layer's rows is no such part; neither is what
+    is made of the other parts, as a mean of heads, nor the only update of a module.
     """
     for update in updates:
         if isinstance(update, LowRankUpdate) and update.stacked > 1:
             yield from update.unstacked()
-        elif update.part and not (isinstance(update, LowRankUpdate) and update.of_rows):
+        elif update.part and not (
+            isinstance(update, LowRankUpdate) and (update.of_rows or update.of_parts)
+        ):
             yield update

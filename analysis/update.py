@@ -15,7 +15,8 @@ class LowRankUpdate:
     they are stored in. part tells updates of one module apart (a task, a head), else "". source:
     the file it comes from, for messages. stacked: how many modules of equal rank were put side
     by side, in the columns of B and the rows of A (the n of MultiLoRA). of_rows: whether the part
-    is a block of the layer's rows, so that it shares no output with the other parts.
+    is a block of the layer's rows, so that it shares no output with the other parts. of_parts:
+    whether it is made of the other parts (a mean of heads), so that it is not one beside them.
     """
 
     name: str
@@ -27,6 +28,7 @@ class LowRankUpdate:
     source: str = ""
     stacked: int = 1
     of_rows: bool = False
+    of_parts: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -6,14 +6,28 @@ and the rest of PEFT know them as they know LoRA.
 
 import peft.mapping
 
-from multilora.config import MethodType, MultiLoraConfig
+from multilora.config import MethodType, MtlLoraConfig, MultiLoraConfig, RLoraConfig
+from multilora.mtllora import MtlLoraModel
+from multilora.rlora import RLoraModel
 from multilora.tuner import MultiLoraModel
 
-__all__ = ["MethodType", "MultiLoraConfig", "MultiLoraModel"]
+__all__ = [
+    "MethodType",
+    "MtlLoraConfig",
+    "MtlLoraModel",
+    "MultiLoraConfig",
+    "MultiLoraModel",
+    "RLoraConfig",
+    "RLoraModel",
+]
 
 # peft.utils.register_peft_method takes members of PEFT's own enum only, so its tables are filled
 # here. They are not public API: hence the narrow range of PEFT versions, and a test.
-for _type, _config, _model in [(MethodType.MULTILORA, MultiLoraConfig, MultiLoraModel)]:
-    peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[_type] = _config
-    peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[_type] = _model
-    peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[_type] = _model.prefix
+for _config, _model in [
+    (MultiLoraConfig, MultiLoraModel),
+    (RLoraConfig, RLoraModel),
+    (MtlLoraConfig, MtlLoraModel),
+]:
+    peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[_config.method] = _config
+    peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[_config.method] = _model
+    peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[_config.method] = _model.prefix

@@ -1,14 +1,17 @@
 """A trained model → a checkpoint of ΔW, and back.
 
 Adapters are written by PEFT's own `save_pretrained`; beside a MultiLoRA checkpoint its exact
-export to a standard LoRA lies in `lora/`. Full fine-tuning is written as ΔW of every trained
+export to a standard LoRA lies in `lora/`, beside one of MTL-LoRA each task's in `lora/TASK/`.
+R-LoRA has no exact one; `save_as_lora` writes what it is at the mean of its heads, on request, and
+`mean_router_error` says how far off that is. Full fine-tuning is written as ΔW of every trained
 matrix: `delta.safetensors` and `delta_config.json`. `load_tuned` turns either into a model again.
 """
 
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,9 @@ from transformers.pytorch_utils import Conv1D
 
 from analysis.floor import noise_floor
 from multilora import record
-from multilora.config import MultiLoraConfig
-from multilora.layers import MultiLoraLinear
+from multilora.config import AdapterConfig, MtlLoraConfig, MultiLoraConfig, RLoraConfig
+from multilora.layers import AdapterLinear
+from multilora.rlora import RLoraLinear
 
 VERSION = 1
 # All that a checkpoint of either kind consists of.
@@ -79,8 +83,12 @@ def save(model: Any, base: str, out: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".delta-", dir=out) as temporary:
         if isinstance(model, PeftModel):
             model.save_pretrained(temporary)
-            if isinstance(model.active_peft_config, MultiLoraConfig):
+            config = model.active_peft_config
+            if isinstance(config, MultiLoraConfig):
                 save_as_lora(model, Path(temporary) / "lora")
+            elif isinstance(config, MtlLoraConfig):
+                for task in config.tasks:
+                    save_as_lora(model, Path(temporary) / "lora" / task, task=task)
         else:
             _save_full(model, base, Path(temporary))
         for name in FILES:
@@ -92,28 +100,45 @@ def save(model: Any, base: str, out: Path) -> None:
             path.replace(out / path.name)
 
 
-def save_as_lora(model: PeftModel, out: Path, adapter: str = "default") -> None:
-    """Write a MultiLoRA adapter as a standard PEFT LoRA of rank n·r, exactly.
+def save_as_lora(
+    model: PeftModel, out: Path, adapter: str = "default", task: str | None = None
+) -> None:
+    """Write an adapter as a standard PEFT LoRA, which runs wherever LoRA does.
 
-    B = [diag(s₁)B₁ … diag(sₙ)Bₙ], A = [A₁; …; Aₙ] and lora_alpha' = n·α, with rsLoRA √n·α, so
-    that PEFT's own scale is ours: the adapter runs wherever LoRA does, without this package.
+    MultiLoRA, exactly: B = [diag(s₁)B₁ … diag(sₙ)Bₙ], A = [A₁; …; Aₙ], rank n·r.
+    MTL-LoRA, one `task` of it by name, exactly: B = Σᵢ softmax(w_t/τ)ᵢ Bᵢ Λ_t, rank r.
+    R-LoRA, approximately, with a warning: its router gives way to the mean of the heads; B and A
+    are those of ΔW relative to the start, rank 2r. `mean_router_error` measures what that costs.
+
+    lora_alpha is such that PEFT's own scale is ours.
     """
     config = model.peft_config[adapter]
-    if not isinstance(config, MultiLoraConfig):
-        raise ValueError(f"adapter {adapter!r} is {config.peft_type}; expected MULTILORA")
+    if not isinstance(config, AdapterConfig):
+        raise ValueError(
+            f"adapter {adapter!r} is {config.peft_type}; expected MULTILORA, RLORA or MTLLORA"
+        )
+    if (task is None) == isinstance(config, MtlLoraConfig):
+        raise ValueError(
+            f"adapter {adapter!r} is {config.peft_type} and task {task!r}; expected a task for "
+            "MTLLORA, which has an update for each, and none for others"
+        )
+    if isinstance(config, RLoraConfig):
+        warnings.warn(
+            "this LoRA approximates R-LoRA: every input gets the mean of the heads, not what the "
+            "router gives it; multilora.delta.mean_router_error measures the difference",
+            stacklevel=2,
+        )
     tensors: dict[str, torch.Tensor] = {}
     fan_in_fan_out = False
+    part = {} if task is None else {"task": task}
     for name, layer in model.named_modules():
-        if isinstance(layer, MultiLoraLinear) and adapter in layer.multilora_A:
-            left, right = layer.factors(adapter, scaled=False)
+        if isinstance(layer, AdapterLinear) and adapter in layer.scale:
+            left, right = layer.factors(adapter, scaled=False, **part)
             tensors[f"{name}.lora_A.weight"] = right.detach().contiguous()
             tensors[f"{name}.lora_B.weight"] = left.detach().contiguous()
             fan_in_fan_out |= layer.fan_in_fan_out
     lora = LoraConfig(
-        r=config.n * config.r,
-        lora_alpha=config.lora_alpha * (config.n**0.5 if config.use_rslora else config.n),
-        use_rslora=config.use_rslora,
-        lora_dropout=config.lora_dropout,
+        **_scale_of_lora(config),
         fan_in_fan_out=fan_in_fan_out,
         target_modules=config.target_modules,
         exclude_modules=config.exclude_modules,
@@ -130,12 +155,75 @@ def save_as_lora(model: PeftModel, out: Path, adapter: str = "default") -> None:
     lora.save_pretrained(str(out))
 
 
+def _scale_of_lora(config: AdapterConfig) -> dict[str, Any]:
+    """Rank, lora_alpha and dropout of the LoRA that an adapter becomes."""
+    if isinstance(config, RLoraConfig):  # its dropout, on each head, has no place in LoRA
+        return {"r": 2 * config.r, "lora_alpha": 2**0.5 * config.lora_alpha, "use_rslora": True}
+    n = config.n if isinstance(config, MultiLoraConfig) else 1
+    return {
+        "r": n * config.r,
+        "lora_alpha": config.lora_alpha * (n**0.5 if config.use_rslora else n),
+        "use_rslora": config.use_rslora,
+        "lora_dropout": config.lora_dropout,
+    }
+
+
 def _saved_modules(model: PeftModel, adapter: str) -> dict[str, torch.Tensor]:
     """The adapter's modules_to_save, under the names that PEFT's files give them."""
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(model, adapter_name=adapter)
-    return {k: v.contiguous() for k, v in state.items() if ".multilora_" not in k}
+    return {k: v.contiguous() for k, v in state.items() if f".{model.base_model.prefix}" not in k}
+
+
+@torch.no_grad()
+def mean_router_error(
+    model: PeftModel, batches: Iterable[Mapping[str, Any]], adapter: str = "default"
+) -> dict[str, dict[str, float]]:
+    """How far R-LoRA's layers are from what they give with the router fixed to the mean.
+
+    batches: what the model is called with. For each module, over all rows of all batches, the
+    norm of the difference relative to that of the layer's `output` and to that of what the
+    adapter adds to it (`update`). Every layer gets the input that it has in the routed model, and
+    dropout is off; padding counts as any other token. Raises ValueError without R-LoRA layers,
+    and where the router is fixed already.
+    """
+    layers = {
+        name.removeprefix("base_model.model."): layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, RLoraLinear) and adapter in layer.scale
+    }
+    if not layers or any(layer.fixed[adapter] for layer in layers.values()):
+        raise ValueError(f"adapter {adapter!r}: expected R-LoRA whose router is not fixed")
+    squares = {name: torch.zeros(3, dtype=torch.float64) for name in layers}
+
+    def measure(name: str, layer: Any, x: torch.Tensor, output: torch.Tensor) -> None:
+        left, right = layer.factors(adapter)
+        x = x.to(right.dtype)
+        routed = layer.added(adapter, x)
+        change = routed - (x @ right.T) @ left.T
+        for i, values in enumerate((change, output, routed)):
+            squares[name][i] += values.double().square().sum().cpu()
+
+    hooks = [
+        layer.register_forward_hook(
+            lambda layer, args, output, name=name: measure(name, layer, args[0], output)
+        )
+        for name, layer in layers.items()
+    ]
+    training = model.training
+    try:
+        model.eval()
+        for batch in batches:
+            model(**batch)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return {
+        name: {"output": float((of[0] / of[1]).sqrt()), "update": float((of[0] / of[2]).sqrt())}
+        for name, of in squares.items()
+    }
 
 
 def _save_full(model: Any, base: str, out: Path) -> None:

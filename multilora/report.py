@@ -8,7 +8,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,11 +187,17 @@ def _analyse(runs: Sequence[Trained], model: Path) -> Spectra:
     whole = Spectra()
     for run in runs:
         found = spectrum.analyse(run.path, options=_reading(run, model), progress=True)
-        whole.rows.extend(found.rows)
-        whole.s.update(found.s)
+        rows = [row for row in found.rows if not _is_head(row["method"], row["part"])]
+        whole.rows.extend(rows)
+        whole.s.update({row["key"]: found.s[row["key"]] for row in rows})
         whole.skipped.extend(found.skipped)
         whole.other.extend(found.other)
     return whole
+
+
+def _is_head(method: str, part: str | None) -> bool:
+    """Whether a row is of one of R-LoRA's heads: their mean stands for the module, as elsewhere."""
+    return method == "rlora" and part != "mean"
 
 
 def _reading(run: Trained, model: Path) -> Options:
@@ -208,7 +214,13 @@ def _alike(runs: Sequence[Trained], model: Path) -> tuple[Similarity, list[Row]]
     # One way of reading for all: what starts off zero, as PiSSA, is left out.
     named = any(peft_methods.is_named(run.facts["settings"]["method"]) for run in runs)
     options = Options(base=model) if named else Options()
-    found = similarity.analyse([run.path for run in together], options=options)
+    found = similarity.analyse([run.path for run in together], options=options, parts=False)
+    rows = [
+        row
+        for row in found.rows
+        if not any(_is_head(row[f"method_{side}"], row[f"part_{side}"]) for side in "ab")
+    ]
+    found = replace(found, rows=rows)
     labels = {run.name: Label(run.method, run.seed) for run in runs}
     return found, methods.between(found.rows, found.phi, labels)
 

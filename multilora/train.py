@@ -13,7 +13,6 @@ with the same bits. --from RUN/run.json trains a run again.
 
 import copy
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -34,14 +33,16 @@ from multilora import (
     evaluate,
     guard,
     layers,
+    mtllora,
     peft_methods,
     record,
     repeat,
     resume,
+    rlora,
     trainer,
     tuner,
 )
-from multilora.config import MultiLoraConfig
+from multilora.config import MtlLoraConfig, MultiLoraConfig, RLoraConfig
 from multilora.tasks import (
     corpus,
     encoding,
@@ -63,6 +64,9 @@ DEFAULTS = {
     "lora+": {"r": 24, "learning_rate": 3e-3},
     "multilora": {"r": 8, "learning_rate": 6e-3},
     "full": {"r": 0, "learning_rate": 2e-3},
+    # Not chosen yet: a first guess of the rates, ranks near the others' number of parameters.
+    "rlora": {"r": 11, "learning_rate": 3e-3},
+    "mtllora": {"r": 10, "learning_rate": 6e-3},
 }
 
 
@@ -74,7 +78,7 @@ def defaults(method: str) -> dict[str, float]:
 
 # Whatever a run's result passes through, beside the versions of the libraries.
 CODE = (
-    *(sys.modules[__name__], trainer, config, layers, tuner, peft_methods),
+    *(sys.modules[__name__], trainer, config, layers, tuner, rlora, mtllora, peft_methods),
     *(delta, floor, evaluate),
     *(world, corpus, splits, example, instruction, understanding, knowledge, suite),
     *(encoding, mixture),
@@ -99,7 +103,7 @@ class TrainSettings:
     per_task: int = field(default=800, metadata={"help": "training examples of each task"})
     per_task_scored: int = field(default=100, metadata={"help": "held-out items of each task"})
     r: int = field(default=0, metadata={"help": "rank; 24 for LoRA, 8 a module for MultiLoRA"})
-    n: int = field(default=3, metadata={"help": "modules of MultiLoRA"})
+    n: int = field(default=3, metadata={"help": "modules of MultiLoRA, heads of its relatives"})
     scale: float = field(default=2.0, metadata={"help": "lora_alpha / r"})
     dropout: float = field(default=0.0, metadata={"help": "on the adapters' input"})
     target_modules: str = field(
@@ -168,6 +172,12 @@ def prepare(model: Any, settings: TrainSettings, steps: int = 1) -> Any:
         return get_peft_model(model, LoraConfig(r=settings.rank, **common))
     if settings.method == "multilora":
         return get_peft_model(model, MultiLoraConfig(r=settings.rank, n=settings.n, **common))
+    if settings.method == "rlora":
+        return get_peft_model(model, RLoraConfig(r=settings.rank, n=settings.n, **common))
+    if settings.method == "mtllora":
+        tasks = list(suite.TASKS)
+        by_task = MtlLoraConfig(r=settings.rank, n=settings.n, tasks=tasks, **common)
+        return get_peft_model(model, by_task)
     if peft_methods.is_named(settings.method):
         given = (settings.peft_config, settings.rank, steps, common)
         return peft_methods.wrap(model, settings.method, *given)
@@ -196,9 +206,10 @@ def run(
     model, tokenizer = delta.load_base(path)
     made_from = inputs(path, settings, arguments)
     examples = suite.load("train", settings.per_task)
-    encoded = encoding.encode_all(tokenizer, examples, encoding.context_of(model, tokenizer))
+    model = prepare(model, settings, trainer.steps_of(len(examples), arguments))
+    context, tasks = encoding.context_of(model, tokenizer), encoding.tasks_of(model)
+    encoded = encoding.encode_all(tokenizer, examples, context, tasks)
     ordered = trainer.in_order(encoded, arguments)
-    model = prepare(model, settings, math.ceil(len(ordered) / trainer.batch_of(arguments)))
     made_of = fingerprint(settings, arguments)
     mark = record.fingerprint(made_of, made_from)
     whole = partial(resume.newest, out, mark, arguments.world_size)

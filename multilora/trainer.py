@@ -1,5 +1,6 @@
 """How a run is trained: its arguments, the order of its examples, and its Trainer."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -70,13 +71,21 @@ def in_order(
     encoded: Sequence[encoding.Encoded], arguments: TrainArguments
 ) -> list[encoding.Encoded]:
     """The examples as they will be trained on, from the first step to the last."""
-    batch = batch_of(arguments)
-    if arguments.max_steps > 0:
-        count = arguments.max_steps * batch
-    else:
-        count = int(arguments.num_train_epochs * len(encoded))
+    batch, count = batch_of(arguments), _count(len(encoded), arguments)
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     return [encoded[i] for i in mixture.order([len(e.ids) for e in encoded], count, batch, seed)]
+
+
+def steps_of(examples: int, arguments: TrainArguments) -> int:
+    """Optimiser steps of a run on so many examples."""
+    return math.ceil(_count(examples, arguments) / batch_of(arguments))
+
+
+def _count(examples: int, arguments: TrainArguments) -> int:
+    """How many examples are trained on, each time that one comes counted."""
+    if arguments.max_steps > 0:
+        return arguments.max_steps * batch_of(arguments)
+    return int(arguments.num_train_epochs * examples)
 
 
 def batch_of(arguments: TrainArguments) -> int:

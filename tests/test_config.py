@@ -4,7 +4,7 @@ import re
 import pytest
 from peft import PeftConfig
 
-from multilora import MethodType, MultiLoraConfig
+from multilora import MethodType, MtlLoraConfig, MultiLoraConfig, RLoraConfig
 
 
 @pytest.mark.parametrize(
@@ -78,3 +78,74 @@ def test_the_type_is_a_string_with_a_value():
     """PEFT compares it as a string, transformers reads `.value`."""
     assert MethodType.MULTILORA == "MULTILORA"
     assert MultiLoraConfig().peft_type.value.lower() + "_" == "multilora_"
+
+
+# The relatives.
+
+
+def mtl(**settings):
+    return MtlLoraConfig(**{"tasks": ["one", "two"]} | settings)
+
+
+@pytest.mark.parametrize("config", [RLoraConfig, mtl])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"r": 0}, "r is 0; expected a whole number of at least 1"),
+        ({"n": 1.5}, "n is 1.5; expected a whole number of at least 1"),
+        ({"lora_dropout": 1.0}, "lora_dropout is 1.0; expected 0 <= dropout < 1"),
+        ({"layers_pattern": "layers"}, "layers_pattern needs layers_to_transform beside it"),
+    ],
+)
+def test_what_all_methods_refuse(config, settings, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        config(**settings)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        ([], "tasks is []; expected the names of the tasks, a list"),
+        (None, "tasks is None; expected the names"),
+        ("sort", "tasks is 'sort'; expected the names"),
+        (["a", "b", "a"], "a name stands there twice"),
+        (["a", 1], "task 1: expected a name that a directory can have"),
+        (["a", ""], "task '': expected a name"),
+        (["a/b"], "task 'a/b': expected a name that a directory can have, no slash in it"),
+        ([".."], "task '..': expected a name"),
+    ],
+)
+def test_tasks_that_cannot_be_told_apart_are_refused(tasks, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        MtlLoraConfig(tasks=tasks)
+
+
+def test_a_router_or_a_temperature_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="router_init is 'ones'; expected 'zero' or 'kaiming'"):
+        RLoraConfig(router_init="ones")
+    for temperature in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"temperature is .*; expected a number above 0"):
+            mtl(temperature=temperature)
+
+
+@pytest.mark.parametrize("r", [1, 4, 8])
+def test_the_scales_of_the_relatives(r):
+    assert RLoraConfig(r=r, lora_alpha=12).scale == 12 / r**0.5
+    assert mtl(r=r, lora_alpha=12).scale == 12 / r
+    assert mtl(r=r, lora_alpha=12, use_rslora=True).scale == 12 / r**0.5
+    assert mtl().temperature == 0.5
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RLoraConfig(r=4, n=2, lora_alpha=3.5, target_modules=["q_proj"], router_init="kaiming"),
+        mtl(r=4, n=2, lora_alpha=3.5, target_modules=["q_proj"], temperature=0.7, diagonal=True),
+    ],
+)
+def test_a_relatives_config_comes_back_from_its_file(config, tmp_path):
+    config.save_pretrained(tmp_path)
+    back = PeftConfig.from_pretrained(tmp_path)
+    assert type(back) is type(config)
+    assert back.to_dict() == config.to_dict()
+    assert back.peft_type.value.lower() + "_" in ("rlora_", "mtllora_")

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from analysis import checkpoint
 from analysis.floor import noise_floor
-from multilora import MultiLoraConfig, base, delta
-from multilora.layers import MultiLoraLinear
+from multilora import MtlLoraConfig, MultiLoraConfig, RLoraConfig, base, delta
+from multilora.layers import AdapterLinear, MultiLoraLinear
 
 
 def llama(tokenizer):
@@ -163,6 +163,185 @@ def test_saving_again_replaces_what_was_there(bases, tmp_path):
     assert left == [
         "README.md", "adapter_config.json", "adapter_model.safetensors", "lora", "run.json",
     ]  # fmt: skip
+
+
+# R-LoRA, MTL-LoRA and their exports.
+
+TASKS = ["sort", "MNLI (matched)", "QA"]
+IDS = torch.tensor([2, 0, 1])
+
+
+def relative(path, config, dtype=torch.float64, **settings):
+    """The base with an adapter that has moved everywhere."""
+    name = Path(path).name
+    given = {"r": 2, "n": 3, "lora_alpha": 5, "target_modules": TARGETS[name]} | settings
+    torch.manual_seed(1)
+    model = get_peft_model(load(path, dtype), config(task_type="CAUSAL_LM", **given)).eval()
+    for key, p in model.named_parameters():
+        if p.requires_grad and "modules_to_save" not in key:
+            p.data += 0.3 * torch.randn_like(p)
+    return model
+
+
+def rlora(path, **settings):
+    return relative(path, RLoraConfig, **settings)
+
+
+def mtllora(path, **settings):
+    return relative(path, MtlLoraConfig, tasks=TASKS, **settings)
+
+
+def assert_near(got, want, rtol=1e-6):
+    """Equal to the rounding of float32, in which adapters are kept."""
+    scale = float(want.detach().abs().max())
+    torch.testing.assert_close(got, want, rtol=0, atol=rtol * scale, check_dtype=False)
+
+
+def adapter_layers(model):
+    return {n: m for n, m in model.named_modules() if isinstance(m, AdapterLinear)}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_rslora": True}, {"diagonal": True}, {"lora_dropout": 0.3}]
+)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_every_task_is_the_same_function_in_pefts_own_lora(bases, tmp_path, name, settings):
+    path = bases(name)
+    model = mtllora(path, **settings)
+    delta.save(model, path, tmp_path)
+    with torch.no_grad():
+        x = torch.arange(36).reshape(3, 12)
+        mixed = model(input_ids=x, multilora_task_ids=IDS).logits
+    assert sorted(p.name for p in (tmp_path / "lora").iterdir()) == sorted(TASKS)
+    for t, task in enumerate(TASKS):
+        lora = PeftModel.from_pretrained(load(path, torch.float64), tmp_path / "lora" / task).eval()
+        assert (lora.peft_config["default"].peft_type, lora.peft_config["default"].r) == ("LORA", 2)
+        model.set_task(task)
+        want = logits(model)
+        assert_near(logits(lora), want)
+        row = IDS.tolist().index(t)
+        assert_near(logits(lora)[row], mixed[row])
+        assert float((want - logits(load(path, torch.float64))).abs().max()) > 0.01
+        theirs = dict(lora.named_modules())
+        for key, layer in adapter_layers(model).items():
+            ours = layer.get_delta_weight("default", task=task)
+            assert_near(theirs[key].get_delta_weight("default"), ours)
+    files = [tmp_path / "lora" / task / "adapter_model.safetensors" for task in TASKS]
+    first, second = load_file(files[0]), load_file(files[1])
+    key = next(key for key in first if "lora_B" in key)
+    assert not torch.allclose(first[key], second[key], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_rlora_exports_the_mean_of_its_heads_and_says_so(bases, tmp_path, name):
+    path = bases(name)
+    model = rlora(path, lora_dropout=0.3)
+    delta.save(model, path, tmp_path)
+    assert not (tmp_path / "lora").exists()
+    with pytest.warns(UserWarning, match=r"this LoRA approximates R-LoRA.*mean_router_error"):
+        delta.save_as_lora(model, tmp_path / "mean")
+    lora = PeftModel.from_pretrained(load(path, torch.float64), tmp_path / "mean").eval()
+    assert lora.peft_config["default"].r == 4
+    routed = logits(model)
+    assert not torch.allclose(logits(lora), routed, atol=1e-3)
+    model.fix_router()
+    assert_near(logits(lora), logits(model))
+    theirs = dict(lora.named_modules())
+    for key, layer in adapter_layers(model).items():
+        assert_near(theirs[key].get_delta_weight("default"), layer.get_delta_weight("default"))
+
+
+def test_the_error_of_the_mean_is_measured_on_data(bases):
+    path = bases("llama")
+    model = rlora(path).train()
+    tokens = [torch.arange(36).reshape(3, 12), torch.arange(20)[None]]
+    batches = [{"input_ids": ids} for ids in tokens]
+    found = delta.mean_router_error(model, batches)
+    assert model.training
+    names = {name.removeprefix("base_model.model."): m for name, m in adapter_layers(model).items()}
+    assert found.keys() == names.keys()
+    # The slow way: every layer on the inputs that it has in the routed model.
+    seen = {name: [] for name in names}
+    hooks = [
+        layer.register_forward_hook(lambda m, x, y, name=name: seen[name].append((x[0], y)))
+        for name, layer in names.items()
+    ]
+    with torch.no_grad():
+        for batch in batches:
+            model.eval()(**batch)
+    for hook in hooks:
+        hook.remove()
+    model.fix_router()
+    for name, layer in names.items():
+        with torch.no_grad():
+            routed = torch.cat([y.flatten(0, -2) for _, y in seen[name]])
+            fixed = torch.cat([layer(x).flatten(0, -2) for x, _ in seen[name]])
+            plain = torch.cat([layer.base_layer(x).flatten(0, -2) for x, _ in seen[name]])
+        change = float((fixed - routed).norm())
+        assert found[name]["output"] == pytest.approx(change / float(routed.norm()), rel=1e-4)
+        assert found[name]["update"] == pytest.approx(
+            change / float((routed - plain).norm()), rel=1e-4
+        )
+        assert found[name]["update"] > 1e-3
+    with pytest.raises(ValueError, match="expected R-LoRA whose router is not fixed"):
+        delta.mean_router_error(model, batches)
+
+
+def test_a_zero_router_has_no_error(bases):
+    model = rlora(bases("llama"))
+    for layer in adapter_layers(model).values():
+        torch.nn.init.zeros_(layer.rlora_R["default"])
+    errors = delta.mean_router_error(model, [{"input_ids": torch.arange(12)[None]}])
+    assert len(errors) == 4
+    assert all(error["update"] < 1e-6 for error in errors.values())
+
+
+def test_a_task_is_asked_for_where_there_are_several(bases, tmp_path):
+    with pytest.raises(ValueError, match="MTLLORA and task None; expected a task for MTLLORA"):
+        delta.save_as_lora(mtllora(bases("llama")), tmp_path)
+    with pytest.raises(ValueError, match=r"RLORA and task 'sort'; expected .* none for others"):
+        delta.save_as_lora(rlora(bases("llama")), tmp_path, task="sort")
+    with pytest.raises(ValueError, match="task 'no such' is none of its tasks"):
+        delta.save_as_lora(mtllora(bases("llama")), tmp_path, task="no such")
+
+
+@pytest.mark.parametrize("build", [rlora, mtllora])
+def test_the_relatives_come_back_bit_for_bit(bases, tmp_path, build):
+    path = bases("llama")
+    model = build(path, modules_to_save=["lm_head"])
+    torch.nn.init.normal_(model.base_model.model.lm_head.modules_to_save["default"].weight)
+    delta.save(model, path, tmp_path)
+    back = delta.load_tuned(load(path, torch.float64), tmp_path).eval()
+    if build is mtllora:
+        model.set_task("QA")
+        back.set_task("QA")
+        lora = PeftModel.from_pretrained(load(path, torch.float64), tmp_path / "lora" / "QA").eval()
+        assert_near(logits(lora), logits(model))
+    assert torch.equal(logits(back), logits(model))
+    delta.save(tuned(path), path, tmp_path)
+    assert not (tmp_path / "lora").exists()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_analysis_reads_the_relatives(bases, tmp_path, name):
+    """Layer, file and analysis agree on the same weights, for each task, head and mean."""
+    path = bases(name)
+    for build in (rlora, mtllora):
+        model = build(path)
+        delta.save(model, path, tmp_path / build.__name__)
+        updates = {(u.name, u.part): u for u in checkpoint.read(tmp_path / build.__name__)}
+        layers = adapter_layers(model)
+        assert len(updates) == len(layers) * (4 if build is rlora else 3)
+        for key, layer in layers.items():
+            module = key.removeprefix("base_model.model.")
+            tasks = {"mean": {}} if build is rlora else {task: {"task": task} for task in TASKS}
+            for part, which in tasks.items():
+                want = layer.get_delta_weight("default", **which).detach()
+                want = want.T if name == "gpt2" else want
+                assert_near(torch.from_numpy(updates[module, part].dense()), want)
+            if build is rlora:
+                heads = sum(updates[module, f"head{i}"].dense() for i in (1, 2, 3))
+                assert_near(torch.from_numpy(heads / 3), want)
 
 
 # Full fine-tuning.

@@ -57,6 +57,29 @@ def test_labels_are_on_the_answer_and_the_end_alone(tokenizer):
     assert (batch["labels"][1, 4:] == IGNORED).all()
 
 
+def test_rows_carry_their_task_where_the_model_wants_it(tokenizer):
+    examples = suite.load("test", 2)
+    names = list(suite.TASKS)
+    rows = encode_all(tokenizer, examples, 64, names)
+    batch = collate(rows, tokenizer.pad_token_id)
+    want = [names.index(e.task) for e in examples]
+    assert batch["multilora_task_ids"].dtype == torch.int64
+    assert batch["multilora_task_ids"].tolist() == want
+    assert len(set(want)) == 15
+    plain = encode_all(tokenizer, examples, 64)
+    assert [row._replace(task=None) for row in rows] == plain
+    assert "multilora_task_ids" not in collate(plain, tokenizer.pad_token_id)
+    with pytest.raises(ValueError, match="task 'reverse' is none of the adapter's: sort, swap"):
+        encode_all(tokenizer, examples, 64, ["sort", "swap"])
+
+
+def test_a_model_says_which_tasks_it_tells_apart():
+    asks = SimpleNamespace(active_peft_config=SimpleNamespace(tasks=["a", "b"]))
+    assert encoding.tasks_of(asks) == ["a", "b"]
+    assert encoding.tasks_of(SimpleNamespace(active_peft_config=SimpleNamespace())) == []
+    assert encoding.tasks_of(torch.nn.Linear(2, 2)) == []
+
+
 def test_padding_changes_no_answer(tokenizer):
     """Rows of a batch score as they score alone: without a mask, since attention is causal."""
     torch.manual_seed(0)

@@ -4,8 +4,9 @@ import random
 
 import pytest
 import torch
+from peft import get_peft_model
 
-from multilora import base, delta, evaluate
+from multilora import MtlLoraConfig, base, delta, evaluate
 from multilora.tasks import suite
 from multilora.tasks.example import FAMILIES, Example
 
@@ -194,3 +195,28 @@ def test_the_base_is_the_one_that_the_checkpoint_was_trained_on(tiny, tmp_path, 
     (tmp_path / "run.json").write_text(json.dumps({"base": facts}))
     assert evaluate.main([str(tmp_path), "--per_task", "1"]) == 2
     assert "the weights of" in capsys.readouterr().err
+
+
+def test_every_item_is_scored_with_the_update_of_its_task(tiny):
+    """The answers are those that the adapter gives with the item's own task chosen for all."""
+    _, tokenizer, path = tiny
+    tasks = list(suite.TASKS)
+    config = MtlLoraConfig(r=2, n=2, tasks=tasks, target_modules="all-linear")
+    model = get_peft_model(delta.load_base(path)[0], config).eval()
+    torch.manual_seed(3)
+    for name, p in model.named_parameters():
+        if "mtllora_" in name:
+            torch.nn.init.normal_(p)
+    chosen = [e for e in suite.load("test", 10) if e.task in tasks[5:8]]
+    together = evaluate.correct(model, tokenizer, chosen)
+    alone = []
+    for e in chosen:
+        likelihoods = []
+        model.set_task(e.task)
+        for option in e.options:
+            likelihoods.append(likelihood(model, tokenizer, e.prompt, option))
+        alone.append(e.options[likelihoods.index(max(likelihoods))] == e.answer)
+    assert together == alone
+    model.set_task(None)
+    with pytest.raises(ValueError, match="task 'task' is none of the adapter's"):
+        evaluate.correct(model, tokenizer, [example("a", "b")])

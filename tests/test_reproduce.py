@@ -146,6 +146,21 @@ def test_differences_and_similarity_stand_beside(reproduced):
     assert len(between) == 6
 
 
+def test_the_relatives_stand_in_the_same_table(reproduced, tmp_path):
+    _, _, model, _ = reproduced
+    settings = reproduce.ReproduceSettings(
+        out=str(tmp_path / "runs"), figures=str(tmp_path / "figures"), steps=3, processes=2,
+        methods="rlora,mtllora", seeds="0",
+    )  # fmt: skip
+    runs = reproduce.plan(settings, model)
+    reproduce.train_all(runs, settings.processes)
+    text = reproduce.report(settings, runs, model)
+    assert [line.split()[0] for line in text.splitlines()[2:4]] == ["rlora", "mtllora"]
+    spectra, _ = store.load(settings.figures)
+    parts = {m: {r["part"] for r in spectra.rows if r["method"] == m} for m in ("rlora", "mtllora")}
+    assert parts == {"rlora": {"mean"}, "mtllora": set(suite.TASKS)}
+
+
 def test_a_failing_run_is_told_of(tmp_path):
     settings = reproduce.train.TrainSettings(method="lora", model=str(tmp_path / "nowhere"))
     with pytest.raises((OSError, ValueError), match="nowhere"):
@@ -160,12 +175,14 @@ def test_methods_of_pefts_own_stand_in_the_same_tables(tiny_base, tmp_path):
     )  # fmt: skip
     runs = reproduce.plan(settings, tiny_base)
     reproduce.train_all(runs, 2)
-    text = reproduce.report(settings, runs, tiny_base)
+    trained = [report.trained(run.out) for run in runs]
+    text = report.report(asdict(settings), trained, tiny_base)
     spectra, _ = store.load(settings.figures)
     names = ["lora-s0", "peft-PISSA-s0", "peft-DORA-s0", "peft-VERA-s0"]
     assert [row["run"] for row in spectra.rows] == [name for name in names for _ in range(14)]
     for method in ("lora", "peft:PISSA", "peft:DORA", "peft:VERA"):
-        assert sum(line.startswith(f"{method} ") for line in text.splitlines()) == 2
+        lines = [line for line in text.splitlines() if line.startswith(f"{method} ")]
+        assert len([line for line in lines if " − " not in line]) == 2
 
 
 def test_suite_has_three_families_of_five_tasks():

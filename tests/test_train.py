@@ -19,7 +19,10 @@ METHODS = {
     "lora+": {"r": 6, "b_lr_ratio": 4.0},
     "multilora": {"r": 2},
     "full": {},
+    "rlora": {"r": 2},
+    "mtllora": {"r": 2},
 }
+UPDATES = {"rlora": 4, "mtllora": 15}  # of each module: mean and heads, and one for each task
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +113,7 @@ def test_every_method_trains_and_writes_what_it_did(runs, model_path, method):
     assert record["scores"].keys() == {"validation", "test"}
     for update in checkpoint.read(out):
         assert update.dense().any(), update.name
-    assert len(list(checkpoint.read(out))) == 14
+    assert len(list(checkpoint.read(out))) == 14 * UPDATES.get(method, 1)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -156,7 +159,7 @@ def test_multilora_learns_more_than_its_scales(model_path, tmp_path):
         assert {n.split(".")[-2] for n in changed} == moved
 
 
-@pytest.mark.parametrize("method", ["multilora", "full"])
+@pytest.mark.parametrize("method", ["multilora", "full", "rlora", "mtllora"])
 def test_the_same_seed_gives_the_same_bits(runs, model_path, tmp_path, method):
     settings = settings_of(model_path, method)
     again = train.run(settings, arguments_of(tmp_path / "again", save_strategy="no"))
@@ -182,9 +185,9 @@ class Interrupt(transformers.TrainerCallback):
             raise Interrupted
 
 
-@pytest.mark.parametrize("method", ["multilora", "full"])
+@pytest.mark.parametrize("method", ["multilora", "full", "rlora", "mtllora"])
 def test_an_interrupted_run_resumes_with_the_same_bits(model_path, tmp_path, method):
-    settings = settings_of(model_path, method, dropout=0.1 if method == "multilora" else 0.0)
+    settings = settings_of(model_path, method, dropout=0.0 if method == "full" else 0.1)
     given = {"max_steps": 7, "save_steps": 3, "gradient_accumulation_steps": 2}
     whole = train.run(settings, arguments_of(tmp_path / "whole", **given, save_strategy="no"))
     with pytest.raises(Interrupted):
@@ -363,7 +366,8 @@ def test_what_is_not_given_is_the_methods_own(method):
     train.complete(settings, arguments)
     assert arguments.learning_rate == train.DEFAULTS[method]["learning_rate"]
     assert arguments.output_dir == f"runs/{method}-s3"
-    assert settings.rank == {"lora": 24, "lora+": 24, "multilora": 8, "full": 0}[method]
+    ranks = {"lora": 24, "lora+": 24, "multilora": 8, "full": 0, "rlora": 11, "mtllora": 10}
+    assert settings.rank == ranks[method]
     given = train.TrainArguments(output_dir="here", learning_rate=0.5)
     train.complete(settings, given)
     assert (given.output_dir, given.learning_rate) == ("here", 0.5)

@@ -6,7 +6,8 @@ Its first docstring line says what it reads (`--formats` prints it). A family of
 Skipped with a reason for each that cannot be analysed, Other for tensors that are no updates. A
 variant inside a family has a file of its own, of plain functions. No linear algebra here beyond
 what defines ΔW. To add one, copy the nearest file and put it into a list in `analysis.checkpoint`.
-What they share: `tensors` and `shards` open files, `base` finds W0, `rule` knows r and scale.
+What they share: `tensors` and `shards` open files, `base` finds W0, `rule` knows r and scale,
+`own` goes through the tensors of this project's own methods.
 """
 
 from dataclasses import dataclass
