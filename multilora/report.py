@@ -250,7 +250,8 @@ def report(settings: Mapping[str, Any], runs: Sequence[Trained], model: Path) ->
     )
     save(figure, out / "spectra_by_method")
     alike, between = _alike(runs, model)
-    save(similarity_figures.shared_by_many(alike), out / "similarity_by_run")
+    if alike.rows:
+        save(similarity_figures.shared_by_many(alike), out / "similarity_by_run")
     compared = differences(rows)
     _write_csv(out / "differences.csv", compared)
     if between:

@@ -154,7 +154,8 @@ def test_the_relatives_stand_in_the_same_table(reproduced, tmp_path):
     )  # fmt: skip
     runs = reproduce.plan(settings, model)
     reproduce.train_all(runs, settings.processes)
-    text = reproduce.report(settings, runs, model)
+    trained = [report.trained(run.out) for run in runs]
+    text = report.report(asdict(settings), trained, model)
     assert [line.split()[0] for line in text.splitlines()[2:4]] == ["rlora", "mtllora"]
     spectra, _ = store.load(settings.figures)
     parts = {m: {r["part"] for r in spectra.rows if r["method"] == m} for m in ("rlora", "mtllora")}
