@@ -14,6 +14,7 @@ from analysis.formats import (
     base,
     diffusers,
     dora,
+    experts,
     factors,
     full,
     kohya,
@@ -31,9 +32,10 @@ from analysis.formats.tensors import open_tensors
 from analysis.update import Entry, Other, Skipped, Update
 
 # In this order: the first that recognises a directory reads it.
-FORMATS = (multilora, full, peft, model)
+FORMATS = (experts, multilora, full, peft, model)
 # The names, without suffix, of the weight file that each of them opens.
 STEMS: dict[Any, tuple[str, ...]] = {
+    experts: (),
     multilora: (peft.STEM,),
     full: (Path(full.WEIGHTS).stem,),
     peft: (peft.STEM,),
@@ -166,6 +168,9 @@ def inputs(path: Path) -> list[Path]:
     place = _place(path)
     if place.is_file():
         return [place]
+    if experts.recognises(place):
+        below = (file for expert in experts.directories(place) for file in inputs(expert))
+        return sorted({place / experts.CONFIG, *below})
     configs = [file for file in place.iterdir() if file.suffix in (".json", ".bin")]
     return sorted({*configs, *_files(place)})
 
@@ -224,9 +229,10 @@ def _steps_below(directory: Path) -> list[Path]:
 def _adapters_below(directory: Path) -> list[Path]:
     """Where PEFT saves all adapters of a model but the default one: a directory each.
 
-    Not lora/ below a MultiLoRA checkpoint, which is the same update again.
+    Not lora/ below a MultiLoRA checkpoint, which is the same update again, nor the parts of a bank
+    of experts.
     """
-    if multilora.recognises(directory):
+    if multilora.recognises(directory) or experts.recognises(directory):
         return []
     return sorted(
         child
