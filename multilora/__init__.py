@@ -7,9 +7,10 @@ and the rest of PEFT know them as they know LoRA.
 import peft.mapping
 
 from multilora.config import MethodType, MultiLoraConfig
+from multilora.experts import ExpertBank
 from multilora.tuner import MultiLoraModel
 
-__all__ = ["MethodType", "MultiLoraConfig", "MultiLoraModel"]
+__all__ = ["ExpertBank", "MethodType", "MultiLoraConfig", "MultiLoraModel"]
 
 # peft.utils.register_peft_method takes members of PEFT's own enum only, so its tables are filled
 # here. They are not public API: hence the narrow range of PEFT versions, and a test.

@@ -1,8 +1,9 @@
 """A trained model → a checkpoint of ΔW, and back.
 
 Adapters are written by PEFT's own `save_pretrained`; beside a MultiLoRA checkpoint its exact
-export to a standard LoRA lies in `lora/`. Full fine-tuning is written as ΔW of every trained
-matrix: `delta.safetensors` and `delta_config.json`. `load_tuned` turns either into a model again.
+export to a standard LoRA lies in `lora/`. Task experts are a LoRA each, in directories of their
+names, beside `experts.json`. Full fine-tuning is written as ΔW of every trained matrix:
+`delta.safetensors` and `delta_config.json`. `load_tuned` turns any of them into a model again.
 """
 
 import json
@@ -24,7 +25,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from analysis.floor import noise_floor
-from multilora import record
+from multilora import experts, record
 from multilora.config import MultiLoraConfig
 from multilora.layers import MultiLoraLinear
 
@@ -32,7 +33,7 @@ VERSION = 1
 # All that a checkpoint of either kind consists of.
 FILES = (
     *("adapter_config.json", "adapter_model.safetensors", "lora"),
-    *("delta_config.json", "delta.safetensors"),
+    *("delta_config.json", "delta.safetensors", experts.CONFIG),
 )
 
 
@@ -73,13 +74,18 @@ def save(model: Any, base: str, out: Path) -> None:
                 save_as_lora(model, Path(temporary) / "lora")
         else:
             _save_full(model, base, Path(temporary))
-        for name in FILES:
+        for name in (*FILES, *_experts(out), *_experts(Path(temporary))):
             if (out / name).is_dir():
                 shutil.rmtree(out / name)
             else:
                 (out / name).unlink(missing_ok=True)
         for path in Path(temporary).iterdir():
             path.replace(out / path.name)
+
+
+def _experts(directory: Path) -> list[str]:
+    """The names of a bank's experts, which are those of their directories; [] without a bank."""
+    return experts.saved_tasks(directory) if (directory / experts.CONFIG).is_file() else []
 
 
 def save_as_lora(model: PeftModel, out: Path, adapter: str = "default") -> None:
@@ -183,6 +189,8 @@ def load_tuned(model: Any, checkpoint: Path) -> Any:
 
     Raises FileNotFoundError where there is no checkpoint, ValueError where it does not fit.
     """
+    if (checkpoint / experts.CONFIG).is_file():
+        return experts.ExpertBank.from_pretrained(model, checkpoint)
     if (checkpoint / "adapter_config.json").is_file():
         return PeftModel.from_pretrained(model, checkpoint)
     if not (checkpoint / "delta_config.json").is_file():

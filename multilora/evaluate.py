@@ -23,7 +23,15 @@ from tqdm import tqdm
 
 from multilora import base, command, delta
 from multilora.tasks import suite
-from multilora.tasks.encoding import IGNORED, Encoded, collate, context_of, encode
+from multilora.tasks.encoding import (
+    IGNORED,
+    Encoded,
+    collate,
+    context_of,
+    encode,
+    index_of,
+    tasks_of,
+)
 from multilora.tasks.example import FAMILIES, Example
 
 
@@ -78,11 +86,12 @@ def correct(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[boo
     Without: each of the answer's tokens, and the end after them, is the most likely one given
     those before it, which is to say that greedy decoding writes just this answer.
     """
-    context = context_of(model, tokenizer)
+    context, tasks = context_of(model, tokenizer), tasks_of(model)
     rows: list[Encoded] = []
     for e in examples:
         answers, end = (e.options, False) if e.options else ((e.answer,), True)
-        rows += [encode(tokenizer, e.prompt, answer, context, end) for answer in answers]
+        task = index_of(e.task, tasks)
+        rows += [encode(tokenizer, e.prompt, answer, context, end, task) for answer in answers]
     likelihood, greedy = _score_rows(model, rows, tokenizer.pad_token_id or 0)
     right, start = [], 0
     for e in examples:
@@ -110,8 +119,9 @@ def _score_rows(
     for start in tqdm(starts, "evaluate", leave=False, delay=2, disable=None):
         chosen = by_length[start : start + batch]
         inputs = collate([rows[i] for i in chosen], pad)
-        logits = model(inputs["input_ids"].to(device)).logits[:, :-1].float().cpu()
-        labels = inputs["labels"][:, 1:]
+        labels = inputs.pop("labels")[:, 1:]
+        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+        logits = model(**inputs).logits[:, :-1].float().cpu()
         answers = labels != IGNORED
         losses = F.cross_entropy(
             logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"

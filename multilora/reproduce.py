@@ -31,7 +31,7 @@ class ReproduceSettings:
     figures: str = field(default="figures/quick", metadata={"help": "where the results go"})
     methods: str = field(
         default="full,lora,multilora",
-        metadata={"help": "separated by commas; also lora+ and multilora s×5"},
+        metadata={"help": "separated by commas; also lora+, multilora s×5 and expert"},
     )
     seeds: str = field(default="0,1", metadata={"help": "separated by commas"})
     steps: int = field(default=1500, metadata={"help": "optimiser steps of each run"})

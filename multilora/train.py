@@ -21,8 +21,9 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 
 from analysis import floor
-from multilora import base, command, config, delta, evaluate, layers, record, tuner
+from multilora import base, command, config, delta, evaluate, experts, layers, record, tuner
 from multilora.config import MultiLoraConfig
+from multilora.experts import ExpertBank
 from multilora.tasks import (
     corpus,
     encoding,
@@ -44,11 +45,14 @@ DEFAULTS = {
     "lora+": {"r": 24, "learning_rate": 3e-3},
     "multilora": {"r": 8, "learning_rate": 6e-3},
     "full": {"r": 0, "learning_rate": 2e-3},
+    # Fifteen experts of rank 2 have 1.25 times the parameters of LoRA's rank 24, the nearest that
+    # whole ranks come from above (rank 1: 0.63 times). The rate is LoRA's, not tuned.
+    "expert": {"r": 2, "learning_rate": 3e-3},
 }
 
 # Whatever a run's result passes through, beside the versions of the libraries.
 CODE = (
-    *(sys.modules[__name__], config, layers, tuner, delta, floor, evaluate),
+    *(sys.modules[__name__], config, layers, tuner, experts, delta, floor, evaluate),
     *(world, corpus, splits, example, instruction, understanding, knowledge, suite),
     *(encoding, mixture),
 )
@@ -66,7 +70,9 @@ class TrainSettings:
     )
     per_task: int = field(default=800, metadata={"help": "training examples of each task"})
     per_task_scored: int = field(default=100, metadata={"help": "held-out items of each task"})
-    r: int = field(default=0, metadata={"help": "rank; 24 for LoRA, 8 a module for MultiLoRA"})
+    r: int = field(
+        default=0, metadata={"help": "rank; 24 for LoRA, 8 a module for MultiLoRA, 2 an expert"}
+    )
     n: int = field(default=3, metadata={"help": "modules of MultiLoRA"})
     scale: float = field(default=2.0, metadata={"help": "lora_alpha / r"})
     dropout: float = field(default=0.0, metadata={"help": "on the adapters' input"})
@@ -127,7 +133,10 @@ class TrainArguments(transformers.TrainingArguments):
 
 
 class AdapterTrainer(transformers.Trainer):
-    """Trainer whose optimiser gives some parameters a multiple of the learning rate."""
+    """Trainer whose optimiser gives some parameters a multiple of the learning rate.
+
+    The experts of a bank are trained apart from one another: see `ExpertBank`.
+    """
 
     def __init__(self, *args: Any, lr_ratios: dict[str, float], **kwargs: Any) -> None:
         self.lr_ratios = lr_ratios
@@ -151,6 +160,22 @@ class AdapterTrainer(transformers.Trainer):
         optimizer.param_groups[:] = groups
         return optimizer
 
+    def get_batch_samples(self, *args: Any) -> Any:
+        """The batches of one step; for a bank with the number of labels each expert has in all."""
+        batches, in_all = super().get_batch_samples(*args)
+        if isinstance(self.model, ExpertBank) and in_all is not None:
+            counts = experts.count_labels(batches, len(self.model.tasks)).to(self.args.device)
+            if self.args.average_tokens_across_devices:
+                counts = self.accelerator.gather(counts).view(-1, len(counts)).sum(0)
+            batches = [{**batch, "multilora_label_counts": counts} for batch in batches]
+        return batches, in_all
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        if not isinstance(self.model, ExpertBank):
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        return self.model.clip_grad_norm(self.args.max_grad_norm)
+
 
 def prepare(model: Any, settings: TrainSettings) -> Any:
     """The model with what `settings.method` trains made trainable and the rest frozen."""
@@ -165,6 +190,8 @@ def prepare(model: Any, settings: TrainSettings) -> Any:
         return get_peft_model(model, LoraConfig(r=settings.rank, **common))
     if settings.method == "multilora":
         return get_peft_model(model, MultiLoraConfig(r=settings.rank, n=settings.n, **common))
+    if settings.method == "expert":
+        return ExpertBank(model, LoraConfig(r=settings.rank, **common), list(suite.TASKS))
     model.requires_grad_(False)
     for name, layer in delta.matrices(model):
         if targets == "all-linear" or check_target_module_exists(LoraConfig(**common), name):
@@ -191,7 +218,8 @@ def run(
     model, tokenizer = delta.load_base(path)
     model = prepare(model, settings)
     examples = suite.load("train", settings.per_task)
-    encoded = encoding.encode_all(tokenizer, examples, encoding.context_of(model, tokenizer))
+    context, tasks = encoding.context_of(model, tokenizer), encoding.tasks_of(model)
+    encoded = encoding.encode_all(tokenizer, examples, context, tasks)
     once = copy.copy(arguments)
     once.num_train_epochs = 1  # the data hold every epoch
     trainer = AdapterTrainer(
@@ -250,7 +278,8 @@ def fingerprint(settings: TrainSettings, arguments: TrainArguments) -> str:
 def is_done(settings: TrainSettings, arguments: TrainArguments) -> bool:
     """Whether the run is there, whole, from these settings and this code."""
     out = Path(arguments.output_dir)
-    weights = "delta.safetensors" if settings.method == "full" else "adapter_model.safetensors"
+    own = {"full": "delta.safetensors", "expert": experts.CONFIG}
+    weights = own.get(settings.method, "adapter_model.safetensors")
     if not (out / "run.json").is_file() or not (out / weights).is_file():
         return False
     try:
