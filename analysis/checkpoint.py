@@ -14,6 +14,7 @@ from analysis.formats import (
     base,
     diffusers,
     dora,
+    experts,
     factors,
     full,
     kohya,
@@ -34,9 +35,10 @@ from analysis.update import Entry, Other, Skipped, Update
 
 # In this order: the first that recognises a directory reads it.
 OWN = (multilora, rlora, mtllora)
-FORMATS = (*OWN, full, peft, model)
+FORMATS = (experts, *OWN, full, peft, model)
 # The names, without suffix, of the weight file that each of them opens.
 STEMS: dict[Any, tuple[str, ...]] = {
+    experts: (),
     **dict.fromkeys(OWN, (peft.STEM,)),
     full: (Path(full.WEIGHTS).stem,),
     peft: (peft.STEM,),
@@ -169,6 +171,9 @@ def inputs(path: Path) -> list[Path]:
     place = _place(path)
     if place.is_file():
         return [place]
+    if experts.recognises(place):
+        below = (file for expert in experts.directories(place) for file in inputs(expert))
+        return sorted({place / experts.CONFIG, *below})
     configs = [file for file in place.iterdir() if file.suffix in (".json", ".bin")]
     return sorted({*configs, *_files(place)})
 
@@ -227,9 +232,10 @@ def _steps_below(directory: Path) -> list[Path]:
 def _adapters_below(directory: Path) -> list[Path]:
     """Where PEFT saves all adapters of a model but the default one: a directory each.
 
-    Not lora/ below a checkpoint of this project's methods, which is the same update again.
+    Not lora/ below a checkpoint of this project's methods, which is the same update again, nor the
+    parts of a bank of experts.
     """
-    if any(family.recognises(directory) for family in OWN):
+    if any(family.recognises(directory) for family in (experts, *OWN)):
         return []
     return sorted(
         child

@@ -7,11 +7,13 @@ and the rest of PEFT know them as they know LoRA.
 import peft.mapping
 
 from multilora.config import MethodType, MtlLoraConfig, MultiLoraConfig, RLoraConfig
+from multilora.experts import ExpertBank
 from multilora.mtllora import MtlLoraModel
 from multilora.rlora import RLoraModel
 from multilora.tuner import MultiLoraModel
 
 __all__ = [
+    "ExpertBank",
     "MethodType",
     "MtlLoraConfig",
     "MtlLoraModel",

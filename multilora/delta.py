@@ -3,8 +3,9 @@
 Adapters are written by PEFT's own `save_pretrained`; beside a MultiLoRA checkpoint its exact
 export to a standard LoRA lies in `lora/`, beside one of MTL-LoRA each task's in `lora/TASK/`.
 R-LoRA has no exact one; `save_as_lora` writes what it is at the mean of its heads, on request, and
-`mean_router_error` says how far off that is. Full fine-tuning is written as ΔW of every trained
-matrix: `delta.safetensors` and `delta_config.json`. `load_tuned` turns either into a model again.
+`mean_router_error` says how far off that is. Task experts are a LoRA each, in directories of their
+names, beside `experts.json`. Full fine-tuning is written as ΔW of every trained matrix:
+`delta.safetensors` and `delta_config.json`. `load_tuned` turns any of them into a model again.
 """
 
 import json
@@ -27,7 +28,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from analysis.floor import noise_floor
-from multilora import record
+from multilora import experts, record
 from multilora.config import AdapterConfig, MtlLoraConfig, MultiLoraConfig, RLoraConfig
 from multilora.layers import AdapterLinear
 from multilora.rlora import RLoraLinear
@@ -36,7 +37,7 @@ VERSION = 1
 # All that a checkpoint of either kind consists of.
 FILES = (
     *("adapter_config.json", "adapter_model.safetensors", "lora"),
-    *("delta_config.json", "delta.safetensors"),
+    *("delta_config.json", "delta.safetensors", experts.CONFIG),
 )
 
 
@@ -91,13 +92,18 @@ def save(model: Any, base: str, out: Path) -> None:
                     save_as_lora(model, Path(temporary) / "lora" / task, task=task)
         else:
             _save_full(model, base, Path(temporary))
-        for name in FILES:
+        for name in (*FILES, *_experts(out), *_experts(Path(temporary))):
             if (out / name).is_dir():
                 shutil.rmtree(out / name)
             else:
                 (out / name).unlink(missing_ok=True)
         for path in Path(temporary).iterdir():
             path.replace(out / path.name)
+
+
+def _experts(directory: Path) -> list[str]:
+    """The names of a bank's experts, which are those of their directories; [] without a bank."""
+    return experts.saved_tasks(directory) if (directory / experts.CONFIG).is_file() else []
 
 
 def save_as_lora(
@@ -281,6 +287,8 @@ def load_tuned(model: Any, checkpoint: Path) -> Any:
 
     Raises FileNotFoundError where there is no checkpoint, ValueError where it does not fit.
     """
+    if (checkpoint / experts.CONFIG).is_file():
+        return experts.ExpertBank.from_pretrained(model, checkpoint)
     if (checkpoint / "adapter_config.json").is_file():
         return PeftModel.from_pretrained(model, checkpoint)
     if not (checkpoint / "delta_config.json").is_file():

@@ -16,8 +16,13 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_callback import ExportableState
 
+from multilora import experts
+
 STATE = "trainer_state.json"
-WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+WEIGHTS = (
+    *("adapter_model.safetensors", experts.CONFIG),
+    *("model.safetensors", "model.safetensors.index.json"),
+)
 
 
 class RunMark(transformers.TrainerCallback, ExportableState):
@@ -151,6 +156,11 @@ def flaw_of(checkpoint: Path, processes: int) -> str:
         return f"{index.name} is broken"
     files = [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"), *checkpoint.glob("*.safetensors")]
     files += [checkpoint / name for name in shards]
+    if (checkpoint / experts.CONFIG).is_file():
+        try:
+            files += [checkpoint / t / WEIGHTS[0] for t in experts.saved_tasks(checkpoint)]
+        except ValueError:
+            return f"{experts.CONFIG} is broken"
     return next((f"{file.name} is broken" for file in files if not _opens(file)), "")
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import transformers
 
-from multilora import guard
+from multilora import experts, guard
+from multilora.experts import ExpertBank
 from multilora.tasks import encoding, mixture
 
 
@@ -36,7 +37,10 @@ class TrainArguments(transformers.TrainingArguments):
 
 
 class AdapterTrainer(transformers.Trainer):
-    """Trainer whose optimiser gives some parameters a multiple of the learning rate."""
+    """Trainer whose optimiser gives some parameters a multiple of the learning rate.
+
+    The experts of a bank are trained apart from one another: see `ExpertBank`.
+    """
 
     def __init__(self, *args: Any, lr_ratios: dict[str, float], **kwargs: Any) -> None:
         self.lr_ratios = lr_ratios
@@ -59,6 +63,22 @@ class AdapterTrainer(transformers.Trainer):
                 groups.append({**group, "params": chosen, "lr": group["lr"] * value})
         optimizer.param_groups[:] = groups
         return optimizer
+
+    def get_batch_samples(self, *args: Any) -> Any:
+        """The batches of one step; for a bank with the number of labels each expert has in all."""
+        batches, in_all = super().get_batch_samples(*args)
+        if isinstance(self.model, ExpertBank) and in_all is not None:
+            counts = experts.count_labels(batches, len(self.model.tasks)).to(self.args.device)
+            if self.args.average_tokens_across_devices:
+                counts = self.accelerator.gather(counts).view(-1, len(counts)).sum(0)
+            batches = [{**batch, "multilora_label_counts": counts} for batch in batches]
+        return batches, in_all
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        if not isinstance(self.model, ExpertBank):
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        return self.model.clip_grad_norm(self.args.max_grad_norm)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss of a batch; DivergedError where it is no number."""

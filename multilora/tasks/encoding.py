@@ -59,8 +59,9 @@ def context_of(model: Any, tokenizer: Any) -> int:
 
 
 def tasks_of(model: Any) -> list[str]:
-    """The tasks that a model wants to be told of each row, as MTL-LoRA does; most want none."""
-    return getattr(getattr(model, "active_peft_config", None), "tasks", None) or []
+    """The tasks that a model wants to be told of each row: its own, or its adapter's; most none."""
+    config = getattr(model, "active_peft_config", None)
+    return getattr(model, "tasks", None) or getattr(config, "tasks", None) or []
 
 
 def index_of(task: str, tasks: Sequence[str]) -> int | None:
