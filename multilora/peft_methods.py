@@ -183,7 +183,7 @@ def save_initial(model: Any, out: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)  # an older run's
     if not isinstance(model, PeftModel):
         return
-    config = model.peft_config["default"]
+    config = model.active_peft_config
     start = getattr(config, "init_lora_weights", None)
     if not isinstance(start, str) or not start.lower().startswith(STARTS_MOVING):
         return

@@ -32,7 +32,8 @@ class ReproduceSettings:
     methods: str = field(
         default="full,lora,multilora",
         metadata={
-            "help": "separated by commas; also lora+, multilora s×5, rlora, mtllora, expert, peft:NAME"
+            "help": "separated by commas; also lora+, multilora s×5, rlora, mtllora, expert and"
+            " peft:NAME"
         },
     )
     seeds: str = field(default="0,1", metadata={"help": "separated by commas"})

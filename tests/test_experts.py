@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from analysis import checkpoint
-from multilora import ExpertBank, base, delta, evaluate, experts, reproduce, train
+from multilora import ExpertBank, base, delta, evaluate, experts, reproduce, train, trainer
 from multilora.tasks import encoding, suite
 
 TASKS = ["law", "law_hard", "code"]
@@ -379,17 +379,17 @@ def by_trainer(kind, out, seed=0, **changes):
     usual |= {"weight_decay": 0.1, "max_grad_norm": 0.5, "logging_steps": 1, "use_cpu": True}
     usual |= {"save_strategy": "no", "disable_tqdm": True, "warmup_steps": 0}
     arguments = train.TrainArguments(output_dir=str(out), **usual | changes)
-    ratios = {"lr_ratios": {}} if kind is train.AdapterTrainer else {}
-    trainer = kind(bank, arguments, train_dataset=Rows(seed), **ratios)
-    trainer.train()
-    return bank, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    ratios = {"lr_ratios": {}} if kind is trainer.AdapterTrainer else {}
+    built = kind(bank, arguments, train_dataset=Rows(seed), **ratios)
+    built.train()
+    return bank, [entry["loss"] for entry in built.state.log_history if "loss" in entry]
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_other_tasks_rows_do_not_change_an_experts_bits(tmp_path, steps):
     given = {"gradient_accumulation_steps": steps, "max_steps": 4}
-    a, losses = by_trainer(train.AdapterTrainer, tmp_path, **given)
-    b, _ = by_trainer(train.AdapterTrainer, tmp_path, seed=50, **given)
+    a, losses = by_trainer(trainer.AdapterTrainer, tmp_path, **given)
+    b, _ = by_trainer(trainer.AdapterTrainer, tmp_path, seed=50, **given)
     for task in ("law", "code"):
         assert same(bits(a, task), bits(b, task))
         assert not same(bits(a, task), bits(make_bank(), task))
@@ -408,10 +408,10 @@ def test_trainers_own_clipping_couples_the_experts(tmp_path):
 def test_accumulation_is_the_larger_batch(tmp_path):
     # Five rows at a time: the parts differ in how many tokens of a task they have.
     whole, _ = by_trainer(
-        train.AdapterTrainer, tmp_path, per_device_train_batch_size=10, max_steps=4
+        trainer.AdapterTrainer, tmp_path, per_device_train_batch_size=10, max_steps=4
     )
     given = {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 2, "max_steps": 4}
-    parts, _ = by_trainer(train.AdapterTrainer, tmp_path, **given)
+    parts, _ = by_trainer(trainer.AdapterTrainer, tmp_path, **given)
     for task in TASKS:
         for a, b in zip(parts.parameters_of(task), whole.parameters_of(task), strict=True):
             close(a.detach(), b.detach(), 1e-4)
