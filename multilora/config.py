@@ -1,10 +1,12 @@
 """The settings of an adapter method, stored as `adapter_config.json` beside its weights."""
 
+import copy
 import enum
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from peft import PeftConfig
+from peft.utils.other import get_pattern_key
 
 
 class MethodType(enum.StrEnum):
@@ -62,6 +64,10 @@ class AdapterConfig(PeftConfig):
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern needs layers_to_transform beside it")
 
+    def for_module(self, name: str) -> "AdapterConfig":
+        """The settings of one target module, where some have their own."""
+        return self
+
     @property
     def scale(self) -> float:
         """What a product of factors is multiplied with: lora_alpha / r, or / √r with rsLoRA."""
@@ -74,7 +80,8 @@ class MultiLoraConfig(AdapterConfig):
 
     ΔW = scale · Σᵢ diag(sᵢ) Bᵢ Aᵢ, scale = lora_alpha / r, or lora_alpha / √r with use_rslora.
     It has the parameters of a LoRA of rank n·r, and n·d_out scales a layer. By default every Aᵢ
-    and Bᵢ starts Kaiming-uniform and every sᵢ at zero, so that ΔW = 0 at the start.
+    and Bᵢ starts Kaiming-uniform and every sᵢ at zero, so that ΔW = 0 at the start. With
+    scale_per="module" every sᵢ is one number, and a layer has n of them.
     """
 
     method = MethodType.MULTILORA
@@ -82,9 +89,32 @@ class MultiLoraConfig(AdapterConfig):
     use_rslora: bool = field(default=False, metadata={"help": "scale is lora_alpha / sqrt(r)"})
     start_b: str = field(default="kaiming", metadata={"help": "start of B: 'kaiming' or 'zero'"})
     start_s: float = field(default=0.0, metadata={"help": "start of s: 0, or 1 with start_b zero"})
+    scale_per: str = field(
+        default="feature", metadata={"help": "sᵢ scales each output 'feature', or the 'module'"}
+    )
+    rank_pattern: dict[str, int] = field(
+        default_factory=dict, metadata={"help": "r of some target modules, by PEFT's rules"}
+    )
+    alpha_pattern: dict[str, float] = field(
+        default_factory=dict, metadata={"help": "lora_alpha of some target modules, likewise"}
+    )
+
+    def for_module(self, name: str) -> "MultiLoraConfig":
+        ranks, alphas = self.rank_pattern, self.alpha_pattern
+        if not ranks and not alphas:
+            return self
+        own = copy.copy(self)
+        own.r = ranks.get(get_pattern_key(list(ranks), name), self.r)
+        own.lora_alpha = alphas.get(get_pattern_key(list(alphas), name), self.lora_alpha)
+        return own
 
     def _check(self) -> None:
         super()._check()
+        if self.scale_per not in ("feature", "module"):
+            raise ValueError(f"scale_per is {self.scale_per!r}; expected 'feature' or 'module'")
+        for name, r in self.rank_pattern.items():
+            if not isinstance(r, int) or r < 1:
+                raise ValueError(f"rank_pattern: {name!r} is {r!r}; expected a whole number ≥ 1")
         if self.start_b not in ("kaiming", "zero"):
             raise ValueError(f"start_b is {self.start_b!r}; expected 'kaiming' or 'zero'")
         if self.start_b == "zero" and self.start_s == 0:

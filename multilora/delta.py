@@ -165,8 +165,16 @@ def _scale_of_lora(config: AdapterConfig) -> dict[str, Any]:
     """Rank, lora_alpha and dropout of the LoRA that an adapter becomes."""
     if isinstance(config, RLoraConfig):  # its dropout, on each head, has no place in LoRA
         return {"r": 2 * config.r, "lora_alpha": 2**0.5 * config.lora_alpha, "use_rslora": True}
-    n = config.n if isinstance(config, MultiLoraConfig) else 1
+    n, patterns = 1, {}
+    if isinstance(config, MultiLoraConfig):
+        n = config.n
+        alpha = n**0.5 if config.use_rslora else n
+        patterns = {
+            "rank_pattern": {name: n * r for name, r in config.rank_pattern.items()},
+            "alpha_pattern": {name: alpha * a for name, a in config.alpha_pattern.items()},
+        }
     return {
+        **patterns,
         "r": n * config.r,
         "lora_alpha": config.lora_alpha * (n**0.5 if config.use_rslora else n),
         "use_rslora": config.use_rslora,

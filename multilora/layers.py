@@ -137,9 +137,10 @@ class AdapterLinear(nn.Module, BaseTunerLayer):
 class MultiLoraLinear(AdapterLinear):
     """A Linear or Conv1D with MultiLoRA adapters (arXiv 2311.11501, section 4).
 
-    An adapter holds its n modules stacked, A (n·r, d_in), B (d_out, n·r), s (d_out, n): rows
-    i·r … (i+1)·r of A and the same columns of B are module i. Folding scale and s into B makes
-    them one factored update, so forward costs two products, whatever n.
+    An adapter holds its n modules stacked, A (n·r, d_in), B (d_out, n·r), s (d_out, n), or (1, n)
+    with one scale a module: rows i·r … (i+1)·r of A and the same columns of B are module i.
+    Folding scale and s into B makes them one factored update, so forward costs two products,
+    whatever n.
     """
 
     prefix = "multilora_"
@@ -149,9 +150,8 @@ class MultiLoraLinear(AdapterLinear):
         n, r = config.n, config.r
         self.multilora_A[adapter] = nn.Parameter(torch.empty(n * r, self.in_features))
         self.multilora_B[adapter] = nn.Parameter(torch.zeros(self.out_features, n * r))
-        self.multilora_s[adapter] = nn.Parameter(
-            torch.full((self.out_features, n), float(config.start_s))
-        )
+        scaled = self.out_features if config.scale_per == "feature" else 1
+        self.multilora_s[adapter] = nn.Parameter(torch.full((scaled, n), float(config.start_s)))
         # Each module is a matrix of its own: the fan-in of Bᵢ is r, not n·r.
         with torch.no_grad():
             for i in range(n):

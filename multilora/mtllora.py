@@ -154,6 +154,10 @@ class MtlLoraLinear(AdapterLinear):
         left = B @ L if L.ndim == 2 else B * L
         return left * self.scale[adapter] if scaled else left, self.mtllora_A[adapter]
 
+    def parts(self, adapter: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """ΔW of every task, as factors."""
+        return {task: self.factors(adapter, task=task) for task in self.tasks[adapter]}
+
     def _index(self, adapter: str, task: str | None) -> int:
         task = self.fixed[adapter] if task is None else task
         if task not in self.tasks[adapter]:

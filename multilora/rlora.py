@@ -75,6 +75,16 @@ class RLoraLinear(AdapterLinear):
         left = torch.cat([B - B0, B0], 1)
         return left * self.scale[adapter] if scaled else left, torch.cat([A, A - A0])
 
+    def parts(self, adapter: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """ΔW of the mean of the heads and of each head, as factors, each from its own start."""
+        A, A0 = self.rlora_A[adapter], self.rlora_A0[adapter]
+        heads = (x[adapter].chunk(self.n[adapter], 1) for x in (self.rlora_B, self.rlora_B0))
+        right, scale = torch.cat([A, A - A0]), self.scale[adapter]
+        found = {"mean": self.factors(adapter)}
+        for i, (B, B0) in enumerate(zip(*heads, strict=True), 1):
+            found[f"head{i}"] = torch.cat([B - B0, B0], 1) * scale, right
+        return found
+
     def check_merge(self, adapter: str) -> None:
         if not self.fixed[adapter]:
             raise ValueError(

@@ -33,6 +33,7 @@ class AdapterModel(BaseTuner):
         current_key: str,
         **kwargs: Any,
     ) -> None:
+        peft_config = peft_config.for_module(current_key)
         if isinstance(target, self.tuner_layer_cls):
             target.update_layer(adapter_name, peft_config)
             return

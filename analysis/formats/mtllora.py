@@ -38,7 +38,7 @@ def read(path: Path, options: Options) -> Iterator[Entry]:
         raise CheckpointError(f"{source}: temperature is {tau!r}; expected a number above 0")
     lambdas = (len(tasks), r) if config.get("diagonal") else (len(tasks), r, r)
 
-    def fault(shapes: own.Shapes) -> str | None:
+    def fault(module: str, shapes: own.Shapes) -> str | None:
         A, B = (r, "d_in"), ("d_out", n * r)
         wrong = own.against(shapes, {"A": A, "B": B, "lambda": lambdas, "w": (len(tasks), n)})
         return wrong and f"{wrong} for n = {n}, r = {r}, {len(tasks)} tasks"

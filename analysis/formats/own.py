@@ -32,7 +32,7 @@ def read(
     path: Path,
     prefix: str,
     parts: tuple[str, ...],
-    fault: Callable[[Shapes], str | None],
+    fault: Callable[[str, Shapes], str | None],
     updates: Callable[[str, str, Tensors], Iterator[LowRankUpdate]],
 ) -> Iterator[Entry]:
     """The updates of each module: `updates` of its name, the file's and its tensors in float64.
@@ -40,11 +40,7 @@ def read(
     fault: why the shapes of a module's tensors, by part, do not fit one another; None where they
     do. A module with a fault is Skipped.
     """
-    file = peft.weights(path)
-    key = re.compile(
-        rf"(?:base_model\.model\.)?(?P<module>.+)\.{prefix}(?P<part>{'|'.join(parts)})(?:\..+)?",
-        re.DOTALL,
-    )
+    file, key = peft.weights(path), _key(prefix, parts)
     modules: dict[str, dict[str, Stored]] = {}
     for name, tensor in shards.open_located(file).items():
         match = key.fullmatch(name)
@@ -60,7 +56,7 @@ def read(
             expected = ", ".join(prefix + part for part in parts)
             why: str | None = f"has no {prefix}{missing[0]}; expected {expected}"
         else:
-            why = fault({part: tensor.shape for part, tensor in stored.items()})
+            why = fault(module, {part: tensor.shape for part, tensor in stored.items()})
         if why:
             yield Skipped(module, f"{file}: {module}: {why}")
             continue
@@ -72,6 +68,20 @@ def read(
         with np.errstate(invalid="ignore", over="ignore"):  # NaN and Inf, which are found later
             found = list(updates(module, str(file), values))
         yield from found
+
+
+def modules(path: Path, prefix: str, parts: tuple[str, ...]) -> list[str]:
+    """The names of the modules that the adapter changes."""
+    key = _key(prefix, parts)
+    matches = (key.fullmatch(name) for name in shards.open_located(peft.weights(path)))
+    return list(dict.fromkeys(match["module"] for match in matches if match))
+
+
+def _key(prefix: str, parts: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(
+        rf"(?:base_model\.model\.)?(?P<module>.+)\.{prefix}(?P<part>{'|'.join(parts)})(?:\..+)?",
+        re.DOTALL,
+    )
 
 
 def against(shapes: Shapes, expected: Mapping[str, tuple[int | str, ...]]) -> str | None:

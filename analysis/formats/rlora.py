@@ -31,7 +31,7 @@ def read(path: Path, options: Options) -> Iterator[Entry]:
     n, r = count(config, "n", source), count(config, "r", source)
     scale = number(config, "lora_alpha", source) / math.sqrt(r)
 
-    def fault(shapes: own.Shapes) -> str | None:
+    def fault(module: str, shapes: own.Shapes) -> str | None:
         A, B = (r, "d_in"), ("d_out", n * r)
         wrong = own.against(shapes, {"A": A, "B": B, "R": (n, "d_in"), "A0": A, "B0": B})
         return wrong and f"{wrong} for n = {n}, r = {r}"

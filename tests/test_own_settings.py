@@ -1,0 +1,172 @@
+"""MultiLoRA whose layers have ranks and scales of their own: every view of ΔW agrees."""
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from analysis import CheckpointError, checkpoint
+from multilora import MtlLoraConfig, MultiLoraConfig, RLoraConfig
+from multilora.callback import updates as in_memory
+from multilora.delta import save_as_lora
+
+TARGETS = ["q", "v", "up"]
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"q": nn.Linear(8, 8), "v": nn.Linear(8, 6), "up": nn.Linear(6, 8)})
+            for _ in range(2)
+        )
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer["up"](torch.tanh(layer["v"](layer["q"](x))))
+        return x
+
+
+@pytest.fixture(
+    params=[
+        {"scale_per": "module"},
+        {"rank_pattern": {"q": 1, r"layers\.1\.v": 4}},
+        {"alpha_pattern": {"v": 5}, "rank_pattern": {"up": 3}, "use_rslora": True},
+        {"scale_per": "module", "rank_pattern": {"q": 1}, "alpha_pattern": {"q": 3.5}},
+    ],
+    ids=str,
+)
+def model(request):
+    """Adapted in float64, as if trained."""
+    torch.manual_seed(0)
+    config = MultiLoraConfig(r=2, n=3, lora_alpha=7, target_modules=TARGETS, **request.param)
+    model = get_peft_model(Model().double(), config)
+    for name, p in model.named_parameters():
+        if "multilora_" in name:
+            p.data = p.data.double()
+        if "multilora_s" in name:
+            nn.init.normal_(p)
+    return model
+
+
+def deltas(model):
+    """ΔW by module, straight from the definition."""
+    found = {}
+    for name, layer in model.named_modules():
+        if hasattr(layer, "multilora_A"):
+            A, B, s = (getattr(layer, f"multilora_{x}")["default"].detach() for x in "ABs")
+            r, n = layer.r["default"], layer.n["default"]
+            assert A.shape[0] == n * r
+            total = 0
+            for i in range(n):
+                part = slice(i * r, (i + 1) * r)
+                total = total + s[:, i : i + 1] * (B[:, part] @ A[part])
+            found[name.removeprefix("base_model.model.")] = layer.scale["default"] * total
+    assert len(found) == 6
+    return found
+
+
+def test_ranks_and_scales_are_those_of_the_patterns(model):
+    config = model.peft_config["default"]
+    layer = model.base_model.model.layers[1]["q"]
+    r = config.rank_pattern.get("q", 2)
+    alpha = config.alpha_pattern.get("q", 7)
+    assert layer.r["default"] == r
+    assert layer.scale["default"] == alpha / (r**0.5 if config.use_rslora else r)
+    rows = {"module": 1, "feature": 8}[config.scale_per]
+    assert layer.multilora_s["default"].shape == (rows, 3)
+
+
+def test_it_starts_as_the_base_and_learns(model):
+    x = torch.randn(4, 8, dtype=torch.float64)
+    config = model.peft_config["default"]
+    fresh = get_peft_model(Model().double(), config)
+    with fresh.disable_adapter():
+        want = fresh(x)
+    assert torch.equal(fresh(x), want)
+    fresh(x).square().sum().backward()
+    scales = [p for name, p in fresh.named_parameters() if "multilora_s" in name]
+    assert all(p.grad.abs().max() > 0 for p in scales)
+
+
+def test_forward_delta_and_merge_agree(model):
+    x = torch.randn(4, 8, dtype=torch.float64)
+    with torch.no_grad():
+        want = model(x)
+        plain = Model().double()
+        state = {k: v.clone() for k, v in model.state_dict().items()}
+        for name, delta in deltas(model).items():
+            W = state[f"base_model.model.{name}.base_layer.weight"] + delta
+            bias = state[f"base_model.model.{name}.base_layer.bias"]
+            plain.load_state_dict({f"{name}.weight": W, f"{name}.bias": bias}, strict=False)
+        torch.testing.assert_close(plain(x), want, rtol=1e-12, atol=1e-12)
+        model.merge_adapter()
+        torch.testing.assert_close(model(x), want, rtol=1e-12, atol=1e-12)
+
+
+def test_file_analysis_memory_and_export_agree(model, tmp_path):
+    want = {name: delta.numpy() for name, delta in deltas(model).items()}
+    model.save_pretrained(tmp_path / "own")
+    save_as_lora(model, tmp_path / "lora")
+    for place in ("own", "lora"):
+        found = {u.name: u for u in checkpoint.read(tmp_path / place)}
+        assert found.keys() == want.keys()
+        for name, update in found.items():
+            np.testing.assert_allclose(update.dense(), want[name], rtol=0, atol=1e-12)
+    for update in in_memory(model, {}, None):
+        np.testing.assert_allclose(update.dense(), want[update.name], rtol=0, atol=1e-6)
+
+    torch.manual_seed(0)
+    again = Model().double()
+    x = torch.randn(4, 8, dtype=torch.float64)
+    for place in ("own", "lora"):
+        loaded = PeftModel.from_pretrained(again, tmp_path / place, autocast_adapter_dtype=False)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(x), model(x), rtol=1e-10, atol=1e-10)
+        again = loaded.unload()
+
+
+def test_a_rank_that_the_file_does_not_have_is_told(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    config = tmp_path / "adapter_config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"r": 2', '"r": 5'))
+    with pytest.raises(CheckpointError, match="for n = 3, r = 5"):
+        list(checkpoint.read(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"scale_per": "layer"}, "expected 'feature' or 'module'"),
+        ({"rank_pattern": {"q": 0}}, "rank_pattern: 'q' is 0"),
+        ({"rank_pattern": {"q": 1.5}}, "rank_pattern: 'q' is 1.5"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        MultiLoraConfig(target_modules=TARGETS, **settings)
+
+
+@pytest.mark.parametrize("method", ["rlora", "mtllora"])
+def test_the_relatives_parts_in_memory_are_those_of_the_file(method, tmp_path):
+    torch.manual_seed(0)
+    config = {
+        "rlora": RLoraConfig(r=2, n=3, target_modules=TARGETS),
+        "mtllora": MtlLoraConfig(r=2, n=3, tasks=["sort", "swap"], target_modules=TARGETS),
+    }[method]
+    model = get_peft_model(Model(), config)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data += 0.3 * torch.randn_like(p)
+    model.save_pretrained(tmp_path)
+    found = {(u.name, u.part): u.dense() for u in in_memory(model, {}, None)}
+    stored = {(u.name, u.part): u.dense() for u in checkpoint.read(tmp_path)}
+    assert found.keys() == stored.keys()
+    assert {part for _, part in found} == {
+        "rlora": {"mean", "head1", "head2", "head3"},
+        "mtllora": {"sort", "swap"},
+    }[method]
+    for key, delta in stored.items():
+        np.testing.assert_allclose(found[key], delta, rtol=0, atol=1e-6)
