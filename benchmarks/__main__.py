@@ -2,10 +2,10 @@
 
 import sys
 
-from benchmarks import callback, fuzz, layers, memory, similarity, spectrum
+from benchmarks import callback, fuzz, layers, memory, similarity, spectrum, training
 
 statuses = []
-for benchmark in (spectrum, similarity, callback, layers, memory, fuzz):
+for benchmark in (spectrum, similarity, callback, layers, training, memory, fuzz):
     print(f"== {benchmark.__name__}", flush=True)
     statuses.append(benchmark.main([]))
 sys.exit(max(statuses))

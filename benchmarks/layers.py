@@ -1,9 +1,11 @@
-"""Forward and backward of one MultiLoRA layer, in milliseconds of one thread's CPU time.
+"""Forward and backward of one adapter layer, in milliseconds of one thread's CPU time.
 
-First against PEFT's LoRA of equal budget, rank n·r; target at d = 2048: at most 1.15 times as long.
-Then our form, n modules stacked into one pair of factors, against the two obvious ones: a loop
-over the modules, and one einsum over all of them. Everything in a row is timed in turn, and a
-ratio is the median of the ratios of neighbours, so that a busy machine slows both alike.
+First MultiLoRA against PEFT's LoRA of equal budget, rank n·r; target at d = 2048: at most 1.15
+times as long. Then R-LoRA and MTL-LoRA, with a task for each of 8 rows, against LoRA of as many
+parameters. Then our form of MultiLoRA, n modules stacked into one pair of factors, against the two
+obvious ones: a loop over the modules, and one einsum over all of them. Everything in a row is timed
+in turn, and a ratio is the median of the ratios of neighbours, so that a busy machine slows both
+alike.
 """
 
 import argparse
@@ -18,8 +20,9 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 
-from multilora import MultiLoraConfig
+from multilora import MtlLoraConfig, MultiLoraConfig, RLoraConfig
 from multilora.layers import MultiLoraLinear
+from multilora.mtllora import TaskIds
 
 # d, n, r, tokens
 AGAINST_LORA = (
@@ -27,6 +30,9 @@ AGAINST_LORA = (
     *((2048, 3, 8, 512), (2048, 4, 16, 512)),
     *((4096, 3, 8, 128), (4096, 4, 16, 128)),
 )
+# d, n, r, tokens; the LoRA beside each has the rank nearest to its number of parameters.
+RELATIVES = ((256, 3, 8, 2048), (2048, 3, 8, 512), (4096, 3, 8, 128))
+ROWS, TASKS = 8, 15
 FORMS = ((128, 3, 8, 768), (256, 3, 8, 2048), (2048, 3, 32, 512))
 TARGET, TARGET_D = 1.15, 2048
 
@@ -41,6 +47,20 @@ def adapted(d: int, config: PeftConfig) -> nn.Module:
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=d**-0.5)
     return model.base_model.model["layer"]
+
+
+def relatives(d: int, n: int, r: int, rows: int) -> dict[str, nn.Module]:
+    """R-LoRA and MTL-LoRA layers; the latter with a task for each of so many rows."""
+    found = {"R-LoRA": adapted(d, RLoraConfig(r=r, n=n))}
+    tasks = [f"task{i}" for i in range(TASKS)]
+    layer = adapted(d, MtlLoraConfig(r=r, n=n, tasks=tasks))
+    layer.current.tasks = TaskIds.of(torch.arange(rows) % TASKS, repeat=False)
+    return found | {"MTL-LoRA": layer}
+
+
+def parameters(layer: nn.Module) -> int:
+    """How many are trained."""
+    return sum(p.numel() for p in layer.parameters() if p.requires_grad)
 
 
 def looped(layer: MultiLoraLinear) -> Layer:
@@ -64,16 +84,18 @@ def batched(layer: MultiLoraLinear) -> Layer:
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         modules = A.unflatten(0, (n, -1)), B.unflatten(1, (n, -1))
-        each = torch.einsum("td,nrd,onr->tno", x, *modules)
-        return layer.base_layer(x) + scale * (each * s.T).sum(1)
+        each = torch.einsum("...d,nrd,onr->...no", x, *modules)
+        return layer.base_layer(x) + scale * (each * s.T).sum(-2)
 
     return forward
 
 
-def milliseconds(layers: Sequence[Layer], d: int, tokens: int, repeat: int) -> list[list[float]]:
+def milliseconds(
+    layers: Sequence[Layer], d: int, tokens: int, repeat: int, rows: int = 1
+) -> list[list[float]]:
     """For each layer `repeat` times of a forward and backward pass, taken in turn."""
-    x = torch.randn(tokens, d, requires_grad=True)
-    gradient = torch.randn(tokens, d)
+    x = torch.randn(rows, tokens // rows, d, requires_grad=True)
+    gradient = torch.randn(rows, tokens // rows, d)
     times: list[list[float]] = [[] for _ in layers]
     for i in range(repeat + 3):
         # Each goes first in turn: what the one before left in the cache is no advantage.
@@ -115,6 +137,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         a, b = map(statistics.median, times)
         target = f"   (target {TARGET})" if d == TARGET_D else ""
         print(f"{d:>5} {f'{n}×{r}':>6} {tokens:>6} {a:8.2f} {b:10.2f} {value:6.2f}{target}")
+
+    print(
+        f"\n{'d':>5} {'n×r':>6} {'tokens':>6} {'method':>9} {'LoRA':>16} {'method':>9} {'ratio':>6}"
+    )
+    for d, n, r, tokens in RELATIVES:
+        for name, layer in relatives(d, n, r, ROWS).items():
+            rank = round(parameters(layer) / (2 * d))
+            times = milliseconds(
+                [adapted(d, LoraConfig(r=rank)), layer], d, tokens, repeat, rows=ROWS
+            )
+            a, b = map(statistics.median, times)
+            print(
+                f"{d:>5} {f'{n}×{r}':>6} {tokens:>6} {name:>9} {f'r={rank}':>7} {a:8.2f}"
+                f" {b:9.2f} {ratio(times[1], times[0]):6.2f}"
+            )
 
     names = ("frozen linear", "stacked", "loop", "einsum")
     print(f"\n{'d':>5} {'n×r':>6} {'tokens':>6}" + "".join(f"{name:>15}" for name in names))

@@ -1,0 +1,73 @@
+"""Peak memory of training: MultiLoRA against PEFT's LoRA of equal budget, rank n·r.
+
+A LLaMA-shaped model of random weights is adapted and trained for some steps of AdamW, a process a
+run, and the peak of its resident memory above what it had before the model counts. Target:
+MultiLoRA at most 1.05 times as much.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+
+TARGET = 1.05
+N, R = 3, 8
+SHAPE = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8}
+BATCH, LENGTH, STEPS = 4, 256, 3
+
+CHILD = """
+import resource, sys
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from benchmarks.training import BATCH, LENGTH, N, R, SHAPE, STEPS
+from multilora import MultiLoraConfig
+
+configs = {{"lora": LoraConfig(r=N * R), "multilora": MultiLoraConfig(n=N, r=R)}}
+with open("/proc/self/statm") as file:
+    before = int(file.read().split()[1]) * resource.getpagesize()
+torch.manual_seed(0)
+shape = transformers.LlamaConfig(**SHAPE, num_attention_heads=16, vocab_size=1000)
+config = configs["{method}"]
+config.target_modules = "all-linear"
+config.task_type = "CAUSAL_LM"
+model = get_peft_model(transformers.LlamaForCausalLM(shape), config)
+trained = [p for p in model.parameters() if p.requires_grad]
+optimizer = torch.optim.AdamW(trained, lr=1e-3)
+ids = torch.randint(0, 1000, (BATCH, LENGTH))
+for _ in range(STEPS):
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(peak - before, sum(p.numel() for p in trained))
+"""
+
+
+def measure(method: str) -> tuple[float, int]:
+    """(MB above what there was before the model, trained parameters) of one run."""
+    command = [sys.executable, "-c", CHILD.format(method=method)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    peak, parameters = map(int, done.stdout.split())
+    return peak / 1e6, parameters
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the peaks and their ratio; exit status 1 where the target is missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
+    parser.add_argument("--repeat", type=int, default=3, help="runs a method (default 3)")
+    repeat = parser.parse_args(argv).repeat
+    runs = [(measure("lora"), measure("multilora")) for _ in range(repeat)]
+    for i, name in enumerate(("LoRA", "MultiLoRA")):
+        peaks = [run[i][0] for run in runs]
+        print(
+            f"{name}: {runs[0][i][1]:,} parameters, peak {statistics.median(peaks):.0f} MB"
+            f" ({min(peaks):.0f}–{max(peaks):.0f})"
+        )
+    ratio = statistics.median(multi[0] / lora[0] for lora, multi in runs)
+    print(f"ratio {ratio:.3f} (target {TARGET})")
+    return int(ratio > TARGET)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
