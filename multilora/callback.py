@@ -39,6 +39,7 @@ from analysis.formats.peft import PREFIX, WRAPPING
 from analysis.update import DenseUpdate, Entry, LowRankUpdate, Skipped
 from multilora import delta
 from multilora.config import MethodType
+from multilora.experts import ExpertBank
 
 TABLE, SPECTRA = "spectrum_steps.csv", "spectra_steps"
 # What is logged: medians over modules.
@@ -194,7 +195,8 @@ def updates(
             moved = _moves_base(config)
             if starting and not moved:
                 continue
-            part, method = adapter if several else "", _method(config)
+            part = adapter if several else ""
+            method = "expert" if isinstance(model, ExpertBank) else _method(config)
             try:
                 for update in _of_layer(layer, adapter, name, part, method, W0 is not None):
                     if moved and not starting and isinstance(update, LowRankUpdate):

@@ -2,6 +2,7 @@
 
 import copy
 import enum
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -61,6 +62,13 @@ class AdapterConfig(PeftConfig):
                 raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout is {self.lora_dropout}; expected 0 <= dropout < 1")
+        if not math.isfinite(self.lora_alpha):
+            raise ValueError(f"lora_alpha is {self.lora_alpha}; expected a finite number")
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise ValueError(
+                f"layers_to_transform needs a list of names; target_modules is the expression"
+                f" {self.target_modules!r}, which chooses layers by itself"
+            )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern needs layers_to_transform beside it")
 
@@ -117,6 +125,8 @@ class MultiLoraConfig(AdapterConfig):
                 raise ValueError(f"rank_pattern: {name!r} is {r!r}; expected a whole number ≥ 1")
         if self.start_b not in ("kaiming", "zero"):
             raise ValueError(f"start_b is {self.start_b!r}; expected 'kaiming' or 'zero'")
+        if not math.isfinite(self.start_s):
+            raise ValueError(f"start_s is {self.start_s}; expected a finite number")
         if self.start_b == "zero" and self.start_s == 0:
             raise ValueError("start_b='zero' with start_s=0: no gradient would ever flow")
         if self.start_b == "kaiming" and self.start_s != 0:

@@ -101,6 +101,14 @@ def save(model: Any, base: str, out: Path) -> None:
             path.replace(out / path.name)
 
 
+def hashes(out: Path) -> dict[str, str]:
+    """{file: SHA-256} of the weights of a saved update; of a bank, those of every expert."""
+    found = record.sha256_of_files(out)
+    for task in _experts(out):
+        found |= {f"{task}/{k}": v for k, v in record.sha256_of_files(out / task).items()}
+    return found
+
+
 def _experts(directory: Path) -> list[str]:
     """The names of a bank's experts, which are those of their directories; [] without a bank."""
     return experts.saved_tasks(directory) if (directory / experts.CONFIG).is_file() else []
@@ -200,7 +208,7 @@ def mean_router_error(
     norm of the difference relative to that of the layer's `output` and to that of what the
     adapter adds to it (`update`). Every layer gets the input that it has in the routed model, and
     dropout is off; padding counts as any other token. Raises ValueError without R-LoRA layers,
-    and where the router is fixed already.
+    where the router is fixed already, where another adapter is active, and without a batch.
     """
     layers = {
         name.removeprefix("base_model.model."): layer
@@ -209,6 +217,8 @@ def mean_router_error(
     }
     if not layers or any(layer.fixed[adapter] for layer in layers.values()):
         raise ValueError(f"adapter {adapter!r}: expected R-LoRA whose router is not fixed")
+    if list(model.active_adapters) != [adapter]:
+        raise ValueError(f"adapter {adapter!r} is not the active one: call set_adapter first")
     squares = {name: torch.zeros(3, dtype=torch.float64) for name in layers}
 
     def measure(name: str, layer: Any, x: torch.Tensor, output: torch.Tensor) -> None:
@@ -234,6 +244,8 @@ def mean_router_error(
         model.train(training)
         for hook in hooks:
             hook.remove()
+    if not all(of[1] > 0 for of in squares.values()):
+        raise ValueError("no batch gave the layers an output; expected at least one")
     return {
         name: {"output": float((of[0] / of[1]).sqrt()), "update": float((of[0] / of[2]).sqrt())}
         for name, of in squares.items()

@@ -51,7 +51,9 @@ def _bands(spectra: Spectra, method_of: Mapping[str, str], kind: str) -> dict[st
     for method in dict.fromkeys(method_of.values()):
         rows = [row for row in _rows(spectra, method_of, method) if row["kind"] == kind]
         if rows:
-            bands[method] = statistics.band([spectra.s[row["key"]] for row in rows])
+            values = [spectra.s[row["key"]] for row in rows]
+            # AdaLoRA prunes each module to a rank of its own: as far as all of them go.
+            bands[method] = statistics.band(values, k=min(s.size for s in values))
     return bands
 
 

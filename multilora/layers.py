@@ -75,7 +75,7 @@ class AdapterLinear(nn.Module, BaseTunerLayer):
         raise NotImplementedError
 
     def factors(self, adapter: str, scaled: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-        """ΔW = left @ right; with `scaled` false it is ΔW / scale."""
+        """ΔW = left @ right; with `scaled` false, for an export, ΔW / scale in float32 or wider."""
         raise NotImplementedError
 
     def check_merge(self, adapter: str) -> None:
@@ -134,6 +134,11 @@ class AdapterLinear(nn.Module, BaseTunerLayer):
         return self.prefix.replace("_", ".") + super().__repr__()
 
 
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """x, or its copy in float32 where a product of it would be rounded to half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class MultiLoraLinear(AdapterLinear):
     """A Linear or Conv1D with MultiLoRA adapters (arXiv 2311.11501, section 4).
 
@@ -165,9 +170,13 @@ class MultiLoraLinear(AdapterLinear):
 
         s is folded into left, and scale unless `scaled` is false: then it is ΔW / scale.
         """
-        s = self.multilora_s[adapter] * (self.scale[adapter] if scaled else 1)
-        B = self.multilora_B[adapter].unflatten(1, (self.n[adapter], self.r[adapter]))
-        return (B * s.unsqueeze(-1)).flatten(1), self.multilora_A[adapter]
+        A, B, s = (getattr(self, name)[adapter] for name in self.adapter_layer_names)
+        if not scaled:
+            A, B, s = map(at_least_float32, (A, B, s))
+        else:
+            s = s * self.scale[adapter]
+        B = B.unflatten(1, (self.n[adapter], self.r[adapter]))
+        return (B * s.unsqueeze(-1)).flatten(1), A
 
     def added(self, adapter: str, x: torch.Tensor) -> torch.Tensor:
         left, right = self.factors(adapter)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from multilora.config import AdapterConfig, MtlLoraConfig
-from multilora.layers import AdapterLinear
+from multilora.layers import AdapterLinear, at_least_float32
 from multilora.tuner import AdapterModel
 
 KEY = "multilora_task_ids"
@@ -150,9 +150,12 @@ class MtlLoraLinear(AdapterLinear):
         t = self._index(adapter, task)
         w = (self.mtllora_w[adapter][t] / self.temperature[adapter]).softmax(-1)
         B = self.mtllora_B[adapter].unflatten(1, (self.n[adapter], self.r[adapter]))
-        B, L = (B * w.unsqueeze(-1)).sum(1), self.mtllora_lambda[adapter][t]
+        L, A = self.mtllora_lambda[adapter][t], self.mtllora_A[adapter]
+        if not scaled:
+            w, B, L, A = map(at_least_float32, (w, B, L, A))
+        B = (B * w.unsqueeze(-1)).sum(1)
         left = B @ L if L.ndim == 2 else B * L
-        return left * self.scale[adapter] if scaled else left, self.mtllora_A[adapter]
+        return left * self.scale[adapter] if scaled else left, A
 
     def parts(self, adapter: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """ΔW of every task, as factors."""
@@ -200,6 +203,12 @@ class MtlLoraModel(AdapterModel):
 
     def generate(self, *args: Any, multilora_task_ids: Any = None, **kwargs: Any) -> Any:
         """The model's own; of several beams or sequences for a row, each has the row's task."""
+        given = [*args[:1], *(kwargs.get(k) for k in ("inputs", "input_ids", "inputs_embeds"))]
+        rows = next((len(prompts) for prompts in given if prompts is not None), None)
+        if multilora_task_ids is not None and rows not in (None, len(multilora_task_ids)):
+            raise ValueError(
+                f"{KEY} has {len(multilora_task_ids)} entries; expected one for each of {rows} rows"
+            )
         with self.for_tasks(multilora_task_ids):
             return self.model.generate(*args, **kwargs)
 

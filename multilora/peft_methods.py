@@ -43,6 +43,7 @@ STARTS_MOVING = ("pissa", "olora")
 REFUSED = {
     "ADAPTION_PROMPT": "it changes activations and no weight, so that there is no ΔW",
     "TRAINABLE_TOKENS": "it trains embeddings, which are frozen for every method",
+    "LN_TUNING": "it trains layers as they are (method full) or norms, which are frozen",
     "XLORA": "it mixes trained adapters anew for every input, so that there is no one ΔW",
     "POLY": "it mixes adapters by task, so that there is no one ΔW",
     "SHADOW": "Transformers' layers do not take the activations that it passes on",

@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from multilora import record
+from multilora import delta, record
 
 # What a run.json must hold to be repeated.
 NEEDED = ("settings", "arguments", "base", "data", "processes", "environment", "weights")
@@ -44,6 +44,10 @@ def read(argv: Sequence[str], settings: type, arguments: type) -> tuple[Any, Any
     lacking = [key for key in NEEDED if not isinstance(was, dict) or key not in was]
     if lacking:
         raise ValueError(f"{file} lacks {', '.join(lacking)}; expected the run.json of a training")
+    shapes = {"settings": (), "arguments": (), "data": (), "base": ("path", "sha256")}
+    for key, parts in {**shapes, "environment": ("threads",)}.items():
+        if not isinstance(was[key], dict) or any(part not in was[key] for part in parts):
+            raise ValueError(f"{file}: {key} is {was[key]!r}; expected what a training wrote there")
     directory = file.resolve().parent
     was["arguments"]["output_dir"] = given.output_dir or f"{directory}-again"
     if given.model:
@@ -62,7 +66,14 @@ def _filled(kind: type, values: Mapping[str, Any], where: str) -> Any:
     unknown = sorted(set(values) - known)
     if unknown:
         raise ValueError(f"{where}: unknown key {', '.join(unknown)}")
-    return kind(**values)
+    for field in fields(kind):
+        number = isinstance(field.default, int | float)  # bool too
+        if number and not isinstance(values.get(field.name, 0), int | float):
+            raise ValueError(f"{where}: {field.name} is {values[field.name]!r}; expected a number")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def check(was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -97,5 +108,5 @@ def check(was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 def compare(was: Mapping[str, Any], out: Path) -> None:
     """Say on stderr whether the repetition's ΔW is the run's, bit for bit."""
-    same = record.sha256_of_files(out) == was["weights"]
+    same = bool(was["weights"]) and delta.hashes(out) == was["weights"]
     print(f"ΔW is {'the same' if same else 'NOT the same'}, bit for bit", file=sys.stderr)

@@ -13,6 +13,7 @@ with the same bits. --from RUN/run.json trains a run again.
 
 import copy
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -143,6 +144,13 @@ class TrainSettings:
             raise ValueError("b_lr_ratio other than 1 belongs to method lora+, and only to it")
         if self.scale_lr_ratio != 1 and self.method != "multilora":
             raise ValueError("scale_lr_ratio belongs to method multilora")
+        if not (math.isfinite(self.scale) and 0 <= self.dropout < 1 and self.r >= 0 and self.n > 0):
+            raise ValueError(
+                f"r is {self.r}, n is {self.n}, scale is {self.scale}, dropout is {self.dropout};"
+                " expected r ≥ 0, n ≥ 1, a finite scale, 0 ≤ dropout < 1"
+            )
+        if self.method == "full" and (self.r or self.dropout):
+            raise ValueError("r and dropout are of adapters; method full has none")
         for count in ("per_task", "per_task_scored"):
             if getattr(self, count) < 1:
                 raise ValueError(f"{count} is {getattr(self, count)}; expected at least 1")
@@ -209,11 +217,14 @@ def run(
     `run.json` is written last: where it is, the run is whole.
     """
     guard.check_launch(arguments)
+    trainer.check(arguments)
     out = Path(arguments.output_dir)
     path = settings.model or str(base.ensure(base.BaseSettings()))
     transformers.set_seed(arguments.seed)  # not before: training the base would use it up
     model, tokenizer = delta.load_base(path)
     made_from = inputs(path, settings, arguments)
+    if (out / "run.json").is_file() and not is_done(settings, arguments):
+        print(f"{out}: the result of another run will be replaced", file=sys.stderr)
     examples = suite.load("train", settings.per_task)
     model = prepare(model, settings, trainer.steps_of(len(examples), arguments))
     context, tasks = encoding.context_of(model, tokenizer), encoding.tasks_of(model)
@@ -264,7 +275,7 @@ def run(
                 "step": work.state.global_step,
                 "losses": [entry for entry in work.state.log_history if "loss" in entry],
                 "scores": scores,
-                "weights": record.sha256_of_files(out),
+                "weights": delta.hashes(out),
                 "environment": record.environment(),
             }
             record.write_json(out / "run.json", facts)

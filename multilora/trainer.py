@@ -96,6 +96,15 @@ def in_order(
     return [encoded[i] for i in mixture.order([len(e.ids) for e in encoded], count, batch, seed)]
 
 
+def check(arguments: TrainArguments) -> None:
+    """ValueError for numbers with which nothing would be trained."""
+    if arguments.max_steps == 0:
+        raise ValueError("max_steps is 0; expected at least 1, or -1 with num_train_epochs")
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name} is {getattr(arguments, name)}; expected at least 1")
+
+
 def steps_of(examples: int, arguments: TrainArguments) -> int:
     """Optimiser steps of a run on so many examples."""
     return math.ceil(_count(examples, arguments) / batch_of(arguments))

@@ -149,3 +149,16 @@ def test_a_relatives_config_comes_back_from_its_file(config, tmp_path):
     assert type(back) is type(config)
     assert back.to_dict() == config.to_dict()
     assert back.peft_type.value.lower() + "_" in ("rlora_", "mtllora_")
+
+
+@pytest.mark.parametrize("targets", ["all-linear", r".*\.q"])
+def test_layers_of_an_expression_are_not_ignored(targets):
+    with pytest.raises(ValueError, match="layers_to_transform needs a list of names"):
+        MultiLoraConfig(target_modules=targets, layers_to_transform=[0])
+    MultiLoraConfig(target_modules=["q"], layers_to_transform=[0])
+
+
+@pytest.mark.parametrize("settings", [{"lora_alpha": float("nan")}, {"start_s": float("inf")}])
+def test_numbers_that_are_none(settings):
+    with pytest.raises(ValueError, match="expected a finite number"):
+        MultiLoraConfig(target_modules=["q"], **settings)

@@ -285,6 +285,12 @@ def test_the_error_of_the_mean_is_measured_on_data(bases):
         assert found[name]["update"] > 1e-3
     with pytest.raises(ValueError, match="expected R-LoRA whose router is not fixed"):
         delta.mean_router_error(model, batches)
+    model.fix_router(False)
+    with pytest.raises(ValueError, match="no batch gave the layers an output"):
+        delta.mean_router_error(model, [])
+    model.add_adapter("other", model.peft_config["default"])
+    with pytest.raises(ValueError, match="'other' is not the active one"):
+        delta.mean_router_error(model, batches, adapter="other")
 
 
 def test_a_zero_router_has_no_error(bases):

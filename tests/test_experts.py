@@ -828,6 +828,16 @@ def test_a_resumed_run_has_the_same_bits(model_path, tmp_path):
         run(model_path, tmp_path / "fresh", resume_from_checkpoint=str(at))
 
 
+def test_the_record_has_the_hashes_of_every_expert(model_path, tmp_path):
+    out = run(model_path, tmp_path)[0]
+    recorded = json.loads((out / "run.json").read_text())["weights"]
+    assert recorded.keys() == {f"{task}/adapter_model.safetensors" for task in suite.TASKS}
+    assert recorded == delta.hashes(out)
+    file = out / "sums/adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert recorded != delta.hashes(out)
+
+
 def test_another_checkpoint_takes_the_place_of_a_bank(model_path, tmp_path):
     out = run(model_path, tmp_path, steps=1)[0]
     run(model_path, tmp_path, steps=1)

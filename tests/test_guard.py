@@ -181,6 +181,21 @@ def test_an_unknown_key_is_named(train_argv, tmp_path, fails):
     assert "--no_such_key" in fails([*train_argv(tmp_path), "--no_such_key=1"])
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"max_steps": 0}, "max_steps is 0; expected at least 1"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0"),
+        ({"method": "full", "r": 5}, "r and dropout are of adapters"),
+        ({"scale": "nan"}, "a finite scale"),
+        ({"r": -3}, "expected r ≥ 0"),
+    ],
+)
+def test_numbers_that_train_nothing_are_refused(train_argv, tmp_path, fails, given, words):
+    assert words in fails(train_argv(tmp_path / "run", **{"method": "lora", **given}))
+    assert left(tmp_path / "run") == set()
+
+
 # How it is launched.
 
 

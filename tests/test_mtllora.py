@@ -338,6 +338,15 @@ def test_a_chosen_task_and_ids_do_not_go_together():
     model(input_ids=tokens(), multilora_task_ids=IDS)
 
 
+def test_generation_wants_a_task_for_every_row():
+    model = adapted(llama(), task_type="CAUSAL_LM")
+    for given in ({"input_ids": tokens()}, {"inputs": tokens()}):
+        with pytest.raises(
+            ValueError, match=f"1 entries; expected one for each of {len(tokens())}"
+        ):
+            model.generate(**given, multilora_task_ids=IDS[:1], max_new_tokens=1, pad_token_id=0)
+
+
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_return_sequences": 2}])
 @pytest.mark.parametrize("build", [llama, gpt2])
 def test_generation_gives_every_row_its_task(build, options):

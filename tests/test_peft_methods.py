@@ -15,7 +15,7 @@ from multilora import delta, evaluate, peft_methods, train
 from multilora.tasks import suite
 
 KIN = ("LORA", "RSLORA", "DORA", "PISSA", "OLORA", "ADALORA")
-OTHERS = """LOHA LOKR IA3 OFT VERA BOFT HRA FOURIERFT DEFT DELORA FROD GLORA GRALORA HIRA LN_TUNING
+OTHERS = """LOHA LOKR IA3 OFT VERA BOFT HRA FOURIERFT DEFT DELORA FROD GLORA GRALORA HIRA
 OSF PEANUT PSOFT PVERA RANDLORA TINYLORA UNILORA BEFT LILY SUPERTUNING""".split()
 SIZED = {
     "C3A": "block_size",
@@ -144,6 +144,7 @@ def test_adalora_does_not_go_on_from_a_checkpoint(train_argv, tmp_path, capsys):
         ({"method": "peft:NONE"}, "method is 'peft:NONE'; of PEFT's there are ADALORA, .*VERA"),
         ({"method": "peft:MULTILORA"}, "method is 'peft:MULTILORA'; of PEFT's there are"),
         ({"method": "peft:PROMPT_TUNING"}, "adds tokens and changes no weight"),
+        ({"method": "peft:LN_TUNING"}, "peft:LN_TUNING cannot be trained here: it trains"),
         ({"method": "peft:XLORA"}, "peft:XLORA cannot be trained here: it mixes"),
         ({"method": "peft:LOHA", "scale": 1.0}, "scale and dropout are of LoRA; peft:LOHA"),
         ({"method": "lora", "peft_config": "{}"}, "peft_config belongs to the methods peft:NAME"),

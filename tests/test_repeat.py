@@ -111,6 +111,25 @@ def test_an_unknown_key_is_named(copy, capsys, part, word):
     assert fails(capsys, "--from", run).endswith(f"{run}/run.json: {part}: unknown key {word}")
 
 
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        (("arguments",), [], "arguments is []"),
+        (("settings",), 3, "settings is 3"),
+        (("base",), {}, "base is {}"),
+        (("environment",), {}, "environment is {}"),
+        (("settings", "r"), "abc", "settings: r is 'abc'; expected a number"),
+        (("arguments", "max_steps"), "3", "arguments: max_steps is '3'; expected a number"),
+        (("arguments", "learning_rate"), None, "learning_rate is None; expected a number"),
+        (("arguments", "max_steps"), 0, "max_steps is 0; expected at least 1"),
+    ],
+)
+def test_values_of_another_kind_are_named(copy, capsys, keys, value, words):
+    run, edit = copy
+    edit(*keys, value=value)
+    assert words in fails(capsys, "--from", run)
+
+
 def test_what_is_no_record_of_a_training_is_refused(tmp_path, tiny_base, capsys):
     file = tmp_path / "run.json"
     for text, words in (("{", "is not JSON"), ("[]", "lacks settings"), ("{}", "lacks settings")):

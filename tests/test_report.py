@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from analysis.store import Spectra
+from multilora.figures import bands_table
 from multilora.report import MEASURES, difference_table, differences
 
 
@@ -48,3 +50,16 @@ def test_the_table_has_a_line_a_pair(rows):
     lines = difference_table(differences(rows)).splitlines()
     assert "n = 3" in lines[0]
     assert lines[2].startswith("full − lora")
+
+
+def test_bands_of_pruned_ranks_go_as_far_as_all_do(rng):
+    """AdaLoRA leaves each module a rank of its own."""
+    spectra = Spectra()
+    for i, r in enumerate((5, 3, 4)):
+        key = f"run/{i}"
+        spectra.rows.append({"key": key, "run": "run", "kind": "q"})
+        spectra.s[key] = np.sort(rng.random(r))[::-1]
+    table = bands_table(spectra, {"run": "peft:ADALORA"})
+    assert [row["index"] for row in table] == [1, 2, 3]
+    third = [spectra.s[f"run/{i}"][2] / np.linalg.norm(spectra.s[f"run/{i}"]) for i in range(3)]
+    assert table[2]["median"] == pytest.approx(np.median(third))
