@@ -484,7 +484,7 @@ def test_figures(write_adapter, lora_tensors, command, tmp_path):
         ]
 
 
-# What a reviewer of these numbers would try
+# Awkward input
 
 
 def test_directions_below_the_noise_floor_are_no_directions(write_delta, rng, write_adapter):
