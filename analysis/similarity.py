@@ -91,10 +91,9 @@ def analyse(
     modules have parts, which are compared with one another: MultiLoRA's modules, heads, tasks.
     base, options: what there is to say about reading. modules: a regular expression that a
     module's name must contain. rename: (pattern, replacement), applied to the names before they
-    are matched. choose: the pairs of runs to compare, all of them by default;
-    parts: whether those of one run are compared. What cannot be
-    compared stands in `skipped`. Raises CheckpointError for a path that does not exist,
-    ValueError for an expression that is none.
+    are matched. choose: the pairs of runs to compare, all of them by default; parts: whether those
+    of one run are compared. What cannot be compared stands in `skipped`. Raises CheckpointError
+    for a path that does not exist, ValueError for an expression that is none.
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     options = options or Options(base=None if base is None else Path(base))
