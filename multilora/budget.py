@@ -69,7 +69,7 @@ class Sizes:
     """What the parameters of a model and of any adapter on it follow from.
 
     parameters: of the base; outside: those outside its embeddings and head; layers: how many are
-    adapted; d_in, d_out: the sums of their sizes.
+    adapted; d_in, d_out: the sums of their sizes; full: the rank of the smallest of them.
     """
 
     parameters: int
@@ -77,6 +77,7 @@ class Sizes:
     layers: int
     d_in: int
     d_out: int
+    full: int
 
     def lora(self, r: int) -> int:
         """Parameters of LoRA of rank r: A (r, d_in) and B (d_out, r) a layer."""
@@ -116,9 +117,11 @@ class Row:
 
 def share_of(text: str) -> Fraction:
     """'2.5%' or '0.025' as an exact number in (0, 1]; ValueError for anything else."""
+    number = text.strip().removesuffix("%")
     try:
-        value = Fraction(text.strip().removesuffix("%"))
-    except (ValueError, ZeroDivisionError):
+        # As a float first: an exponent may be too long for a fraction.
+        value = Fraction(number) if "/" in number or float(number) > 0 else Fraction(0)
+    except (ValueError, ZeroDivisionError, OverflowError):
         value = Fraction(0)
     if text.strip().endswith("%"):
         value /= 100
@@ -177,6 +180,7 @@ def measure(model: Any, target_modules: str = "all-linear") -> Sizes:
         len(layers),
         sum(layer.in_features for layer in layers),
         sum(layer.out_features for layer in layers),
+        min(min(layer.in_features, layer.out_features) for layer in layers),
     )
 
 
@@ -215,6 +219,8 @@ def words(sizes: Sizes, share: Fraction, counts: Sequence[int]) -> list[str]:
             r = sizes.nearest_rank(share * total, n)
             near.append(f"n = {n}, r = {r} ({percent(sizes.multilora(n, r) / total)})")
         lines.append(f"Nearest to {percent(float(share))} of {of}: {'; '.join(near)}.")
+    if any(n * sizes.rank_within(share * sizes.parameters, n) > sizes.full for n in counts):
+        lines.append(f"n·r above {sizes.full} is more than the rank of the smallest layer adapted.")
     return lines
 
 

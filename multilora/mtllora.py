@@ -53,7 +53,7 @@ class TaskIds:
         if rest or (times != 1 and not self.repeat):
             raise ValueError(
                 f"{KEY} has {len(self.ids)} entries; the layer's input has {len(x)} rows, expected "
-                "one for each"
+                "one for each (OPT and others lay the rows of a batch end to end)"
             )
         return self.ids.to(x.device).repeat_interleave(times)
 

@@ -113,7 +113,7 @@ def test_rows_are_the_largest_within_the_budget(name, share):
 
 
 def test_the_nearest_rank_is_nearest():
-    sizes = budget.Sizes(10_000, 9_000, 1, 10, 7)
+    sizes = budget.Sizes(10_000, 9_000, 1, 10, 7, 7)
     for limit in [*range(1, 900, 7), Fraction(1, 3)]:
         for n in (1, 2, 5):
             got = abs(sizes.multilora(n, sizes.nearest_rank(Fraction(limit), n)) - limit)
@@ -228,3 +228,15 @@ def test_a_config_that_is_none_is_one_line_and_status_2(config, tmp_path, capsys
     assert (status, out) == (2, "")
     said = err.splitlines()[-1]
     assert said.startswith(f"multilora.budget: {tmp_path}: ")
+
+
+def test_more_rank_than_a_layer_has_is_told_of():
+    sizes = budget.Sizes(10_000, 9_000, 1, 10, 7, 7)
+    few, many = (budget.words(sizes, Fraction(share), [1]) for share in ("1/200", "1/20"))
+    assert len(few) == 2
+    assert many[2] == "n·r above 7 is more than the rank of the smallest layer adapted."
+
+
+def test_an_endless_exponent_is_refused_at_once():
+    with pytest.raises(ValueError, match="expected a percentage"):
+        budget.share_of("1e-99999999")
