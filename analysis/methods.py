@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis import checkpoint
+from analysis import checkpoint, statistics
 from analysis.checkpoint import Run, run_key
 from analysis.store import Row
 from analysis.subspaces import SIDES, above_chance
@@ -104,13 +104,12 @@ def _mean_over_runs(rows: Sequence[Row], arrays: Mapping[str, np.ndarray], k: in
                 f"{side}_chance_k": k / d,
                 f"{side}_above_chance": above_chance(grid, d),
             }
-        by_runs.setdefault((_run_key(row, "a"), _run_key(row, "b")), []).append(at_k)
+        known = {name: None if v is None or np.isnan(v) else v for name, v in at_k.items()}
+        by_runs.setdefault((_run_key(row, "a"), _run_key(row, "b")), []).append(known)
     means = [_means(of_pair) for of_pair in by_runs.values()]
     return {"run_pairs": len(means), "modules": len(rows) // len(means), **_means(means)}
 
 
 def _means(rows: Sequence[Row]) -> Row:
     """Column by column, over the rows where it is defined; None where it is in none."""
-    values = {name: [row[name] for row in rows if row[name] is not None] for name in rows[0]}
-    defined = {name: [v for v in column if np.isfinite(v)] for name, column in values.items()}
-    return {name: float(np.mean(v)) if v else None for name, v in defined.items()}
+    return {name: statistics.mean(row[name] for row in rows) for name in rows[0]}

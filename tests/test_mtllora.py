@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from near import assert_near, inputs
 from peft import get_peft_model, inject_adapter_in_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -52,18 +53,6 @@ def on(layer, ids, x, repeat=False):
     """The layer's output where its rows belong to the tasks `ids`."""
     with layer.current.set(TaskIds.of(torch.tensor(ids), repeat)):
         return layer(x)
-
-
-def inputs(layer, *batch, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(*batch, layer.in_features, generator=generator, dtype=torch.float64)
-    return x.to(dtype)
-
-
-def assert_near(got, want, factor=100):
-    eps = torch.finfo(want.dtype).eps
-    scale = float(want.detach().abs().max())
-    torch.testing.assert_close(got, want, rtol=0, atol=factor * eps * scale)
 
 
 SETTINGS = [{}, {"diagonal": True}, {"temperature": 2.0}, {"use_rslora": True}, {"conv1d": True}]

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from near import assert_near, inputs
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -47,18 +48,6 @@ def slow_update(layer, x, fixed=False):
             out[row] += scale * w[i] * (B[:, head] @ A @ values)
             out[row] -= scale / n * (B0[:, head] @ A0 @ values)
     return out
-
-
-def inputs(layer, *batch, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(*batch, layer.in_features, generator=generator, dtype=torch.float64)
-    return x.to(dtype)
-
-
-def assert_near(got, want, factor=100):
-    eps = torch.finfo(want.dtype).eps
-    scale = float(want.detach().abs().max())
-    torch.testing.assert_close(got, want, rtol=0, atol=factor * eps * scale)
 
 
 @pytest.mark.parametrize("conv1d", [False, True])
