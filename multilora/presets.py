@@ -23,8 +23,10 @@ ABLATIONS = ("multilora zero", "multilora n=1", "multilora n=1 zero", "lora+", "
 RELATIVES = ("rlora", "mtllora", "expert")
 EVERY = (*CORE, *ABLATIONS, "lora r=26", *RELATIVES)
 
-# Learning rates of a sweep, in multiples of the method's default, and the seed that is spent on it.
-SWEPT, SWEEP_SEED = (0.5, 1.0, 2.0), 100
+# The seed that is spent on sweeps, and their learning rates: as many for every method, multiples of
+# its middle, which is its default where it is not named here (for these a sweep found a lower one).
+SWEEP_SEED, SWEPT = 100, (0.25, 0.5, 1.0, 2.0)
+MIDDLE = {"lora+": 3e-3, "rlora": 3e-3, "mtllora": 6e-3}
 # Whose rate a variant takes, where it has no sweep of its own.
 RATE_OF = {"lora r=26": "lora"}
 
@@ -113,8 +115,8 @@ def sweep(methods: Sequence[str], steps: int, model: Path, out: Path) -> list[Ru
         if method in RATE_OF:
             continue
         settings = settings_of(method, model)
-        for factor in SWEPT:
-            rate = factor * train.defaults(settings.method)["learning_rate"]
+        middle = MIDDLE.get(settings.method, train.defaults(settings.method)["learning_rate"])
+        for rate in (factor * middle for factor in SWEPT):
             name = f"{settings.run_name(SWEEP_SEED)}-lr{rate:g}"
             runs.append(Run(settings, SWEEP_SEED, steps, out / "sweep" / name, rate))
     return runs

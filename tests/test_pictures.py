@@ -292,6 +292,22 @@ def test_the_grid_has_a_column_a_setting_and_ordered_values(grid_rows):
     assert set(line(overlap, "MultiLoRA").get_ydata()) == {0.1}
 
 
+def test_the_grid_shows_what_is_found_where_nothing_is_changed(grid_rows):
+    usual = [
+        row | {"value": 1} for row in grid_rows if (row["setting"], row["value"]) == ("rate", 2)
+    ]
+    figure = claims.scale_grid([*grid_rows, *usual])
+    differences = [
+        row["difference"]
+        for row in claims.grid_differences(usual)
+        if (row["measure"], row["b"]) == ("top_share_1", "lora")
+    ]
+    for ax in figure.axes[:2]:
+        dotted = [drawn for drawn in ax.lines if drawn.get_label() == "mean, nothing changed"]
+        (new,) = [drawn for drawn in dotted if to_hex(drawn.get_color()) == MULTILORA.lower()]
+        assert new.get_ydata() == pytest.approx([np.mean(differences)] * 2)
+
+
 def test_cut_curves_have_a_panel_a_kind_and_family(cut_rows):
     figure = experiments.cut_curves(cut_rows)
     assert len(figure.axes) == 4

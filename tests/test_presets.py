@@ -1,3 +1,4 @@
+import csv
 import json
 from pathlib import Path
 
@@ -7,7 +8,8 @@ from multilora import experiments, presets, reproduce, train
 from multilora.measures import Trained
 
 MODEL = Path("model")
-RATES = (0.001, 0.002, 0.004)
+PUBLISHED = Path(__file__).parents[1] / "figures"
+RATES = (0.0005, 0.001, 0.002, 0.004)
 
 
 def finish(run, score):
@@ -32,7 +34,7 @@ def test_every_run_has_a_place_of_its_own():
         *presets.sweep(methods, 10, MODEL, out),
         *presets.plan(methods, range(5), 10, MODEL, out),
     ]
-    assert len({run.out for run in runs}) == len(runs) == 3 * 11 + 5 * 12
+    assert len({run.out for run in runs}) == len(runs) == 4 * 11 + 5 * 12
     changed = [run for *_, run in presets.grid([0, 1], 10, out, {}, lambda width: MODEL)]
     beside = {run.out for run in changed} - {run.out for run in runs}
     assert all(place.parts[1] == "grid" for place in beside)
@@ -57,8 +59,9 @@ def test_checkpoints_are_kept_of_the_first_seed_of_what_is_compared():
 
 def test_the_best_rate_is_chosen_on_validation_items(tmp_path):
     swept = presets.sweep(["lora", "full"], 10, MODEL, tmp_path)
-    assert [run.rate for run in swept] == [1.5e-3, 3e-3, 6e-3, 1e-3, 2e-3, 4e-3]
-    for run, score in zip(swept, (0.2, 0.5, 0.5, 0.9, 0.1, 0.2), strict=True):
+    assert [run.rate for run in swept[:4]] == [7.5e-4, 1.5e-3, 3e-3, 6e-3]
+    assert [run.rate for run in swept[4:]] == [5e-4, 1e-3, 2e-3, 4e-3]
+    for run, score in zip(swept, (0.2, 0.3, 0.5, 0.5, 0.1, 0.9, 0.1, 0.2), strict=True):
         finish(run, score)
     assert presets.best_rates(swept) == {"lora": 3e-3, "full": 1e-3}  # the lowest of equals
     rates = presets.best_rates(swept)
@@ -68,9 +71,20 @@ def test_the_best_rate_is_chosen_on_validation_items(tmp_path):
 
 def test_no_rate_is_chosen_before_its_sweep_is_through(tmp_path):
     swept = presets.sweep(["lora", "full"], 10, MODEL, tmp_path)
-    for run in swept[:5]:
+    for run in swept[:7]:
         finish(run, 0.5)
-    assert presets.best_rates(swept) == {"lora": 1.5e-3}
+    assert presets.best_rates(swept) == {"lora": 7.5e-4}
+
+
+def test_defaults_are_what_the_published_sweep_chose():
+    with (PUBLISHED / "sweep.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    published = {(row["method"], float(row["learning_rate"])) for row in rows}
+    planned = presets.sweep(presets.EVERY, 10, MODEL, Path("out"))
+    assert published == {(run.settings.name, run.rate) for run in planned}
+    chosen = {row["method"]: float(row["learning_rate"]) for row in rows if row["chosen"] == "1"}
+    for method, usual in train.DEFAULTS.items():
+        assert chosen[method] == usual["learning_rate"]
 
 
 def test_sweeps_are_of_equal_size():
@@ -148,7 +162,7 @@ def test_a_dry_run_lists_what_is_missing_and_how_long_it_takes(tmp_path, monkeyp
     assert last.startswith("3 of 4 runs to train, 300 steps, about 0 minutes with 2 at a time")
     full = reproduce.ReproduceSettings(preset="full", out=str(tmp_path), processes=1)
     last = reproduce.listing(full).splitlines()[-1]
-    steps = (33 + 60) * 1500 + 6 * 500 + 6 * 1500 * 3 + 8 * 1500 + 4 * 1500
+    steps = (44 + 60) * 1500 + 6 * 500 + 6 * 1500 * 3 + 8 * 1500 + 4 * 1500
     assert f" {steps:,} steps, about {steps * 0.06 / 60:.0f} minutes with 1" in last
 
 
@@ -159,10 +173,10 @@ def test_a_step_is_measured(monkeypatch):
 @pytest.mark.parametrize(
     ("scores", "chosen"),
     [
-        ((0.5, 0.6, 0.4), 0.002),
-        ((0.5, 0.6, 0.6), 0.002),  # the lowest of equals
-        ((0.0, 0.0, 0.0), 0.001),
-        ((0.5, 0.6), None),  # a rate is not there yet
+        ((0.4, 0.5, 0.6, 0.4), 0.002),
+        ((0.4, 0.5, 0.6, 0.6), 0.002),  # the lowest of equals
+        ((0.0, 0.0, 0.0, 0.0), 0.0005),
+        ((0.4, 0.5, 0.6), None),  # a rate is not there yet
     ],
 )
 def test_the_rate_is_the_best_of_a_whole_sweep(scores, chosen):
@@ -176,7 +190,7 @@ def test_the_rate_is_the_best_of_a_whole_sweep(scores, chosen):
 
 def test_methods_are_chosen_for_by_themselves():
     scored = [("lora", rate, rate) for rate in RATES] + [("full", rate, -rate) for rate in RATES]
-    assert presets.best_of(scored) == {"lora": 0.004, "full": 0.001}
+    assert presets.best_of(scored) == {"lora": 0.004, "full": 0.0005}
 
 
 def swept(method, rate, score):

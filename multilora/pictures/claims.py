@@ -134,6 +134,7 @@ SETTINGS = {
     "n·r": "rank n·r",
     "n": "modules n",
 }
+UNCHANGED = ("rate", 1)  # the setting and value at which nothing is changed
 Pair = tuple[str, str | None]  # a − b, or a itself
 NEW: Pair = ("multilora", "lora")
 OLD: Pair = ("lora", "full")
@@ -179,9 +180,10 @@ def scale_grid(rows: Sequence[Row]) -> Figure:
     """The differences between methods at every value of every setting: a dot a seed.
 
     rows: of grid.csv. A column a setting, a row a measure that is there; a sign that holds lies on
-    one side of the line at zero.
+    one side of the line at zero. The dotted lines are the means where no setting is changed.
     """
     differences = grid_differences(rows)
+    unchanged = [row for row in differences if (row["setting"], row["value"]) == UNCHANGED]
     measures = [measure for (measure,) in grouped(differences, "measure")]
     settings = [setting for (setting,) in grouped(differences, "setting")]
     size = (2.4 * len(settings) + 1.6, 2 * len(measures) + 1)
@@ -194,7 +196,8 @@ def scale_grid(rows: Sequence[Row]) -> Figure:
         values = sorted({row["value"] for row in of_setting}, key=lambda v: (isinstance(v, str), v))
         for ax, measure in zip(column, measures, strict=True):
             chosen = [row for row in of_setting if row["measure"] == measure]
-            _draw_differences(ax, chosen, values, 100 if measure == "score" else 1)
+            usual = [row for row in unchanged if row["measure"] == measure]
+            _draw_differences(ax, chosen, usual, values, 100 if measure == "score" else 1)
         column[-1].set_xticks(range(len(values)), [str(value) for value in values])
         column[-1].set(xlabel=SETTINGS.get(setting, setting), xlim=(-0.5, len(values) - 0.5))
     figure.supylabel("difference at each seed, in")
@@ -206,8 +209,10 @@ def scale_grid(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _draw_differences(ax: Axes, rows: Sequence[Row], values: Sequence[Any], factor: float) -> None:
-    """A dot a seed, the pairs side by side, and a line at zero."""
+def _draw_differences(
+    ax: Axes, rows: Sequence[Row], usual: Sequence[Row], values: Sequence[Any], factor: float
+) -> None:
+    """A dot a seed, the pairs side by side, and lines at zero and at the means of `usual`."""
     pairs = grouped(rows, "a", "b")
     for i, (pair, of_pair) in enumerate(pairs.items()):
         label, look = LOOKS[pair]
@@ -215,5 +220,8 @@ def _draw_differences(ax: Axes, rows: Sequence[Row], values: Sequence[Any], fact
         x = [values.index(row["value"]) + shift for row in of_pair]
         y = [factor * row["difference"] for row in of_pair]
         ax.plot(x, y, linestyle="", markersize=5, alpha=0.7, mew=0, label=label, **look)
+    for pair, of_pair in grouped(usual, "a", "b").items():
+        style = {"color": LOOKS[pair][1]["color"], "linestyle": ":", "linewidth": 1.2}
+        ax.axhline(factor * _mean(of_pair, "difference"), label="mean, nothing changed", **style)
     ax.axhline(0, color=FULL, linewidth=0.8)
     ax.grid(axis="y", alpha=0.3)
