@@ -7,7 +7,8 @@ from the tables alone. What is claimed, by which measure, on which side and by h
 in CLAIMS. The tables (CSV; a claim whose table is absent is not measured):
 
 methods.csv       a row a run: method, seed, k, measures of ΔW and scores (multilora.measures)
-sweep.csv         a row a run of the sweep: method, learning_rate, score_validation, chosen (0, 1)
+sweep.csv         a row a run of the sweep: method, learning_rate, the measures of methods.csv,
+                  chosen (0, 1)
 nearness.csv      a row a run and method: φ(k, k) with that method's runs of other seeds
 overlap.csv       a row a run of MultiLoRA: φ(r, r) between its modules
 llama_budget.csv  a row a LLaMA and n: the r that is nearest to 2.5 % of its parameters

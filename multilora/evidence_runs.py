@@ -166,6 +166,8 @@ def reduced(measured: Tables) -> Found:
     if pairs := [pair for pair in TWO_BY_TWO if {pair[1], pair[2]} <= there]:
         title = "n and the start of B at equal n·r (s = 1 with B zero, s = 0 with B Kaiming)"
         found.beside.append(_compared(title, rows, pairs))
+    if swept := [row for row in measured.of("sweep") if row["method"] != "full"]:
+        found.beside.append(_at_every_rate(swept))
     return found
 
 
@@ -260,6 +262,27 @@ def _compared(title: str, rows: Sequence[Row], pairs: Sequence[tuple[str, str, s
         numbers = ["–" if difference is None else number_text(difference) for difference in found]
         cells.append([name, str(n), parameters, *numbers])
     return Beside(title, cells)
+
+
+def _at_every_rate(swept: Sequence[Row]) -> Beside:
+    """Concentration by method and learning rate, where methods can be compared at equal rates."""
+    of_place = {(row["method"], row["learning_rate"]): row for row in swept}
+    rates = sorted({row["learning_rate"] for row in swept})
+    cells = [["", *(f"{rate:g}" for rate in rates)]]
+    for method in methods(swept):
+        of_method = [of_place.get((method, rate)) for rate in rates]
+        cells.append([method, *("–" if row is None else _concentrated(row) for row in of_method)])
+    title = (
+        "Effective rank of s[:k] and top-1 share at every learning rate of the sweep, one seed;"
+        " in brackets what is not the chosen rate"
+    )
+    return Beside(title, cells)
+
+
+def _concentrated(row: Row) -> str:
+    rank = row.get("effective_rank_k")
+    text = f"{'–' if rank is None else f'{rank:.1f}'}, {row['top_share_1']:.2f}"
+    return text if row["chosen"] else f"({text})"
 
 
 def _scores(title: str, rows: Sequence[Row], columns: Sequence[str], prefix: str) -> Beside:

@@ -23,10 +23,8 @@ BESIDE = ("overlap_above_chance", "left_phi_k", "right_phi_k")
 Point = tuple[str, float, Trained]
 
 
-def tables(
-    runs: Sequence[Trained], model: Path, swept: Sequence[Trained], adapters: Path | None
-) -> dict[str, list[Row]]:
-    """All but the grid; a table for which there is nothing has no rows."""
+def tables(runs: Sequence[Trained], model: Path, adapters: Path | None) -> dict[str, list[Row]]:
+    """All but sweep and grid; a table for which there is nothing has no rows."""
     found = {
         "cuts": [row for run in runs if run.method in CUT for row in _cut(run, model)],
         "rounding_floor": [
@@ -34,7 +32,6 @@ def tables(
         ],
         "module_overlap": overlap.table(_several(runs)),
         "dynamics": steps.table([run.path for run in runs if run.method in MAIN], model),
-        "sweep": sweep(swept),
         "budget": budget.curve(),
     }
     if adapters:
@@ -74,24 +71,12 @@ def _kept(run: Trained, name: str, make: Callable[[], list[Row]], code: Any) -> 
     return rows
 
 
-def sweep(swept: Sequence[Trained]) -> list[Row]:
-    """sweep.csv, a row a run: method, seed, learning_rate, score_validation, score, chosen (0, 1).
+def sweep(rows: Sequence[Row]) -> list[Row]:
+    """sweep.csv: the measures of methods.csv of every run of the sweep, and chosen (0, 1).
 
-    score is that of the test items, which does not decide; chosen: by `presets.best_rates`, the
-    lowest of equals, and none of a method of which a rate was not run.
+    rows: of `measures.of_runs`. chosen: by `presets.best_of` on the validation items, the lowest
+    of equals, and none of a method of which a rate was not run.
     """
-    rows: list[Row] = []
-    for run in swept:
-        scores = {split: run.facts["scores"][split]["mean"] for split in ("validation", "test")}
-        rows.append(
-            {
-                "method": run.method,
-                "seed": run.seed,
-                "learning_rate": run.facts["arguments"]["learning_rate"],
-                "score_validation": scores["validation"],
-                "score": scores["test"],
-            }
-        )
     best = presets.best_of(
         (row["method"], row["learning_rate"], row["score_validation"]) for row in rows
     )

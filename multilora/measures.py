@@ -94,6 +94,8 @@ def of_runs(runs: Sequence[Trained], spectra: Spectra) -> list[Row]:
     min(d_out, d_in) values above the rounding noise. null_top_share_1: of a random update of that
     shape and capacity. Means over the modules, those with ΔW = 0 left out.
     """
+    if not runs:
+        return []
     k = common_k(runs, spectra)
     rows = []
     for run in runs:

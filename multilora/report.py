@@ -240,11 +240,12 @@ def report(
         "llama_budget": measures.llama_budget(),
     }
     if beyond:
-        written |= experiments.tables(runs, model, beyond.swept, beyond.adapters)
-        grid = experiments.grid(
+        written |= experiments.tables(runs, model, beyond.adapters)
+        swept = measures.of_runs(beyond.swept, _analyse(beyond.swept, model))
+        written["sweep"] = experiments.sweep(swept)
+        written["grid"] = experiments.grid(
             beyond.points, lambda of: _analyse(of, model), lambda of: _alike(of, model)
         )
-        written["grid"] = grid
     tables.write(out, written)
     drawn = figures.draw(out)
     main = [run for run in runs if run.method in measures.MAIN]

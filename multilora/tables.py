@@ -26,7 +26,7 @@ COLUMNS = {
     "methods": ("method", "seed", "k", "top_share_1", "top_share_1_above_null", "score"),
     "overlap": ("method", "seed", "n", "overlap_above_chance"),
     "nearness": ("method", "seed", "reference", "k", "left_phi_k", "right_phi_k"),
-    "sweep": ("method", "learning_rate", "score_validation", "chosen"),
+    "sweep": ("method", "learning_rate", "score_validation", "top_share_1", "chosen"),
     "llama_budget": ("model", "n", "r", "share"),
     "grid": ("setting", "value", "seed", "method", "top_share_1", "effective_rank_k"),
     "cuts": ("method", "seed", "kind", "k", "score"),

@@ -233,6 +233,8 @@ def test_what_chose_the_learning_rates_is_said():
             "method": m,
             "learning_rate": rate,
             "score_validation": 0.5,
+            "top_share_1": 10 * rate,
+            "effective_rank_k": None if m == "multilora" else 15.0,
             "chosen": int(rate == best[m]),
         }
         for m in best
@@ -245,6 +247,11 @@ def test_what_chose_the_learning_rates_is_said():
         assert note.endswith("a better one may lie beyond: multilora.")
     (note,) = (n for n in judged(methods=rows)["6"].found.notes if "rates" in n)
     assert note.endswith("Not chosen by a sweep of its own: full, lora, multilora.")
+    assert judged(methods=rows, sweep=[*sweep[:3], sweep[5]])["3"].found.beside[-1].cells == [
+        ["", "0.001", "0.003", "0.006"],
+        ["lora", "(15.0, 0.01)", "15.0, 0.03", "(15.0, 0.06)"],
+        ["multilora", "–", "–", "(–, 0.06)"],
+    ]
 
 
 # 4

@@ -72,7 +72,7 @@ def test_the_full_preset_on_a_tiny_base(tiny_base, tmp_path, monkeypatch):
     runs = SimpleNamespace(times={})
     for path in tmp_path.glob("runs/full/**/run.json"):
         runs.times[path] = path.stat().st_mtime_ns
-    assert len(runs.times) == 4 * 3 + 4 * 2 + 2
+    assert len(runs.times) == 4 * 4 + 4 * 2 + 2
     assert reproduce.reproduce(settings) == text
     assert {path: path.stat().st_mtime_ns for path in runs.times} == runs.times
 

@@ -104,6 +104,10 @@ def test_values_below_the_floor_do_not_count(write_delta, rng):
     assert row["above_floor_share"] == pytest.approx(0.2)
 
 
+def test_no_runs_have_no_rows():
+    assert measures.of_runs([], Spectra()) == []
+
+
 def test_a_run_that_moved_nothing_is_an_error(write_adapter, lora_tensors):
     tensors = {name: value * ("lora_A" in name) for name, value in lora_tensors("q").items()}
     run = run_of(write_adapter(tensors, "lora-s0"), "lora", 0)

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from multilora import experiments, presets, reproduce, train
-from multilora.measures import Trained
 
 MODEL = Path("model")
 PUBLISHED = Path(__file__).parents[1] / "figures"
@@ -182,7 +181,8 @@ def test_a_step_is_measured(monkeypatch):
 def test_the_rate_is_the_best_of_a_whole_sweep(scores, chosen):
     scored = [("lora", rate, score) for rate, score in zip(RATES, scores, strict=False)]
     assert presets.best_of(scored[::-1]) == ({} if chosen is None else {"lora": chosen})
-    rows = experiments.sweep([swept(*of) for of in scored])
+    columns = ("method", "learning_rate", "score_validation")
+    rows = experiments.sweep([dict(zip(columns, of, strict=True)) for of in scored])
     assert [row["learning_rate"] for row in rows if row["chosen"]] == [chosen] * (
         chosen is not None
     )
@@ -191,10 +191,3 @@ def test_the_rate_is_the_best_of_a_whole_sweep(scores, chosen):
 def test_methods_are_chosen_for_by_themselves():
     scored = [("lora", rate, rate) for rate in RATES] + [("full", rate, -rate) for rate in RATES]
     assert presets.best_of(scored) == {"lora": 0.004, "full": 0.0005}
-
-
-def swept(method, rate, score):
-    """A run of a sweep whose test items say the opposite of its validation items."""
-    scores = {"validation": {"mean": score}, "test": {"mean": 1 - score}}
-    facts = {"method": method, "seed": 100, "scores": scores, "arguments": {"learning_rate": rate}}
-    return Trained(Path("run"), facts)
