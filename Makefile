@@ -39,4 +39,4 @@ bench: $(SETUP)
 	$(RUN) -m benchmarks
 
 clean:
-	rm -rf $(VENV) runs figures/quick
+	rm -rf $(VENV) runs figures/quick figures/full
