@@ -60,8 +60,8 @@ def directory(settings: BaseSettings) -> Path:
     """Where the base of these settings lies, made or not."""
     made_of = {key: value for key, value in asdict(settings).items() if key != "out"}
     texts = [_prompts(settings.tasks, split) for split in SPLITS[:2]] if settings.tasks else []
-    code = (world, corpus, sys.modules[__name__])
-    return Path(settings.out) / record.fingerprint(made_of, texts, *code)
+    code = {"world": world, "corpus": corpus, "base": sys.modules[__name__]}
+    return Path(settings.out) / record.fingerprint(made_of, texts, code)
 
 
 def ensure(settings: BaseSettings) -> Path:

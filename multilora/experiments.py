@@ -8,7 +8,7 @@ beside the run that it is of, and not measured again.
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from analysis.methods import Label
 from analysis.similarity import Similarity
@@ -58,10 +58,10 @@ def _rounded(run: Trained, model: Path) -> list[Row]:
     return _kept(run, "rounding", lambda: rounding.table([run.path], model), rounding)
 
 
-def _kept(run: Trained, name: str, make: Callable[[], list[Row]], code: Any) -> list[Row]:
+def _kept(run: Trained, name: str, make: Callable[[], list[Row]], code: ModuleType) -> list[Row]:
     """The rows that `make` gives, from NAME.json beside the run where the same code made them."""
     path = run.path / f"{name}.json"
-    made_of = record.fingerprint(run.facts["fingerprint"], run.facts["weights"], code)
+    made_of = record.fingerprint(run.facts["fingerprint"], run.facts["weights"], {name: code})
     if path.is_file():
         kept = record.read_json(path)
         if kept.get("made_of") == made_of:

@@ -19,22 +19,29 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from multilora import behaviour
+
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "safetensors")
 
 
 def sha256(*parts: Any) -> str:
-    """SHA-256, in hex, of dataclasses, strings, numbers, lists and modules' code.
+    """SHA-256, in hex, of dataclasses, strings, numbers, lists, dicts and modules.
 
-    A module counts by its source text: a change of code is a change of result.
+    A module counts by what it does (`behaviour.of`), not by its wording or its path: give modules
+    as {role: module}.
     """
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, ModuleType):
-            part = inspect.getsource(part)
-        elif dataclasses.is_dataclass(part) and not isinstance(part, type):
+        if dataclasses.is_dataclass(part) and not isinstance(part, type):
             part = dataclasses.asdict(part)
-        digest.update(json.dumps(part, sort_keys=True).encode() + b"\n")
+        digest.update(json.dumps(part, sort_keys=True, default=_of_module).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _of_module(value: Any) -> str:
+    if not isinstance(value, ModuleType):
+        raise TypeError(f"a {type(value).__name__} has no hash; expected JSON values or modules")
+    return behaviour.of(inspect.getsource(value))
 
 
 def fingerprint(*parts: Any) -> str:

@@ -93,12 +93,32 @@ def defaults(method: str) -> dict[str, float]:
 BY_TASK = ("mtllora", "expert")
 
 # Whatever a run's result passes through, beside the versions of the libraries.
-CODE = (
-    *(sys.modules[__name__], trainer, config, layers, tuner, rlora, mtllora, experts),
-    *(peft_methods, delta, floor, scoring, rows),
-    *(world, corpus, splits, example, instruction, understanding, knowledge, suite),
-    *(encoding, mixture, data),
-)
+CODE = {
+    "train": sys.modules[__name__],
+    "trainer": trainer,
+    "config": config,
+    "layers": layers,
+    "tuner": tuner,
+    "rlora": rlora,
+    "mtllora": mtllora,
+    "experts": experts,
+    "peft": peft_methods,
+    "delta": delta,
+    "floor": floor,
+    "scoring": scoring,
+    "rows": rows,
+    "world": world,
+    "corpus": corpus,
+    "splits": splits,
+    "example": example,
+    "instruction": instruction,
+    "understanding": understanding,
+    "knowledge": knowledge,
+    "suite": suite,
+    "encoding": encoding,
+    "mixture": mixture,
+    "data": data,
+}
 # Arguments that say where a run goes and what it prints, not what comes out.
 APART = (
     *("output_dir", "disable_tqdm", "logging_dir", "resume_from_checkpoint", "local_rank"),
@@ -386,7 +406,7 @@ def fingerprint(
     """
     given = {k: v for k, v in trainer.changed(arguments).items() if k not in APART}
     asked = {k: v for k, v in asdict(settings).items() if k not in APART}
-    parts = [asked, given, record.environment()["versions"], *CODE]
+    parts = [asked, given, record.environment()["versions"], CODE]
     if settings.tasks:
         chosen = chosen or data.load(settings.tasks)
         parts += [data.sha256(chosen.split(split)) for split in SPLITS]

@@ -27,7 +27,8 @@ def cached(
         return encode_all(tokenizer, examples, context, tasks)
     texts = [[e.prompt, e.answer] for e in examples]
     ends = [tokenizer.bos_token_id, tokenizer.eos_token_id, context]
-    path = kept / f"{record.fingerprint(texts, backend.to_str(), ends, encoding)}.npz"
+    code = {"encoding": encoding}
+    path = kept / f"{record.fingerprint(texts, backend.to_str(), ends, code)}.npz"
     rows = _read(path, len(examples))
     if rows is None:
         rows = encode_all(tokenizer, examples, context)
