@@ -31,6 +31,7 @@ from analysis.formats import (
     through_peft,
 )
 from analysis.formats.tensors import open_tensors
+from analysis.names import run_key
 from analysis.update import Entry, Other, Skipped, Update
 
 # In this order: the first that recognises a directory reads it.
@@ -68,16 +69,6 @@ class Run:
     def key(self) -> str:
         """run, or run@step."""
         return run_key(self.name, self.step)
-
-
-def run_key(name: str, step: int | None) -> str:
-    """run, or run@step."""
-    return name if step is None else f"{name}@{step}"
-
-
-def update_key(run: str, module: str, part: str | None) -> str:
-    """run/module, or run/module#part, of the key of a run."""
-    return f"{run}/{module}" + (f"#{part}" if part else "")
 
 
 def read(

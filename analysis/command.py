@@ -7,7 +7,6 @@ things were skipped, each with a line that says why; 2, nothing was analysed, or
 import argparse
 import io
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 
 from analysis import CheckpointError, checkpoint
 from analysis.formats import Options
+from analysis.names import printable
 
 Item = TypeVar("Item")
 
@@ -63,34 +63,12 @@ def emit(text: str) -> None:
             raise
 
 
-def printable(text: str) -> str:
-    """`text` on one line, control characters escaped: names in a checkpoint are a stranger's."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def printable_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows as they can be printed to a terminal; a file keeps their names as they are."""
     return [
         {column: printable(cell) if isinstance(cell, str) else cell for column, cell in row.items()}
         for row in rows
     ]
-
-
-def with_bar(items: list[Item], progress: bool, label: str, unit: str) -> Iterable[Item]:
-    """The items, with a bar on stderr where they take over two seconds."""
-    if not progress:
-        return items
-    from tqdm import tqdm
-
-    return tqdm(items, desc=printable(label), unit=unit, delay=2, disable=None, leave=False)
-
-
-def expression(modules: str | None) -> re.Pattern[str]:
-    """What a module's name must match to be looked at; ValueError where it is no expression."""
-    try:
-        return re.compile(modules or "")
-    except re.error as error:
-        raise ValueError(f"--modules {modules!r} is no regular expression: {error}") from None
 
 
 def add_output(parser: argparse.ArgumentParser, files: str) -> None:
@@ -141,7 +119,7 @@ def options(arguments: argparse.Namespace) -> Options:
     )
 
 
-def read(arguments: argparse.Namespace) -> list[Path]:
+def paths_read(arguments: argparse.Namespace) -> list[Path]:
     """Everything that the arguments had read: checkpoints, base, initial."""
     given = [Path(path) for path in (arguments.base, arguments.initial) if path]
     return [run.path for run in checkpoint.runs(arguments.paths)] + given

@@ -9,32 +9,27 @@ import argparse
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from analysis import (
-    against_base,
-    base_table,
-    checkpoint,
-    command,
-    merging,
-    merging_table,
-    methods,
-    pairing,
-    similarity_table,
-    store,
-    subspaces,
-)
+from analysis import checkpoint, command, names, results, similarity, store
+from analysis.base import landing
+from analysis.base import vectors as base_vectors
 from analysis.checkpoint import Run
 from analysis.formats import Options
-from analysis.members import PAIR, Member, Members, over_modules, pair_columns
-from analysis.pairing import Pairs
-from analysis.store import Row
-from analysis.subspaces import phi
+from analysis.numerics import subspaces
+from analysis.numerics.subspaces import phi
+from analysis.pairs import meeting, merging, repeatability
+from analysis.pairs.meeting import Pairs
+from analysis.pairs.members import PAIR, Member, Members, over_modules, pair_columns
+from analysis.results import Row, Similarity
+from analysis.tables import base as base_table
+from analysis.tables import merging as merging_table
+from analysis.tables import similarity as similarity_table
 
 __all__ = ["COLUMNS", "Similarity", "analyse", "main", "phi"]
 
@@ -55,32 +50,13 @@ BASE_TABLE = "base.csv"
 MERGE_TABLE, SUMS = "merging.csv", "sums.safetensors"
 
 
-@dataclass(frozen=True, eq=False)
-class Similarity:
-    """What a comparison found.
-
-    rows: one a pair of updates, keyed by COLUMNS, None where a number is undefined; phi: key +
-    "#left" and "#right" -> the grid φ(i, j), (k, k), up to k = 128, nan where it is undetermined,
-    and "#left_angles", "#right_angles" -> principal angles of the top k, radians. inside: the rows
-    of two parts of one module in one run. skipped: {run, module, reason}; zero: those of them
-    where ΔW = 0; other: {run, name, what}.
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    inside: list[Row] = field(default_factory=list)
-    phi: dict[str, np.ndarray] = field(default_factory=dict)
-    skipped: list[dict[str, str]] = field(default_factory=list)
-    zero: list[dict[str, str]] = field(default_factory=list)
-    other: list[dict[str, str]] = field(default_factory=list)
-
-
 def analyse(
     paths: str | Path | Iterable[str | Path],
     *,
     base: str | Path | None = None,
     options: Options | None = None,
     modules: str | None = None,
-    rename: Sequence[pairing.Rename] = (),
+    rename: Sequence[meeting.Rename] = (),
     choose: Callable[[Sequence[Run]], Pairs] | None = None,
     parts: bool = True,
     progress: bool = False,
@@ -98,9 +74,9 @@ def analyse(
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     options = options or Options(base=None if base is None else Path(base))
     runs = checkpoint.runs(listed)
-    collected = pairing.collect(runs, options, command.expression(modules), rename)
+    collected = meeting.collect(runs, options, names.expression(modules), rename)
     pairs = choose(runs) if choose else list(itertools.combinations(runs, 2))
-    pairs = pairing.sharing(pairs, collected)
+    pairs = meeting.sharing(pairs, collected)
     found = Similarity(skipped=collected.skipped, zero=collected.zero, other=collected.other)
     job = partial(_compare, runs=runs if parts else [], pairs=pairs)
     for result in over_modules(job, collected, progress):
@@ -123,7 +99,7 @@ def _compare(members: Members, runs: Sequence[Run], pairs: Pairs) -> Similarity:
 
 def _row(a: Member, b: Member, arrays: dict[str, np.ndarray]) -> Row:
     """The line of one pair; its grids and angles go to `arrays`."""
-    numbers, of_pair = subspaces.compare(a.found, b.found)
+    numbers, of_pair = subspaces.pair_measures(a.found, b.found)
     line = pair_columns(a, b) | {
         name: None if isinstance(value, float) and not np.isfinite(value) else value
         for name, value in numbers.items()
@@ -147,6 +123,35 @@ class _Report:
     tables: dict[str, Table]
     tensors: dict[str, dict[str, np.ndarray]]
     skipped: list[dict[str, str]]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """--landing, --intruders, --cache."""
+    group = parser.add_argument_group(
+        "against the singular vectors of the base (with --base)",
+        "Both need the full decomposition of every W0: half a minute and 134 MB on disk for one of"
+        " 4096 × 4096, hours and 40 GB for a model of 7 billion parameters. An estimate is printed"
+        " before it starts, and the result is kept, so that it is paid for once. --landing is there"
+        " without asking where it takes less than a minute.",
+    )
+    group.add_argument(
+        "--landing",
+        action="store_true",
+        help="the share of the update's energy by decile of W0's left and right singular vectors",
+    )
+    group.add_argument(
+        "--intruders",
+        action="store_true",
+        help="how many of the top 10 left singular vectors of W0 + ΔW are new to W0",
+    )
+    group.add_argument(
+        "--cache", metavar="DIR", help="where decompositions are kept (default: below ~/.cache)"
+    )
+
+
+def cache_directory(arguments: Any) -> Path:
+    """What `add_options` was given for --cache, or the default."""
+    return Path(arguments.cache) if arguments.cache else base_vectors.default_cache()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -190,7 +195,9 @@ def _compared(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
         progress=True,
     )
     runs = checkpoint.runs(arguments.paths)
-    between = methods.between(found.rows, found.phi, methods.labels(runs, arguments.group))
+    between = repeatability.between(
+        found.rows, found.phi, repeatability.labels(runs, arguments.group)
+    )
     rows = [*found.rows, *found.inside]
     lines = [*similarity_table.lines(found.rows, found.inside, between)]
     lines += similarity_table.EXPLANATION.splitlines() if rows else []
@@ -204,7 +211,7 @@ def _compared(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
         skipped = [*skipped, *(skip for skip in beside.skipped if skip not in skipped)]
         lines += ["", *base_table.lines(beside.rows), *base_table.EXPLANATION.splitlines()]
         result["base"] = beside.rows
-        tables[BASE_TABLE] = (beside.rows, against_base.ROW_COLUMNS)
+        tables[BASE_TABLE] = (beside.rows, landing.ROW_COLUMNS)
     if arguments.figures and found.rows:
         _draw(found, Path(arguments.figures))
     elif arguments.figures:
@@ -214,8 +221,8 @@ def _compared(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
 
 def _beside_base(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace
-) -> against_base.AgainstBase:
-    return against_base.analyse(
+) -> results.AgainstBase:
+    return landing.analyse(
         arguments.paths,
         arguments.base,
         options=command.options(arguments),
@@ -223,7 +230,7 @@ def _beside_base(
         rename=arguments.map,
         landing=arguments.landing,
         intruders=arguments.intruders,
-        cache=against_base.cache_directory(arguments),
+        cache=similarity.cache_directory(arguments),
         say=partial(command.complain, parser),
         progress=True,
     )
@@ -246,18 +253,21 @@ def _merged(arguments: argparse.Namespace) -> _Report:
 
 def _draw(found: Similarity, directory: Path) -> None:
     """What two checkpoints share, or what each pair of several does."""
-    from analysis import figures, similarity_figures  # matplotlib takes long to import
+    from analysis.figures import similarity as similarity_figures  # matplotlib takes long to import
+    from analysis.figures import spectrum as spectrum_figures
 
     two = len({(row["run_a"], row["step_a"], row["run_b"], row["step_b"]) for row in found.rows})
     draw = similarity_figures.shared_by_two if two == 1 else similarity_figures.shared_by_many
-    figures.save(draw(found), directory / "similarity")
+    spectrum_figures.save(draw(found), directory / "similarity")
 
 
 def _write(report: _Report, arguments: argparse.Namespace) -> None:
     """The results, to --out and to stdout."""
     made_by: dict[str, Any] = {}
     if arguments.out or arguments.json:
-        made_by = store.record("analysis.similarity", command.read(arguments), vars(arguments))
+        made_by = store.record(
+            "analysis.similarity", command.paths_read(arguments), vars(arguments)
+        )
     if arguments.out and any(rows for rows, _ in report.tables.values()):
         notes: Row = {"skipped": report.skipped}
         notes |= {key: report.result[key] for key in ("methods", "other") if key in report.result}
@@ -270,7 +280,7 @@ def _write(report: _Report, arguments: argparse.Namespace) -> None:
         rows, columns = next(table for table in report.tables.values() if table[0])
         command.emit(store.csv_text(command.printable_rows(rows), columns).rstrip("\n"))
     else:
-        command.emit("\n".join(map(command.printable, report.lines)))
+        command.emit("\n".join(map(names.printable, report.lines)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -307,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     files = f"{TABLE}, {PHI}, {store.RECORD} there ({BASE_TABLE}; {MERGE_TABLE}, {SUMS})"
     command.add_output(parser, files)
     command.add_reading(parser)
-    against_base.add_options(parser)
+    similarity.add_options(parser)
     return parser
 
 

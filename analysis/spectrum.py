@@ -18,34 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis import (
-    CheckpointError,
-    checkpoint,
-    combine,
-    command,
-    compare,
-    compare_table,
-    decompose,
-    metrics,
-    null,
-    parallel,
-    store,
-    table,
-)
+from analysis import CheckpointError, checkpoint, command, names, results, store
 from analysis.formats import Options
-from analysis.store import Row, Spectra
-from analysis.update import (
-    DenseUpdate,
-    Entry,
-    LowRankUpdate,
-    Other,
-    Skipped,
-    Update,
-    kind_of,
-    layer_of,
-)
+from analysis.names import kind_of, layer_of
+from analysis.numerics import decompose, metrics, null, parallel
+from analysis.pairs import combine, dominance
+from analysis.results import Row, Spectra
+from analysis.tables import dominance as dominance_table
+from analysis.tables import spectrum as spectrum_table
+from analysis.update import DenseUpdate, Entry, LowRankUpdate, Other, Skipped, Update
 
-Outcome = decompose.Spectrum | CheckpointError
+SpectrumOrError = decompose.Spectrum | CheckpointError
 Source = tuple[checkpoint.Run, Callable[[], Iterator[Entry]]]
 
 
@@ -72,7 +55,7 @@ def analyse(
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     options = options or Options(base=None if base is None else Path(base))
-    wanted = command.expression(modules)
+    wanted = names.expression(modules)
     found = Spectra()
     sources: list[Source] = [
         (run, partial(checkpoint.scan, run.path, options)) for run in checkpoint.runs(listed)
@@ -95,7 +78,7 @@ def analyse(
 def of_updates(entries: Iterable[Entry], run: checkpoint.Run) -> Spectra:
     """The spectra of updates that are at hand, as `analyse` gives those of a checkpoint."""
     found = Spectra()
-    _analyse_run(run, lambda: iter(entries), command.expression(None), "auto", False, found)
+    _analyse_run(run, lambda: iter(entries), names.expression(None), "auto", False, found)
     return found
 
 
@@ -136,18 +119,18 @@ def _analyse_run(
 
 def _spectra(
     updates: Iterable[Update], method: str, progress: bool, label: str
-) -> Iterator[tuple[Update, Outcome]]:
+) -> Iterator[tuple[Update, SpectrumOrError]]:
     """Each update with its spectrum, or the error that it raised; in order."""
     for kind, group in itertools.groupby(updates, type):
         if kind is LowRankUpdate:
             yield from parallel.in_order(partial(_outcome, method=method), group)
         else:
             # To read is to know the size: the matrices themselves are loaded one by one.
-            for update in command.with_bar(list(group), progress, label, "matrix"):
+            for update in parallel.with_bar(list(group), progress, label, "matrix"):
                 yield update, _outcome(update, method)
 
 
-def _outcome(update: Update, method: str) -> Outcome:
+def _outcome(update: Update, method: str) -> SpectrumOrError:
     try:
         return decompose.spectrum(update, method)
     except CheckpointError as error:
@@ -162,7 +145,7 @@ def row(update: Update, spectrum: decompose.Spectrum, run: checkpoint.Run) -> Ro
     floor = spectrum.floor
     rank = decompose.rank(s, spectrum.error_bound, update, floor)
     line: Row = {
-        "key": checkpoint.update_key(run.key, update.name, update.part),
+        "key": names.update_key(run.key, update.name, update.part),
         "run": run.name,
         "method": update.method,
         "step": run.step,
@@ -184,7 +167,7 @@ def row(update: Update, spectrum: decompose.Spectrum, run: checkpoint.Run) -> Ro
     }
     if s[0] > 0:
         line |= _concentration(s, d_out, d_in, dense=isinstance(update, DenseUpdate))
-    return {column: line.get(column) for column in store.COLUMNS}
+    return {column: line.get(column) for column in results.COLUMNS}
 
 
 def _concentration(s: np.ndarray, d_out: int, d_in: int, dense: bool) -> Row:
@@ -256,39 +239,49 @@ def _empty(found: Spectra, paths: Iterable[str]) -> list[Path]:
 
 def _write(found: Spectra, arguments: argparse.Namespace) -> None:
     """The results, to --out and to stdout."""
-    several = len(compare.checkpoints(found.rows)) > 1
-    compared = compare.findings(found) if several and (arguments.out or not arguments.csv) else []
+    several = len(dominance.checkpoints(found.rows)) > 1
+    compared = dominance.findings(found) if several and (arguments.out or not arguments.csv) else []
     if arguments.out or arguments.json:
         terms = [combine.parse(text).path for text in arguments.combine]
-        read = [*command.read(arguments), *terms]
+        read = [*command.paths_read(arguments), *terms]
         made_by = store.record("analysis.spectrum", read, vars(arguments))
     if arguments.out and found.rows:
         store.save(arguments.out, found, made_by)
         if several:
-            text = store.csv_text(compare.rows(compared), compare.COLUMNS)
-            store.write_text(Path(arguments.out) / compare.TABLE, text)
+            text = store.csv_text(dominance.rows(compared), dominance.COLUMNS)
+            store.write_text(Path(arguments.out) / dominance.TABLE, text)
     if arguments.json:
-        result = {"record": made_by, "rows": found.rows, "summary": table.summary(found.rows)}
+        result = {
+            "record": made_by,
+            "rows": found.rows,
+            "summary": spectrum_table.summary(found.rows),
+        }
         if several:
-            result["comparison"] = compare.rows(compared)
-            result["verdicts"] = [compare.as_json(finding) for finding in compared]
+            result["comparison"] = dominance.rows(compared)
+            result["verdicts"] = [dominance.as_json(finding) for finding in compared]
         command.emit(store.strict_json({**result, "skipped": found.skipped, "other": found.other}))
     elif arguments.csv:
         command.emit(store.csv_text(command.printable_rows(found.rows)).rstrip("\n"))
     else:
-        lines = [*table.lines(found.rows), *table.EXPLANATION.splitlines(), *_remarks(found)]
+        lines = [
+            *spectrum_table.lines(found.rows),
+            *spectrum_table.EXPLANATION.splitlines(),
+            *_remarks(found),
+        ]
         if several:
-            lines += ["", *compare_table.lines(compared)]
-        command.emit("\n".join(map(command.printable, lines)))
+            lines += ["", *dominance_table.lines(compared)]
+        command.emit("\n".join(map(names.printable, lines)))
 
 
 def _draw(found: Spectra, directory: Path, metric: str) -> None:
     """The spectra of all checkpoints, and one number by layer and projection."""
-    from analysis import figures  # matplotlib takes longer to import than most to analyse
+    from analysis.figures import (
+        spectrum as spectrum_figures,  # matplotlib takes longer to import than most to analyse
+    )
 
-    figures.save(figures.compare_spectra(found), directory / "spectra")
+    spectrum_figures.save(spectrum_figures.compare_spectra(found), directory / "spectra")
     if any(row["layer"] is not None and row[metric] is not None for row in found.rows):
-        figures.save(figures.by_layer(found.rows, metric), directory / "layers")
+        spectrum_figures.save(spectrum_figures.by_layer(found.rows, metric), directory / "layers")
 
 
 def _remarks(found: Spectra) -> Iterator[str]:
@@ -309,7 +302,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.spectrum",
         description=__doc__,
-        epilog=table.EXPLANATION
+        epilog=spectrum_table.EXPLANATION
         + " Exit status: 0, every update was analysed; 1, some were skipped;"
         " 2, nothing was analysed, or bad usage.",
     )
@@ -335,13 +328,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--metric",
-        choices=table.MEASURES,
+        choices=spectrum_table.MEASURES,
         default="top_share_1",
         metavar="COLUMN",
         help="what --figures draws by layer and projection: a number of --csv (top_share_1)",
     )
     files = f"{store.TABLE}, {store.SPECTRA}, {store.RECORD} there"
-    command.add_output(parser, f"{files}, and {compare.TABLE} of several checkpoints")
+    command.add_output(parser, f"{files}, and {dominance.TABLE} of several checkpoints")
     command.add_reading(parser)
     return parser
 

@@ -9,7 +9,6 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,41 +17,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialised
 
-from analysis import CheckpointError, checkpoint, null
+from analysis import CheckpointError, checkpoint
+from analysis.numerics import null
+from analysis.results import COLUMNS, Row, Spectra
 
 TEXT = ("key", "run", "method", "module", "kind", "part", "algorithm")
 WHOLE = (
     *("step", "layer", "d_out", "d_in", "capacity", "rank"),
     *("energy_rank_50", "energy_rank_90", "energy_rank_99", "outliers", "above_floor"),
 )
-COLUMNS = (
-    *("key", "run", "method", "step", "module", "layer", "kind", "part"),
-    *("d_out", "d_in", "capacity", "rank"),
-    *("spectral_norm", "frobenius_norm", "nuclear_norm"),
-    *("top_share_1", "top_share_4", "top_share_16", "top_share_1pct", "top_share_10pct"),
-    *("effective_rank", "energy_entropy_rank", "stable_rank", "participation_ratio", "gini"),
-    *("energy_rank_50", "energy_rank_90", "energy_rank_99"),
-    *("utilisation", "democracy", "outliers", "floor", "above_floor"),
-    *("algorithm", "error_bound"),
-)
 TABLE, SPECTRA, RECORD = "spectrum.csv", "spectra.safetensors", "record.json"
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Spectra:
-    """What an analysis found.
-
-    rows: one a module, keyed by COLUMNS, None where a number is undefined; s: the singular values
-    by row key, (capacity,), float64, descending, also for ΔW = 0; skipped: {run, module, reason}
-    of updates that could not be analysed; other: {run, name, what} of tensors that are none.
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    s: dict[str, np.ndarray] = field(default_factory=dict)
-    skipped: list[dict[str, str]] = field(default_factory=list)
-    other: list[dict[str, str]] = field(default_factory=list)
 
 
 def record(command: str, read: Iterable[Path], arguments: dict[str, Any]) -> dict[str, Any]:

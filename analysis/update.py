@@ -1,6 +1,5 @@
 """What a checkpoint holds, module by module: ΔW as factors, ΔW as a matrix, or neither."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -58,8 +57,8 @@ class DenseUpdate:
     """ΔW as a matrix that `load` reads when it is needed, (d_out, d_in), float32 or float64.
 
     floor: upper estimate of the largest singular value of the rounding noise in ΔW
-    (`analysis.floor.noise_floor`), or what measures it when it is needed; None where nothing was
-    rounded.
+    (`analysis.numerics.floor.noise_floor`), or what measures it when it is needed; None where
+    nothing was rounded.
     """
 
     name: str
@@ -104,13 +103,3 @@ def float64(x: np.ndarray) -> np.ndarray:
     """x in float64, exactly; x itself where it is float64 already."""
     with np.errstate(invalid="ignore"):  # a signalling NaN, which is found later
         return x.astype(np.float64, copy=False)
-
-
-def layer_of(name: str) -> int | None:
-    """The first integer component of a module's dotted path; None where it has none."""
-    return next((int(c) for c in name.split(".") if re.fullmatch("[0-9]{1,9}", c)), None)
-
-
-def kind_of(name: str) -> str:
-    """The last component of a module's dotted path: q_proj, …"""
-    return name.rpartition(".")[2]

@@ -25,8 +25,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from analysis import CheckpointError
-from analysis.command import printable, printable_rows
+from analysis.command import printable_rows
 from analysis.formats import Options
+from analysis.names import printable
 from analysis.spectrum import analyse
 from analysis.store import csv_text
 

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 
-from analysis.store import Row
+from analysis.results import Row
 from multilora import MtlLoraConfig, MultiLoraConfig, RLoraConfig
-from multilora.layers import MultiLoraLinear
-from multilora.mtllora import TaskIds
+from multilora.methods.layers import MultiLoraLinear
+from multilora.methods.mtllora import TaskIds
 
 # d, n, r, tokens
 AGAINST_LORA = (

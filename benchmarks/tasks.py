@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from multilora import base, record, scoring
-from multilora.tasks import data, mixture, suite, tokens, world
+from multilora import base, record
+from multilora.tasks import data, mixture, scoring, tokens
+from multilora.tasks.builtin import suite, world
 
 RECORDS, ITEMS, ROW = 52_000, 1_000, 512
 SECONDS, REAL = 20.0, 0.95

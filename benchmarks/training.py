@@ -10,8 +10,7 @@ import statistics
 import subprocess
 import sys
 
-from analysis.store import Row
-from analysis.table import grouped
+from analysis.results import Row, grouped
 
 TARGET = 1.05
 N, R = 3, 8

@@ -6,11 +6,11 @@ and the rest of PEFT know them as they know LoRA.
 
 import peft.mapping
 
-from multilora.config import MethodType, MtlLoraConfig, MultiLoraConfig, RLoraConfig
-from multilora.experts import ExpertBank
-from multilora.mtllora import MtlLoraModel
-from multilora.rlora import RLoraModel
-from multilora.tuner import MultiLoraModel
+from multilora.methods.config import MethodType, MtlLoraConfig, MultiLoraConfig, RLoraConfig
+from multilora.methods.experts import ExpertBank
+from multilora.methods.mtllora import MtlLoraModel
+from multilora.methods.rlora import RLoraModel
+from multilora.methods.tuner import MultiLoraModel
 
 __all__ = [
     "ExpertBank",

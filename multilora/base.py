@@ -26,7 +26,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from multilora import command, record
-from multilora.tasks import corpus, data, encoding, world
+from multilora.tasks import data, encoding
+from multilora.tasks.builtin import corpus, world
 from multilora.tasks.example import SPLITS
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"

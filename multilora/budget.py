@@ -22,9 +22,10 @@ from huggingface_hub.errors import StrictDataclassError
 from peft import get_peft_model
 from torch import nn
 
+from analysis.results import Row
 from multilora import command
-from multilora.config import MultiLoraConfig
-from multilora.layers import MultiLoraLinear
+from multilora.methods.config import MultiLoraConfig
+from multilora.methods.layers import MultiLoraLinear
 
 # Touvron et al. 2023, table 2: hidden size, layers, heads; the width of the MLP from the weights.
 LLAMA = {
@@ -104,7 +105,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Row:
+class BudgetRow:
     """One n: the largest r within the budget, and LoRA of equal budget."""
 
     n: int
@@ -185,7 +186,7 @@ def measure(model: Any, target_modules: str = "all-linear") -> Sizes:
     )
 
 
-def rows(sizes: Sizes, share: Fraction, counts: Iterable[int]) -> list[Row]:
+def rows(sizes: Sizes, share: Fraction, counts: Iterable[int]) -> list[BudgetRow]:
     """A row for each n of `counts` that has an r >= 1 within `share` of all parameters."""
     found = []
     for n in counts:
@@ -195,7 +196,7 @@ def rows(sizes: Sizes, share: Fraction, counts: Iterable[int]) -> list[Row]:
         parameters = sizes.multilora(n, r)
         rank = sizes.nearest_lora(parameters)
         found.append(
-            Row(
+            BudgetRow(
                 n,
                 r,
                 parameters,
@@ -249,7 +250,7 @@ def percent(share: float) -> str:
     return f"{100 * share:#.3g} %"
 
 
-def lines(name: str, sizes: Sizes, found: Sequence[Row]) -> list[str]:
+def lines(name: str, sizes: Sizes, found: Sequence[BudgetRow]) -> list[str]:
     """A table of one model."""
     heading = ("n", "r", "parameters", "of all", "of outside", "LoRA's r", "its parameters")
     cells = [
@@ -304,6 +305,29 @@ def answer(settings: BudgetSettings) -> str:
     if settings.json:
         return json.dumps({"share": float(share), "models": objects}, indent=2)
     return "\n\n".join(texts)
+
+
+def llama_budget(share: str = "2.5%", counts: Sequence[int] = (1, 2, 3, 4, 5, 8)) -> list[Row]:
+    """llama_budget.csv, a row a LLaMA and n: the r whose share of all parameters is nearest.
+
+    All linear layers but the head are adapted, as in `multilora.budget`. share: of all
+    parameters; share_outside: of those outside embeddings and head.
+    """
+    wanted = share_of(share)
+    rows = []
+    for model in LLAMA:
+        sizes = measure(build(config_of(model)))
+        for n in counts:
+            r = sizes.nearest_rank(wanted * sizes.parameters, n)
+            parameters = sizes.multilora(n, r)
+            rows.append(
+                {
+                    **{"model": model, "n": n, "r": r, "parameters": parameters},
+                    "share": parameters / sizes.parameters,
+                    "share_outside": parameters / sizes.outside,
+                }
+            )
+    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,15 +31,16 @@ from safetensors.numpy import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from analysis import CheckpointError, spectrum, store, table
+from analysis import CheckpointError, results, spectrum, store
 from analysis.checkpoint import Run
-from analysis.floor import noise_floor
 from analysis.formats import factors, starts
 from analysis.formats.peft import PREFIX, WRAPPING
+from analysis.numerics.floor import noise_floor
+from analysis.tables import spectrum as spectrum_table
 from analysis.update import DenseUpdate, Entry, LowRankUpdate, Skipped
 from multilora import delta
-from multilora.config import MethodType
-from multilora.experts import ExpertBank
+from multilora.methods.config import MethodType
+from multilora.methods.experts import ExpertBank
 
 TABLE, SPECTRA = "spectrum_steps.csv", "spectra_steps"
 # What is logged: medians over modules.
@@ -148,10 +149,10 @@ class SpectrumCallback(transformers.TrainerCallback):
         if found.rows:
             self._log(found.rows, control)
 
-    def _log(self, rows: list[store.Row], control: Any) -> None:
+    def _log(self, rows: list[results.Row], control: Any) -> None:
         if self.trainer is None:
             return
-        median = table.summary(rows)[-1]  # of all kinds
+        median = spectrum_table.summary(rows)[-1]  # of all kinds
         logs = {f"spectrum/{c}": median[c] for c in LOGGED if median[c] is not None}
         # Whoever logs takes back that the trainer is to log at this step. And its own `log`, not
         # that of a subclass: TRL's adds its running means there, and resets them.
@@ -349,7 +350,7 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     return delta.as_numpy(tensor)
 
 
-def _append(path: Path, rows: list[store.Row]) -> None:
+def _append(path: Path, rows: list[results.Row]) -> None:
     """Add rows to the table; who reads it meanwhile sees all of them or none."""
     header, lines = store.csv_text(rows).split("\n", 1)
 

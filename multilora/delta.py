@@ -27,11 +27,12 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from analysis.floor import noise_floor
-from multilora import experts, record
-from multilora.config import AdapterConfig, MtlLoraConfig, MultiLoraConfig, RLoraConfig
-from multilora.layers import AdapterLinear
-from multilora.rlora import RLoraLinear
+from analysis.numerics.floor import noise_floor
+from multilora import record
+from multilora.methods import experts
+from multilora.methods.config import AdapterConfig, MtlLoraConfig, MultiLoraConfig, RLoraConfig
+from multilora.methods.layers import AdapterLinear
+from multilora.methods.rlora import RLoraLinear
 
 VERSION = 1
 # All that a checkpoint of either kind consists of.

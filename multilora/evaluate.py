@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis import store, table
-from multilora import base, command, delta, record, scoring
-from multilora.scoring import Prediction
-from multilora.tasks import data
+from analysis import store
+from analysis.tables import text
+from multilora import base, command, delta, record
+from multilora.tasks import data, scoring
 from multilora.tasks.example import FAMILIES
+from multilora.tasks.scoring import Prediction
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
         )
         if rows[-1][key]
     ]
-    return "\n".join([*table.aligned(lines), *counted])
+    return "\n".join([*text.aligned(lines), *counted])
 
 
 def _cells(row: Mapping[str, Any], indent: str) -> list[str]:

@@ -10,6 +10,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from setuptools import find_packages
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN_PINS = ("hub", "harness")  # under the others' constraints pip goes back to very old packages
@@ -74,14 +75,14 @@ def test_the_makefile_installs_the_torch_that_was_tested(constraints):
 
 
 def test_every_package_on_disk_is_listed(pyproject):
-    found = {
+    on_disk = {
         str(path.parent.relative_to(ROOT)).replace("/", ".")
         for top in ("analysis", "multilora")
         for path in (ROOT / top).rglob("*.py")
     }
-    listed = pyproject["tool"]["setuptools"]["packages"]
-    assert sorted(found) == sorted(listed)
-    for name in listed:
+    patterns = pyproject["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert sorted(on_disk) == sorted(find_packages(str(ROOT), include=patterns))
+    for name in on_disk:
         assert (ROOT / name.replace(".", "/") / "__init__.py").is_file()
         importlib.import_module(name)
 

@@ -1,7 +1,7 @@
 """Full fine-tuning: delta.safetensors (ΔW by module name) beside delta_config.json.
 
 ΔW = W_tuned − W0 was taken when the checkpoint was written, with the noise floor of each module
-(`analysis.floor`), which stands in the config; there too, the norms of the 1-D changes.
+(`analysis.numerics.floor`), which stands in the config; there too, the norms of the 1-D changes.
 """
 
 from collections.abc import Callable, Iterator

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.floor import noise_floor
 from analysis.formats import Options, base, shards
 from analysis.formats.tensors import FLOATS, Stored
+from analysis.numerics.floor import noise_floor
 from analysis.update import DenseUpdate, Entry, Other, Skipped
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.floor import noise_floor
 from analysis.formats import base
 from analysis.formats.tensors import line, short
+from analysis.numerics.floor import noise_floor
 from analysis.update import DenseUpdate, Entry, Other, Skipped
 
 # What has no one ΔW, or would let a config choose what is imported or downloaded.

@@ -4,7 +4,7 @@ import random
 from dataclasses import asdict, dataclass, field
 
 from multilora import record
-from multilora.tasks import suite
+from multilora.tasks.builtin import suite
 from multilora.tasks.example import Example
 
 TRAINED, SCORED = 800, 100  # examples of each built-in task where no number is given
@@ -52,9 +52,9 @@ def load(spec: str = "") -> Data:
     """
     if not spec:
         return Data(suite.FAMILY_OF)
-    from multilora.tasks import sources
+    from multilora.tasks.public import sources
 
-    read = sources.read(spec)
+    read = sources.load(spec)
     return Data(read.family_of, read.examples, read.notes, read.files)
 
 

@@ -1,0 +1,186 @@
+"""The adapter layers: each wraps a frozen linear layer and adds its ΔW to what comes out.
+
+Here is what all methods share, and MultiLoRA; R-LoRA and MTL-LoRA have files of their own.
+"""
+
+import math
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from multilora.methods.config import AdapterConfig, MultiLoraConfig
+
+
+class AdapterLinear(nn.Module, BaseTunerLayer):
+    """A Linear or Conv1D with adapters, each with its n, r, scale, dropout and parameters.
+
+    A method's subclass names the parameters (the first is A) and says how they start (`start`),
+    what an adapter adds for an input (`added`), and what its ΔW is (`factors`).
+    """
+
+    prefix: str
+    buffer_names: tuple[str, ...] = ()  # tensors of an adapter that are saved and never trained
+    setting_names: tuple[str, ...] = ("n", "r", "scale")  # adapter -> value
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: AdapterConfig) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        base = self.get_base_layer()
+        self.fan_in_fan_out = isinstance(base, Conv1D)  # Conv1D stores its weight (d_in, d_out)
+        shape = base.weight.shape
+        self.out_features, self.in_features = shape[::-1] if self.fan_in_fan_out else shape
+        for name in self.adapter_layer_names:
+            setattr(self, name, nn.ParameterDict())
+        for name in self.buffer_names:
+            setattr(self, name, BufferDict(persistent=True))
+        for name in self.setting_names:
+            setattr(self, name, {})
+        setattr(self, f"{self.prefix}dropout", nn.ModuleDict())
+        self.merged_adapters: list[str] = []
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
+
+    @property
+    def other_param_names(self) -> tuple[str, ...]:
+        """What PEFT deletes with an adapter, beside its parameters."""
+        return (f"{self.prefix}dropout", *self.buffer_names, *self.setting_names)
+
+    def update_layer(self, adapter_name: str, config: AdapterConfig) -> None:
+        """Add an adapter, at its start; ValueError while another is merged."""
+        if self.merged:
+            raise ValueError(
+                f"adapter {adapter_name!r} cannot be added to a layer into which "
+                f"{', '.join(self.merged_adapters)} is merged: call unmerge_adapter first"
+            )
+        self.n[adapter_name], self.r[adapter_name] = config.n, config.r
+        self.scale[adapter_name] = config.scale
+        dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
+        getattr(self, f"{self.prefix}dropout")[adapter_name] = dropout
+        self.start(adapter_name, config)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def start(self, adapter: str, config: Any) -> None:
+        """Make the adapter's parameters, with the values that training starts from."""
+        raise NotImplementedError
+
+    def added(self, adapter: str, x: torch.Tensor) -> torch.Tensor:
+        """What the adapter adds to the output for the input x (batch, …, d_in)."""
+        raise NotImplementedError
+
+    def factors(self, adapter: str, scaled: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """ΔW = left @ right; with `scaled` false, for an export, ΔW / scale in float32 or wider."""
+        raise NotImplementedError
+
+    def check_merge(self, adapter: str) -> None:
+        """Raise ValueError where the adapter has no single ΔW that could be merged."""
+
+    def get_delta_weight(self, adapter: str, **part: Any) -> torch.Tensor:
+        """ΔW in the layout of the base weight: (d_out, d_in), for Conv1D (d_in, d_out).
+
+        `part` is what a method's `factors` takes beside, as the task of MTL-LoRA.
+        """
+        left, right = self.factors(adapter, **part)
+        if left.device.type == "cpu" and left.dtype in (torch.float16, torch.bfloat16):
+            delta = (left.float() @ right.float()).to(left.dtype)  # half products are slow there
+        else:
+            delta = left @ right
+        return delta.T if self.fan_in_fan_out else delta
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return result
+        dtype = result.dtype
+        A = getattr(self, self.adapter_layer_names[0])
+        for adapter in self.active_adapters:
+            if adapter in A:
+                inputs = self._cast_input_dtype(x, A[adapter].dtype)
+                result = result + self.added(adapter, inputs)
+        return result.to(dtype)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add ΔW to the base weight; with `safe_merge` only if the sum is finite (ValueError)."""
+        A = getattr(self, self.adapter_layer_names[0])
+        adapters = [name for name in check_adapters_to_merge(self, adapter_names) if name in A]
+        for adapter in adapters:
+            self.check_merge(adapter)
+        for adapter in adapters:
+            weight = self.get_base_weight()
+            merged = weight + self.get_delta_weight(adapter).to(weight)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise ValueError(f"adapter {adapter!r}: NaN or Inf in the merged weights")
+            self.set_base_weight(merged)
+            self.merged_adapters.append(adapter)
+
+    def unmerge(self) -> None:
+        """Take every merged ΔW out again, up to rounding."""
+        if not self.merged:
+            warnings.warn("no adapter is merged: nothing to unmerge", stacklevel=2)
+        while self.merged_adapters:
+            adapter = self.merged_adapters.pop()
+            weight = self.get_base_weight()
+            self.set_base_weight(weight - self.get_delta_weight(adapter).to(weight))
+
+    def __repr__(self) -> str:
+        return self.prefix.replace("_", ".") + super().__repr__()
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """x, or its copy in float32 where a product of it would be rounded to half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class MultiLoraLinear(AdapterLinear):
+    """A Linear or Conv1D with MultiLoRA adapters (arXiv 2311.11501, section 4).
+
+    An adapter holds its n modules stacked, A (n·r, d_in), B (d_out, n·r), s (d_out, n), or (1, n)
+    with one scale a module: rows i·r … (i+1)·r of A and the same columns of B are module i.
+    Folding scale and s into B makes them one factored update, so forward costs two products,
+    whatever n.
+    """
+
+    prefix = "multilora_"
+    adapter_layer_names = ("multilora_A", "multilora_B", "multilora_s")
+
+    def start(self, adapter: str, config: MultiLoraConfig) -> None:
+        n, r = config.n, config.r
+        self.multilora_A[adapter] = nn.Parameter(torch.empty(n * r, self.in_features))
+        self.multilora_B[adapter] = nn.Parameter(torch.zeros(self.out_features, n * r))
+        scaled = self.out_features if config.scale_per == "feature" else 1
+        self.multilora_s[adapter] = nn.Parameter(torch.full((scaled, n), float(config.start_s)))
+        # Each module is a matrix of its own: the fan-in of Bᵢ is r, not n·r.
+        with torch.no_grad():
+            for i in range(n):
+                module = slice(i * r, (i + 1) * r)
+                nn.init.kaiming_uniform_(self.multilora_A[adapter][module], a=math.sqrt(5))
+                if config.start_b == "kaiming":
+                    nn.init.kaiming_uniform_(self.multilora_B[adapter][:, module], a=math.sqrt(5))
+
+    def factors(self, adapter: str, scaled: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """ΔW = left @ right: left (d_out, n·r), right (n·r, d_in).
+
+        s is folded into left, and scale unless `scaled` is false: then it is ΔW / scale.
+        """
+        A, B, s = (getattr(self, name)[adapter] for name in self.adapter_layer_names)
+        if not scaled:
+            A, B, s = map(at_least_float32, (A, B, s))
+        else:
+            s = s * self.scale[adapter]
+        B = B.unflatten(1, (self.n[adapter], self.r[adapter]))
+        return (B * s.unsqueeze(-1)).flatten(1), A
+
+    def added(self, adapter: str, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.factors(adapter)
+        return F.linear(F.linear(self.multilora_dropout[adapter](x), right), left)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return True

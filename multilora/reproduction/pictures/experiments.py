@@ -1,0 +1,194 @@
+"""Beside the claims: cut updates, rounded updates, other people's adapters, steps of training."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.figures.plots import plot_steps
+from analysis.figures.spectrum import style
+from analysis.results import Row, grouped
+from multilora.reproduction.pictures.axes import plot_over_seeds
+from multilora.reproduction.pictures.styles import FULL, LORA, ordered, styles
+
+CUTS = {
+    "keep": "only the top k directions kept",
+    "remove": "the top k directions removed",
+}
+
+
+def cut_curves(rows: Sequence[Row]) -> Figure:
+    """Scores when every ΔW keeps, or loses, its top k directions; a line a method.
+
+    rows: of `cuts.table`. Lines are means over seeds, bands their range; the mean over families
+    first, then each family.
+    """
+    scores = [name for name in rows[0] if name.startswith("score")]
+    scores.sort(key=lambda name: name != "score")
+    methods = ordered(rows)
+    look = styles(methods)
+    figure = Figure(figsize=(3.1 * len(scores), 6.4), layout="constrained")
+    axes = figure.subplots(2, len(scores), sharex=True, sharey="col", squeeze=False)
+    counts = sorted({row["k"] for row in rows})
+    for of_kind, (kind, title) in zip(axes, CUTS.items(), strict=True):
+        for ax, name in zip(of_kind, scores, strict=True):
+            for method in methods:
+                chosen = [r for r in rows if (r["kind"], r["method"]) == (kind, method)]
+                values = [[100 * r[name] for r in chosen if r["k"] == k] for k in counts]
+                plot_over_seeds(counts, values, ax, label=method, marker=".", **look[method])
+            start = [100 * row[name] for row in rows if row["kind"] == "keep" and row["k"] == 0]
+            if start:
+                ax.axhline(
+                    float(np.mean(start)), color="0.6", linewidth=0.8, label="before training"
+                )
+            ax.set_xscale("symlog", base=2, linthresh=1, linscale=0.6)
+            ax.set_xticks(counts[:1] + [k for k in counts if k & (k - 1) == 0 and k])
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.minorticks_off()
+            ax.grid(alpha=0.3)
+            ax.set_title("mean of the families" if name == "score" else name.removeprefix("score_"))
+        of_kind[0].set_ylabel(f"{title}\nright answers, %")
+    for ax in axes[-1]:
+        ax.set_xlabel("k, directions of every ΔW")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(7, len(labels)))
+    return figure
+
+
+ROUNDED = {
+    "effective_rank": "effective rank",
+    "gini": "Gini coefficient",
+    "top_share_1": "share of the energy in $s_1$",
+    "above_floor_share": "above the noise floor",
+}
+
+
+def rounding_floor(rows: Sequence[Row]) -> Figure:
+    """What rounding to bfloat16 makes of the spectrum of a full fine-tuning, by its size.
+
+    rows: of `rounding.table`. Lines are means over seeds, bands their range.
+    """
+    figure = Figure(figsize=(12.5, 3.7), layout="constrained")
+    axes = figure.subplots(1, len(ROUNDED))
+    ratios = sorted({row["ratio"] for row in rows})
+
+    def values(column: str) -> list[list[float]]:
+        return [[row[column] for row in rows if row["ratio"] == ratio] for ratio in ratios]
+
+    for ax, (measure, label) in zip(axes, ROUNDED.items(), strict=True):
+        after = {"label": "ΔW of rounded weights", "marker": "o", "markersize": 4}
+        plot_over_seeds(ratios, values(measure), ax, **after, color=FULL, linestyle="--")
+        if measure == "above_floor_share":
+            ax.set(ylim=(0, 1.03), ylabel="share of the values")
+        else:
+            plot_over_seeds(ratios, values(f"{measure}_true"), ax, label="ΔW itself", color=FULL)
+        if measure == "effective_rank":
+            noise = values("effective_rank_noise")
+            plot_over_seeds(ratios, noise, ax, label="noise alone", color="0.55", linestyle=":")
+            ax.legend(fontsize=8, loc="center right", bbox_to_anchor=(1, 0.68))
+        ax.set(xscale="log", xlabel=r"$\|\Delta W\|_F / \|W_0\|_F$", title=label)
+        ax.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
+        ax.minorticks_off()
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("mean over modules")
+    own = np.mean([row["own_ratio"] for row in rows])
+    figure.suptitle(f"A full fine-tuning, scaled down and stored in bfloat16 (unscaled: {own:.2f})")
+    return figure
+
+
+WILD = (style(1), style(5), style(6))  # runs of other people
+
+
+def wild_adapters(rows: Sequence[Row]) -> Figure:
+    """The top-1 share of every module of other people's adapters, beside chance; and over steps.
+
+    rows: of `wild.table`. Left: the last step of each adapter, by rank. Right: adapters at several
+    steps, medians over modules with their 10–90 % range.
+    """
+    adapters = grouped(rows, "adapter")
+    last = {
+        name: [
+            row for row in of if row["step"] == max(r["step"] or 0 for r in of) or not row["step"]
+        ]
+        for (name,), of in adapters.items()
+    }
+    order = sorted(last, key=lambda name: (last[name][0]["r"], name))
+    figure = Figure(figsize=(12.5, 1.8 + 0.36 * len(order)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+    for y, name in enumerate(order):
+        _wild_row(left, -y, last[name], first=y == 0)
+    names = [f"{name.rpartition('-run')[0] or name}, r = {last[name][0]['r']}" for name in order]
+    left.set_yticks([-y for y in range(len(order))], names, fontsize=8)
+    left.set(xlabel="share of ΔW's energy in its first direction", xlim=(0, 1.02))
+    left.set_title("every module of each adapter")
+    left.grid(axis="x", alpha=0.3)
+    left.legend(loc="upper left", fontsize=8)
+    steps = {name: of for (name,), of in adapters.items() if len({r["step"] for r in of}) > 1}
+    for i, (name, of_adapter) in enumerate(steps.items()):
+        _wild_steps(right, name, of_adapter, i)
+    right.set(xlabel="step of training", ylabel="share of the energy in $s_1$", ylim=(0, 1.02))
+    right.set_title("over training: median, 10–90 % of modules")
+    right.grid(alpha=0.3)
+    if steps:
+        right.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def _wild_row(ax: Axes, y: float, rows: Sequence[Row], first: bool) -> None:
+    shares = np.array([row["top_share_1"] for row in rows])
+    heights = y + np.linspace(-0.22, 0.22, shares.size)
+    labels = ("a module", "median", "median by chance") if first else (None, None, None)
+    ax.plot(shares, heights, ".", markersize=5, alpha=0.5, mew=0, color=LORA, label=labels[0])
+    ax.plot(np.median(shares), y, "D", color=FULL, markersize=5, label=labels[1])
+    chance = np.median([row["null_top_share_1"] for row in rows])
+    ax.plot([chance], [y], "|", color="0.4", markersize=12, mew=2, label=labels[2])
+
+
+def _wild_steps(ax: Axes, name: str, rows: Sequence[Row], i: int) -> None:
+    by_step = dict(sorted((step, of) for (step,), of in grouped(rows, "step").items()))
+    values = [[row["top_share_1"] for row in of] for of in by_step.values()]
+    low, middle, high = (np.array([np.quantile(v, q) for v in values]) for q in (0.1, 0.5, 0.9))
+    short = name.rpartition("-run")[0] or name
+    plot_steps(list(by_step), low, middle, high, ax, label=short, **WILD[i % len(WILD)])
+    chance = np.median([row["null_top_share_1"] for row in rows])
+    ax.axhline(chance, linewidth=1.5, color=WILD[i % len(WILD)]["color"], linestyle=(0, (1, 2)))
+    ax.annotate(
+        f"by chance, r = {rows[0]['r']}",
+        (1, chance),
+        (-4, 3),
+        fontsize=8,
+        ha="right",
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+    )
+
+
+def dynamics(rows: Sequence[Row]) -> Figure:
+    """How concentrated ΔW is over the steps of training, a line a method.
+
+    rows: of `steps.table`. Lines are means over seeds, bands their range.
+    """
+    methods = ordered(rows)
+    look = styles(methods)
+    k = rows[0]["k"]
+    measures = {
+        "top_share_1": "share of the energy in $s_1$",
+        "effective_rank_k": f"effective rank of $s_1 … s_{{{k}}}$",
+        "gini_k": f"Gini coefficient of $s_1 … s_{{{k}}}$",
+        "frobenius_norm": r"$\|\Delta W\|_F$",
+    }
+    figure = Figure(figsize=(12.5, 4), layout="constrained")
+    axes = figure.subplots(1, len(measures))
+    steps = sorted({row["step"] for row in rows})
+    for ax, (measure, label) in zip(axes, measures.items(), strict=True):
+        for method in methods:
+            chosen = [row for row in rows if row["method"] == method]
+            values = [[row[measure] for row in chosen if row["step"] == step] for step in steps]
+            plot_over_seeds(steps, values, ax, label=method, marker=".", **look[method])
+        ax.set(xlabel="step of training", title=label, xlim=(0, None), ylim=(0, None))
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("mean over modules")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(7, len(labels)))
+    return figure

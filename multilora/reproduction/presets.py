@@ -1,0 +1,223 @@
+"""What the presets train: every run of them, in the order of what it is needed for."""
+
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from multilora import base, budget, record
+from multilora.training import identity
+from multilora.training.settings import TrainSettings, complete, defaults
+from multilora.training.trainer import TrainArguments
+
+# What a name in --methods stands for, where it is no method of the training command by itself.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lora+": {"method": "lora+", "b_lr_ratio": 4.0},
+    "lora r=26": {"method": "lora", "r": 26},  # more parameters than MultiLoRA of 3 × 8
+    "multilora s×5": {"method": "multilora", "scale_lr_ratio": 5.0},
+    "multilora n=1": {"method": "multilora", "n": 1, "r": 24},
+    "multilora n=1 zero": {"method": "multilora", "n": 1, "r": 24, "start": "zero"},
+    "multilora zero": {"method": "multilora", "start": "zero"},
+}
+CORE = ("full", "lora", "multilora")
+ABLATIONS = ("multilora zero", "multilora n=1", "multilora n=1 zero", "lora+", "multilora s×5")
+RELATIVES = ("rlora", "mtllora", "expert")
+EVERY = (*CORE, *ABLATIONS, "lora r=26", *RELATIVES)
+
+# The seed that is spent on sweeps, and their learning rates: as many for every method, multiples of
+# its middle, which is its default where it is not named here (for these a sweep found a lower one).
+SWEEP_SEED, SWEPT = 100, (0.25, 0.5, 1.0, 2.0)
+MIDDLE = {"lora+": 3e-3, "rlora": 3e-3, "mtllora": 6e-3}
+# Whose rate a variant takes, where it has no sweep of its own.
+RATE_OF = {"lora r=26": "lora"}
+
+# One thing changed at a time, for LoRA, MultiLoRA and full fine-tuning: setting, value, and what
+# that means for the run of a method; {} where the method has no such setting.
+GRID: tuple[tuple[str, float, dict[str, dict[str, Any]]], ...] = (
+    ("rate", 1, {method: {} for method in CORE}),
+    ("steps", 500, {method: {"steps": 500} for method in CORE}),
+    ("rate", 0.5, {method: {"rate": 0.5} for method in CORE}),
+    ("rate", 2, {method: {"rate": 2.0} for method in CORE}),
+    ("width", 64, {method: {"width": 64} for method in CORE}),
+    ("n·r", 12, {"full": {}, "lora": {"r": 12}, "multilora": {"r": 4}}),
+    ("n·r", 48, {"full": {}, "lora": {"r": 48}, "multilora": {"r": 16}}),
+    ("n", 2, {"full": {}, "lora": {}, "multilora": {"n": 2, "r": 12}}),
+    ("n", 6, {"full": {}, "lora": {}, "multilora": {"n": 6, "r": 4}}),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: what, from which seed, how long, and where it goes.
+
+    rate: the learning rate, 0 for the method's default; saves: whether it keeps ten checkpoints
+    on its way, to look at its dynamics.
+    """
+
+    settings: TrainSettings
+    seed: int
+    steps: int
+    out: Path
+    rate: float = 0.0
+    saves: bool = False
+
+    def arguments(self) -> TrainArguments:
+        """How it is trained."""
+        arguments = TrainArguments(
+            output_dir=str(self.out),
+            max_steps=self.steps,
+            seed=self.seed,
+            learning_rate=self.rate,
+            save_strategy="steps" if self.saves else "no",
+            save_steps=max(1, self.steps // 10),
+            disable_tqdm=True,
+            report_to="none",
+        )
+        complete(self.settings, arguments)
+        return arguments
+
+    def is_done(self) -> bool:
+        """Whether it is there, whole, from the same settings and code."""
+        return identity.is_done(self.settings, self.arguments())
+
+
+def settings_of(method: str, model: Path) -> TrainSettings:
+    """The settings of a method or variant on the base at `model`."""
+    return TrainSettings(model=str(model), **VARIANTS.get(method, {"method": method}))
+
+
+def plan(
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    model: Path,
+    out: Path,
+    rates: dict[str, float] | None = None,
+    saves: bool = False,
+) -> list[Run]:
+    """Every method from every seed, seed by seed; rates: of each method, else its default.
+
+    saves: keep checkpoints of what the claims compare, from the first seed.
+    """
+    runs = []
+    for seed in seeds:
+        for method in methods:
+            settings = settings_of(method, model)
+            rate = (rates or {}).get(RATE_OF.get(method, method), 0.0)
+            kept = saves and seed == seeds[0] and method in CORE
+            runs.append(Run(settings, seed, steps, out / settings.run_name(seed), rate, kept))
+    return runs
+
+
+def sweep(methods: Sequence[str], steps: int, model: Path, out: Path) -> list[Run]:
+    """Every method at each of as many learning rates, from a seed that is not reported."""
+    runs = []
+    for method in methods:
+        if method in RATE_OF:
+            continue
+        settings = settings_of(method, model)
+        middle = MIDDLE.get(settings.method, defaults(settings.method)["learning_rate"])
+        for rate in (factor * middle for factor in SWEPT):
+            name = f"{settings.run_name(SWEEP_SEED)}-lr{rate:g}"
+            runs.append(Run(settings, SWEEP_SEED, steps, out / "sweep" / name, rate))
+    return runs
+
+
+def best_rates(swept: Sequence[Run]) -> dict[str, float]:
+    """The learning rate of each method whose run scores best on the validation items."""
+    done = [(run, record.read_json(run.out / "run.json")) for run in swept if run.is_done()]
+    return best_of(
+        (run.settings.name, run.rate, facts["scores"]["validation"]["mean"]) for run, facts in done
+    )
+
+
+def best_of(scored: Iterable[tuple[str, float, float]]) -> dict[str, float]:
+    """The rate of each method with the best score, of (method, rate, score).
+
+    The lowest of equals; none of a method of which a run is not there yet.
+    """
+    scores: dict[str, dict[float, float]] = {}
+    for method, rate, score in scored:
+        scores.setdefault(method, {})[rate] = score
+    return {
+        method: min(of_rate, key=lambda rate: (-of_rate[rate], rate))
+        for method, of_rate in scores.items()
+        if len(of_rate) == len(SWEPT)
+    }
+
+
+def grid(
+    seeds: Sequence[int],
+    steps: int,
+    out: Path,
+    rates: dict[str, float],
+    base_of: Callable[[int], Path],
+) -> list[tuple[str, float, Run]]:
+    """(setting, value, run) of the grid: one thing changed at a time from the runs of `plan`.
+
+    base_of: the base of a width. What a setting does not change for a method is the run of
+    `plan`, in `out` itself.
+    """
+    found = []
+    for setting, value, of_method in GRID:
+        for seed in seeds:
+            for method, change in of_method.items():
+                own = dict(change)
+                settings = settings_of(method, base_of(own.pop("width", base.BaseSettings.width)))
+                rate = rates.get(method) or defaults(method)["learning_rate"]
+                rate *= own.pop("rate", 1.0)
+                length = own.pop("steps", steps)
+                settings = replace(settings, **own)
+                where = out / "grid" / f"{setting}-{value:g}" if change else out
+                name = settings_of(method, Path()).run_name(seed)
+                found.append((setting, value, Run(settings, seed, length, where / name, rate)))
+    return found
+
+
+def paper(model: str, tasks: str) -> list[str]:
+    """The commands of the paper's own setting: three methods on a LLaMA and public data.
+
+    MultiLoRA with n = 3 and the rank that makes 2.5 % of the model's parameters, LoRA of as many
+    parameters, and full fine-tuning; then scores and spectra. Learning rates are common ones, not
+    the paper's: sweep them on validation items (--split validation). Raises ValueError where model
+    or tasks are not given, or the model cannot be read.
+    """
+    if not model or not tasks:
+        raise ValueError(
+            "preset paper: expected --model DIR of a LLaMA and --tasks alpaca:FILE,mmlu:DIR,"
+            "superglue:DIR (docs/tasks.md)"
+        )
+    sizes = budget.measure(budget.build(budget.config_of(model)))
+    r = sizes.nearest_rank(budget.share_of("2.5%") * sizes.parameters, 3)
+    common = f"--model {shlex.quote(model)} --tasks {shlex.quote(tasks)} --packing --bf16 True"
+    rates = {"multilora": f"--n 3 --r {r} --learning_rate 2e-4"}
+    rates["lora"] = f"--r {3 * r} --learning_rate 2e-4"
+    rates["full"] = "--learning_rate 2e-5"
+    train_all = [
+        f"python -m multilora.train --method {method} {own} {common} --max_steps -1"
+        f" --num_train_epochs 3 --per_device_train_batch_size 8 --gradient_accumulation_steps 4"
+        f" --gradient_checkpointing True --output_dir runs/paper/{method}-s0"
+        for method, own in rates.items()
+    ]
+    score_all = [f"python -m multilora.evaluate runs/paper/{method}-s0" for method in rates]
+    return [
+        *train_all,
+        *score_all,
+        "python -m analysis.spectrum " + " ".join(f"runs/paper/{m}-s0" for m in rates),
+        "python -m analysis.similarity " + " ".join(f"runs/paper/{m}-s0" for m in rates),
+    ]
+
+
+@dataclass
+class Runs:
+    """The runs of a preset: those that are compared, those of the sweep and those of the grid."""
+
+    compared: list[Run] = field(default_factory=list)
+    swept: list[Run] = field(default_factory=list)
+    grid: list[tuple[str, float, Run]] = field(default_factory=list)
+
+    def all(self) -> list[Run]:
+        """Each of them once."""
+        every = [*self.swept, *self.compared, *(run for _, _, run in self.grid)]
+        return list({run.out: run for run in every}.values())

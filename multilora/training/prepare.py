@@ -1,0 +1,56 @@
+"""Make trainable what a method trains, and freeze the rest."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import check_target_module_exists
+
+from multilora import command, delta
+from multilora.methods import peft as peft_methods
+from multilora.methods.config import MtlLoraConfig, MultiLoraConfig, RLoraConfig
+from multilora.methods.experts import ExpertBank
+from multilora.tasks.builtin import (
+    suite,
+)
+from multilora.training.settings import TrainSettings
+
+
+def prepare(
+    model: Any, settings: TrainSettings, steps: int = 1, tasks: Sequence[str] = tuple(suite.TASKS)
+) -> Any:
+    """The model with what `settings.method` trains made trainable and the rest frozen.
+
+    steps: how many there will be, for a method that has a schedule of its own; tasks: those of a
+    method that tells tasks apart.
+    """
+    targets: Any = command.targets(settings.target_modules)
+    common = {
+        "lora_alpha": settings.scale * settings.rank,
+        "lora_dropout": settings.dropout,
+        "target_modules": targets,
+        "task_type": "CAUSAL_LM",
+    }
+    if settings.method in ("lora", "lora+"):
+        return get_peft_model(model, LoraConfig(r=settings.rank, **common))
+    if settings.method == "multilora":
+        zero = settings.start == "zero"
+        given = {"start_b": settings.start, "start_s": 1.0 if zero else 0.0, **common}
+        return get_peft_model(model, MultiLoraConfig(r=settings.rank, n=settings.n, **given))
+    if settings.method == "expert":
+        return ExpertBank(model, LoraConfig(r=settings.rank, **common), list(tasks))
+    if settings.method == "rlora":
+        return get_peft_model(model, RLoraConfig(r=settings.rank, n=settings.n, **common))
+    if settings.method == "mtllora":
+        by_task = MtlLoraConfig(r=settings.rank, n=settings.n, tasks=list(tasks), **common)
+        return get_peft_model(model, by_task)
+    if peft_methods.is_named(settings.method):
+        own = (settings.peft_config, settings.rank, steps, common)
+        return peft_methods.wrap(model, settings.method, *own)
+    model.requires_grad_(False)
+    for name, layer in delta.matrices(model):
+        if targets == "all-linear" or check_target_module_exists(LoraConfig(**common), name):
+            layer.weight.requires_grad_(True)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(f"target_modules {targets!r} match no linear layer of the model")
+    return model

@@ -1,0 +1,111 @@
+"""How a run is trained: its arguments and its Trainer."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+import transformers
+
+from multilora.methods import experts
+from multilora.methods.experts import ExpertBank
+from multilora.training import guard
+
+
+@dataclass
+class TrainArguments(transformers.TrainingArguments):
+    """TrainingArguments with the defaults of the built-in experiment."""
+
+    output_dir: str = field(default="", metadata={"help": "runs/METHOD-sSEED by default"})
+    per_device_train_batch_size: int = 32
+    max_steps: int = field(default=1500, metadata={"help": "optimiser steps"})
+    learning_rate: float = field(default=0.0, metadata={"help": "the method's own by default"})
+    lr_scheduler_type: str = "linear"
+    warmup_steps: float = 0.05
+    optim: str = "adamw_torch"
+    logging_steps: float = 50
+    report_to: str = "none"
+    remove_unused_columns: bool = False
+    dataloader_pin_memory: bool = False
+    resume_from_checkpoint: str = field(
+        default="auto",
+        metadata={"help": "auto: from the run's own newest whole checkpoint; no; a directory"},
+    )
+    # The rows come in their order: it is drawn before training (rows.py).
+    train_sampling_strategy: str = "sequential"
+
+
+class AdapterTrainer(transformers.Trainer):
+    """Trainer whose optimiser gives some parameters a multiple of the learning rate.
+
+    The experts of a bank are trained apart from one another: see `ExpertBank`.
+    """
+
+    def __init__(self, *args: Any, lr_ratios: dict[str, float], **kwargs: Any) -> None:
+        self.lr_ratios = lr_ratios
+        super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """One group a ratio: parameters whose name holds a key of `lr_ratios` get its value."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        names = {p: name for name, p in (model or self.model).named_parameters()}
+
+        def ratio(p: torch.nn.Parameter) -> float:
+            return next((v for key, v in self.lr_ratios.items() if key in names[p]), 1.0)
+
+        groups = []
+        for group in optimizer.param_groups:
+            for value in sorted({ratio(p) for p in group["params"]}):
+                chosen = [p for p in group["params"] if ratio(p) == value]
+                groups.append({**group, "params": chosen, "lr": group["lr"] * value})
+        optimizer.param_groups[:] = groups
+        return optimizer
+
+    def get_batch_samples(self, *args: Any) -> Any:
+        """The batches of one step; for a bank with the number of labels each expert has in all."""
+        batches, in_all = super().get_batch_samples(*args)
+        if isinstance(self.model, ExpertBank) and in_all is not None:
+            counts = experts.count_labels(batches, len(self.model.tasks)).to(self.args.device)
+            if self.args.average_tokens_across_devices:
+                counts = self.accelerator.gather(counts).view(-1, len(counts)).sum(0)
+            batches = [{**batch, "multilora_label_counts": counts} for batch in batches]
+        return batches, in_all
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        if not isinstance(self.model, ExpertBank):
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        return self.model.clip_grad_norm(self.args.max_grad_norm)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The loss of a batch; DivergedError where it is no number."""
+        loss = super().training_step(*args, **kwargs)
+        guard.check_loss(loss, self.state.global_step + 1)
+        return loss
+
+
+def check(arguments: TrainArguments) -> None:
+    """ValueError for numbers with which nothing would be trained."""
+    if arguments.max_steps == 0:
+        raise ValueError("max_steps is 0; expected at least 1, or -1 with num_train_epochs")
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name} is {getattr(arguments, name)}; expected at least 1")
+
+
+def batch_of(arguments: TrainArguments) -> int:
+    """Rows of one optimiser step, over all processes."""
+    per_process = arguments.train_batch_size * arguments.gradient_accumulation_steps
+    return int(per_process * arguments.world_size)
+
+
+def changed(arguments: TrainArguments) -> dict[str, Any]:
+    """The arguments that differ from the defaults of transformers or from ours, but secrets."""
+    given = arguments.to_dict()
+    usual = [{f.name: f.default for f in fields(kind)} for kind in TrainArguments.__mro__[:2]]
+    return {
+        k: v
+        for k, v in given.items()
+        if not k.endswith("_token") and any(v != of_kind[k] for of_kind in usual)
+    }

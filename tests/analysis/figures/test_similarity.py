@@ -1,0 +1,108 @@
+"""The figures of comparisons, read back from their artists."""
+
+import numpy as np
+import pytest
+
+from analysis import dynamics, similarity
+from analysis.figures import dynamics as dynamics_figures
+from analysis.figures import similarity as similarity_figures
+from analysis.numerics import null, subspaces
+
+
+@pytest.fixture
+def three(write_adapter, lora_tensors):
+    return similarity.analyse(
+        [write_adapter(lora_tensors("l.0.q", "l.0.v", "l.1.q"), name) for name in "abc"]
+    )
+
+
+@pytest.fixture
+def two(write_adapter, lora_tensors):
+    return similarity.analyse(
+        [write_adapter(lora_tensors("l.0.q", "l.1.q", "l.2.q"), name) for name in "ab"]
+    )
+
+
+def maps(figure):
+    return [ax for ax in figure.findobj(lambda x: hasattr(x, "images")) if ax.images]
+
+
+def test_two_updates_beside_chance(two):
+    figure = similarity_figures.shared_by_two(two)
+    left, of_chance, *_ = maps(figure)
+    grids = [two.phi[f"{row['key']}#left"] for row in two.rows]
+    np.testing.assert_allclose(left.images[0].get_array(), np.mean(grids, axis=0))
+    np.testing.assert_allclose(of_chance.images[0].get_array(), subspaces.chance(4, 4, 12))
+    assert left.images[0].get_clim() == of_chance.images[0].get_clim()
+    assert left.get_title() == "left: what is written"
+    curves = [ax for ax in figure.findobj(lambda x: hasattr(x, "lines")) if len(ax.lines) > 1]
+    assert len(curves) == 2
+    for ax, side, d in zip(curves, subspaces.SIDES, (12, 10), strict=True):
+        lines = {line.get_label(): line.get_ydata() for line in ax.lines}
+        angles = [two.phi[f"{row['key']}#{side}_angles"] for row in two.rows]
+        np.testing.assert_allclose(lines["median"], np.median(angles, axis=0))
+        np.testing.assert_allclose(lines["by chance"], null.null_angles(d, 4))
+    assert figure.get_suptitle() == "a ~ b: mean over 3 modules"
+
+
+def test_what_is_undetermined_is_left_out_of_the_mean(two):
+    keys = [row["key"] for row in two.rows]
+    two.phi[f"{keys[0]}#left"][1, :] = np.nan
+    for key in keys:
+        two.phi[f"{key}#left"][3, :] = np.nan
+        del two.phi[f"{key}#right_angles"]
+    shown = maps(similarity_figures.shared_by_two(two))[0].images[0].get_array().filled(np.nan)
+    others = [two.phi[f"{key}#left"][1, 2] for key in keys[1:]]
+    assert shown[1, 2] == pytest.approx(np.mean(others))
+    assert np.isnan(shown[3]).all()
+
+
+def test_every_pair_of_many_is_a_cell(three):
+    figure = similarity_figures.shared_by_many(three)
+    for ax, side, d in zip(maps(figure), subspaces.SIDES, (12, 10), strict=True):
+        values = ax.images[0].get_array().filled(np.nan)
+        assert np.isnan(np.diagonal(values)).all()
+        np.testing.assert_array_equal(values, values.T)
+        of_pair = [
+            subspaces.above_chance(three.phi[f"{row['key']}#{side}"], d)
+            for row in three.rows
+            if (row["run_a"], row["run_b"]) == ("a", "c")
+        ]
+        assert values[0, 2] == pytest.approx(np.mean(of_pair))
+        assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b", "c"]
+
+
+def test_steps_of_a_run(write_adapter, lora_tensors, tmp_path):
+    for step in (5, 10, 20):
+        write_adapter(lora_tensors("l.0.q", "l.1.q"), f"run/checkpoint-{step}")
+    found = dynamics.analyse(tmp_path / "run")
+    figure = dynamics_figures.over_steps(found, "run")
+    values, shares, ranks, _, before, last = figure.axes
+    steps = [5, 10, 20]
+    rows = [[row for row in found.rows if row["step"] == step] for step in steps]
+    (line,) = ranks.lines
+    np.testing.assert_array_equal(line.get_xdata(), steps)
+    medians = [np.median([row["effective_rank"] for row in of_step]) for of_step in rows]
+    np.testing.assert_allclose(line.get_ydata(), medians)
+    assert [line.get_label() for line in shares.lines] == ["top-1", "top-4"]
+    assert [line.get_label() for line in values.lines] == ["s1", "s2", "s4"]
+    second = [np.median([found.s[f"run@{step}/l.{i}.q"][1] for i in (0, 1)]) for step in steps]
+    np.testing.assert_allclose(values.lines[1].get_ydata(), second)
+    # The first step has none before it, and the last is not compared with itself.
+    for line in before.lines:
+        assert np.isnan(line.get_ydata()).tolist() == [True, False, False]
+    for line in last.lines:
+        assert np.isnan(line.get_ydata()).tolist() == [False, False, True]
+    for ax in figure.axes:
+        assert ax.get_ylabel()
+        assert ax.get_title()
+
+
+def test_a_step_without_an_update_has_no_point_on_a_log_axis(write_adapter, lora_tensors, tmp_path):
+    zero = lora_tensors("l.0.q")
+    zero["base_model.model.l.0.q.lora_B.weight"][:] = 0
+    write_adapter(zero, "run/checkpoint-1")
+    write_adapter(lora_tensors("l.0.q"), "run/checkpoint-2")
+    found = dynamics.analyse(tmp_path / "run")
+    figure = dynamics_figures.over_steps(found, "run")
+    assert np.isnan(figure.axes[0].lines[0].get_ydata()).tolist() == [True, False]

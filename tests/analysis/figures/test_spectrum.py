@@ -1,0 +1,177 @@
+"""The figures of an analysis, read back from their artists and from their files."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgba
+from matplotlib.image import imread
+
+from analysis import spectrum
+from analysis.figures import spectrum as spectrum_figures
+from analysis.results import Spectra
+
+
+@pytest.fixture
+def two_runs(write_adapter, lora_tensors):
+    """Adapters of rank 4 and 2; the second has a module of ΔW = 0."""
+    zero = lora_tensors("q", "k", "v", r=2)
+    zero["base_model.model.k.lora_B.weight"] *= 0
+    first = write_adapter(lora_tensors("q", "k", "v"), "first")
+    return spectrum.analyse([first, write_adapter(zero, "second", r=2)])
+
+
+def test_bands_are_quantiles_of_the_normalised_spectra(two_runs):
+    figure = spectrum_figures.compare_spectra(two_runs)
+    bands = figure.axes[0]
+    assert [line.get_label() for line in bands.lines] == ["first", "second"]
+    for line, area, run, modules in zip(
+        bands.lines, bands.collections, ("first", "second"), ("qkv", "qv"), strict=True
+    ):
+        s = np.array([two_runs.s[f"{run}/{module}"] for module in modules])
+        unit = s / np.linalg.norm(s, axis=1, keepdims=True)
+        np.testing.assert_allclose(line.get_ydata(), np.median(unit, axis=0), rtol=1e-13)
+        corners = area.get_paths()[0].vertices[:, 1]
+        assert corners.min() == pytest.approx(np.quantile(unit, 0.1, axis=0).min())
+        assert corners.max() == pytest.approx(np.quantile(unit, 0.9, axis=0).max())
+
+
+def test_distributions_hold_every_value(two_runs):
+    _, ecdf, histogram = spectrum_figures.compare_spectra(two_runs).axes
+    for line, steps, (n, modules) in zip(
+        ecdf.lines, histogram.patches, ((12, 3), (4, 2)), strict=True
+    ):
+        assert len(line.get_xdata()) == n + 1
+        assert line.get_ydata()[-1] == 1
+        # All values lie inside the bins, and are counted by module.
+        assert steps.get_data().values.sum() == pytest.approx(n / modules)
+    assert {ax.get_xscale() for ax in (ecdf, histogram)} == {"log"}
+
+
+def test_every_axes_is_labelled_and_runs_are_told_apart(two_runs):
+    figure = spectrum_figures.compare_spectra(
+        two_runs, {("first", None): "one", ("second", None): "two"}
+    )
+    for ax in figure.axes:
+        assert ax.get_xlabel()
+        assert ax.get_ylabel()
+        assert ax.get_title()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two"]
+    for artists in (figure.axes[0].lines, figure.axes[1].lines):
+        assert len({to_rgba(line.get_color()) for line in artists}) == 2
+        assert len({str(line.get_linestyle()) for line in artists}) == 2
+
+
+def test_steps_of_one_run_stand_under_its_name(write_adapter, lora_tensors):
+    for step in (10, 20):
+        path = write_adapter(lora_tensors("q"), f"run/checkpoint-{step}")
+    figure = spectrum_figures.compare_spectra(spectrum.analyse(path.parent))
+    assert figure.get_suptitle() == "run"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["step 10", "step 20"]
+
+
+def test_values_below_the_cutoff_are_zeros(write_adapter, rng):
+    B = rng.standard_normal((30, 4)).astype("f4")
+    B[:, 3] = B[:, 0]
+    A = rng.standard_normal((4, 20)).astype("f4")
+    key = "base_model.model.q.lora_{}.weight"
+    found = spectrum.analyse(write_adapter({key.format("B"): B, key.format("A"): A}))
+    bands, ecdf, histogram = spectrum_figures.compare_spectra(found).axes
+    assert np.isfinite(bands.lines[0].get_ydata()).tolist() == [True, True, True, False]
+    assert ecdf.lines[0].get_xdata().min() == 0
+    assert histogram.patches[0].get_data().edges[0] > 1e-3
+    assert histogram.patches[0].get_data().values.sum() == pytest.approx(3)
+
+
+def test_rank_one_is_a_point(write_adapter, lora_tensors):
+    found = spectrum.analyse(write_adapter(lora_tensors("q", "v", r=1), r=1))
+    line = spectrum_figures.compare_spectra(found).axes[0].lines[0]
+    assert (line.get_marker(), line.get_ydata().tolist()) == ("o", [1.0])
+
+
+def test_a_module_of_less_capacity_is_in_no_band_but_in_the_rest(write_adapter, lora_tensors):
+    tensors = lora_tensors("q", "v") | lora_tensors("gate", d_out=1)
+    found = spectrum.analyse(write_adapter(tensors))
+    bands, ecdf, _ = spectrum_figures.compare_spectra(found).axes
+    s = np.array([found.s[f"adapter/{module}"] for module in "qv"])
+    unit = s / np.linalg.norm(s, axis=1, keepdims=True)
+    np.testing.assert_allclose(bands.lines[0].get_ydata(), np.median(unit, axis=0), rtol=1e-13)
+    assert len(ecdf.lines[0].get_xdata()) == 4 + 4 + 1 + 1
+
+
+def test_nothing_to_draw(two_runs):
+    zero = [row for row in two_runs.rows if row["spectral_norm"] == 0]
+    for rows in ([], zero):
+        with pytest.raises(ValueError, match="nothing to draw"):
+            spectrum_figures.compare_spectra(Spectra(rows, two_runs.s))
+
+
+def test_styles_differ_for_as_long_as_they_can():
+    styles = [spectrum_figures.style(i) for i in range(50)]
+    assert len({str(style) for style in styles[:49]}) == 49
+    assert styles[49] == styles[0]
+    # Up to seven differ both in print and in colour.
+    for part in ("color", "linestyle"):
+        assert len({str(style[part]) for style in styles[:7]}) == 7
+
+
+def test_many_long_names_stay_inside_the_figure(write_adapter, lora_tensors):
+    names = [f"{'a-rather-long-name-of-a-run' * 2}-{i}" for i in range(9)]
+    paths = [write_adapter(lora_tensors("q"), name) for name in names]
+    figure = spectrum_figures.compare_spectra(spectrum.analyse(paths))
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert min(ax.get_window_extent().y0 for ax in figure.axes) > box.y1
+
+
+def test_saved_files_are_whole_and_the_same_again(two_runs, tmp_path, monkeypatch):
+    stem = tmp_path / "deep" / "spectra"
+    contents = []
+    for _ in range(2):
+        spectrum_figures.save(spectrum_figures.compare_spectra(two_runs), stem)
+        files = sorted(stem.parent.iterdir())
+        assert [file.name for file in files] == ["spectra.pdf", "spectra.png"]
+        contents.append([file.read_bytes() for file in files])
+    assert contents[0] == contents[1]
+    assert contents[0][0].startswith(b"%PDF")
+    assert imread(files[1]).std() > 0.01  # not a blank page
+    figure = spectrum_figures.compare_spectra(two_runs)
+
+    def half(path, **_):
+        path.write_bytes(b"half a file")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(figure, "savefig", half)
+    with pytest.raises(OSError, match="disk full"):
+        spectrum_figures.save(figure, stem)
+    assert [file.read_bytes() for file in sorted(stem.parent.iterdir())] == contents[1]
+
+
+def test_a_number_by_layer_and_projection(write_adapter, lora_tensors):
+    first = write_adapter(lora_tensors("l.0.q", "l.0.v", "l.3.q", "head"), "first")
+    found = spectrum.analyse([first, write_adapter(lora_tensors("l.3.v"), "second")])
+    figure = spectrum_figures.by_layer(found.rows, "top_share_1")
+    one, other = figure.axes[:2]
+    values = {row["key"]: row["top_share_1"] for row in found.rows}
+    want = [
+        [values["first/l.0.q"], values["first/l.0.v"]],
+        [values["first/l.3.q"], np.nan],
+    ]
+    np.testing.assert_array_equal(one.images[0].get_array().filled(np.nan), want)
+    assert [label.get_text() for label in one.get_yticklabels()] == ["0", "3"]
+    assert [label.get_text() for label in one.get_xticklabels()] == ["q", "v"]
+    assert other.images[0].get_array().filled(np.nan)[1, 1] == values["second/l.3.v"]
+    assert one.images[0].get_clim() == other.images[0].get_clim()
+    assert [one.get_title(), other.get_title()] == ["first", "second"]
+    with pytest.raises(ValueError, match="outliers: no module with a layer"):
+        spectrum_figures.by_layer(found.rows, "outliers")
+
+
+def test_the_command_draws_both(write_adapter, lora_tensors, tmp_path):
+    path = write_adapter(lora_tensors("l.0.q", "l.1.q"), "a")
+    arguments = [str(path), "--figures", str(tmp_path / "out"), "--metric", "gini"]
+    assert spectrum.main(arguments) == 0
+    names = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert names == ["layers.pdf", "layers.png", "spectra.pdf", "spectra.png"]
+    no_layers = write_adapter(lora_tensors("q"), "b")
+    assert spectrum.main([str(no_layers), "--figures", str(tmp_path / "other")]) == 0
+    assert sorted(f.name for f in (tmp_path / "other").iterdir()) == ["spectra.pdf", "spectra.png"]

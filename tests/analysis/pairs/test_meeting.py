@@ -1,0 +1,145 @@
+"""Which updates of several checkpoints meet, and what is said of those that do not."""
+
+import re
+
+import numpy as np
+import pytest
+
+from analysis import checkpoint
+from analysis.formats import Options
+from analysis.pairs import meeting as pairing
+from analysis.update import DenseUpdate, LowRankUpdate
+
+ALL = re.compile("")
+
+
+def update(name="q", part="", **fields):
+    return LowRankUpdate(name, np.ones((4, 2)), np.ones((2, 3)), part=part, **fields)
+
+
+def collected(paths, rename=(), wanted=ALL):
+    runs = checkpoint.runs(paths)
+    return runs, pairing.collect(runs, Options(), wanted, rename)
+
+
+def test_modules_are_collected_by_name(write_adapter, lora_tensors):
+    a = write_adapter(lora_tensors("layers.0.q", "layers.0.v"), "a")
+    b = write_adapter(lora_tensors("layers.0.v", "layers.1.v"), "b")
+    runs, found = collected([a, b])
+    assert {module: list(by_run) for module, by_run in found.modules.items()} == {
+        "layers.0.q": ["a"],
+        "layers.0.v": ["a", "b"],
+        "layers.1.v": ["b"],
+    }
+    assert found.names(runs[1]) == ["layers.0.v", "layers.1.v"]
+    _, found = collected([a, b], wanted=re.compile(r"1\.v"))
+    assert list(found.modules) == ["layers.1.v"]
+
+
+def test_factors_stay_in_the_dtype_they_are_stored_in(write_adapter, lora_tensors):
+    _, found = collected([write_adapter(lora_tensors("q"))])
+    (only,) = found.modules["q"]["adapter"]
+    assert only.B.dtype == np.float32
+
+
+def test_what_cannot_be_read_is_noted(write_adapter, lora_tensors, tmp_path):
+    good = write_adapter(lora_tensors("q"), "good")
+    broken = write_adapter(lora_tensors("q"), "broken")
+    (broken / "adapter_model.safetensors").write_bytes(b"no tensors")
+    halved = lora_tensors("q", "v")
+    del halved["base_model.model.v.lora_B.weight"]
+    half = write_adapter(halved, "half")
+    _, found = collected([good, broken, half])
+    assert [(skip["run"], skip["module"]) for skip in found.skipped] == [
+        ("broken", ""),
+        ("half", "v"),
+    ]
+
+
+def test_names_can_be_changed_so_that_they_meet(write_adapter, lora_tensors):
+    a = write_adapter(lora_tensors("layers.0.q"), "a")
+    b = write_adapter(lora_tensors("blocks.0.attention.query"), "b")
+    rename = [("^blocks", "layers"), (r"attention\.query$", "q")]
+    _, found = collected([a, b], rename)
+    assert list(found.modules) == ["layers.0.q"]
+    assert list(found.modules["layers.0.q"]) == ["a", "b"]
+
+
+def test_two_modules_of_one_name_are_not_mixed_up(write_adapter, lora_tensors):
+    a = write_adapter(lora_tensors("q", "k"), "a")
+    _, found = collected([a], [("k", "q")])
+    assert len(found.modules["q"]["a"]) == 1
+    assert "stands twice" in found.skipped[0]["reason"]
+
+
+@pytest.mark.parametrize("rename", [("(", "x"), ("q", r"\2")])
+def test_a_pattern_that_is_none(write_adapter, lora_tensors, rename):
+    with pytest.raises(ValueError, match="--map"):
+        collected([write_adapter(lora_tensors("q"))], [rename])
+
+
+def test_pairs_that_share_a_module_and_what_they_lack(write_adapter, lora_tensors):
+    a = write_adapter(lora_tensors("q", "v"), "a")
+    b = write_adapter(lora_tensors("q", "k"), "b")
+    runs, found = collected([a, b])
+    assert pairing.sharing([(runs[0], runs[1])], found) == [(runs[0], runs[1])]
+    assert [(skip["run"], skip["module"]) for skip in found.skipped] == [("a", "k"), ("b", "v")]
+    assert f"{b}: v: is not in it, but in {a}" in found.skipped[1]["reason"]
+
+
+def test_pairs_that_share_nothing_get_a_hint(write_adapter, lora_tensors):
+    a = write_adapter(lora_tensors("model.layers.0.self_attn.q_proj"), "a")
+    b = write_adapter(lora_tensors("transformer.layers.0.attn.q_proj"), "b")
+    runs, found = collected([a, b])
+    assert pairing.sharing([(runs[0], runs[1])], found) == []
+    (skip,) = found.skipped
+    assert "share no module" in skip["reason"]
+    assert "model.layers.0.self_attn.q_proj and transformer.layers.0.attn.q_proj" in skip["reason"]
+    assert "--map" in skip["reason"]
+
+
+def test_a_run_that_cannot_be_read_is_not_said_to_lack_modules(write_adapter, lora_tensors):
+    a = write_adapter(lora_tensors("q"), "a")
+    b = write_adapter(lora_tensors("q"), "b")
+    (b / "adapter_model.safetensors").unlink()
+    runs, found = collected([a, b])
+    assert pairing.sharing([(runs[0], runs[1])], found) == []
+    assert len(found.skipped) == 1
+
+
+def meeting(a, b):
+    return pairing.meeting(a, b, lambda update: update.part)
+
+
+def test_parts_meet_by_name_and_the_rest_is_told():
+    a, b = [update(part="x"), update(part="y")], [update(part="y"), update(part="z")]
+    assert meeting(a, b) == ([(a[1], b[0])], [a[0]], [b[1]])
+
+
+def test_an_update_without_parts_meets_every_part():
+    whole, heads = [update()], [update(part="head1"), update(part="head2")]
+    assert meeting(whole, heads) == ([(whole[0], heads[0]), (whole[0], heads[1])], [], [])
+    assert meeting(heads, whole) == ([(heads[0], whole[0]), (heads[1], whole[0])], [], [])
+    task = [update(part="task")]
+    assert meeting(heads, task) == ([], heads, task)
+
+
+def test_parts_of_a_module():
+    assert list(pairing.parts([update()])) == []
+    heads = [update(part="head1"), update(part="head2")]
+    assert list(pairing.parts(heads)) == heads
+    assert list(pairing.parts([update(part="slice0", of_rows=True)])) == []
+    dense = [DenseUpdate("q", (2, 2), lambda: np.eye(2), part=part) for part in "ab"]
+    assert list(pairing.parts(dense)) == dense
+    stacked = list(pairing.parts([update(stacked=2)]))
+    assert [part.part for part in stacked] == ["1", "2"]
+    np.testing.assert_array_equal(sum(part.dense() for part in stacked), update().dense())
+
+
+def test_a_real_pair_meets(real_adapter):
+    paths = [real_adapter(f"roberta-portuguese-run/checkpoint-{step}") for step in (500, 8610)]
+    runs, found = collected(paths)
+    assert pairing.sharing([(runs[0], runs[1])], found) == [(runs[0], runs[1])]
+    assert len(found.modules) == 24
+    assert all(len(by_run) == 2 for by_run in found.modules.values())
+    assert found.skipped == []

@@ -1,0 +1,172 @@
+"""The steps of a run: against the analyses that it is made of, in words, and bad input."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from analysis import CheckpointError, similarity, spectrum
+from analysis.dynamics import analyse, main
+from analysis.tables import dynamics as dynamics_table
+from analysis.tables.dynamics import summary, words
+
+
+@pytest.fixture
+def run(write_adapter, lora_tensors, tmp_path):
+    """Three steps of a run, each nearer to the last."""
+    start, end = (lora_tensors("l.0.q", "l.1.q", d_out=40, d_in=30) for _ in range(2))
+    for step, weight in ((5, 0.9), (10, 0.2), (100, 0.0)):
+        mixed = {name: weight * start[name] + (1 - weight) * end[name] for name in end}
+        write_adapter(mixed, f"run/checkpoint-{step}")
+    return tmp_path / "run"
+
+
+def test_a_real_run_agrees_with_its_parts(real_adapter):
+    path = real_adapter("roberta-portuguese-run")
+    found = analyse(path)
+    assert found.skipped == []
+    assert [line["step"] for line in summary(found.rows)] == [500, 2500, 4500, 6500, 8610]
+    spectra = {row["key"]: row for row in spectrum.analyse(path).rows}
+    pairs = {row["key"]: row for row in similarity.analyse(path).rows}
+    for row in found.rows:
+        name, module = row["run"], row["module"]
+        assert row["effective_rank"] == spectra[f"{name}@{row['step']}/{module}"]["effective_rank"]
+        if row["step"] == 4500:
+            before = pairs[f"{name}@2500/{module}~{name}@4500/{module}"]
+            last = pairs[f"{name}@4500/{module}~{name}@8610/{module}"]
+            assert row["left_phi_k_previous"] == before["left_phi_k"]
+            assert row["cosine_last"] == last["cosine"]
+        if row["step"] == 500:
+            assert row["left_phi_k_previous"] is None
+        if row["step"] == 8610:
+            assert row["cosine_last"] is None
+            assert row["right_phi_1_previous"] > 0.9
+
+
+def test_rows_have_every_column(run):
+    found = analyse(run)
+    assert len(found.rows) == 6
+    assert all(tuple(row) == dynamics_table.COLUMNS for row in found.rows)
+    assert set(found.s) == {f"run@{step}/l.{i}.q" for step in (5, 10, 100) for i in (0, 1)}
+
+
+def test_directions_come_nearer_to_the_last(run):
+    first, second, _ = summary(analyse(run).rows)
+    for side in ("left", "right"):
+        assert first[f"{side}_phi_k_last"] < second[f"{side}_phi_k_last"]
+
+
+def test_the_order_of_the_paths_does_not_matter(run):
+    steps = [run / f"checkpoint-{step}" for step in (100, 5, 10)]
+    assert summary(analyse(steps).rows) == summary(analyse(run).rows)
+
+
+def test_several_runs_are_kept_apart(run, tmp_path):
+    shutil.copytree(run, tmp_path / "other")
+    found = summary(analyse([run, tmp_path / "other"]).rows)
+    assert [(line["run"], line["step"]) for line in found] == [
+        (name, step) for name in ("other", "run") for step in (5, 10, 100)
+    ]
+
+
+def line(step, norm, left=0.5, right=0.95, chance=0.1):
+    return {
+        "step": step,
+        "frobenius_norm": norm,
+        "left_phi_k_last": left,
+        "right_phi_k_last": right,
+        "left_chance_k_last": 0.1,
+        "right_chance_k_last": chance,
+    }
+
+
+def test_words():
+    text = "\n".join(words([line(5, 1.0), line(9, 2.5, None, None)]))
+    assert "from 1 to 2.5, 2.5 times" in text
+    assert "output directions (left) move until the end" in text
+    assert "input directions (right) are those of the last step from step 5 on" in text
+
+
+def test_directions_that_come_and_go_have_not_settled():
+    steps = [line(1, 1.0, 1.0), line(2, 1.0, 0.2), line(3, 1.0, 0.95), line(4, 1.0, None, None)]
+    assert "(left) are those of the last step from step 3 on" in "\n".join(words(steps))
+    steps[2] = line(3, 1.0, 0.1)
+    assert "(left) move until the end" in "\n".join(words(steps))
+
+
+def test_nothing_is_said_where_chance_would_say_it_too():
+    """Of directions that nearly fill their space, and of those that are undefined."""
+    text = "\n".join(words([line(5, 1.0, None, 1.0, chance=0.9), line(9, 2.0, None, None)]))
+    assert "directions" not in text
+    # 0.95 is not near 1 where 0.49 is chance: nine tenths of the way from there are 0.949.
+    for right, settled in ((0.94, "move"), (0.96, "are those")):
+        steps = [line(5, 1.0, 0.5, right, chance=0.49), line(9, 2.0, None, None)]
+        assert f"(right) {settled}" in "\n".join(words(steps))
+
+
+def test_the_verdict_is_that_of_the_paired_comparison(real_adapter):
+    found = analyse(real_adapter("roberta-portuguese-run"))
+    assert "No clear difference" in found.verdicts["roberta-portuguese-run"]
+
+
+def test_a_nan_beside_a_zero_is_told_of(write_adapter, lora_tensors, tmp_path):
+    for step in (1, 2):
+        tensors = lora_tensors("l.0.q", "l.0.v")
+        tensors["base_model.model.l.0.q.lora_B.weight"][:] = 0
+        tensors["base_model.model.l.0.v.lora_B.weight"][0, 0] = np.nan
+        write_adapter(tensors, f"run/checkpoint-{step}")
+    found = analyse(tmp_path / "run")
+    assert [skip["module"] for skip in found.skipped] == ["l.0.v", "l.0.v"]
+
+
+def test_a_step_without_an_update_has_no_directions(run, write_adapter, lora_tensors):
+    tensors = lora_tensors("l.0.q", "l.1.q", d_out=40, d_in=30)
+    for name in tensors:
+        if "lora_B" in name:
+            tensors[name][:] = 0
+    write_adapter(tensors, "run/checkpoint-1")
+    found = analyse(run)
+    first = summary(found.rows)[0]
+    assert (first["step"], first["frobenius_norm"], first["effective_rank"]) == (1, 0, None)
+    assert first["left_phi_k_last"] is None
+    assert found.skipped == []
+
+
+@pytest.mark.parametrize("steps", [[], [5]])
+def test_what_is_no_series_of_steps(run, write_adapter, lora_tensors, steps, capfd):
+    path = run / "checkpoint-5" if steps else write_adapter(lora_tensors("q"), "alone")
+    with pytest.raises(CheckpointError, match="expected"):
+        analyse(path)
+    assert main([str(path)]) == 2
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+def test_the_command(run, tmp_path, capfd):
+    assert main([str(run), "--out", str(tmp_path / "out")]) == 0
+    out = capfd.readouterr().out
+    assert out.splitlines()[0] == "run, 2 modules"
+    assert "‖ΔW‖_F goes from" in out
+    assert "run@5 and run@100" in out or "than run@" in out
+    with (tmp_path / "out/dynamics.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    record = json.loads((tmp_path / "out/record.json").read_text())
+    assert record["command"] == "analysis.dynamics"
+    assert [line["step"] for line in record["summary"]] == [5, 10, 100]
+    assert main([str(run), "--json"]) == 0
+    assert len(json.loads(capfd.readouterr().out)["rows"]) == 6
+    assert main([str(run), "--csv"]) == 0
+    assert len(capfd.readouterr().out.splitlines()) == 7
+
+
+def test_a_module_that_cannot_be_read_is_said_once(run, capfd):
+    file = run / "checkpoint-10/adapter_model.safetensors"
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(file)
+    tensors["base_model.model.l.0.q.lora_A.weight"][0, 0] = np.inf
+    save_file(tensors, file)
+    assert main([str(run)]) == 1
+    assert len(capfd.readouterr().err.splitlines()) == 1

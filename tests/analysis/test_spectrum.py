@@ -1,0 +1,607 @@
+"""The main command: real adapters against numpy, the table, the files, every bad input."""
+
+import csv
+import functools
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis import CheckpointError, checkpoint, results, spectrum, store
+from analysis.pairs import dominance
+from analysis.spectrum import analyse, main
+from analysis.tables.spectrum import summary
+
+ROOT = Path(__file__).resolve().parents[2]
+EPS = np.finfo(float).eps
+
+
+def shell(*arguments, **options):
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, **options)
+
+
+@pytest.fixture
+def command(run_main):
+    return functools.partial(run_main, main)
+
+
+@pytest.fixture
+def two_layers(write_adapter, lora_tensors):
+    modules = [f"model.layers.{i}.{kind}" for i in (0, 1) for kind in ("q_proj", "up_proj")]
+    return write_adapter(lora_tensors(*modules))
+
+
+# Against numpy, on adapters that others trained
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "roberta-portuguese-run",
+        "roberta-agnews-bias-all-run/checkpoint-500",
+        "roberta-mrpc-monteclora",
+        "peft-regression-lora_mlp_modules_to_save",
+    ],
+)
+def test_real_adapters_agree_with_numpy(real_adapter, name):
+    path = real_adapter(name)
+    found = analyse(path)
+    assert found.skipped == []
+    assert len(found.rows) == len(found.s) > 0
+    for run in checkpoint.runs([path])[-1:]:
+        # One update a projection is enough of numpy's dense decompositions here.
+        for update in {u.name.split(".")[-1]: u for u in checkpoint.read(run.path)}.values():
+            s = found.s[f"{run.key}/{update.name}"]
+            want = np.linalg.svd(update.dense(), compute_uv=False)[: s.size]
+            np.testing.assert_allclose(s, want, rtol=0, atol=1e-12 * want[0])
+
+
+def test_real_rank_one_adapter_agrees_with_its_closed_form(real_adapter):
+    path = real_adapter("opencalm1b-rank1-fp16")
+    found = analyse(path)
+    assert len(found.rows) == 24
+    for update in checkpoint.read(path):
+        # A dense decomposition of one 6144×2048 matrix takes 10 s; rank one has a closed form.
+        (s,) = found.s[f"{path.name}/{update.name}"]
+        B, A = update.B.astype(np.float64), update.A.astype(np.float64)
+        want = update.scale * np.linalg.norm(B) * np.linalg.norm(A)
+        assert abs(s - want) <= 1e-12 * want
+    assert max(row["spectral_norm"] for row in found.rows) == pytest.approx(517, abs=1)
+
+
+@pytest.mark.slow
+def test_every_module_of_a_real_run_agrees_with_numpy(real_adapter):
+    path = real_adapter("roberta-portuguese-run")
+    found = analyse(path)
+    for run in checkpoint.runs([path]):
+        for update in checkpoint.read(run.path):
+            s = found.s[f"{run.key}/{update.name}"]
+            want = np.linalg.svd(update.dense(), compute_uv=False)[: s.size]
+            np.testing.assert_allclose(s, want, rtol=0, atol=1e-12 * want[0])
+
+
+# Rows
+
+
+def test_a_row_says_what_the_numbers_are_of(two_layers):
+    found = analyse(two_layers)
+    row = found.rows[2]
+    assert list(row) == list(results.COLUMNS)
+    want = {
+        "key": "adapter/model.layers.1.q_proj",
+        "run": "adapter",
+        "method": "lora",
+        "step": None,
+        "module": "model.layers.1.q_proj",
+        "layer": 1,
+        "kind": "q_proj",
+        "part": None,
+        "d_out": 12,
+        "d_in": 10,
+        "capacity": 4,
+        "rank": 4,
+        "outliers": None,
+        "floor": None,
+        "above_floor": 4,
+        "algorithm": "cholesky",
+    }
+    assert {column: row[column] for column in want} == want
+    (update,) = (u for u in checkpoint.read(two_layers) if u.name == row["module"])
+    s = np.linalg.svd(update.dense(), compute_uv=False)[:4]
+    assert row["frobenius_norm"] == pytest.approx(np.linalg.norm(s), rel=50 * EPS)
+    assert row["top_share_1"] == pytest.approx(s[0] ** 2 / np.sum(s**2), rel=50 * EPS)
+    assert row["top_share_16"] == 1
+    # 1 % and 10 % of min(12, 10) are one value each.
+    assert row["top_share_1pct"] == row["top_share_10pct"] == row["top_share_1"]
+    assert row["utilisation"] == pytest.approx(row["effective_rank"] / 4, rel=50 * EPS)
+
+
+def test_shares_round_the_number_of_values_up(write_delta, rng):
+    (row,) = analyse(write_delta({"q": rng.standard_normal((150, 210)).astype("f4")})).rows
+    s = next(iter(analyse(write_delta({"q": np.eye(150, 210, dtype="f4")})).s.values()))
+    assert s.size == row["capacity"] == 150
+    W = analyse(write_delta({"q": np.eye(150, 210, dtype="f4")})).rows[0]
+    assert W["top_share_1pct"] == pytest.approx(2 / 150)
+    assert W["top_share_10pct"] == pytest.approx(15 / 150)
+
+
+def test_untrained_modules_are_counted_not_errors(write_adapter, lora_tensors, command):
+    tensors = lora_tensors("q", "v")
+    tensors["base_model.model.v.lora_B.weight"] *= 0
+    path = write_adapter(tensors)
+    found = analyse(path)
+    row = {row["module"]: row for row in found.rows}["v"]
+    undefined = {c for c in results.COLUMNS if row[c] is None}
+    assert undefined == {
+        *("step", "layer", "part", "floor", "outliers", "utilisation", "democracy", "gini"),
+        *(f"top_share_{k}" for k in ("1", "4", "16", "1pct", "10pct")),
+        *("effective_rank", "energy_entropy_rank", "stable_rank", "participation_ratio"),
+        *("energy_rank_50", "energy_rank_90", "energy_rank_99"),
+    }
+    assert row["rank"] == row["spectral_norm"] == row["frobenius_norm"] == 0
+    np.testing.assert_array_equal(found.s["adapter/v"], np.zeros(4))
+    everything = summary(found.rows)[-1]
+    assert (everything["modules"], everything["zero"]) == (2, 1)
+    status, out, err = command(path)
+    assert (status, err) == (0, [])
+    assert next(line for line in out.splitlines() if line.startswith("v ")).split()[-1] == "1"
+
+
+def test_rank_counts_neither_rounding_nor_noise(write_adapter, write_delta, rng):
+    B = rng.standard_normal((30, 4)).astype("f4")
+    B[:, 3] = B[:, 0]
+    A = rng.standard_normal((4, 20)).astype("f4")
+    key = "base_model.model.q.lora_{}.weight"
+    (row,) = analyse(write_adapter({key.format("B"): B, key.format("A"): A})).rows
+    assert (row["rank"], row["capacity"]) == (3, 4)
+
+    U, V = (np.linalg.qr(rng.standard_normal((d, 4)))[0] for d in (30, 20))
+    W = ((U * [4, 2, 1, 0.01]) @ V.T).astype("f4")
+    (row,) = analyse(write_delta({"q": W}, modules={"q": {"floor": 0.1}})).rows
+    assert (row["rank"], row["above_floor"], row["floor"]) == (3, 3, 0.1)
+    (row,) = analyse(write_delta({"q": W}, modules={"q": {"floor": 0.0}}), method="svd").rows
+    # The fifth value on is what rounding ΔW to float32 leaves; float64 can tell it from zero.
+    assert row["rank"] == 20
+    assert row["algorithm"] == "svd"
+
+
+def test_dense_rows_count_outliers_and_agree_with_low_rank_ones(write_adapter, write_delta, rng):
+    B, A = rng.standard_normal((40, 3)), rng.standard_normal((3, 30))
+    noise = 0.01 * rng.standard_normal((40, 30))
+    (row,) = analyse(write_delta({"q": B @ A + noise})).rows
+    assert row["outliers"] == 3
+    key = "base_model.model.q.lora_{}.weight"
+    tensors = {key.format("B"): B, key.format("A"): A}
+    (low,) = analyse(write_adapter(tensors, r=3, lora_alpha=3)).rows
+    (high,) = analyse(write_delta({"q": B @ A}), method="svd").rows
+    for column in (
+        "spectral_norm",
+        "frobenius_norm",
+        "stable_rank",
+        "top_share_1",
+        "energy_rank_90",
+    ):
+        assert high[column] == pytest.approx(low[column], rel=100 * EPS)
+
+
+def test_several_checkpoints_are_runs_and_steps_of_one_table(write_adapter, lora_tensors):
+    paths = [
+        write_adapter(lora_tensors("q"), f"{run}/checkpoint-{n}") for run in "ab" for n in (1, 2)
+    ]
+    found = analyse([paths[0], paths[1], paths[2].parent])
+    keys = ["a@1/q", "a@2/q", "b@1/q", "b@2/q"]
+    assert [row["key"] for row in found.rows] == list(found.s) == keys
+    totals = [line for line in summary(found.rows) if line["kind"] == "all"]
+    steps = [(line["run"], line["step"]) for line in totals]
+    assert steps == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
+
+
+def test_modules_selects_by_name(two_layers):
+    found = analyse(two_layers, modules=r"layers\.1\..*q")
+    assert [row["module"] for row in found.rows] == ["model.layers.1.q_proj"]
+    with pytest.raises(ValueError, match="no regular expression"):
+        analyse(two_layers, modules="(")
+
+
+def test_summary_is_medians_by_kind_then_over_all(two_layers):
+    found = analyse(two_layers)
+    lines = summary(found.rows)
+    assert [(line["kind"], line["modules"]) for line in lines] == [
+        *(("q_proj", 2), ("up_proj", 2), ("all", 4))
+    ]
+    of_q = [row["gini"] for row in found.rows if row["kind"] == "q_proj"]
+    assert lines[0]["gini"] == np.median(of_q)
+    assert lines[2]["gini"] == np.median([row["gini"] for row in found.rows])
+    assert lines[0]["floor"] is None
+
+
+# Output
+
+
+def test_the_table_fits_a_terminal_and_is_aligned(two_layers, command):
+    status, out, err = command(two_layers)
+    lines = out.splitlines()
+    assert (status, err) == (0, [])
+    assert lines[0] == "adapter  (lora)"
+    table = lines[1 : lines.index("")]
+    assert [line.split()[0] for line in table] == ["kind", "q_proj", "up_proj", "all"]
+    assert len({len(line) for line in table}) == 1
+    assert max(map(len, lines)) <= 120
+    assert table[1].split()[1:4] == ["2", "12×10", "4"]
+
+
+def test_checkpoints_below_a_checkpoint_are_told_of(two_layers, command):
+    shutil.copytree(two_layers, two_layers.parent / "copy")
+    shutil.move(two_layers.parent / "copy", two_layers / "checkpoint-5")
+    status, out, err = command(two_layers)
+    assert status == 0
+    assert out.count("all") >= 1
+    assert err == [
+        f"analysis.spectrum: {two_layers}: is a checkpoint; 1 below it not read: "
+        f"{two_layers}/checkpoint-*"
+    ]
+    status, out, err = command(two_layers / "checkpoint-5")
+    assert (status, err) == (0, [])
+
+
+def test_json_is_one_strict_object(two_layers, command):
+    status, out, err = command(two_layers, "--json")
+    result = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert (status, err) == (0, [])
+    assert list(result) == ["record", "rows", "summary", "skipped", "other"]
+    assert list(result["record"]) == ["command", "arguments", "versions", "seed", "inputs"]
+    assert {Path(name).name for name in result["record"]["inputs"]} == {
+        *("adapter_config.json", "adapter_model.safetensors")
+    }
+    assert all(len(digest) == 64 for digest in result["record"]["inputs"].values())
+    assert result["rows"] == analyse(two_layers).rows
+
+
+def test_csv_is_the_file_that_out_writes(two_layers, command, tmp_path):
+    status, out, err = command(two_layers, "--csv", "--out", tmp_path / "out")
+    assert (status, err) == (0, [])
+    assert (tmp_path / "out" / "spectrum.csv").read_text() == out
+    loaded, record = store.load(tmp_path / "out")
+    assert loaded.rows == analyse(two_layers).rows
+    assert record["arguments"]["csv"] is True
+
+
+def test_names_of_strangers_cannot_steer_the_terminal(write_adapter, lora_tensors, command):
+    tensors = lora_tensors("\x1b[31mred\u202e\n.q", "\x1b[2Jlost")
+    del tensors["base_model.model.\x1b[2Jlost.lora_B.weight"]
+    status, out, err = command(write_adapter(tensors))
+    assert status == 1
+    assert len(err) == 1
+    assert "\\x1b[2Jlost: has lora_A" in err[0]
+    assert "\x1b" not in out + err[0]
+
+
+def test_heavy_packages_stay_out(two_layers):
+    code = (
+        "import sys; from analysis.spectrum import main; status = main(sys.argv[1:]);"
+        "heavy = {'torch', 'transformers', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules);"
+        "print(heavy or 'light', file=sys.stderr); sys.exit(status)"
+    )
+    done = shell("-c", code, two_layers)
+    assert (done.returncode, done.stderr) == (0, "light\n")
+    shutil.copytree(two_layers, two_layers.parent / "copy")
+    done = shell("-c", code, two_layers, two_layers.parent / "copy")
+    assert (done.returncode, done.stderr) == (0, "light\n")
+    # Negative control: a name that is there is found.
+    assert "numpy" in shell("-c", code.replace("'torch'", "'numpy'"), two_layers).stderr
+
+
+# Several checkpoints
+
+
+@pytest.fixture
+def two_adapters(write_adapter, lora_tensors):
+    modules = [f"model.layers.{i}.{kind}" for i in (0, 1) for kind in ("q_proj", "up_proj")]
+    return [
+        write_adapter(lora_tensors(*modules), "first"),
+        write_adapter(lora_tensors(*modules[:3], "head", r=2), "second", r=2),
+    ]
+
+
+def test_two_checkpoints_are_compared_below_their_tables(two_adapters, command):
+    status, out, err = command(*two_adapters)
+    assert (status, err) == (0, [])
+    alone = command(two_adapters[0])[1]
+    table = alone.splitlines()[: alone.splitlines().index("")]
+    lines = out.splitlines()
+    assert lines[: len(table)] == table
+    (heading,) = [i for i, line in enumerate(lines) if "against" in line]
+    assert lines[heading].startswith(
+        "first (a) against second (b): 3 modules that both have; k = 2"
+    )
+    assert lines[heading + 1 : heading + 3] == [
+        *("only in first: 1 (model.layers.1.up_proj)", "only in second: 1 (head)")
+    ]
+    assert not any("against" in line for line in alone.splitlines())
+
+
+def test_json_has_the_comparison_and_its_verdicts(two_adapters, command):
+    status, out, err = command(*two_adapters, "--json")
+    result = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert (status, err) == (0, [])
+    assert list(result) == [
+        *("record", "rows", "summary", "comparison", "verdicts", "skipped", "other")
+    ]
+    (got,) = dominance.findings(analyse(two_adapters))
+    assert result["comparison"] == got.comparison.rows
+    (verdict,) = result["verdicts"]
+    assert verdict == dominance.as_json(got)
+    assert verdict["sentence"] in command(*two_adapters)[1]
+    assert verdict["only_b"] == ["head"]
+
+
+def test_out_writes_the_comparison_of_several_checkpoints_only(two_adapters, command, tmp_path):
+    status, out, _ = command(*two_adapters, "--csv", "--out", tmp_path / "two")
+    assert status == 0
+    assert out.startswith("key,run,method")
+    assert (tmp_path / "two" / "spectrum.csv").read_text() == out
+    with (tmp_path / "two" / "comparison.csv").open(encoding="utf-8", newline="") as file:
+        cells = list(csv.DictReader(file))
+    want = dominance.findings(analyse(two_adapters))[0].comparison.rows
+    assert list(cells[0]) == list(dominance.COLUMNS)
+    assert [row["module"] for row in cells] == [row["module"] for row in want]
+    assert [float(row["wasserstein"]) for row in cells] == [row["wasserstein"] for row in want]
+    assert {row["step_a"] for row in cells} == {""}
+    command(two_adapters[0], "--out", tmp_path / "one")
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [
+        *("record.json", "spectra.safetensors", "spectrum.csv")
+    ]
+
+
+def test_checkpoints_without_a_module_in_common_are_no_error(write_adapter, lora_tensors, command):
+    paths = [write_adapter(lora_tensors(name), name) for name in ("q", "v")]
+    status, out, err = command(*paths)
+    assert (status, err) == (0, [])
+    assert "q and v have no update in common that could be compared." in out
+
+
+def test_names_in_a_comparison_cannot_steer_the_terminal(write_adapter, lora_tensors, command):
+    paths = [write_adapter(lora_tensors("q", f"\x1b[2J{run}"), run) for run in "ab"]
+    status, out, _ = command(*paths)
+    assert status == 0
+    assert "only in a: 1 (\\x1b[2Ja)" in out
+    assert "\x1b" not in out
+
+
+def test_figures_are_drawn_beside_any_output(two_adapters, command, tmp_path):
+    for name, arguments in (("table", []), ("json", ["--json"]), ("csv", ["--csv"])):
+        status, out, err = command(*two_adapters, *arguments, "--figures", tmp_path / name)
+        assert (status, err) == (0, [])
+        plain = command(*two_adapters, *arguments)[1]
+        assert out == plain or arguments == ["--json"]
+        files = sorted(path.name for path in (tmp_path / name).iterdir())
+        assert files == ["layers.pdf", "layers.png", "spectra.pdf", "spectra.png"]
+
+
+def test_nothing_to_draw_is_said(write_adapter, lora_tensors, command, tmp_path):
+    tensors = lora_tensors("q")
+    tensors["base_model.model.q.lora_B.weight"] *= 0
+    status, out, err = command(write_adapter(tensors), "--figures", tmp_path / "figures")
+    assert (status, bool(out)) == (0, True)
+    assert err == ["analysis.spectrum: --figures: no update has a value above 0; nothing to draw"]
+    assert not (tmp_path / "figures").exists()
+
+
+def test_a_real_run_is_compared_step_by_step(real_adapter, command):
+    status, out, _ = command(real_adapter("roberta-portuguese-run"), "--json")
+    assert status == 0
+    verdicts = json.loads(out)["verdicts"]
+    assert [(v["step_a"], v["step_b"]) for v in verdicts] == [
+        *((500, 2500), (2500, 4500), (4500, 6500), (6500, 8610), (500, 8610))
+    ]
+    # Training settles: each step lies nearer to the next than the one before did.
+    distances = [v["log_distance"] for v in verdicts[:4]]
+    assert distances == sorted(distances, reverse=True)
+    assert verdicts[4]["log_distance"] > distances[0]
+
+
+# Bad input: one line each, and the status
+
+
+def assert_one_line(result, status, *words):
+    got, out, err = result
+    assert got == status
+    assert len(err) == 1
+    for word in words:
+        assert word in err[0]
+    assert "Traceback" not in err[0]
+    assert bool(out) == (status == 1)
+
+
+def test_a_path_that_does_not_exist(command, tmp_path):
+    assert_one_line(command(tmp_path / "nowhere"), 2, "nowhere: no such file or directory")
+
+
+def test_a_directory_without_a_checkpoint(command, tmp_path):
+    assert_one_line(command(tmp_path), 2, str(tmp_path), "no checkpoint here", "expected")
+
+
+@pytest.mark.parametrize("name", ["not-lora-ia3-opt350m", "not-lora-unilora"])
+def test_real_adapters_of_other_types(command, real_adapter, name):
+    assert_one_line(command(real_adapter(name)), 2, name, "peft_type is", "expected 'LORA'")
+
+
+def test_strict_makes_a_skipped_module_fatal(command, write_adapter, lora_tensors):
+    tensors = lora_tensors("q", "v")
+    path = write_adapter(tensors, "whole")
+    assert command(path, "--strict")[0] == 0
+    del tensors["base_model.model.v.lora_B.weight"]
+    path = write_adapter(tensors, "broken")
+    assert_one_line(command(path, "--strict"), 2, "v: has lora_A but no lora_B")
+    assert command(path)[0] == 1
+
+
+def test_formats_lists_every_family(command, capfd):
+    with pytest.raises(SystemExit) as stop:
+        main(["--formats"])
+    assert stop.value.code == 0
+    out = capfd.readouterr().out
+    families = {file.stem for file in (ROOT / "analysis" / "formats").glob("*.py")}
+    helpers = {"__init__", "tensors", "shards", "base", "rule", "own"}
+    assert {line.split()[0] for line in out.splitlines()} == families - helpers
+
+
+def test_a_base_is_an_input_too(command, two_layers, write_adapter, lora_tensors):
+    base = write_adapter(lora_tensors("q"), "base")
+    (base / "adapter_model.safetensors").rename(base / "model.safetensors")
+    status, out, err = command(two_layers, "--json", "--base", base)
+    assert (status, err) == (0, [])
+    assert str(base / "model.safetensors") in json.loads(out)["record"]["inputs"]
+
+
+def test_csv_on_a_terminal_is_escaped_and_in_a_file_exact(
+    command, write_adapter, lora_tensors, tmp_path
+):
+    path = write_adapter(lora_tensors("\x1b[2Jq"))
+    status, out, _ = command(path, "--csv", "--out", tmp_path / "out")
+    assert status == 0
+    assert "\x1b" not in out
+    assert "\\x1b[2Jq" in out
+    assert store.load(tmp_path / "out")[0].rows[0]["module"] == "\x1b[2Jq"
+
+
+def test_a_truncated_file(command, two_layers):
+    file = two_layers / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
+    assert_one_line(command(two_layers), 2, str(file), "not a readable safetensors file")
+
+
+def test_a_missing_config(command, two_layers):
+    (two_layers / "adapter_config.json").unlink()
+    assert_one_line(command(two_layers), 2, "adapter_config.json: no such file")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("factor", ["A", "B"])
+def test_a_bad_number_costs_its_module_only(command, write_adapter, lora_tensors, bad, factor):
+    tensors = lora_tensors("q", "v")
+    tensors[f"base_model.model.v.lora_{factor}.weight"][2, 1] = bad
+    path = write_adapter(tensors)
+    words = ("adapter_model.safetensors: v: ", f"{factor} holds NaN or Inf", "expected finite")
+    assert_one_line(command(path), 1, *words)
+    found = analyse(path)
+    assert [row["module"] for row in found.rows] == ["q"]
+    (skip,) = found.skipped
+    assert (skip["run"], skip["module"]) == ("adapter", "v")
+
+
+def test_a_bad_number_in_a_stored_difference(command, write_delta):
+    bad = np.array([[1, np.nan], [0, 1]], "f4")
+    path = write_delta({"q": np.eye(2, dtype="f4"), "v": bad})
+    assert_one_line(command(path), 1, "delta.safetensors: v: ΔW holds NaN")
+
+
+def test_a_bad_module_beside_good_ones(command, write_adapter, lora_tensors):
+    tensors = lora_tensors("q", "v")
+    tensors["base_model.model.v.lora_B.weight"] = np.ones((12, 3), "f4")
+    path = write_adapter(tensors)
+    assert_one_line(command(path), 1, "v: inner ranks differ, B is (12, 3), A is (4, 10)")
+    result = command(path, "--json")
+    assert [skip["module"] for skip in json.loads(result[1])["skipped"]] == ["v"]
+
+
+def test_only_bad_modules_is_nothing_analysed(command, write_adapter, lora_tensors):
+    tensors = lora_tensors("q")
+    del tensors["base_model.model.q.lora_B.weight"]
+    path = write_adapter(tensors)
+    assert_one_line(command(path), 2, "q: has lora_A but no lora_B")
+    status, out, _ = command(path, "--json")
+    assert status == 2
+    assert (json.loads(out)["rows"], len(json.loads(out)["skipped"])) == ([], 1)
+
+
+def test_a_bad_checkpoint_beside_a_good_one(command, two_layers, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert_one_line(command(two_layers, tmp_path / "empty"), 1, "empty: no checkpoint here")
+    found = analyse([two_layers, tmp_path / "empty"])
+    assert [(skip["run"], skip["module"]) for skip in found.skipped] == [("empty", "")]
+
+
+def test_nothing_to_analyse_is_an_error(command, two_layers, write_adapter):
+    assert_one_line(command(two_layers, "--modules", "nothing"), 2, "no update to analyse")
+    heads = write_adapter({"base_model.model.score.weight": np.ones((2, 2), "f4")}, "heads")
+    assert_one_line(command(heads), 2, "heads: no update to analyse")
+
+
+def test_bad_usage(command, two_layers, capfd):
+    assert_one_line(command(two_layers, "--modules", "("), 2, "no regular expression")
+    (two_layers.parent / "file").write_text("")
+    got = command(two_layers, "--out", two_layers.parent / "file")
+    assert_one_line(got, 2, "File exists")
+    for arguments in ([], [str(two_layers), "--json", "--csv"], [str(two_layers), "--method", "x"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+    capfd.readouterr()
+
+
+def test_analyse_raises_for_a_path_that_does_not_exist(tmp_path):
+    with pytest.raises(CheckpointError, match="no such file"):
+        analyse(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "words"),
+    [(">&-", 0, ""), ("| head -c 5", 0, ""), ("> /dev/full", 2, "No space left on device")],
+)
+def test_an_output_that_is_closed_or_full(two_layers, redirection, status, words):
+    line = (
+        f"set -o pipefail; {sys.executable} -m analysis.spectrum {two_layers} --json {redirection}"
+    )
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == status
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == bool(words)
+
+
+def test_ascii_terminals_get_a_table_too(two_layers):
+    done = shell("-m", "analysis.spectrum", two_layers, env={"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "12\\xd710" in done.stdout
+
+
+def test_help_is_the_documentation(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "PATH is a checkpoint directory" in out
+    assert "Exit status" in out
+    assert spectrum.__doc__ is not None
+
+
+def test_what_does_not_fit_into_memory_is_skipped(two_layers, write_delta, monkeypatch):
+    def too_large(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(spectrum.decompose, "spectrum", too_large)
+        reasons = [skip["reason"] for skip in analyse(two_layers).skipped]
+    assert len(reasons) == 4
+    assert all(reason.endswith("proj: does not fit into memory") for reason in reasons)
+    full = write_delta({"q": np.ones((3, 2), "f4")})
+    monkeypatch.setattr(checkpoint.peft, "read", too_large)
+    found = analyse([two_layers, full])
+    assert [skip["reason"] for skip in found.skipped] == [f"{two_layers}: does not fit into memory"]
+    assert len(found.rows) == 1
+
+
+def test_a_checkpoint_without_any_update_is_named(two_layers, write_adapter, command):
+    empty = write_adapter({}, "empty")
+    status, _, err = command(two_layers, empty)
+    assert (status, err) == (
+        0,
+        [f"analysis.spectrum: {empty}: no update to analyse; expected at least one"],
+    )

@@ -1,0 +1,910 @@
+import copy
+import json
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+
+from analysis import checkpoint
+from multilora import ExpertBank, base, delta, evaluate, reproduce, train
+from multilora.methods import experts
+from multilora.reproduction import running
+from multilora.tasks import encoding, scoring
+from multilora.tasks.builtin import suite
+from multilora.training import identity, prepare, trainer
+from multilora.training.settings import DEFAULTS, TrainSettings
+
+TASKS = ["law", "law_hard", "code"]
+SIZES = {"width": 32, "layers": 2, "heads": 2, "mlp": 48}
+
+
+def llama():
+    return base.build_model(base.BaseSettings(**SIZES), base.build_tokenizer(64))
+
+
+def gpt2():
+    config = transformers.GPT2Config(
+        vocab_size=len(base.build_tokenizer(64)), n_embd=32, n_layer=2, n_head=2, n_positions=64,
+        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return transformers.GPT2LMHeadModel(config)
+
+
+def base_model(build=llama, dtype=torch.float32):
+    torch.manual_seed(0)
+    return build().to(dtype)
+
+
+def lora(**config):
+    usual = {"r": 2, "lora_alpha": 6, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    return LoraConfig(**usual | config)
+
+
+def make_bank(build=llama, dtype=torch.float32, tasks=TASKS, moved=True, **config):
+    """A bank whose experts have moved from their start, unless told otherwise."""
+    model = base_model(build, dtype)
+    torch.manual_seed(1)
+    bank = ExpertBank(model, lora(**config), tasks)
+    if moved:
+        move(bank)
+    return bank
+
+
+def move(model):
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.3)
+
+
+def batch(rows=7, length=10, seed=0):
+    """Tokens, labels on some of them, and tasks that come mixed and unevenly."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(4, 60, (rows, length), generator=generator)
+    labels = ids.clone()
+    for i in range(rows):
+        labels[i, : 3 + i % 4] = -100
+    tasks = torch.tensor([0, 1, 0, 2, 1, 1, 0])[:rows]
+    return {"input_ids": ids, "labels": labels, "multilora_task_ids": tasks}
+
+
+def of_task(inputs, i, **changes):
+    """The rows of one task, without its index."""
+    rows = inputs["multilora_task_ids"] == i
+    return {k: v[rows] for k, v in inputs.items() if k != "multilora_task_ids"} | changes
+
+
+def bits(bank, task):
+    return [p.detach().clone() for p in bank.parameters_of(task)]
+
+
+def same(a, b):
+    return len(a) == len(b) > 0 and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def close(got, want, rtol=1e-5):
+    torch.testing.assert_close(got, want, rtol=0, atol=rtol * float(want.detach().abs().max()))
+
+
+def alone(bank, task, directory, build=llama, dtype=torch.float32):
+    """PEFT's own LoRA with what the bank has saved for one task, ready to be trained."""
+    bank.save_pretrained(directory)
+    model = PeftModel.from_pretrained(
+        base_model(build, dtype), directory / task, is_trainable=True, autocast_adapter_dtype=False
+    )
+    return model.train(bank.training)
+
+
+def trained(model):
+    """The gradients of a PEFT LoRA, in the order of `parameters_of`."""
+    return [
+        p
+        for layer in model.modules()
+        if isinstance(layer, LoraLayer)
+        for name in ("lora_A", "lora_B")
+        for p in getattr(layer, name).parameters()
+    ]
+
+
+# Forward.
+
+
+@pytest.mark.parametrize("build", [llama, gpt2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_at_the_start_the_output_is_the_bases_to_the_last_bit(build, dtype):
+    inputs = batch()
+    want = base_model(build, dtype).eval()(input_ids=inputs["input_ids"]).logits
+    bank = make_bank(build, dtype, moved=False)
+    ids = inputs["multilora_task_ids"]
+    assert torch.equal(bank.eval()(inputs["input_ids"], multilora_task_ids=ids).logits, want)
+    for task in TASKS:
+        bank.choose(task)
+        assert torch.equal(bank(inputs["input_ids"]).logits, want)
+    move(bank)
+    assert not torch.equal(bank(inputs["input_ids"]).logits, want)
+
+
+@pytest.mark.parametrize("build", [llama, gpt2])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_mixed_batch_is_each_row_by_its_own_expert(build, training):
+    bank = make_bank(build, torch.float64).train(training)
+    inputs = batch()
+    ids = inputs.pop("multilora_task_ids")
+    got = bank(**inputs, multilora_task_ids=ids).logits
+    outputs = {}
+    for i, task in enumerate(TASKS):
+        bank.choose(task)
+        outputs[i] = bank(**inputs).logits
+    want = torch.stack([outputs[int(i)][row] for row, i in enumerate(ids)])
+    close(got, want, 1e-12)
+    other = bank(**inputs, multilora_task_ids=(ids + 1) % 3).logits.detach()
+    assert float((other - want.detach()).abs().amax((1, 2)).min()) > 0.01
+
+
+def test_the_batchs_ids_come_before_the_chosen_expert():
+    bank = make_bank().eval()
+    inputs = batch()
+    got = bank(**inputs).logits
+    bank.choose("code")
+    assert torch.equal(bank(**inputs).logits, got)
+
+
+def test_with_adapters_disabled_the_base_answers():
+    bank = make_bank().eval()
+    inputs = batch()
+    want = base_model().eval()(input_ids=inputs["input_ids"]).logits
+    with bank.disable_adapter():
+        assert torch.equal(bank(inputs["input_ids"]).logits, want)
+        assert torch.equal(bank(**inputs).logits, want)
+    assert not torch.equal(bank(**inputs).logits, want)
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        (None, r"has no multilora_task_ids, and no expert is chosen; .* \['law', 'law_hard'"),
+        (torch.tensor([0, 1, 3]), r"holds 3; expected 0 to 2"),
+        (torch.tensor([0, -1, 2]), r"holds -1; expected 0 to 2"),
+        (torch.tensor([0, 1]), r"is \(2,\), torch.int64; expected a whole number for each of 3"),
+        (torch.tensor([[0], [1], [2]]), r"is \(3, 1\)"),
+        (torch.tensor([0.0, 1.0, 2.0]), r"is \(3,\), torch.float32; expected a whole number"),
+    ],
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_ids_that_are_missing_or_wrong_are_refused(ids, words, training):
+    bank = make_bank().train(training)
+    inputs = batch(3)["input_ids"]
+    with pytest.raises(ValueError, match=words):
+        bank(inputs, multilora_task_ids=ids)
+    with pytest.raises(ValueError, match=words):
+        bank.generate(inputs, multilora_task_ids=ids, max_new_tokens=1)
+
+
+# Training.
+
+
+@pytest.mark.parametrize("build", [llama, gpt2])
+def test_each_expert_gets_the_gradient_of_its_own_rows_alone(tmp_path, build):
+    bank = make_bank(build).train()
+    inputs = batch()
+    bank(**inputs).loss.backward()
+    for i, task in enumerate(TASKS):
+        model = alone(bank, task, tmp_path, build)
+        model(**of_task(inputs, i)).loss.backward()
+        got, want = list(bank.parameters_of(task)), trained(model)
+        assert len(got) == len(want) > 10
+        assert all(torch.equal(a.detach(), b.detach()) for a, b in zip(got, want, strict=True))
+        for a, b in zip(got, want, strict=True):
+            close(a.grad, b.grad, 1e-6)
+    # The control: the gradient of the mean over all rows is another.
+    model = alone(bank, "law", tmp_path, build)
+    (model(**of_task(inputs, 0)).loss * 0.9).backward()
+    with pytest.raises(AssertionError):
+        close(next(bank.parameters_of("law")).grad, trained(model)[0].grad, 1e-2)
+
+
+def test_the_loss_is_the_models_own_over_the_batch():
+    bank = make_bank(dtype=torch.float64)
+    inputs = batch()
+    want = bank.eval()(**inputs).loss
+    got = bank.train()(**inputs)
+    close(got.loss, want, 1e-6)  # the loss is taken in float32
+    assert bank(inputs["input_ids"], multilora_task_ids=inputs["multilora_task_ids"]).loss is None
+    with pytest.raises(ValueError, match="no token of the batch has a label"):
+        bank(**inputs | {"labels": torch.full((7, 10), -100)})
+
+
+def test_rows_without_labels_leave_their_expert_alone():
+    bank = make_bank().train()
+    inputs = batch()
+    inputs["labels"][inputs["multilora_task_ids"] == 1] = -100
+    loss = bank(**inputs).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(p.grad is None for p in bank.parameters_of("law_hard"))
+    assert all(p.grad is not None for p in bank.parameters_of("law"))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_many_steps_are_those_of_each_alone(tmp_path, optimizer):
+    """Momentum and decay too: an expert without rows in a batch keeps its bits."""
+
+    def make(parameters):
+        if optimizer == "adamw":
+            return torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1)
+        return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.1)
+
+    bank = make_bank().train()
+    models = {task: alone(bank, task, tmp_path) for task in TASKS}
+    together = make([p for p in bank.parameters() if p.requires_grad])
+    apart = {task: make(trained(model)) for task, model in models.items()}
+    for step in range(6):
+        inputs = batch(seed=step)
+        absent = step % 3
+        kept = inputs["multilora_task_ids"] != absent
+        inputs = {k: v[kept] for k, v in inputs.items()}
+        before = {task: bits(bank, task) for task in TASKS}
+        together.zero_grad()
+        bank(**inputs).loss.backward()
+        together.step()
+        for i, task in enumerate(TASKS):
+            assert same(bits(bank, task), before[task]) == (i == absent)
+            if i != absent:
+                apart[task].zero_grad()
+                models[task](**of_task(inputs, i)).loss.backward()
+                apart[task].step()
+    for task, model in models.items():
+        for a, b in zip(bank.parameters_of(task), trained(model), strict=True):
+            close(a.detach(), b.detach(), 1e-5)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("build", [llama, gpt2])
+def test_gradient_checkpointing_computes_again_with_the_same_expert(build, reentrant, monkeypatch):
+    inputs = batch()
+
+    def gradients(checkpointing):
+        bank = make_bank(build).train()
+        if checkpointing:
+            bank.enable_input_require_grads()
+            bank.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        loss = bank(**inputs).loss
+        bank.choose("code")  # backward must not look at what is chosen by then
+        loss.backward()
+        return [p.grad for task in TASKS for p in bank.parameters_of(task)]
+
+    want = gradients(False)
+    assert same(gradients(True), want)
+    monkeypatch.setattr(experts, "_recomputed", lambda *_: nullcontext())
+    try:
+        broken = gradients(True)
+    except RuntimeError:
+        return
+    assert any(a is None or not torch.equal(a, b) for a, b in zip(broken, want, strict=True))
+
+
+def test_a_chosen_expert_is_trained_by_batches_without_ids(tmp_path):
+    bank = make_bank().train()
+    bank.choose("law_hard")
+    inputs = of_task(batch(), 1)
+    bank(**inputs).loss.backward()
+    model = alone(bank, "law_hard", tmp_path)
+    model(**inputs).loss.backward()
+    for a, b in zip(bank.parameters_of("law_hard"), trained(model), strict=True):
+        close(a.grad, b.grad, 1e-6)
+    assert all(p.grad is None for task in ("law", "code") for p in bank.parameters_of(task))
+
+
+def test_accumulated_batches_are_one_with_all_the_rows():
+    inputs = batch()
+    parts = [{k: v[rows] for k, v in inputs.items()} for rows in (slice(0, 2), slice(2, 7))]
+    whole, accumulated, plain = (make_bank(dtype=torch.float64).train() for _ in range(3))
+    whole(**inputs).loss.backward()
+    counts = experts.count_labels(parts, 3)
+    labels = (inputs["labels"][:, 1:] != -100).sum(1)
+    tasks = inputs["multilora_task_ids"]
+    assert counts.tolist() == [int(labels[tasks == i].sum()) for i in range(3)]
+    values = []
+    for part in parts:
+        given = {"multilora_label_counts": counts, "num_items_in_batch": counts.sum()}
+        loss = accumulated(**part, **given).loss
+        loss.backward()
+        values.append(loss.detach())
+        plain(**part).loss.backward()
+    close(sum(values), whole(**inputs).loss.detach(), 1e-6)
+    grads = [[p.grad for p in bank.parameters_of("law")] for bank in (whole, accumulated, plain)]
+    for want, got in zip(*grads[:2], strict=True):
+        close(got, want)
+    assert not torch.allclose(grads[0][0], grads[2][0], rtol=1e-2)
+
+
+def test_the_norm_of_one_expert_does_not_clip_another():
+    bank = make_bank().train()
+    bank(**batch()).loss.backward()
+    for p in bank.parameters_of("law"):
+        p.grad *= 100
+    grads = {task: [p.grad.clone() for p in bank.parameters_of(task)] for task in TASKS}
+    norms = {task: torch.cat([g.flatten() for g in of]).norm() for task, of in grads.items()}
+    limit = 2 * float(norms["code"])
+    assert norms["law"] > limit
+    total = bank.clip_grad_norm(limit)
+    close(total, torch.stack(list(norms.values())).norm())
+    assert same([p.grad for p in bank.parameters_of("code")], grads["code"])
+    clipped = torch.cat([p.grad.flatten() for p in bank.parameters_of("law")]).norm()
+    assert float(clipped) == pytest.approx(limit, rel=1e-4)
+
+
+def test_saved_modules_belong_to_one_expert_each():
+    bank = make_bank(modules_to_save=["lm_head"]).train()
+    heads = bank.base_model.model.lm_head.modules_to_save
+    with torch.no_grad():
+        heads["code"].weight += 0.1
+    inputs = batch(3)  # law, law_hard, law
+    bank(**inputs).loss.backward()
+    assert heads["law"].weight.grad is not None
+    assert heads["code"].weight.grad is None
+    assert any(p is heads["law"].weight for p in bank.parameters_of("law"))
+    rows, ids = inputs["input_ids"], torch.tensor([0, 1, 2])
+    got = bank.eval()(rows, multilora_task_ids=ids).logits
+    bank.merge("code")
+    close(bank(rows).logits[2], got[2])
+
+
+# Trainer.
+
+
+class Rows(torch.utils.data.Dataset):
+    """The rows of some batches, those of one task told apart by `seed`."""
+
+    def __init__(self, seed=0):
+        self.rows = []
+        for step in range(8):
+            one, other = batch(seed=step), batch(seed=step + seed)
+            for i in range(7):
+                source = other if one["multilora_task_ids"][i] == 1 else one
+                self.rows.append({k: v[i] for k, v in source.items()})
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        return self.rows[i]
+
+
+def by_trainer(kind, out, seed=0, **changes):
+    bank = make_bank()
+    usual = {"per_device_train_batch_size": 7, "max_steps": 6, "learning_rate": 0.01}
+    usual |= {"weight_decay": 0.1, "max_grad_norm": 0.5, "logging_steps": 1, "use_cpu": True}
+    usual |= {"save_strategy": "no", "disable_tqdm": True, "warmup_steps": 0}
+    arguments = trainer.TrainArguments(output_dir=str(out), **usual | changes)
+    ratios = {"lr_ratios": {}} if kind is trainer.AdapterTrainer else {}
+    built = kind(bank, arguments, train_dataset=Rows(seed), **ratios)
+    built.train()
+    return bank, [entry["loss"] for entry in built.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_other_tasks_rows_do_not_change_an_experts_bits(tmp_path, steps):
+    given = {"gradient_accumulation_steps": steps, "max_steps": 4}
+    a, losses = by_trainer(trainer.AdapterTrainer, tmp_path, **given)
+    b, _ = by_trainer(trainer.AdapterTrainer, tmp_path, seed=50, **given)
+    for task in ("law", "code"):
+        assert same(bits(a, task), bits(b, task))
+        assert not same(bits(a, task), bits(make_bank(), task))
+    assert not same(bits(a, "law_hard"), bits(b, "law_hard"))
+    assert all(1 < loss < 10 for loss in losses)
+
+
+def test_trainers_own_clipping_couples_the_experts(tmp_path):
+    """Why AdapterTrainer clips by expert; without clipping any Trainer keeps them apart."""
+    for norm, apart in ((0.5, False), (0.0, True)):
+        a, _ = by_trainer(transformers.Trainer, tmp_path, max_grad_norm=norm)
+        b, _ = by_trainer(transformers.Trainer, tmp_path, seed=50, max_grad_norm=norm)
+        assert same(bits(a, "law"), bits(b, "law")) == apart
+
+
+def test_accumulation_is_the_larger_batch(tmp_path):
+    # Five rows at a time: the parts differ in how many tokens of a task they have.
+    whole, _ = by_trainer(
+        trainer.AdapterTrainer, tmp_path, per_device_train_batch_size=10, max_steps=4
+    )
+    given = {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 2, "max_steps": 4}
+    parts, _ = by_trainer(trainer.AdapterTrainer, tmp_path, **given)
+    for task in TASKS:
+        for a, b in zip(parts.parameters_of(task), whole.parameters_of(task), strict=True):
+            close(a.detach(), b.detach(), 1e-4)
+
+
+# Generation.
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("build", [llama, gpt2])
+def test_generating_for_a_mixed_batch_is_one_task_at_a_time(build, beams):
+    bank = make_bank(build).eval()
+    rows = batch()["input_ids"][:, :4]
+    ids = batch()["multilora_task_ids"]
+    given = {"max_new_tokens": 8, "do_sample": False, "num_beams": beams, "eos_token_id": None}
+    given |= {"attention_mask": torch.ones_like(rows), "pad_token_id": 0}
+    got = bank.generate(rows, multilora_task_ids=ids, **given)
+    assert torch.equal(bank.generate(input_ids=rows, multilora_task_ids=ids, **given), got)
+    outputs = []
+    for task in TASKS:
+        bank.choose(task)
+        outputs.append(bank.generate(rows, **given))
+    assert torch.equal(got, torch.stack([outputs[i][row] for row, i in enumerate(ids)]))
+    assert not torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[1], outputs[2])
+
+
+# Switching, merging.
+
+
+@pytest.mark.parametrize("build", [llama, gpt2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_merged_expert_comes_out_again_to_the_last_bit(build, dtype):
+    bank = make_bank(build, dtype).eval()
+    before = {name: p.detach().clone() for name, p in bank.named_parameters()}
+    rows = batch()["input_ids"]
+    for task in TASKS:
+        bank.choose(task)
+        want = bank(rows).logits
+        bank.merge(task)
+        assert bank.merged == bank.chosen == task
+        if dtype == torch.float64:  # in bfloat16 a sum of weights rounds as no sum of outputs does
+            close(bank(rows).logits, want, 1e-12)
+        changed = {n for n, p in bank.named_parameters() if not torch.equal(p, before[n])}
+        assert changed
+        assert all(name.endswith("base_layer.weight") for name in changed)
+    bank.unmerge()
+    assert all(torch.equal(p, before[name]) for name, p in bank.named_parameters())
+    assert torch.equal(bank(rows).logits, want)
+    assert bank.merged is None
+    bank.unmerge()  # nothing to do
+
+
+def test_subtracting_again_would_not_give_the_same_bits():
+    """The control of the test above: what PEFT's own merge and unmerge leave."""
+    bank = make_bank(dtype=torch.bfloat16).eval()
+    before = [p.detach().clone() for p in bank.parameters()]
+    bank.base_model.merge_adapter(["law"])
+    bank.base_model.unmerge_adapter()
+    assert not same([p.detach() for p in bank.parameters()], before)
+
+
+def test_a_merged_layer_is_a_plain_layer():
+    bank = make_bank().eval()
+    bank.merge("law")
+    calls = []
+    for layer in bank.modules():
+        if isinstance(layer, LoraLayer):
+            for part in (*layer.lora_A.values(), *layer.lora_B.values()):
+                part.register_forward_hook(lambda *_: calls.append(1))
+    x = torch.randn(3, 32)
+    layer = bank.base_model.model.model.layers[0].self_attn.q_proj
+    assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.get_base_layer().weight))
+    plain = base_model().eval()
+    for name, target in plain.named_modules():
+        if isinstance(target, torch.nn.Linear) and name != "lm_head":
+            target.weight = bank.base_model.model.get_submodule(name).get_base_layer().weight
+    rows = batch()["input_ids"]
+    assert torch.equal(bank(rows).logits, plain(rows).logits)
+    ids = torch.zeros(7, dtype=torch.long)
+    assert torch.equal(bank(rows, multilora_task_ids=ids).logits, plain(rows).logits)
+    assert not calls
+
+
+def test_an_expert_is_merged_for_good():
+    bank = make_bank(dtype=torch.float64).eval()
+    rows = batch()["input_ids"]
+    with pytest.raises(ValueError, match="no expert is chosen; choose one of"):
+        bank.merge_and_unload()
+    bank.choose("code")
+    want = bank(rows).logits
+    bank.set_adapter("law")  # PEFT's active one is not what counts
+    plain = bank.merge_and_unload()
+    assert not any(isinstance(module, LoraLayer) for module in plain.modules())
+    close(plain(rows).logits, want, 1e-12)
+
+
+def test_while_one_is_merged_the_others_are_not_to_be_had():
+    bank = make_bank().eval()
+    bank.merge("law")
+    words = "expert 'law' is merged and the batch has rows of 'law_hard'; unmerge"
+    with pytest.raises(ValueError, match=words):
+        bank(**batch())
+    with pytest.raises(ValueError, match="'law' is merged; unmerge\\(\\) before training"):
+        bank.train()(**of_task(batch(), 0))
+    bank.eval().choose("code")  # takes it out
+    want = make_bank().eval()(**batch()).logits
+    assert torch.equal(bank(**batch()).logits, want)
+    bank.merge("law")
+    bank.choose(None)
+    assert torch.equal(bank(**batch()).logits, want)
+
+
+def test_an_expert_with_nan_is_not_merged():
+    bank = make_bank()
+    with torch.no_grad():
+        list(bank.parameters_of("law"))[-1].fill_(float("nan"))
+    before = [p.detach().clone() for p in bank.parameters() if torch.isfinite(p).all()]
+    with pytest.raises(ValueError, match="law seems to be broken"):
+        bank.merge("law")
+    assert bank.merged is None
+    after = [p.detach() for p in bank.parameters() if torch.isfinite(p).all()]
+    assert same(after, before)
+    assert not any(layer.merged for layer in bank.modules() if isinstance(layer, LoraLayer))
+
+
+@pytest.mark.parametrize("do", ["choose", "merge", "remove"])
+def test_an_unknown_name_is_refused(do):
+    with pytest.raises(ValueError, match=r"no expert 'art'; expected one of \['law', 'law_hard'"):
+        getattr(make_bank(), do)("art")
+
+
+def test_switching_leaves_every_expert_trainable():
+    bank = make_bank()
+    flags = {name: p.requires_grad for name, p in bank.named_parameters()}
+    assert {name for name, flag in flags.items() if flag} == {n for n in flags if "lora_" in n}
+    bank.choose("code")
+    bank.merge("law")
+    bank.choose(None)
+    bank.set_adapter("law_hard")
+    assert {name: p.requires_grad for name, p in bank.named_parameters()} == flags
+
+
+# Adding, removing.
+
+
+def test_adding_a_task_leaves_the_others_bits_and_makes_it_last():
+    bank = make_bank().eval()
+    inputs = batch()
+    before, want = {task: bits(bank, task) for task in TASKS}, bank(**inputs).logits
+    bank.choose("law")
+    bank.add("art")
+    bank.add("music", lora(r=5, target_modules=["q_proj"]))
+    assert bank.tasks == [*TASKS, "art", "music"]
+    assert all(same(bits(bank, task), before[task]) for task in TASKS)
+    assert torch.equal(bank(**inputs).logits, want)
+    bank.choose("art")
+    plain = base_model().eval()(inputs["input_ids"]).logits
+    assert torch.equal(bank(inputs["input_ids"]).logits, plain)
+    assert all(p.requires_grad for task in bank.tasks for p in bank.parameters_of(task))
+    assert {p.shape[0] for p in bank.parameters_of("music")} == {5, 32}
+    inputs["multilora_task_ids"][:] = 3
+    bank.train()(**inputs).loss.backward()
+    assert all(p.grad is None for task in TASKS for p in bank.parameters_of(task))
+    assert any(p.grad.any() for p in bank.parameters_of("art"))
+
+
+def test_removing_a_task_leaves_the_others_bits():
+    bank = make_bank().eval()
+    inputs = batch()
+    want = bank(**inputs).logits
+    before = {task: bits(bank, task) for task in TASKS}
+    bank.choose("law")
+    bank.remove("law")
+    assert bank.tasks == ["law_hard", "code"]
+    assert bank.chosen is None
+    assert not any("law" in name.split(".") for name, _ in bank.named_parameters())
+    assert all(same(bits(bank, task), before[task]) for task in bank.tasks)
+    assert all(p.requires_grad for task in bank.tasks for p in bank.parameters_of(task))
+    rows = inputs["multilora_task_ids"] > 0
+    ids = inputs["multilora_task_ids"][rows] - 1
+    close(bank(inputs["input_ids"][rows], multilora_task_ids=ids).logits, want[rows])
+    bank.remove("code")
+    with pytest.raises(ValueError, match="'law_hard' is the only expert"):
+        bank.remove("law_hard")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("law", "there is an expert 'law' already"),
+        ("", "cannot be called ''; expected the name of a directory"),
+        ("a/b", "cannot be called 'a/b'"),
+        ("a.b", "cannot be called 'a.b'"),
+        (".hidden", "cannot be called '.hidden'"),
+        ("default", "cannot be called 'default', as a part of the model is"),
+        ("layers", "cannot be called 'layers', as a part"),
+        ("weight", "cannot be called 'weight', as a part"),
+        ("lora_A", "cannot be called 'lora_A', as a part"),
+        ("keys", "cannot be called 'keys', as a part"),
+    ],
+)
+def test_names_that_peft_would_mix_up_are_refused(name, words):
+    bank = make_bank()
+    with pytest.raises(ValueError, match=words):
+        bank.add(name)
+    assert bank.tasks == TASKS
+    if name != "law":
+        with pytest.raises(ValueError, match=words):
+            ExpertBank(base_model(), lora(), [name])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"use_dora": True}, "use_dora is set"),
+        ({"init_lora_weights": False}, "init_lora_weights is False, which does not start at ΔW"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"bias": "all"}, "bias is 'all': experts would share it"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices is set"),
+    ],
+)
+def test_settings_that_would_be_shared_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        ExpertBank(base_model(), lora(**settings), TASKS)
+    with pytest.raises(ValueError, match="no tasks; expected the name"):
+        ExpertBank(base_model(), lora(), [])
+
+
+# Files.
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True, "r": 3}, {"lora_dropout": 0.2}])
+@pytest.mark.parametrize("build", [llama, gpt2])
+def test_files_peft_and_the_analysis_agree(tmp_path, build, settings):
+    bank = make_bank(build, **settings).eval()
+    inputs = batch()
+    want = bank(**inputs).logits
+    bank.save_pretrained(tmp_path)
+    listed = json.loads((tmp_path / "experts.json").read_text())
+    assert listed == {"format": "multilora-experts", "version": 1, "tasks": TASKS}
+    again = ExpertBank.from_pretrained(base_model(build), tmp_path)
+    assert torch.equal(again(**inputs).logits, want)
+    assert not again.training
+    assert not any(p.requires_grad for p in again.parameters())
+    for i, task in enumerate(TASKS):
+        model = PeftModel.from_pretrained(base_model(build), tmp_path / task).eval()
+        given = of_task(inputs, i)
+        close(model(**given).logits, want[inputs["multilora_task_ids"] == i])
+        assert same([p.detach() for p in trained(model)], bits(bank, task))
+    layers = {name: m for name, m in bank.named_modules() if isinstance(m, LoraLayer)}
+    read = list(checkpoint.read(tmp_path))
+    assert len(read) == 3 * len(layers)
+    for update in read:
+        assert update.method == "expert"
+        weight = layers[f"base_model.model.{update.name}"].get_delta_weight(update.part)
+        weight = weight.T if build is gpt2 else weight
+        close(torch.from_numpy(update.dense()).float(), weight.detach())
+
+
+def test_training_goes_on_from_a_saved_bank(tmp_path):
+    bank = make_bank().train()
+    bank.save_pretrained(tmp_path)
+    again = ExpertBank.from_pretrained(base_model(), tmp_path, is_trainable=True).train()
+    for model in (bank, again):
+        model(**batch()).loss.backward()
+    grads = [[p.grad for t in TASKS for p in model.parameters_of(t)] for model in (bank, again)]
+    assert same(*grads)
+
+
+def test_a_task_is_added_to_a_saved_bank(tmp_path):
+    make_bank().save_pretrained(tmp_path)
+    files = {task: (tmp_path / task / "adapter_model.safetensors").read_bytes() for task in TASKS}
+    bank = ExpertBank.from_pretrained(base_model(), tmp_path, is_trainable=True)
+    bank.add("art", lora(r=4))
+    move(bank.base_model.model.model.layers[0].self_attn.q_proj.lora_B["art"])
+    bank.save_pretrained(tmp_path)
+    assert experts.saved_tasks(tmp_path) == [*TASKS, "art"]
+    for task, content in files.items():
+        assert (tmp_path / task / "adapter_model.safetensors").read_bytes() == content
+    again = ExpertBank.from_pretrained(base_model(), tmp_path)
+    assert same(bits(again, "art"), bits(bank, "art"))
+    assert again.peft_config["art"].r == 4
+
+
+def test_a_merged_bank_saves_the_same_experts(tmp_path):
+    bank = make_bank()
+    bank.save_pretrained(tmp_path / "before")
+    bank.merge("law")
+    bank.save_pretrained(tmp_path / "merged")
+    for task in TASKS:
+        name = f"{task}/adapter_model.safetensors"
+        assert (tmp_path / "before" / name).read_bytes() == (
+            tmp_path / "merged" / name
+        ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "experts.json: not readable as a bank's"),
+        ("[]", "experts.json: not readable as a bank's"),
+        ('{"format": "multilora-experts", "version": 9, "tasks": ["law"]}', "version 9; expected"),
+        ('{"format": "multilora-experts", "version": 1, "tasks": []}', "expected some, each once"),
+        (
+            '{"format": "multilora-experts", "version": 1, "tasks": ["law", "art"]}',
+            "art: no adapter_config.json; experts.json beside it names this expert",
+        ),
+    ],
+)
+def test_a_broken_bank_is_refused(tmp_path, text, words):
+    make_bank().save_pretrained(tmp_path)
+    (tmp_path / "experts.json").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        ExpertBank.from_pretrained(base_model(), tmp_path)
+
+
+def test_a_missing_tensor_is_an_error_not_a_fresh_start(tmp_path):
+    make_bank().save_pretrained(tmp_path)
+    file = tmp_path / "law" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(iter(tensors))
+    save_file({k: v for k, v in tensors.items() if k != name}, file)
+    with pytest.raises(ValueError, match=r"law: .*lora_A\.law\.weight is missing"):
+        ExpertBank.from_pretrained(base_model(), tmp_path)
+    save_file(tensors | {name.replace("_proj", "_none"): tensors[name].clone()}, file)
+    with pytest.raises(ValueError, match=r"_none.* has no place in the model"):
+        ExpertBank.from_pretrained(base_model(), tmp_path)
+
+
+# The commands.
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    """A base of a few steps."""
+    settings = base.BaseSettings(
+        out=str(tmp_path_factory.mktemp("bases")),
+        **SIZES | {"steps": 3, "batch": 4, "least_copying": 0.0, "least_recall": 0.0},
+    )
+    return str(base.ensure(settings))
+
+
+def run(model_path, out, steps=6, method="expert", **changes):
+    settings = TrainSettings(method=method, model=model_path, per_task=4, per_task_scored=2)
+    usual = {"max_steps": steps, "per_device_train_batch_size": 4, "learning_rate": 0.01}
+    usual |= {"logging_steps": 1, "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}
+    arguments = trainer.TrainArguments(output_dir=str(out), **usual | changes)
+    return train.run(settings, arguments), settings, arguments
+
+
+def weights(out):
+    return {task: (out / task / "adapter_model.safetensors").read_bytes() for task in suite.TASKS}
+
+
+def test_the_command_trains_and_scores_an_expert_a_task(model_path, tmp_path, capsys):
+    out, settings, arguments = run(model_path, tmp_path / "expert-s42", steps=15)
+    assert identity.is_done(settings, arguments)
+    facts = json.loads((out / "run.json").read_text())
+    updates = list(checkpoint.read(out))
+    assert {u.part for u in updates} == set(suite.TASKS)
+    assert len(updates) == 15 * 14
+    assert all(u.dense().any() for u in updates)  # an epoch: every task has had its turn
+    assert facts["parameters"] == sum(u.B.size + u.A.size for u in updates)
+    assert all(0 < entry["loss"] < 100 for entry in facts["losses"])
+    model, tokenizer = delta.load_base(model_path)
+    bank = delta.load_tuned(model, out)
+    assert scoring.score(bank, tokenizer, suite.load("test", 2)) == facts["scores"]["test"]
+    capsys.readouterr()
+    assert evaluate.main([str(out), "--per_task", "2", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    accuracies = {row["name"]: row["accuracy"] for row in rows if row["level"] == "task"}
+    assert accuracies == facts["scores"]["test"]["tasks"]
+
+
+def test_each_row_is_scored_by_its_own_expert(model_path):
+    model, tokenizer = delta.load_base(model_path)
+    bank = ExpertBank(model, lora(), list(suite.TASKS))
+    move(bank)
+    examples = suite.load("test", 4)
+    want = []
+    for task in suite.TASKS:
+        single = copy.deepcopy(bank)
+        single.merge(task)
+        plain = single.base_model.model
+        want += scoring.predict(plain, tokenizer, [e for e in examples if e.task == task])
+    got = scoring.predict(bank, tokenizer, examples)
+    assert [p.answer for p in got] == [p.answer for p in want]
+    for one, other in zip(got, want, strict=True):
+        assert one.log_likelihoods == pytest.approx(other.log_likelihoods, rel=1e-5)
+    bank.remove("sums")
+    with pytest.raises(ValueError, match="task 'sums' is none of the adapter's"):
+        scoring.predict(bank, tokenizer, examples)
+
+
+def test_the_collator_tells_the_task_of_each_row(model_path):
+    tokenizer = delta.load_base(model_path)[1]
+    examples = suite.load("train", 1)
+    rows = encoding.encode_all(tokenizer, examples, 64, list(suite.TASKS))
+    ids = encoding.collate(rows[::-1], 0)["multilora_task_ids"]
+    assert ids.dtype == torch.int64
+    assert ids.tolist() == list(range(15))[::-1]
+    rows = encoding.encode_all(tokenizer, examples, 64)
+    assert encoding.collate(rows, 0).keys() == {"input_ids", "labels"}
+
+
+def test_a_resumed_run_has_the_same_bits(model_path, tmp_path):
+    given = {"save_strategy": "steps", "save_steps": 3}
+    whole = run(model_path, tmp_path / "whole", **given)[0]
+    at = whole / "checkpoint-3"
+    assert experts.saved_tasks(at) == list(suite.TASKS)
+    resumed = run(model_path, tmp_path / "resumed", resume_from_checkpoint=str(at))[0]
+    assert weights(resumed) == weights(whole)
+    other = run(model_path, tmp_path / "other", seed=1)[0]
+    assert weights(other) != weights(whole)
+    file = at / "sums/adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is broken"):
+        run(model_path, tmp_path / "fresh", resume_from_checkpoint=str(at))
+
+
+def test_the_record_has_the_hashes_of_every_expert(model_path, tmp_path):
+    out = run(model_path, tmp_path)[0]
+    recorded = json.loads((out / "run.json").read_text())["weights"]
+    assert recorded.keys() == {f"{task}/adapter_model.safetensors" for task in suite.TASKS}
+    assert recorded == delta.hashes(out)
+    file = out / "sums/adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert recorded != delta.hashes(out)
+
+
+def test_another_checkpoint_takes_the_place_of_a_bank(model_path, tmp_path):
+    out = run(model_path, tmp_path, steps=1)[0]
+    run(model_path, tmp_path, steps=1)
+    assert (out / "sums").is_dir()
+    run(model_path, tmp_path, steps=1, method="lora")
+    assert not (out / "experts.json").exists()
+    assert not (out / "sums").exists()
+    assert next(checkpoint.read(out)).method == "lora"
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(model_path, tmp_path):
+    """DDP over gloo: an expert's loss is the mean over its tokens in both processes."""
+    given = {"method": "expert", "model": model_path, "per_task": 4, "per_task_scored": 1}
+    given |= {"max_steps": 6, "learning_rate": 0.01, "max_grad_norm": 0.5, "save_strategy": "no"}
+    module = ["-m", "multilora.train", "--use_cpu", *(f"--{k}={v}" for k, v in given.items())]
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    for launcher, rows in (([], 4), (two, 2)):
+        out = tmp_path / str(rows)
+        more = [f"--per_device_train_batch_size={rows}", f"--output_dir={out}"]
+        subprocess.run(
+            [sys.executable, *launcher, *module, *more],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            check=True,
+        )
+    for task in suite.TASKS:
+        one, other = (
+            load_file(tmp_path / rows / task / "adapter_model.safetensors") for rows in ("4", "2")
+        )
+        for name, want in one.items():
+            close(other[name], want, 1e-4)
+
+
+@pytest.mark.slow
+def test_reproduce_compares_experts_with_the_others(model_path, tmp_path):
+    settings = reproduce.ReproduceSettings(
+        out=str(tmp_path / "runs"), figures=str(tmp_path / "figures"), methods="lora,expert",
+        seeds="0", steps=4, processes=1,
+    )  # fmt: skip
+    (planned,) = reproduce.stages(settings, lambda width: Path(model_path))
+    runs = planned.compared
+    assert [run.out.name for run in runs] == ["lora-s0", "expert-s0"]
+    assert runs[1].arguments().learning_rate == DEFAULTS["expert"]["learning_rate"]
+    for one in runs:
+        object.__setattr__(one.settings, "per_task", 4)
+        object.__setattr__(one.settings, "per_task_scored", 2)
+    running.train_all(runs, 1)
+    trained_runs = [reproduce.report.trained(one.out) for one in runs]
+    text = reproduce.report.report(vars(settings), trained_runs, Path(model_path))
+    assert "expert" in text
+    assert (tmp_path / "figures" / "spectra_by_method.png").exists()
+
+
+def test_the_budget_is_near_loras(model_path):
+    count = {}
+    for method in ("lora", "expert"):
+        model, _ = delta.load_base(model_path)
+        model = prepare.prepare(model, TrainSettings(method=method))
+        count[method] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert count["expert"] == 1.25 * count["lora"]

@@ -1,0 +1,113 @@
+"""Tables on disk and the SHA-256 that the record keeps of them."""
+
+import hashlib
+import json
+
+import pytest
+
+from multilora.reproduction import tables
+
+ROWS = [
+    {"method": "lora", "seed": 0, "k": 24, "top_share_1": 0.1 + 0.2, "score": None},
+    {"method": "007", "seed": 1, "k": 24, "top_share_1": 1e-300, "score": 1.0},
+]
+ROWS = [row | {"top_share_1_above_null": 0.25} for row in ROWS]
+
+
+@pytest.fixture
+def results(tmp_path):
+    (tmp_path / "record.json").write_text('{"seed": [0, 1]}')
+    tables.write(tmp_path, {"methods": ROWS})
+    return tmp_path
+
+
+def test_what_is_written_is_read(results):
+    got = tables.load(results)
+    assert got.of("methods") == ROWS
+    assert [type(value) for value in got.of("methods")[0].values()] == [
+        type(value) for value in ROWS[0].values()
+    ]
+    assert (got.of("grid"), got.notes, got.record["seed"]) == ((), (), [0, 1])
+
+
+def test_the_record_keeps_the_hash_of_every_table(results):
+    tables.write(results, {"overlap": []})
+    tables.write(results, {"differences": [{"a": 1}]})
+    kept = json.loads((results / "record.json").read_text())["tables"]
+    assert kept == {
+        name: hashlib.sha256((results / name).read_bytes()).hexdigest()
+        for name in ("methods.csv", "differences.csv")
+    }
+    assert kept == tables.hashes(results)
+
+
+def test_a_table_without_rows_is_taken_away(results):
+    tables.write(results, {"methods": []})
+    assert not (results / "methods.csv").exists()
+    assert tables.load(results).rows == {}
+
+
+def test_no_number_that_is_none(results):
+    """NaN and infinity are what was not measured."""
+    rows = [row | {"score": value} for row, value in zip(ROWS, ("nan", "inf"), strict=True)]
+    tables.write(results, {"methods": rows})
+    assert [row["score"] for row in tables.load(results).of("methods")] == [None, None]
+
+
+def test_an_edited_table_is_refused(results):
+    file = results / "methods.csv"
+    file.write_text(file.read_text().replace("24", "25", 1))
+    with pytest.raises(ValueError, match=r"methods\.csv: was edited.*restore it, or make it again"):
+        tables.load(results)
+
+
+def test_a_table_that_is_gone_or_of_unknown_origin_is_said(results):
+    (results / "methods.csv").rename(results / "wild.csv")
+    with pytest.raises(ValueError, match=r"wild\.csv: lacks adapter"):
+        tables.load(results)
+    (results / "wild.csv").write_text(",".join(tables.COLUMNS["wild"]) + "\n")
+    first, second = sorted(tables.load(results).notes)
+    assert "methods.csv was made and is not here" in first
+    assert "wild.csv is not in record.json" in second
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "is not there; expected a directory of results"),
+        ("{", "is no JSON"),
+        ("[]", "is no object"),
+        ('{"seed": []}', "another version wrote it; make it again with python -m"),
+    ],
+)
+def test_a_directory_of_something_else_is_refused(tmp_path, text, words):
+    if text is not None:
+        (tmp_path / "record.json").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        tables.load(tmp_path)
+
+
+def test_a_table_of_another_version_is_refused(results):
+    tables.write(results, {"methods": [{"method": "lora", "seed": 0}]})
+    with pytest.raises(ValueError, match=r"lacks k, top_share_1, .*another version"):
+        tables.load(results)
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n3\n", "a,b\n1,2,3\n"])
+def test_a_row_of_another_length_is_refused(tmp_path, text):
+    file = tmp_path / "t.csv"
+    with pytest.raises(ValueError, match=r"t\.csv: rows have . cells; expected 2"):
+        tables.parsed(file, text.encode(), ("a",))
+
+
+def test_an_empty_file_lacks_its_columns(tmp_path):
+    with pytest.raises(ValueError, match="lacks a, b"):
+        tables.parsed(tmp_path / "t.csv", b"", ("a", "b"))
+
+
+def test_words_are_words_and_values_are_numbers(tmp_path):
+    content = b"kind,value,part\n4,0.5,\nq,48,1\n"
+    assert tables.parsed(tmp_path / "t.csv", content, ()) == [
+        {"kind": "4", "value": 0.5, "part": None},
+        {"kind": "q", "value": 48, "part": "1"},
+    ]

@@ -1,0 +1,400 @@
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from analysis import checkpoint
+from multilora import base, delta, train
+from multilora.methods.layers import MultiLoraLinear
+from multilora.tasks import encoding, scoring
+from multilora.tasks.builtin import suite
+from multilora.training import identity, prepare
+from multilora.training import trainer as trainer_of
+from multilora.training.settings import DEFAULTS, TrainSettings, complete
+
+METHODS = {
+    "lora": {"r": 6},
+    "lora+": {"r": 6, "b_lr_ratio": 4.0},
+    "multilora": {"r": 2},
+    "full": {},
+    "rlora": {"r": 2},
+    "mtllora": {"r": 2},
+}
+UPDATES = {"rlora": 4, "mtllora": 15}  # of each module: mean and heads, and one for each task
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory):
+    """A base of a few steps."""
+    return str(
+        base.ensure(
+            base.BaseSettings(
+                out=str(tmp_path_factory.mktemp("bases")),
+                **{"width": 32, "layers": 2, "heads": 2, "mlp": 48, "steps": 3, "batch": 4},
+                **{"least_copying": 0.0, "least_recall": 0.0},
+            )
+        )
+    )
+
+
+def settings_of(model_path, method="multilora", **changes):
+    sizes = {"per_task": 4, "per_task_scored": 2}
+    return TrainSettings(method=method, model=model_path, **(sizes | METHODS[method] | changes))
+
+
+def arguments_of(out, **changes):
+    usual = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.01}
+    usual |= {"logging_steps": 1, "disable_tqdm": True, "use_cpu": True, "warmup_steps": 0}
+    return trainer_of.TrainArguments(output_dir=str(out), **(usual | changes))
+
+
+def weights(run):
+    """The bytes of what a run has learned."""
+    files = [Path(run) / name for name in ("adapter_model.safetensors", "delta.safetensors")]
+    (file,) = [file for file in files if file.exists()]
+    return file.read_bytes()
+
+
+def written(run):
+    return json.loads((Path(run) / "run.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def runs(model_path, tmp_path_factory):
+    """Method → directory of a run of four steps; each is trained once."""
+    root, made = tmp_path_factory.mktemp("runs"), {}
+
+    def run(method):
+        if method not in made:
+            made[method] = train.run(
+                settings_of(model_path, method), arguments_of(root / method, save_strategy="no")
+            )
+        return made[method]
+
+    return run
+
+
+class Watch(transformers.TrainerCallback):
+    """Keeps the model that was trained, and what was frozen of it at the start."""
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.first_step = state.global_step
+        self.before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        self.trained = {n for n, p in model.named_parameters() if p.requires_grad}
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        self.after = dict(model.named_parameters())
+
+
+# A run.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_writes_what_it_did(runs, model_path, method):
+    out = runs(method)
+    record = written(out)
+    assert record["settings"]["method"] == method
+    assert record["settings"] == vars(settings_of(model_path, method))
+    assert record["step"] == 4
+    assert record["seed"] == 42
+    assert [entry["step"] for entry in record["losses"]] == [1, 2, 3, 4]
+    assert all(0 < entry["loss"] < 100 for entry in record["losses"])
+    assert record["arguments"]["learning_rate"] == 0.01
+    assert not any("token" in key for key in record["arguments"])
+    assert record["base"] == {"path": model_path, "sha256": delta.weight_files(model_path)}
+    assert record["data"]["examples"] == 60
+    assert len(record["data"]["sha256"]) == 64
+    assert record["processes"] == 1
+    assert list(record["weights"].values()) == [hashlib.sha256(weights(out)).hexdigest()]
+    assert record["scores"].keys() == {"validation", "test"}
+    for update in checkpoint.read(out):
+        assert update.dense().any(), update.name
+    assert len(list(checkpoint.read(out))) == 14 * UPDATES.get(method, 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_scores_are_those_of_the_checkpoint(runs, model_path, method):
+    model, tokenizer = delta.load_base(model_path)
+    model = delta.load_tuned(model, runs(method))
+    got = scoring.score(model, tokenizer, suite.load("test", 2))
+    assert got == written(runs(method))["scores"]["test"]
+
+
+def test_budgets_are_equal_up_to_the_scales(runs):
+    count = {method: written(runs(method))["parameters"] for method in METHODS}
+    d_out = 2 * (4 * 32 + 2 * 48 + 32)  # of all linear layers together
+    assert count["multilora"] == count["lora"] + 3 * d_out
+    assert count["lora+"] == count["lora"]
+    assert count["full"] == 2 * (4 * 32 * 32 + 3 * 32 * 48)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_what_the_method_trains_changes(model_path, tmp_path, method):
+    watch = Watch()
+    arguments = arguments_of(tmp_path, max_steps=2, save_strategy="no")
+    train.run(settings_of(model_path, method), arguments, [watch])
+    changed = {n for n, p in watch.after.items() if not torch.equal(p, watch.before[n])}
+    assert changed == watch.trained
+    if method == "full":
+        assert {n.split(".")[-2] for n in changed} == set(
+            "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
+        )
+        frozen = json.loads((tmp_path / "delta_config.json").read_text())["frozen"]
+        assert set(frozen) == watch.after.keys() - changed
+    else:
+        assert all("lora_" in n for n in changed)
+
+
+def test_multilora_learns_more_than_its_scales(model_path, tmp_path):
+    """From s = 0 the first step moves s alone; from then on A and B move with it."""
+    for steps, moved in ((1, {"multilora_s"}), (2, {"multilora_A", "multilora_B", "multilora_s"})):
+        watch = Watch()
+        arguments = arguments_of(tmp_path / str(steps), max_steps=steps, save_strategy="no")
+        train.run(settings_of(model_path), arguments, [watch])
+        changed = [n for n, p in watch.after.items() if not torch.equal(p, watch.before[n])]
+        assert {n.split(".")[-2] for n in changed} == moved
+
+
+@pytest.mark.parametrize("method", ["multilora", "full", "rlora", "mtllora"])
+def test_the_same_seed_gives_the_same_bits(runs, model_path, tmp_path, method):
+    settings = settings_of(model_path, method)
+    again = train.run(settings, arguments_of(tmp_path / "again", save_strategy="no"))
+    assert weights(again) == weights(runs(method))
+    other = train.run(settings, arguments_of(tmp_path / "other", save_strategy="no", seed=1))
+    assert weights(other) != weights(runs(method))
+    # The seed is that of the adapter's start and of the order; data_seed takes the order over.
+    given = {"seed": 1, "data_seed": 42, "save_strategy": "no"}
+    start = train.run(settings, arguments_of(tmp_path / "start", **given))
+    assert (weights(start) == weights(runs(method))) == (method == "full")
+
+
+class Interrupted(Exception):
+    """As if the machine had gone down."""
+
+
+class Interrupt(transformers.TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Interrupted
+
+
+@pytest.mark.parametrize("method", ["multilora", "full", "rlora", "mtllora"])
+def test_an_interrupted_run_resumes_with_the_same_bits(model_path, tmp_path, method):
+    settings = settings_of(model_path, method, dropout=0.0 if method == "full" else 0.1)
+    given = {"max_steps": 7, "save_steps": 3, "gradient_accumulation_steps": 2}
+    whole = train.run(settings, arguments_of(tmp_path / "whole", **given, save_strategy="no"))
+    with pytest.raises(Interrupted):
+        train.run(settings, arguments_of(tmp_path / "cut", **given), [Interrupt(5)])
+    assert not (tmp_path / "cut" / "run.json").exists()
+    watch = Watch()
+    resumed = train.run(settings, arguments_of(tmp_path / "cut", **given), [watch])
+    assert watch.first_step == 3
+    assert weights(resumed) == weights(whole)
+    assert written(resumed)["losses"] == written(whole)["losses"]
+    assert written(resumed)["scores"] == written(whole)["scores"]
+
+
+# The data.
+
+
+def test_the_data_order_is_the_same_for_every_method(model_path, tmp_path, monkeypatch):
+    collate, seen = encoding.collate, {}
+
+    def spy(batch, pad):
+        seen.setdefault(method, []).append(tuple(tuple(row.ids) for row in batch))
+        return collate(batch, pad)
+
+    monkeypatch.setattr(encoding, "collate", spy)
+    for method in METHODS:
+        arguments = arguments_of(tmp_path / method, max_steps=15, save_strategy="no")
+        train.run(settings_of(model_path, method), arguments)
+    # Training comes first, then the scoring, which is the same for every method too.
+    batches = seen["multilora"]
+    assert all(order == batches for order in seen.values())
+    tokenizer = delta.load_base(model_path)[1]
+    encoded = encoding.encode_all(tokenizer, suite.load("train", 4), 64)
+    trained = [row for batch in batches[:15] for row in batch]
+    assert sorted(trained) == sorted(tuple(row.ids) for row in encoded)  # one epoch
+    assert trained != [tuple(row.ids) for row in encoded]
+
+
+# Rates.
+
+
+def groups_of(model_path, tmp_path, method, weight_decay=0.0, **changes):
+    """(trainer, {name of a parameter: its rate at the start})."""
+    settings = settings_of(model_path, method, **changes)
+    torch.manual_seed(0)
+    model = prepare.prepare(delta.load_base(model_path)[0], settings)
+    ratios = {"lora_B": settings.b_lr_ratio, "multilora_s": settings.scale_lr_ratio}
+    trainer = trainer_of.AdapterTrainer(
+        model, arguments_of(tmp_path, weight_decay=weight_decay), lr_ratios=ratios
+    )
+    trainer.create_optimizer_and_scheduler(num_training_steps=4)
+    name_of = {p: n for n, p in model.named_parameters()}
+    groups = trainer.optimizer.param_groups
+    rates = {name_of[p]: g["initial_lr"] for g in groups for p in g["params"]}
+    assert sum(len(g["params"]) for g in groups) == len(rates)  # none stands twice
+    assert rates.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert {g["weight_decay"] for g in groups} == {weight_decay}
+    return trainer, rates
+
+
+@pytest.mark.parametrize("method", ["lora", "multilora", "full"])
+def test_without_ratios_every_parameter_has_the_one_rate(model_path, tmp_path, method):
+    _, rates = groups_of(model_path, tmp_path, method)
+    assert set(rates.values()) == {0.01}
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("method", "part", "changes"),
+    [("lora+", "lora_B", {}), ("multilora", "multilora_s", {"scale_lr_ratio": 4.0})],
+)
+def test_ratios_are_groups_of_their_own(model_path, tmp_path, method, part, changes, weight_decay):
+    trainer, rates = groups_of(model_path, tmp_path, method, weight_decay, **changes)
+    assert {rate for name, rate in rates.items() if part in name} == {0.04}
+    assert {rate for name, rate in rates.items() if part not in name} == {0.01}
+    for group in trainer.optimizer.param_groups:
+        group["params"][0].grad = torch.ones_like(group["params"][0])
+    trainer.optimizer.step()
+    trainer.lr_scheduler.step()
+    assert sorted(set(trainer.lr_scheduler.get_last_lr())) == pytest.approx([0.0075, 0.03])
+
+
+def test_a_ratio_reaches_the_weights(model_path, tmp_path):
+    """The first step of Adam moves every entry by its rate."""
+    settings = settings_of(model_path, scale_lr_ratio=5.0)
+    out = train.run(settings, arguments_of(tmp_path, max_steps=1, save_strategy="no"))
+    assert written(out)["method"] == "multilora r=2 s×5"
+    tensors = load_file(out / "adapter_model.safetensors")
+    largest = max(float(t.abs().max()) for name, t in tensors.items() if name.endswith("_s"))
+    assert largest == pytest.approx(0.05, rel=1e-3)
+
+
+# Settings.
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "sgd"}, "method is 'sgd'; expected one of lora, lora\\+, multilora, full"),
+        ({"method": "lora", "b_lr_ratio": 4.0}, "b_lr_ratio other than 1 belongs to method lora"),
+        ({"method": "lora+"}, "b_lr_ratio other than 1 belongs to method lora"),
+        ({"method": "lora", "scale_lr_ratio": 5.0}, "scale_lr_ratio belongs to method multilora"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        TrainSettings(**changes)
+
+
+def test_targets_that_are_nowhere_are_refused(model_path, tmp_path):
+    for method in ("full", "multilora"):
+        settings = settings_of(model_path, method, target_modules="no_proj,nor_this")
+        with pytest.raises(ValueError, match="no_proj"):
+            train.run(settings, arguments_of(tmp_path))
+
+
+def test_targets_choose_the_same_layers_for_every_method(model_path):
+    names = {}
+    for method in ("full", "lora", "multilora"):
+        settings = settings_of(model_path, method, target_modules="q_proj,down_proj")
+        model = prepare.prepare(delta.load_base(model_path)[0], settings)
+        trained = [n for n, p in model.named_parameters() if p.requires_grad]
+        names[method] = {
+            n.removeprefix("base_model.model.").split("_proj")[0] + "_proj" for n in trained
+        }
+    assert names["full"] == names["lora"] == names["multilora"]
+    assert len(names["full"]) == 4
+
+
+@pytest.mark.parametrize("method", ["lora", "multilora", "full"])
+def test_one_name_alone_is_a_name_and_no_regex(model_path, method):
+    model, _ = delta.load_base(model_path)
+    model = prepare.prepare(model, settings_of(model_path, method, target_modules="q_proj"))
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained
+    assert all(".q_proj." in name for name in trained)
+
+
+def test_a_run_of_epochs_is_done_when_it_is(model_path, tmp_path):
+    arguments = arguments_of(tmp_path, max_steps=-1, num_train_epochs=0.5, save_strategy="no")
+    settings = settings_of(model_path)
+    assert not identity.is_done(settings, arguments)
+    train.run(settings, arguments)
+    assert written(tmp_path)["step"] == 8  # half of 60 examples, 4 a step
+    assert identity.is_done(settings, arguments)
+    assert not identity.is_done(settings_of(model_path, n=2), arguments)
+
+
+def test_the_record_of_an_older_run_goes_with_its_weights_and_not_before(model_path, tmp_path):
+    settings, first = settings_of(model_path), arguments_of(tmp_path, save_strategy="no")
+    train.run(settings, first)
+    before = written(tmp_path)
+    with pytest.raises(OSError, match="nowhere"):
+        train.run(settings_of(str(tmp_path / "nowhere")), arguments_of(tmp_path))
+    assert written(tmp_path) == before
+    assert identity.is_done(settings, first)
+    train.run(settings, arguments_of(tmp_path, save_strategy="no", seed=1))
+    assert written(tmp_path)["seed"] == 1
+    assert not identity.is_done(settings, first)
+
+
+def test_the_settings_reach_the_adapter(model_path):
+    settings = settings_of(model_path, r=3, n=2, scale=1.5, dropout=0.25)
+    model = prepare.prepare(delta.load_base(model_path)[0], settings)
+    assert isinstance(model, PeftModel)
+    layers = [m for m in model.modules() if isinstance(m, MultiLoraLinear)]
+    assert len(layers) == 14
+    for layer in layers:
+        assert (layer.n["default"], layer.r["default"], layer.scale["default"]) == (2, 3, 1.5)
+        assert layer.multilora_dropout["default"].p == 0.25
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_not_given_is_the_methods_own(method):
+    settings = TrainSettings(method=method, b_lr_ratio=METHODS[method].get("b_lr_ratio", 1))
+    arguments = trainer_of.TrainArguments(seed=3)
+    complete(settings, arguments)
+    assert arguments.learning_rate == DEFAULTS[method]["learning_rate"]
+    assert arguments.output_dir == f"runs/{method}-s3"
+    ranks = {"lora": 24, "lora+": 24, "multilora": 8, "full": 0, "rlora": 11, "mtllora": 10}
+    assert settings.rank == ranks[method]
+    given = trainer_of.TrainArguments(output_dir="here", learning_rate=0.5)
+    complete(settings, given)
+    assert (given.output_dir, given.learning_rate) == ("here", 0.5)
+
+
+def test_the_command_prints_the_directory(model_path, tmp_path, capsys):
+    given = {"model": model_path, "output_dir": tmp_path, "method": "lora", "r": 2}
+    given |= {"per_task": 4, "per_task_scored": 2, "max_steps": 1, "save_strategy": "no"}
+    train.main([f"--{name}={value}" for name, value in given.items()] + ["--use_cpu"])
+    assert capsys.readouterr().out == f"{tmp_path}\n"
+    assert written(tmp_path)["settings"]["r"] == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--method=sgd"], "method is 'sgd'; expected one of"),
+        (["--no_such_setting=1"], "--no_such_setting"),
+        (["--model=/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_bad_usage_is_one_line_and_status_two(argv, words, capsys, tmp_path):
+    assert train.main([*argv, f"--output_dir={tmp_path}", "--use_cpu"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    last = err.splitlines()[-1]
+    assert last.startswith("multilora.train: ")
+    assert words in last
+    assert "Traceback" not in err
