@@ -1,15 +1,22 @@
 """Look at what training did to the weights: the spectrum of every ΔW in a checkpoint.
 
-The data flows one way, a module an arrow:
-checkpoint → update → decompose → metrics (beside null, floor) → spectrum → store.
+The data flows one way: a path → `checkpoint` → updates → `numerics` → `results` → `tables`,
+`figures` and, on disk, `store`. The commands are `spectrum`, `similarity` and `dynamics`.
 """
 
+__version__ = "0.1.0"
 
-class CheckpointError(Exception):
-    """A checkpoint, or one module of it, cannot be analysed; the message is one line for a user.
 
-    It names the file, the module, what came and what was expected.
+class UserError(ValueError):
+    """Something that the user can mend; the commands print the message as one line.
+
+    The message says where (file, module, option), what came and what was expected. Any other
+    exception is a fault of the program and keeps its traceback.
     """
 
 
-__all__ = ["CheckpointError"]
+class CheckpointError(UserError):
+    """A checkpoint, or one module of it, that cannot be analysed."""
+
+
+__all__ = ["CheckpointError", "UserError", "__version__"]

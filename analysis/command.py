@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from analysis import CheckpointError, checkpoint
+from analysis import UserError, __version__, checkpoint
 from analysis.formats import Options
 from analysis.names import printable
 
@@ -24,22 +24,38 @@ def run(
     argv: Sequence[str] | None,
     work: Callable[[argparse.Namespace], int],
 ) -> int:
-    """Parse, work, and turn an error that a user can mend into a line on stderr and status 2."""
+    """Parse `argv`, run `work` on it and return the exit status; see `exit_status`."""
+    parser.add_argument("--version", action="version", version=__version__)
     arguments = parser.parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    return exit_status(_name(parser), lambda: work(arguments))
+
+
+def exit_status(name: str, work: Callable[[], int]) -> int:
+    """Return what `work` returns, or 2 after an error that the user can mend, or 130 after Ctrl-C.
+
+    Both are told in one line on stderr, under the command's `name`. Every other exception is a
+    fault of the program: it keeps its traceback.
+    """
     try:
-        return work(arguments)
-    except (CheckpointError, ValueError, OSError) as error:
-        complain(parser, str(error))
+        return work()
+    except (UserError, OSError) as error:
+        print(f"{name}: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _name(parser: argparse.ArgumentParser) -> str:
+    return parser.prog.removeprefix("python -m ")
 
 
 def complain(parser: argparse.ArgumentParser, message: str) -> None:
-    """A line on stderr, under the command's name."""
-    name = parser.prog.removeprefix("python -m ")
-    print(f"{name}: {printable(message)}", file=sys.stderr)
+    """Print a line on stderr, under the command's name."""
+    print(f"{_name(parser)}: {printable(message)}", file=sys.stderr)
 
 
 def complain_of_steps(parser: argparse.ArgumentParser, paths: Iterable[str]) -> None:

@@ -2,6 +2,8 @@
 
 import re
 
+from analysis import UserError
+
 
 def run_key(name: str, step: int | None) -> str:
     """run, or run@step."""
@@ -33,4 +35,7 @@ def expression(modules: str | None) -> re.Pattern[str]:
     try:
         return re.compile(modules or "")
     except re.error as error:
-        raise ValueError(f"--modules {modules!r} is no regular expression: {error}") from None
+        raise UserError(f"--modules {modules!r} is no regular expression: {error}") from None
+
+
+# NEEDIMPORT

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialised
 
-from analysis import CheckpointError, checkpoint
+from analysis import CheckpointError, __version__, checkpoint
 from analysis.numerics import null
 from analysis.results import COLUMNS, Row, Spectra
 
@@ -36,21 +36,34 @@ def record(command: str, read: Iterable[Path], arguments: dict[str, Any]) -> dic
     """
     import hashlib
     import platform
-    from importlib.metadata import version
 
     inputs = {}
     for path in read:
         for file in checkpoint.inputs(path):
             with file.open("rb") as opened:
                 inputs[str(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
-    packages = ("multilora", "numpy", "ml_dtypes", "safetensors", "scipy", "torch")
+    packages = ("numpy", "ml_dtypes", "safetensors", "scipy", "torch")
     return {
         "command": command,
         "arguments": arguments,
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "versions": {
+            "python": platform.python_version(),
+            "multilora": __version__,
+            **{name: _version(name) for name in packages},
+        },
         "seed": null.SEED,
         "inputs": inputs,
     }
+
+
+def _version(package: str) -> str | None:
+    """Version of an installed package; None if it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def save(directory: str | Path, spectra: Spectra, made_by: dict[str, Any]) -> None:

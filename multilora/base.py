@@ -25,6 +25,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from analysis import UserError
 from multilora import command, record
 from multilora.tasks import data, encoding
 from multilora.tasks.builtin import corpus, world
@@ -69,7 +70,7 @@ def ensure(settings: BaseSettings) -> Path:
     """The directory of the base model, which is trained now if it was not before."""
     path = directory(settings)
     if not path.is_dir() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(f"{path} is not there; make it with one process: python -m multilora.base")
+        raise UserError(f"{path} is not there; make it with one process: python -m multilora.base")
     with record.threads(settings.threads):
         record.make_once(path, lambda temporary: _train(settings, temporary))
     return path
@@ -169,7 +170,7 @@ def _prompts(tasks: str, split: str) -> list[str]:
         print(*found.notes, sep="\n", end="\n" * bool(found.notes), file=sys.stderr)
     prompts = list(dict.fromkeys(e.prompt for e in found.split(split)))
     if not prompts:
-        raise ValueError(f"tasks {tasks}: no {split} prompts to read")
+        raise UserError(f"tasks {tasks}: no {split} prompts to read")
     return prompts
 
 
@@ -228,10 +229,10 @@ def _train(settings: BaseSettings, out: Path) -> None:
 
 
 def _check(scores: dict[str, float], settings: BaseSettings) -> None:
-    """RuntimeError for a base that has not learned what the built-in tasks build upon."""
+    """UserError for a base that has not learned what the built-in tasks build upon."""
     for name, least in (("copying", settings.least_copying), ("recall", settings.least_recall)):
         if scores[name] < least:
-            raise RuntimeError(
+            raise UserError(
                 f"base model: {name} is {scores[name]:.2f}; expected at least {least}. "
                 "The tasks need it: train for more steps."
             )

@@ -22,10 +22,12 @@ from huggingface_hub.errors import StrictDataclassError
 from peft import get_peft_model
 from torch import nn
 
+from analysis import UserError
 from analysis.results import Row
 from multilora import command
 from multilora.methods.config import MultiLoraConfig
 from multilora.methods.layers import MultiLoraLinear
+from multilora.training.settings import targets
 
 # Touvron et al. 2023, table 2: hidden size, layers, heads; the width of the MLP from the weights.
 LLAMA = {
@@ -63,7 +65,7 @@ class BudgetSettings:
         share_of(self.share)
         for n in self.n:
             if n < 1:
-                raise ValueError(f"n is {n}; expected at least 1")
+                raise UserError(f"n is {n}; expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def share_of(text: str) -> Fraction:
     if text.strip().endswith("%"):
         value /= 100
     if not 0 < value <= 1:
-        raise ValueError(f"share is {text!r}; expected a percentage, as 2.5%, or a part of 1")
+        raise UserError(f"share is {text!r}; expected a percentage, as 2.5%, or a part of 1")
     return value
 
 
@@ -171,7 +173,7 @@ def measure(model: Any, target_modules: str = "all-linear") -> Sizes:
     ends = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     ends += [head] if (head := model.get_output_embeddings()) is not None else []
     outside = parameters - sum({p: p.numel() for m in ends for p in m.parameters()}.values())
-    config = MultiLoraConfig(r=1, n=1, target_modules=command.targets(target_modules))
+    config = MultiLoraConfig(r=1, n=1, target_modules=targets(target_modules))
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of Transformers, for what PEFT calls
         adapted = get_peft_model(model, config)
@@ -278,7 +280,7 @@ def _built(name: str) -> nn.Module:
         return build(config_of(name))
     except UNBUILDABLE as error:
         kind = f"{type(error).__name__}: {error}"
-        raise ValueError(f"no model can be built from its config ({kind})") from None
+        raise UserError(f"no model can be built from its config ({kind})") from None
 
 
 def answer(settings: BudgetSettings) -> str:
@@ -291,12 +293,12 @@ def answer(settings: BudgetSettings) -> str:
             found = rows(sizes, share, settings.n)
             if not found:
                 least = percent(sizes.multilora(1, 1) / sizes.parameters)
-                raise ValueError(
+                raise UserError(
                     f"no MultiLoRA of n = {', '.join(map(str, settings.n))} is as small as "
                     f"{settings.share}; n = 1, r = 1 is {least}"
                 )
         except (ValueError, OSError) as error:
-            raise ValueError(f"{name}: {error}") from None
+            raise UserError(f"{name}: {error}") from None
         said = words(sizes, share, settings.n)
         texts.append("\n".join([*lines(name, sizes, found), *said]))
         objects.append(

@@ -31,7 +31,7 @@ from safetensors.numpy import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from analysis import CheckpointError, results, spectrum, store
+from analysis import CheckpointError, UserError, results, spectrum, store
 from analysis.checkpoint import Run
 from analysis.formats import factors, starts
 from analysis.formats.peft import PREFIX, WRAPPING
@@ -82,7 +82,7 @@ class SpectrumCallback(transformers.TrainerCallback):
         singular_values: bool = False,
     ) -> None:
         if not isinstance(every, int) or every < 1:
-            raise ValueError(f"every is {every!r}; expected a whole number of steps, at least 1")
+            raise UserError(f"every is {every!r}; expected a whole number of steps, at least 1")
         self.trainer, self.every = trainer, every
         self.full, self.singular_values = full, singular_values
         self.W0: dict[str, torch.Tensor] | None = None
@@ -105,7 +105,7 @@ class SpectrumCallback(transformers.TrainerCallback):
         if self.W0 is None and state.global_step == 0:
             self._remember(model)
         if self.W0 is None and self.full:
-            raise ValueError(
+            raise UserError(
                 "SpectrumCallback(full=True) came after the weights before training were gone; "
                 "pass it the trainer, SpectrumCallback(trainer, full=True), before train()"
             )
@@ -381,6 +381,6 @@ def _cut(out: Path, step: int) -> int:
     try:
         rows = [row for row in store.rows(path) if row["step"] <= step]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the table of a training: {error}") from None
+        raise UserError(f"{path}: not the table of a training: {error}") from None
     store.write_text(path, store.csv_text(rows))
     return max((row["step"] for row in rows), default=-1)

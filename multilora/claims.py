@@ -23,6 +23,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from analysis import __version__
 from multilora import command
 from multilora.reproduction.claims.judge import judge
 from multilora.reproduction.claims.text import as_json, as_markdown
@@ -37,6 +38,7 @@ def _answer(argv: Sequence[str] | None) -> str:
     )
     parser.add_argument("directory", metavar="DIR", help="what multilora.reproduce wrote")
     parser.add_argument("--json", action="store_true", help="print claims.json instead")
+    parser.add_argument("--version", action="version", version=__version__)
     arguments = parser.parse_args(argv)
     measured = load(arguments.directory)
     for note in measured.notes:

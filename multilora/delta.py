@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from analysis import UserError
 from analysis.numerics.floor import noise_floor
 from multilora import record
 from multilora.methods import experts
@@ -52,7 +53,7 @@ def load_base(path: str, **options: Any) -> tuple[Any, Any]:
         return model, transformers.AutoTokenizer.from_pretrained(path)
     except (ValueError, OSError, KeyError, TypeError, AttributeError, ImportError) as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(
+        raise UserError(
             f"{path}: no tokenizer can be read ({why}); expected its files, as tokenizer.json, "
             "beside the model"
         ) from error
@@ -70,7 +71,11 @@ def weight_files(path: str) -> dict[str, str]:
     """{file: SHA-256} of a base model's weight files; of a hub name, those in the local cache."""
     directory = Path(path)
     if not directory.is_dir():
-        directory = Path(huggingface_hub.snapshot_download(path, local_files_only=True))
+        try:
+            directory = Path(huggingface_hub.snapshot_download(path, local_files_only=True))
+        except (ValueError, OSError) as error:
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"{path}: not a directory, nor in the hub's cache ({why})") from error
     files = record.sha256_of_files(directory)
     return files or record.sha256_of_files(directory, "*.bin")
 
@@ -129,11 +134,11 @@ def save_as_lora(
     """
     config = model.peft_config[adapter]
     if not isinstance(config, AdapterConfig):
-        raise ValueError(
+        raise UserError(
             f"adapter {adapter!r} is {config.peft_type}; expected MULTILORA, RLORA or MTLLORA"
         )
     if (task is None) == isinstance(config, MtlLoraConfig):
-        raise ValueError(
+        raise UserError(
             f"adapter {adapter!r} is {config.peft_type} and task {task!r}; expected a task for "
             "MTLLORA, which has an update for each, and none for others"
         )
@@ -217,9 +222,9 @@ def mean_router_error(
         if isinstance(layer, RLoraLinear) and adapter in layer.scale
     }
     if not layers or any(layer.fixed[adapter] for layer in layers.values()):
-        raise ValueError(f"adapter {adapter!r}: expected R-LoRA whose router is not fixed")
+        raise UserError(f"adapter {adapter!r}: expected R-LoRA whose router is not fixed")
     if list(model.active_adapters) != [adapter]:
-        raise ValueError(f"adapter {adapter!r} is not the active one: call set_adapter first")
+        raise UserError(f"adapter {adapter!r} is not the active one: call set_adapter first")
     squares = {name: torch.zeros(3, dtype=torch.float64) for name in layers}
 
     def measure(name: str, layer: Any, x: torch.Tensor, output: torch.Tensor) -> None:
@@ -246,7 +251,7 @@ def mean_router_error(
         for hook in hooks:
             hook.remove()
     if not all(of[1] > 0 for of in squares.values()):
-        raise ValueError("no batch gave the layers an output; expected at least one")
+        raise UserError("no batch gave the layers an output; expected at least one")
     return {
         name: {"output": float((of[0] / of[1]).sqrt()), "update": float((of[0] / of[2]).sqrt())}
         for name, of in squares.items()
@@ -322,11 +327,11 @@ def load_tuned(model: Any, checkpoint: Path) -> Any:
     with safe_open(checkpoint / "delta.safetensors", framework="pt") as file:
         for name in config["modules"]:
             if name not in layers:
-                raise ValueError(f"{checkpoint}: {name} is not a module of the model")
+                raise UserError(f"{checkpoint}: {name} is not a module of the model")
             layer, delta = layers[name], file.get_tensor(name)
             delta = delta.T if isinstance(layer, Conv1D) else delta
             if delta.shape != layer.weight.shape:
-                raise ValueError(
+                raise UserError(
                     f"{checkpoint}: {name} is {tuple(delta.shape)}; "
                     f"the model's weight is {tuple(layer.weight.shape)}"
                 )

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis import store
+from analysis import UserError, store
 from analysis.tables import text
 from multilora import base, command, delta, record
 from multilora.tasks import data, scoring
@@ -54,9 +54,9 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         if self.per_task < 0:
-            raise ValueError(f"per_task is {self.per_task}; expected 0, or a number")
+            raise UserError(f"per_task is {self.per_task}; expected 0, or a number")
         if self.resamples < 1:
-            raise ValueError(f"resamples is {self.resamples}; expected 1 or more")
+            raise UserError(f"resamples is {self.resamples}; expected 1 or more")
 
 
 def summarise(predictions: Sequence[Prediction], resamples: int, seed: int) -> list[dict[str, Any]]:
@@ -171,7 +171,7 @@ def _facts(checkpoint: str) -> dict[str, Any]:
     facts = record.read_json(path)
     named = facts.get("base") if isinstance(facts, dict) else None
     if not isinstance(named, dict) or not {"path", "sha256"} <= set(named):
-        raise ValueError(
+        raise UserError(
             f"{path} names no base: it is not of a run of multilora.train; a base is scored as "
             "base --model DIR"
         )
@@ -185,7 +185,7 @@ def _base_of(settings: EvaluateSettings, facts: Mapping[str, Any]) -> str:
     """
     if settings.checkpoint == "base":
         if settings.tasks and not settings.model:
-            raise ValueError(
+            raise UserError(
                 "the built-in base knows the words of the built-in suite alone: pass --model with "
                 "--tasks"
             )
@@ -194,11 +194,11 @@ def _base_of(settings: EvaluateSettings, facts: Mapping[str, Any]) -> str:
         if settings.model:
             return settings.model
         path = Path(settings.checkpoint) / "run.json"
-        raise ValueError(f"{path} is not there to tell the base; pass it, --model DIR")
+        raise UserError(f"{path} is not there to tell the base; pass it, --model DIR")
     trained_on = facts["base"]
     model = settings.model or trained_on["path"]
     if delta.weight_files(model) != trained_on["sha256"]:
-        raise ValueError(
+        raise UserError(
             f"{settings.checkpoint} was trained on {trained_on['path']}; "
             f"the weights of {model} are others (SHA-256)"
         )
@@ -218,7 +218,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     chosen = data.load(spec)
     items = chosen.split(settings.split, settings.per_task)
     if not items:
-        raise ValueError(f"tasks {spec!r}: no {settings.split} items")
+        raise UserError(f"tasks {spec!r}: no {settings.split} items")
     model, tokenizer = delta.load_base(path)
     if settings.checkpoint != "base":
         model = delta.load_tuned(model, Path(settings.checkpoint))

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis import UserError, __version__
+from multilora import command
 from multilora.reproduction.figures import DRAWN, draw
 
 
@@ -22,18 +24,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("directory", nargs="?", type=Path, default=Path("figures"), metavar="DIR")
+    parser.add_argument("--version", action="version", version=__version__)
     directory = parser.parse_args(argv).directory
-    try:
-        drawn = draw(directory)
-    except ValueError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+    return command.run("multilora.figures", lambda: _drawn(directory))
+
+
+def _drawn(directory: Path) -> str:
+    drawn = draw(directory)
     if not drawn:
         tables = ", ".join(table for source in DRAWN.values() for table in source.tables)
-        print(f"{parser.prog}: {directory}: no table; expected any of {tables}", file=sys.stderr)
-        return 2
-    print("\n".join(map(str, drawn)))
-    return 0
+        raise UserError(f"{directory}: no table; expected any of {tables}")
+    return "\n".join(map(str, drawn))
 
 
 if __name__ == "__main__":

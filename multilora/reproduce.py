@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from analysis import UserError
 from multilora import base, command
 from multilora.reproduction import presets, report, trained
 from multilora.reproduction.presets import Run, Runs
@@ -57,9 +58,9 @@ class ReproduceSettings:
 
     def __post_init__(self) -> None:
         if self.publish and self.preset != "full":
-            raise ValueError("publish belongs to the preset full; what is published has five seeds")
+            raise UserError("publish belongs to the preset full; what is published has five seeds")
         if self.preset not in PRESETS:
-            raise ValueError(f"preset is {self.preset!r}; expected one of {', '.join(PRESETS)}")
+            raise UserError(f"preset is {self.preset!r}; expected one of {', '.join(PRESETS)}")
         places = {"out": f"runs/{self.preset}", "figures": f"figures/{self.preset}"}
         for name, value in (PRESETS[self.preset] | places).items():
             if not getattr(self, name):
@@ -102,7 +103,7 @@ def _distinct(listed: str) -> list[str]:
     """The items of a list separated by commas; ValueError where one stands twice."""
     items = [item.strip() for item in listed.split(",")]
     if len(set(items)) < len(items):
-        raise ValueError(f"{listed!r} names something twice")
+        raise UserError(f"{listed!r} names something twice")
     return items
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import transformers
 
+from analysis import UserError
 from multilora import base, command, delta, record
 from multilora.methods import peft as peft_methods
 from multilora.tasks import data, encoding, scoring, tokens
@@ -67,7 +68,8 @@ def run(
     whole = partial(resume.newest, out, mark, arguments.world_size)
     start = resume.choose(arguments.resume_from_checkpoint, out, mark, arguments.world_size)
     if start:
-        peft_methods.check_resumable(settings.method)
+        with guard.refusals():
+            peft_methods.check_resumable(settings.method)
     watch = guard.Guard(whole)
     once = copy.copy(arguments)
     once.num_train_epochs = 1  # the data hold every epoch
@@ -120,7 +122,7 @@ def run(
 def base_of(settings: TrainSettings) -> str:
     """The directory or hub name of the base; the built-in one is trained if it is not there."""
     if settings.tasks and not settings.model:
-        raise ValueError(
+        raise UserError(
             "the built-in base knows the words of the built-in suite alone: pass --model with "
             "--tasks, or make a base from the tasks' own text, python -m multilora.base --tasks …"
         )

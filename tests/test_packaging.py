@@ -12,6 +12,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from setuptools import find_packages
 
+import analysis
+
 ROOT = Path(__file__).resolve().parents[1]
 OWN_PINS = ("hub", "harness")  # under the others' constraints pip goes back to very old packages
 CONDA_NAMES = {"pytorch": "torch"}  # what conda-forge calls otherwise than PyPI
@@ -108,7 +110,7 @@ def test_every_other_file_is_package_data(pyproject):
 
 def test_the_installed_package_is_this_one(pyproject):
     project = pyproject["project"]
-    assert importlib.metadata.version("multilora") == project["version"]
+    assert importlib.metadata.version("multilora") == analysis.__version__
     metadata = importlib.metadata.metadata("multilora")
     assert metadata["License-Expression"] == project["license"]
     assert (ROOT / project["readme"]).is_file()

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from analysis import store
+from analysis import UserError, store
 from analysis.figures.plots import plot_band, plot_ecdf, plot_histogram, plot_matrix
 from analysis.numerics import statistics
 from analysis.pairs import dominance
@@ -53,7 +53,7 @@ def compare_spectra(spectra: Spectra, labels: Mapping[Checkpoint, str] | None = 
     """
     values = _normalised(spectra)
     if not values:
-        raise ValueError("no update has a value above its rank cutoff; nothing to draw")
+        raise UserError("no update has a value above its rank cutoff; nothing to draw")
     runs = dict.fromkeys(run for run, _ in values)
     one_run = len(values) > len(runs) == 1
     labels = labels or {c: _step(c) if one_run else dominance.name(c) for c in values}
@@ -86,7 +86,7 @@ def by_layer(rows: Sequence[Row], column: str) -> Figure:
     """
     rows = [row for row in rows if row["layer"] is not None and row[column] is not None]
     if not rows:
-        raise ValueError(f"{column}: no module with a layer in its name has it; nothing to draw")
+        raise UserError(f"{column}: no module with a layer in its name has it; nothing to draw")
     layers = sorted({row["layer"] for row in rows})
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     panels = grouped(rows, "run", "step")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis import CheckpointError
+from analysis import CheckpointError, UserError
 from analysis.formats import Options
 from analysis.formats.tensors import Stored
 from analysis.update import Entry, LowRankUpdate, Other, Skipped
@@ -34,7 +34,7 @@ def read(file: Path, tensors: Mapping[str, Stored], options: Options) -> Iterato
     try:
         patterns = dict(zip("AB", map(re.compile, options.factors), strict=True))
     except re.error as error:
-        raise ValueError(f"--factors {options.factors}: no regular expression: {error}") from None
+        raise UserError(f"--factors {options.factors}: no regular expression: {error}") from None
     modules: dict[tuple[str, ...], dict[str, Stored]] = {}
     names: list[str] = []
     for name, tensor in tensors.items():

@@ -64,6 +64,8 @@ def _open_safetensors(path: Path) -> dict[str, Stored]:
         # is cut short meanwhile.
         with safe_open(path, framework="np"):
             pass
+    except CheckpointError:
+        raise
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file: {line(error)}") from None
     header.pop("__metadata__", None)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis import CheckpointError, checkpoint
+from analysis import CheckpointError, UserError, checkpoint
 from analysis.formats import Options
 from analysis.update import DenseUpdate, Entry, LowRankUpdate, Other, Skipped, Update, float64
 
@@ -36,7 +36,7 @@ def parse(text: str) -> Term:
     except ValueError:
         weight = float("nan")
     if match is None or not np.isfinite(weight):
-        raise ValueError(f"--combine {text!r}; expected WEIGHT:PATH, as 0.5:adapter/")
+        raise UserError(f"--combine {text!r}; expected WEIGHT:PATH, as 0.5:adapter/")
     return Term(weight, Path(match[2]))
 
 

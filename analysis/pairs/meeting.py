@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from analysis import CheckpointError, checkpoint
+from analysis import CheckpointError, UserError, checkpoint
 from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.update import LowRankUpdate, Other, Skipped, Update
@@ -93,7 +93,7 @@ def renamed(name: str, rename: Sequence[Rename]) -> str:
         try:
             name = re.sub(pattern, replacement, name)
         except (re.error, IndexError) as error:
-            raise ValueError(f"--map {pattern!r} {replacement!r}: {error}") from None
+            raise UserError(f"--map {pattern!r} {replacement!r}: {error}") from None
     return name
 
 

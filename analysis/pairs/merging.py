@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis import CheckpointError, checkpoint, names
+from analysis import CheckpointError, UserError, checkpoint, names
 from analysis.formats import Options
 from analysis.numerics import decompose, metrics
 from analysis.numerics.decompose import EPS, Decomposition, Spectrum
@@ -59,7 +59,7 @@ def analyse(
     """
     runs = checkpoint.runs(paths)
     if len(runs) != 2:
-        raise ValueError(f"--merge: {len(runs)} checkpoints; expected two")
+        raise UserError(f"--merge: {len(runs)} checkpoints; expected two")
     collected = meeting.collect(runs, options or Options(), names.expression(modules), rename)
     pairs = meeting.sharing([(runs[0], runs[1])], collected)
     found = Merging(skipped=collected.skipped, other=collected.other)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis import checkpoint
+from analysis import UserError, checkpoint
 from analysis.checkpoint import Run
 from analysis.names import run_key
 from analysis.numerics import statistics
@@ -39,9 +39,7 @@ def labels(runs: Sequence[Run], groups: Sequence[Sequence[str]] = ()) -> dict[st
             of_path = checkpoint.runs([path])
             run = places.get(os.path.abspath(of_path[0].path))
             if len(of_path) > 1 or run is None:
-                raise ValueError(
-                    f"--group {name}: {path}: {len(of_path)} checkpoints; expected one"
-                )
+                raise UserError(f"--group {name}: {path}: {len(of_path)} checkpoints; expected one")
             known = found.get(run.key)
             found[run.key] = Label(name, known.seed if known else seed)
     return found

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from analysis import UserError
 from analysis.figures.spectrum import save
 from analysis.results import Row, Spectra
 from multilora.reproduction.pictures import claims, costs, experiments, spectra
@@ -95,5 +96,5 @@ def draw(directory: Path, names: Iterable[str] = DRAWN) -> list[Path]:
 def _table(path: Path, needed: Sequence[str]) -> list[Row]:
     rows = parsed(path, path.read_bytes(), needed)
     if not rows:
-        raise ValueError(f"{path}: has no row; expected at least one")
+        raise UserError(f"{path}: has no row; expected at least one")
     return rows

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from analysis import names
+from analysis import UserError, names
 from analysis.numerics import null, statistics
 from analysis.pairs import dominance, repeatability
 from analysis.pairs.repeatability import Label
@@ -40,7 +40,7 @@ def of_runs(runs: Sequence[Trained], spectra: Spectra) -> list[Row]:
         of_run = [row for row in spectra.rows if row["run"] == run.name]
         moved = [_of_module(row, spectra, k) for row in of_run if row["spectral_norm"] > 0]
         if not moved:
-            raise ValueError(f"{run.path}: every ΔW is zero: nothing was trained")
+            raise UserError(f"{run.path}: every ΔW is zero: nothing was trained")
         scores = run.facts["scores"]["test"]
         rows.append(
             {

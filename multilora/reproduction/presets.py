@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from analysis import UserError
 from multilora import base, budget, record
 from multilora.training import identity
 from multilora.training.settings import TrainSettings, complete, defaults
@@ -184,7 +185,7 @@ def paper(model: str, tasks: str) -> list[str]:
     or tasks are not given, or the model cannot be read.
     """
     if not model or not tasks:
-        raise ValueError(
+        raise UserError(
             "preset paper: expected --model DIR of a LLaMA and --tasks alpaca:FILE,mmlu:DIR,"
             "superglue:DIR (docs/tasks.md)"
         )

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from analysis import results, similarity, spectrum, store
+from analysis import UserError, results, similarity, spectrum, store
 from analysis.figures import similarity as similarity_figures
 from analysis.figures.spectrum import save
 from analysis.formats import Options
@@ -145,7 +145,7 @@ def _analyse(runs: Sequence[Trained], model: Path) -> Spectra:
         whole.s.update({row["key"]: found.s[row["key"]] for row in rows})
         whole.other.extend(found.other)
         if found.skipped:
-            raise RuntimeError(f"{run.path}: {found.skipped[0]['reason']}")
+            raise UserError(f"{run.path}: {found.skipped[0]['reason']}")
     return whole
 
 
@@ -199,7 +199,7 @@ def report(
     """Analyse the runs, write tables, figures and claims, and return what is printed."""
     out = Path(settings["figures"])
     if not runs:
-        raise ValueError(f"{settings['out']}: no run is finished; nothing to report on")
+        raise UserError(f"{settings['out']}: no run is finished; nothing to report on")
     check_alike(runs)
     spectra = _analyse(runs, model)
     made_by = store.record("multilora.reproduce", [run.path for run in runs], dict(settings)) | {
@@ -272,7 +272,7 @@ def publish(results: Path, to: Path) -> None:
     Nothing goes before all of it is copied. Raises ValueError where both are one directory.
     """
     if results.resolve() == to.resolve():
-        raise ValueError(f"{results}: expected results beside {to}, to which they are published")
+        raise UserError(f"{results}: expected results beside {to}, to which they are published")
     kinds = (".csv", ".json", ".md", ".png", ".pdf")
     fresh = [f for f in sorted(results.iterdir()) if f.suffix in kinds and f.is_file()]
     fresh = [file for file in fresh if file.name not in _UNPUBLISHED]

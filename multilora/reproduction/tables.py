@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis import store
+from analysis import UserError, store
 from analysis.results import Row
 from multilora import record
 
@@ -86,7 +86,7 @@ def load(directory: str | Path) -> Tables:
     out = Path(directory)
     made_by = _record(out)
     if HASHES not in made_by:
-        raise ValueError(
+        raise UserError(
             f"{out / store.RECORD}: holds no SHA-256 of tables: another version wrote it; {AGAIN}"
         )
     rows: dict[str, list[Row]] = {}
@@ -99,7 +99,7 @@ def load(directory: str | Path) -> Tables:
             if known is None:
                 notes.append(f"{file.name} is not in {store.RECORD}: nothing says what made it.")
             elif hashlib.sha256(content).hexdigest() != known:
-                raise ValueError(
+                raise UserError(
                     f"{file}: was edited: its SHA-256 is not the one in {store.RECORD}; restore"
                     f" it, or {AGAIN}"
                 )
@@ -114,13 +114,13 @@ def _record(directory: Path) -> dict[str, Any]:
     try:
         made_by = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"{file}: is not there; expected a directory of results, as figures/quick"
         ) from None
     except ValueError as error:
-        raise ValueError(f"{file}: is no JSON ({error}); {AGAIN}") from None
+        raise UserError(f"{file}: is no JSON ({error}); {AGAIN}") from None
     if not isinstance(made_by, dict):
-        raise ValueError(f"{file}: is no object; {AGAIN}")
+        raise UserError(f"{file}: is no object; {AGAIN}")
     return made_by
 
 
@@ -134,9 +134,9 @@ def parsed(file: Path, content: bytes, needed: Sequence[str]) -> list[Row]:
     heading, cells = (lines[0], lines[1:]) if lines else ([], [])
     missing = [column for column in needed if column not in heading]
     if missing:
-        raise ValueError(f"{file}: lacks {', '.join(missing)}: another version wrote it; {AGAIN}")
+        raise UserError(f"{file}: lacks {', '.join(missing)}: another version wrote it; {AGAIN}")
     if other := {len(line) for line in cells} - {len(heading)}:
-        raise ValueError(
+        raise UserError(
             f"{file}: rows have {', '.join(map(str, sorted(other)))} cells; expected"
             f" {len(heading)}, as the heading; {AGAIN}"
         )

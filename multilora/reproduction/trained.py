@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis import UserError
+
 # Their capacities decide how many values and directions are compared; a relative of a lower rank
 # is compared by what holds between any capacities.
 MAIN = ("full", "lora", "multilora")
@@ -43,12 +45,12 @@ def trained(path: Path) -> Trained:
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{file}: is not there: the run is not finished; run it again") from None
+        raise UserError(f"{file}: is not there: the run is not finished; run it again") from None
     except ValueError as error:
-        raise ValueError(f"{file}: is no JSON ({error}); remove {path} and run again") from None
+        raise UserError(f"{file}: is no JSON ({error}); remove {path} and run again") from None
     missing = [key for key in NEEDED if key not in facts] if isinstance(facts, dict) else NEEDED
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{file}: lacks {', '.join(missing)}: another version wrote it; remove {path} and run"
             " again"
         )
@@ -60,10 +62,13 @@ def check_alike(runs: Sequence[Trained]) -> None:
     seen: dict[tuple[str, int], Path] = {}
     for run in runs:
         if run.facts["base"].get("sha256") != runs[0].facts["base"].get("sha256"):
-            raise ValueError(
+            raise UserError(
                 f"{run.path}: was trained from another base than {runs[0].path}; expected one for"
                 " all: remove it and run again"
             )
         other = seen.setdefault((run.method, run.seed), run.path)
         if other != run.path:
-            raise ValueError(f"{run.path} and {other}: both are {run.method}, seed {run.seed}")
+            raise UserError(f"{run.path} and {other}: both are {run.method}, seed {run.seed}")
+
+
+# NEEDIMPORT

@@ -3,6 +3,7 @@
 import random
 from dataclasses import asdict, dataclass, field
 
+from analysis import UserError
 from multilora import record
 from multilora.tasks.builtin import suite
 from multilora.tasks.example import Example
@@ -33,7 +34,7 @@ class Data:
             usual = TRAINED if split == "train" else SCORED
             return suite.load(split, per_task or usual)
         if split not in self.examples:
-            raise ValueError(f"split is {split!r}; expected one of {', '.join(self.examples)}")
+            raise UserError(f"split is {split!r}; expected one of {', '.join(self.examples)}")
         every = self.examples[split]
         if not per_task:
             return every

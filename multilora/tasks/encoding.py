@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from analysis import UserError
 from multilora.tasks.example import Example
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
@@ -55,7 +56,7 @@ def ids_of(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     found = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
     for text, ids in zip(texts, found, strict=True):
         if not ids:
-            raise ValueError(
+            raise UserError(
                 f"tokenizer {tokenizer.name_or_path!r}: no tokens for {text!r}; expected some: "
                 "are the tokenizer's files beside the model?"
             )
@@ -81,7 +82,7 @@ def join(
     """One row of a prompt's and an answer's ids; raises as `encode` does."""
     if end:
         if tokenizer.eos_token_id is None:
-            raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no end token")
+            raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no end token")
         answer = [*answer, tokenizer.eos_token_id]
     if tokenizer.bos_token_id is not None:
         prompt = [tokenizer.bos_token_id, *prompt]
@@ -106,7 +107,7 @@ def tasks_of(model: Any) -> list[str]:
 def index_of(task: str, tasks: Sequence[str]) -> int | None:
     """Where `task` stands in what `tasks_of` gives; None where that is empty."""
     if tasks and task not in tasks:
-        raise ValueError(f"task {task!r} is none of the adapter's: {', '.join(tasks)}")
+        raise UserError(f"task {task!r} is none of the adapter's: {', '.join(tasks)}")
     return tasks.index(task) if tasks else None
 
 

@@ -9,6 +9,8 @@ import math
 import random
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
+from analysis import UserError
+
 _WINDOW = 50  # batches within which examples of like length are put together
 _PACKED = 200  # rows, likewise, among which examples are packed
 PROPORTIONAL, EQUAL = "proportional", "equal"
@@ -24,7 +26,7 @@ def temperature(mixture: str) -> float:
     except ValueError:
         value = math.nan
     if not value > 0:
-        raise ValueError(
+        raise UserError(
             f"mixture is {mixture!r}; expected {PROPORTIONAL}, {EQUAL} or a temperature above 0"
         )
     return value
@@ -86,7 +88,7 @@ def pack(
     ValueError where an example is longer than a row.
     """
     if max(lengths, default=0) > size:
-        raise ValueError(f"an example has {max(lengths)} tokens; a packed row has {size}")
+        raise UserError(f"an example has {max(lengths)} tokens; a packed row has {size}")
     of = groups or [None] * len(lengths)
     window = max(1, _PACKED * size * len(lengths) // max(sum(lengths), 1))
     while chosen := list(itertools.islice(indices, window)):
@@ -133,3 +135,6 @@ def _best(left: Mapping[int, Sequence[int]], first: int, room: int) -> list[int]
             chosen.append(length)
             total -= length
     return chosen
+
+
+# NEEDIMPORT

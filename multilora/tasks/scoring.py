@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from analysis import UserError
 from multilora.tasks.encoding import (
     IGNORED,
     Encoded,
@@ -180,7 +181,7 @@ def _score_rows(
         sums = torch.zeros(len(chosen)).index_add(0, row, losses)
         misses = torch.zeros(len(chosen)).index_add(0, row, (logits.argmax(-1) != wanted).float())
         if not torch.isfinite(sums).all():
-            raise ValueError(
+            raise UserError(
                 f"the log-likelihood of an answer is {float(-sums.sum())}; expected a number: the "
                 "model holds NaN or Inf, or overflows its dtype"
             )

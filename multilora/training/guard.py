@@ -16,11 +16,24 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
+from analysis import UserError
+
 WRITING_FAILS = (OSError, RuntimeError, SafetensorError)  # python, torch and safetensors
 _LEAST_FREE = 1 << 20  # bytes; a disk with less is a full one
 
 
-class DivergedError(ValueError):
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Raise what PEFT or a method refuses, a ValueError, as a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+class DivergedError(UserError):
     """The loss or a trained parameter is no longer a number."""
 
 
@@ -29,13 +42,13 @@ def check_launch(arguments: transformers.TrainingArguments) -> None:
     fsdp = bool(arguments.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     device = arguments.device.type
     if fsdp and device == "cpu":
-        raise ValueError(
+        raise UserError(
             "FSDP was asked for on the CPU, where accelerate trains with plain data parallelism "
             "without a word; leave FSDP out, or shard the model in a loop of your own "
             "(torch.distributed.fsdp.fully_shard)"
         )
     if fsdp or transformers.integrations.is_deepspeed_zero3_enabled():
-        raise ValueError(
+        raise UserError(
             "FSDP and DeepSpeed's ZeRO-3 shard the weights, and ΔW is taken of whole ones; "
             "use plain data parallelism or DeepSpeed's ZeRO-1 or ZeRO-2"
         )
@@ -120,3 +133,6 @@ def _why(error: Exception, where: Path) -> str:
     if where.is_dir() and shutil.disk_usage(where).free < _LEAST_FREE:
         return "No space left on device"
     return " ".join(str(error).split())
+
+
+# NEEDIMPORT

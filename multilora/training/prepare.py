@@ -6,14 +6,16 @@ from typing import Any
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 
-from multilora import command, delta
+from analysis import UserError
+from multilora import delta
 from multilora.methods import peft as peft_methods
 from multilora.methods.config import MtlLoraConfig, MultiLoraConfig, RLoraConfig
 from multilora.methods.experts import ExpertBank
 from multilora.tasks.builtin import (
     suite,
 )
-from multilora.training.settings import TrainSettings
+from multilora.training import guard
+from multilora.training.settings import TrainSettings, targets
 
 
 def prepare(
@@ -22,13 +24,18 @@ def prepare(
     """The model with what `settings.method` trains made trainable and the rest frozen.
 
     steps: how many there will be, for a method that has a schedule of its own; tasks: those of a
-    method that tells tasks apart.
+    method that tells tasks apart. Raises UserError for settings that the method or PEFT refuses.
     """
-    targets: Any = command.targets(settings.target_modules)
+    with guard.refusals():
+        return _prepared(model, settings, steps, tasks)
+
+
+def _prepared(model: Any, settings: TrainSettings, steps: int, tasks: Sequence[str]) -> Any:
+    names: Any = targets(settings.target_modules)
     common = {
         "lora_alpha": settings.scale * settings.rank,
         "lora_dropout": settings.dropout,
-        "target_modules": targets,
+        "target_modules": names,
         "task_type": "CAUSAL_LM",
     }
     if settings.method in ("lora", "lora+"):
@@ -49,8 +56,8 @@ def prepare(
         return peft_methods.wrap(model, settings.method, *own)
     model.requires_grad_(False)
     for name, layer in delta.matrices(model):
-        if targets == "all-linear" or check_target_module_exists(LoraConfig(**common), name):
+        if names == "all-linear" or check_target_module_exists(LoraConfig(**common), name):
             layer.weight.requires_grad_(True)
     if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError(f"target_modules {targets!r} match no linear layer of the model")
+        raise UserError(f"target_modules {names!r} match no linear layer of the model")
     return model

@@ -15,6 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from analysis import UserError
 from multilora import delta, record
 
 # What a run.json must hold to be repeated.
@@ -40,20 +41,20 @@ def parse(argv: Sequence[str], settings: type, arguments: type) -> tuple[Any, An
     try:
         was = json.loads(file.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
+        raise UserError(f"{file} is not JSON: {error}") from None
     lacking = [key for key in NEEDED if not isinstance(was, dict) or key not in was]
     if lacking:
-        raise ValueError(f"{file} lacks {', '.join(lacking)}; expected the run.json of a training")
+        raise UserError(f"{file} lacks {', '.join(lacking)}; expected the run.json of a training")
     shapes = {"settings": (), "arguments": (), "data": (), "base": ("path", "sha256")}
     for key, parts in {**shapes, "environment": ("threads",)}.items():
         if not isinstance(was[key], dict) or any(part not in was[key] for part in parts):
-            raise ValueError(f"{file}: {key} is {was[key]!r}; expected what a training wrote there")
+            raise UserError(f"{file}: {key} is {was[key]!r}; expected what a training wrote there")
     directory = file.resolve().parent
     was["arguments"]["output_dir"] = given.output_dir or f"{directory}-again"
     if given.model:
         was["settings"]["model"] = given.model
     if Path(was["arguments"]["output_dir"]).resolve() == directory:
-        raise ValueError(f"{directory} is the run itself; choose another --output_dir")
+        raise UserError(f"{directory} is the run itself; choose another --output_dir")
     return (
         _filled(settings, was["settings"], f"{file}: settings"),
         _filled(arguments, was["arguments"], f"{file}: arguments"),
@@ -65,15 +66,15 @@ def _filled(kind: type, values: Mapping[str, Any], where: str) -> Any:
     known = {field.name for field in fields(kind) if field.init}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise ValueError(f"{where}: unknown key {', '.join(unknown)}")
+        raise UserError(f"{where}: unknown key {', '.join(unknown)}")
     for field in fields(kind):
         number = isinstance(field.default, int | float)  # bool too
         if number and not isinstance(values.get(field.name, 0), int | float):
-            raise ValueError(f"{where}: {field.name} is {values[field.name]!r}; expected a number")
+            raise UserError(f"{where}: {field.name} is {values[field.name]!r}; expected a number")
     try:
         return kind(**values)
     except TypeError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
 
 
 def check(was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -82,17 +83,17 @@ def check(was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     now: what a run.json says of them. Versions and machine that differ are told of on stderr.
     """
     if now["base"]["sha256"] != was["base"]["sha256"]:
-        raise ValueError(
+        raise UserError(
             f"the weights of {now['base']['path']} are not those of the run's base, "
             f"{was['base']['path']} (SHA-256 differs)"
         )
     if now["data"] != was["data"]:
-        raise ValueError(
+        raise UserError(
             f"the training examples are {now['data']}; the run had {was['data']}: "
             "the tasks' code is another"
         )
     if now["processes"] != was["processes"]:
-        raise ValueError(
+        raise UserError(
             f"the run had {was['processes']} processes, here are {now['processes']}; start it with "
             f"torchrun --nproc_per_node {was['processes']}"
         )

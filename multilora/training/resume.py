@@ -16,6 +16,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_callback import ExportableState
 
+from analysis import UserError
 from multilora.methods import experts
 
 STATE = "trainer_state.json"
@@ -54,17 +55,17 @@ def choose(asked: str | None, out: Path, mark: str, processes: int) -> Path | No
     if asked not in ("auto", "true", "True"):
         flaw = flaw_of(Path(asked), processes)
         if flaw:
-            raise ValueError(f"{asked} is no whole checkpoint: {flaw}")
+            raise UserError(f"{asked} is no whole checkpoint: {flaw}")
         return Path(asked)
     own, others, flawed = _sorted(out, mark, processes)
     for path, flaw in flawed.items():
         if not own:
-            raise ValueError(
+            raise UserError(
                 f"{path} is not whole: {flaw}; start over with --resume_from_checkpoint no"
             )
         print(f"{path} is passed over: {flaw}", file=sys.stderr)
     if others and not own:
-        raise ValueError(
+        raise UserError(
             f"{others[0]} is of another run (other settings, base, versions or code); choose "
             "another --output_dir, or --resume_from_checkpoint no to start here from the beginning"
         )

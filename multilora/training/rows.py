@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from analysis import UserError
 from multilora.tasks import encoding, mixture
 from multilora.tasks.encoding import Encoded
 from multilora.training import trainer
@@ -65,7 +66,7 @@ def arrange(
     """
     kept = [(row, task) for row, task in zip(encoded, tasks, strict=True) if row is not None]
     if not kept:
-        raise ValueError(f"none of {len(encoded)} training examples fits {context} tokens")
+        raise UserError(f"none of {len(encoded)} training examples fits {context} tokens")
     examples, names = [row for row, _ in kept], [task for _, task in kept]
     batch, lengths = trainer.batch_of(arguments), [len(row.ids) for row in examples]
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
@@ -119,7 +120,7 @@ def check_packing(model: Any, vocabulary: int) -> None:
     leak = max(float((logits([by, second]) - alone).abs().max()) for by in (first, other))
     model.train(was)
     if leak > 1e-2 * float(alone.abs().max()):
-        raise ValueError(
+        raise UserError(
             f"packing: {type(model).__name__} lets an example see its neighbour in the row "
             f"(logits change by {leak:.2g}); train without --packing, or with another "
             "attn_implementation"

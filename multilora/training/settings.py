@@ -1,10 +1,13 @@
 """Settings of a training run, and the defaults of each method."""
 
 import math
+import re
 from dataclasses import dataclass, field
 
+from analysis import UserError
 from multilora.methods import peft as peft_methods
 from multilora.tasks import mixture
+from multilora.training import guard
 from multilora.training.trainer import TrainArguments
 
 # Rank and learning rate of each method. Ranks give every method about LoRA's number of parameters;
@@ -89,35 +92,36 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         if peft_methods.is_named(self.method):
-            peft_methods.check(self.method, self.peft_config)
+            with guard.refusals():
+                peft_methods.check(self.method, self.peft_config)
             if not peft_methods.is_kin(self.method) and (self.scale != 2 or self.dropout):
-                raise ValueError(
+                raise UserError(
                     f"scale and dropout are of LoRA; {self.method} has its own, in --peft_config"
                 )
         elif self.method not in DEFAULTS:
             names = ", ".join([*DEFAULTS, "peft:NAME"])
-            raise ValueError(f"method is {self.method!r}; expected one of {names}")
+            raise UserError(f"method is {self.method!r}; expected one of {names}")
         elif self.peft_config:
-            raise ValueError("peft_config belongs to the methods peft:NAME")
+            raise UserError("peft_config belongs to the methods peft:NAME")
         if (self.b_lr_ratio != 1) != (self.method == "lora+"):
-            raise ValueError("b_lr_ratio other than 1 belongs to method lora+, and only to it")
+            raise UserError("b_lr_ratio other than 1 belongs to method lora+, and only to it")
         if self.scale_lr_ratio != 1 and self.method != "multilora":
-            raise ValueError("scale_lr_ratio belongs to method multilora")
+            raise UserError("scale_lr_ratio belongs to method multilora")
         if not (math.isfinite(self.scale) and 0 <= self.dropout < 1 and self.r >= 0 and self.n > 0):
-            raise ValueError(
+            raise UserError(
                 f"r is {self.r}, n is {self.n}, scale is {self.scale}, dropout is {self.dropout};"
                 " expected r ≥ 0, n ≥ 1, a finite scale, 0 ≤ dropout < 1"
             )
         if self.method == "full" and (self.r or self.dropout):
-            raise ValueError("r and dropout are of adapters; method full has none")
+            raise UserError("r and dropout are of adapters; method full has none")
         if self.start not in ("kaiming", "zero"):
-            raise ValueError(f"start is {self.start!r}; expected kaiming or zero")
+            raise UserError(f"start is {self.start!r}; expected kaiming or zero")
         if self.start != "kaiming" and self.method != "multilora":
-            raise ValueError("start belongs to method multilora")
+            raise UserError("start belongs to method multilora")
         mixture.temperature(self.mixture)
         for count in ("per_task", "per_task_scored"):
             if getattr(self, count) < 0:
-                raise ValueError(f"{count} is {getattr(self, count)}; expected 0, or a number")
+                raise UserError(f"{count} is {getattr(self, count)}; expected 0, or a number")
 
     @property
     def rank(self) -> int:
@@ -149,3 +153,19 @@ def complete(settings: TrainSettings, arguments: TrainArguments) -> None:
         arguments.learning_rate = defaults(settings.method)["learning_rate"]
     if not arguments.output_dir:
         arguments.output_dir = f"runs/{settings.run_name(arguments.seed)}"
+
+
+def targets(text: str) -> str | list[str]:
+    """--target_modules for PEFT: 'all-linear', names separated by commas, or a regex.
+
+    Raises ValueError where it is none of these.
+    """
+    if text == "all-linear":
+        return text
+    if re.fullmatch(r"[\w.,-]+", text):
+        return text.split(",")
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise UserError(f"target_modules {text!r} is no regex: {error}") from None
+    return text

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import transformers
 
+from analysis import UserError
 from multilora.methods import experts
 from multilora.methods.experts import ExpertBank
 from multilora.training import guard
@@ -88,10 +89,10 @@ class AdapterTrainer(transformers.Trainer):
 def check(arguments: TrainArguments) -> None:
     """ValueError for numbers with which nothing would be trained."""
     if arguments.max_steps == 0:
-        raise ValueError("max_steps is 0; expected at least 1, or -1 with num_train_epochs")
+        raise UserError("max_steps is 0; expected at least 1, or -1 with num_train_epochs")
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(arguments, name) < 1:
-            raise ValueError(f"{name} is {getattr(arguments, name)}; expected at least 1")
+            raise UserError(f"{name} is {getattr(arguments, name)}; expected at least 1")
 
 
 def batch_of(arguments: TrainArguments) -> int:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from analysis import UserError
 from multilora import base
 from multilora.tasks.builtin import corpus, world
 
@@ -103,7 +104,7 @@ def test_a_base_that_has_not_learned_is_refused(tmp_path, gate):
     gates = UNGATED | {f"least_{gate}": 1.1}
     settings = base.BaseSettings(out=str(tmp_path), **TINY, **gates)
     words = rf"base model: {gate} is 0\.\d\d; expected at least 1\.1\. The tasks need it"
-    with pytest.raises(RuntimeError, match=words):
+    with pytest.raises(UserError, match=words):
         base.ensure(settings)
     assert not base.directory(settings).exists()
 

@@ -2,6 +2,7 @@ import sys
 
 import pytest
 
+from analysis import CheckpointError, UserError
 from multilora import command
 
 
@@ -15,7 +16,7 @@ def test_result_alone_goes_to_stdout(capsys):
     assert (out, err) == ("result\n", "progress\n")
 
 
-@pytest.mark.parametrize("error", [ValueError, OSError, RuntimeError, FileNotFoundError])
+@pytest.mark.parametrize("error", [UserError, CheckpointError, OSError, FileNotFoundError])
 def test_bad_input_is_one_line_and_status_2(capsys, error):
     def work():
         raise error("what came\nand what was expected")
@@ -30,3 +31,20 @@ def test_our_own_mistakes_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         command.run("name", lambda: str(1 // 0))
     assert sys.stdout is not sys.stderr
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, KeyError])
+def test_a_fault_of_the_program_keeps_its_traceback(error):
+    def work():
+        raise error("a shape that does not fit")
+
+    with pytest.raises(error, match="does not fit"):
+        command.run("multilora.train", work)
+
+
+def test_an_interrupt_is_one_line_and_status_130(capsys):
+    def work():
+        raise KeyboardInterrupt
+
+    assert command.run("multilora.train", work) == 130
+    assert capsys.readouterr() == ("", "multilora.train: interrupted\n")

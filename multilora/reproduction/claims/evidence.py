@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis import UserError
 from analysis.numerics.statistics import (
     Claim,
     Difference,
@@ -88,7 +89,7 @@ def by_seed(rows: Iterable[Row], method: str, **where: Any) -> dict[int, Row]:
     for row in rows:
         if row["method"] == method and all(row[name] == value for name, value in where.items()):
             if row["seed"] in found:
-                raise ValueError(f"two rows of {method}, seed {row['seed']}; expected one")
+                raise UserError(f"two rows of {method}, seed {row['seed']}; expected one")
             found[row["seed"]] = row
     return found
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import store
+from analysis import UserError, store
 from analysis.numerics import statistics
 from analysis.numerics.statistics import Outcome
 from multilora.reproduction.claims import beyond, runs
@@ -86,7 +86,7 @@ def _left_out(measured: Tables) -> set[str]:
     wanted = {number.strip() for number in listed.split(",")}
     names = {stated.number: {stated.number, stated.number.rstrip("abc")} for stated in CLAIMS}
     if unknown := wanted - set().union(*names.values()):
-        raise ValueError(f"claims {listed!r}: there is no claim {', '.join(sorted(unknown))}")
+        raise UserError(f"claims {listed!r}: there is no claim {', '.join(sorted(unknown))}")
     return {number for number, of in names.items() if not of & wanted}
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from analysis import checkpoint
+from analysis import UserError, checkpoint
 from analysis.formats import Options
 from analysis.numerics import decompose
 from analysis.results import Row
@@ -103,13 +103,13 @@ def _matrix(update: Update, model: Any) -> _Matrix:
     try:
         layer = model.get_submodule(update.name)
     except AttributeError:
-        raise ValueError(
+        raise UserError(
             f"{update.source}: {update.name} is not a module of the model; is that its base?"
         ) from None
     turned = isinstance(layer, Conv1D)
     shape = tuple(layer.weight.T.shape if turned else layer.weight.shape)
     if shape != update.shape:
-        raise ValueError(
+        raise UserError(
             f"{update.source}: {update.name} is {update.shape}; the model's weight is {shape}"
         )
     U, s, Vh = (torch.from_numpy(M) for M in decompose.svd(update))
@@ -130,7 +130,7 @@ def _by_part(
     tasks = list(dict.fromkeys(example.task for example in examples))
     if missing := [task for task in tasks if task not in by_part]:
         source = next(iter(by_part.values()))[0].source
-        raise ValueError(
+        raise UserError(
             f"{source}: its modules have parts {', '.join(map(repr, by_part))}; expected one part,"
             f" or one for each task, as {missing[0]!r}"
         )

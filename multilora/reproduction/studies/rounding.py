@@ -11,7 +11,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from analysis import checkpoint
+from analysis import UserError, checkpoint
 from analysis.base import weights as base_weights
 from analysis.numerics import decompose, metrics, null
 from analysis.numerics.floor import noise_floor
@@ -46,7 +46,7 @@ def table(runs: Iterable[Path], base: str | Path, ratios: Iterable[float] = RATI
         by_ratio: dict[float, list[Row]] = {ratio: [] for ratio in ratios}
         for update in updates:
             if not isinstance(update, DenseUpdate):
-                raise ValueError(f"{run}: {update.name} is low-rank; expected full fine-tuning")
+                raise UserError(f"{run}: {update.name} is low-rank; expected full fine-tuning")
             true, W0 = update.dense(), of_base.weight(update)
             if not true.any():
                 continue
@@ -60,7 +60,7 @@ def table(runs: Iterable[Path], base: str | Path, ratios: Iterable[float] = RATI
                 )
         for ratio, of_modules in by_ratio.items():
             if not of_modules:
-                raise ValueError(f"{run}: every ΔW is zero: nothing was trained")
+                raise UserError(f"{run}: every ΔW is zero: nothing was trained")
             means = {n: statistics.fmean(row[n] for row in of_modules) for n in of_modules[0]}
             row = {"method": facts["method"], "seed": facts["seed"], "ratio": ratio} | means
             row["modules"] = len(of_modules)

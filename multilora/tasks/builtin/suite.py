@@ -8,6 +8,7 @@ at a size that a small model learns in minutes.
 import random
 from collections.abc import Iterator
 
+from analysis import UserError
 from multilora.tasks.builtin import instruction, knowledge, understanding
 from multilora.tasks.example import FAMILIES, SPLITS, Example
 
@@ -31,7 +32,7 @@ def load(split: str, per_task: int, seed: int = 0) -> list[Example]:
     Raises ValueError for a split that does not exist, or that has fewer distinct items.
     """
     if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
+        raise UserError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
     return [example for task in TASKS for example in _take(task, split, per_task, seed)]
 
 
@@ -45,7 +46,7 @@ def _take(task: str, split: str, count: int, seed: int) -> list[Example]:
         if split != "train" and example.prompt in seen:
             repeats += 1
             if repeats == _PATIENCE:
-                raise ValueError(
+                raise UserError(
                     f"{task}: {count} {split} items were asked for; it has about {len(examples)}"
                 )
             continue

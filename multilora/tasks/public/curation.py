@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from analysis import UserError
 from multilora.tasks.builtin import splits
 from multilora.tasks.example import SPLITS, Example
 from multilora.tasks.public import templates
@@ -43,7 +44,7 @@ def examples(tables: Sequence[Table]) -> tuple[dict[str, list[Example]], list[st
     """
     twice = [task for task, n in Counter(table.task for table in tables).items() if n > 1]
     if twice:
-        raise ValueError(f"two tasks are called {twice[0]!r}; name one of them: NAME=KIND:PATH")
+        raise UserError(f"two tasks are called {twice[0]!r}; name one of them: NAME=KIND:PATH")
     count: Count = Counter()
     keyed = {table.task: _filled(table, count) for table in tables}
     # Before carving, so that what the files test is never validated on; after it, for other tables.
@@ -55,7 +56,7 @@ def examples(tables: Sequence[Table]) -> tuple[dict[str, list[Example]], list[st
     _count_repeats(keyed, count)
     empty = [task for task, here in keyed.items() if not any(here.values())]
     if empty:
-        raise ValueError(f"task {empty[0]!r} has no items left; {'; '.join(_lines(count))}")
+        raise UserError(f"task {empty[0]!r} has no items left; {'; '.join(_lines(count))}")
     made = {
         split: [
             _example(table, split, item.record)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from analysis import UserError
+
 Record = TypeVar("Record")
 Result = TypeVar("Result")
 
@@ -23,19 +25,19 @@ def read_text(path: Path) -> tuple[str, str]:
     """
     if not path.is_file():
         what = "a directory" if path.is_dir() else "not there"
-        raise ValueError(f"{path} is {what}; expected a file")
+        raise UserError(f"{path} is {what}; expected a file")
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         at = error.start + (3 if data.startswith(b"\xef\xbb\xbf") else 0)  # without the mark
         line = data.count(b"\n", 0, at) + 1
-        raise ValueError(
+        raise UserError(
             f"{path}, line {line}: byte {at} ({data[at]:#04x}) is not UTF-8; expected a file in "
             "that encoding"
         ) from None
     if not text.strip():
-        raise ValueError(f"{path} is empty; expected records")
+        raise UserError(f"{path} is empty; expected records")
     return text, hashlib.sha256(data).hexdigest()
 
 
@@ -43,11 +45,11 @@ def children(directory: Path) -> list[Path]:
     """What a directory holds, by name. Raises ValueError where it is none, or empty."""
     if not directory.is_dir():
         what = "a file" if directory.exists() else "not there"
-        raise ValueError(f"{directory} is {what}; expected a directory")
+        raise UserError(f"{directory} is {what}; expected a directory")
     visible = [path for path in directory.iterdir() if not path.name.startswith(".")]
     found = sorted(visible, key=lambda path: (path.name.lower(), path.name))
     if not found:
-        raise ValueError(f"{directory} is an empty directory")
+        raise UserError(f"{directory} is an empty directory")
     return found
 
 
@@ -66,9 +68,9 @@ def parsed(
         try:
             results.append(parse(row))
         except ValueError as error:
-            raise ValueError(f"{place}, {unit} {number}: {error}") from None
+            raise UserError(f"{place}, {unit} {number}: {error}") from None
     if not results:
-        raise ValueError(f"{place} has no records")
+        raise UserError(f"{place} has no records")
     return results
 
 
@@ -82,12 +84,12 @@ def json_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     try:
         yield from rows
     except json.JSONDecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{path}, line {error.lineno}: {error.msg}, column {error.colno}; "
             "expected a JSON array of records, or a record a line"
         ) from None
     except (ValueError, RecursionError) as error:  # a number of too many digits, deep nesting
-        raise ValueError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def _elements(text: str, start: int) -> Iterator[tuple[int, Any]]:
@@ -135,18 +137,18 @@ def csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
                 yield line, row
             line = reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"{path}, line {line}: {error}") from None
+        raise UserError(f"{path}, line {line}: {error}") from None
 
 
 def field(row: Any, name: str, kind: type[Result]) -> Result:
     """`row[name]`, which must be there and of that type; an error says what came instead."""
     if not isinstance(row, dict):
-        raise ValueError(f"{_TYPES[type(row)]}; expected an object with the field {name!r}")
+        raise UserError(f"{_TYPES[type(row)]}; expected an object with the field {name!r}")
     if name not in row:
-        raise ValueError(f"no field {name!r}; there are {', '.join(row) or 'none'}")
+        raise UserError(f"no field {name!r}; there are {', '.join(row) or 'none'}")
     value = row[name]
     if not isinstance(value, kind):
-        raise ValueError(f"{name!r} is {_TYPES[type(value)]}; expected {_TYPES[kind]}")
+        raise UserError(f"{name!r} is {_TYPES[type(value)]}; expected {_TYPES[kind]}")
     return value
 
 
@@ -164,7 +166,7 @@ def check_text(name: str, value: str) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         half = ascii(value[error.start])
-        raise ValueError(f"{name!r} holds {half}, half a character") from None
+        raise UserError(f"{name!r} holds {half}, half a character") from None
 
 
 _TYPES: dict[type, str] = {
@@ -176,3 +178,5 @@ _TYPES: dict[type, str] = {
     float: "a number",
     type(None): "null",
 }
+
+# NEEDIMPORT

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from analysis import UserError
 from multilora.tasks.public import files
 
 
@@ -30,7 +31,7 @@ def read(
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
-        raise ValueError(
+        raise UserError(
             f"hub:{name} needs the library datasets: pip install datasets; "
             "or give the path of a file"
         ) from None
@@ -45,7 +46,7 @@ def read(
         text = json.dumps(rows, sort_keys=True)
         found.files[places[theirs]] = hashlib.sha256(text.encode()).hexdigest()
     if not found.splits:
-        raise ValueError(
+        raise UserError(
             f"hub:{name} has the splits {', '.join(data)}; expected {' or '.join(wanted)}"
         )
     return found

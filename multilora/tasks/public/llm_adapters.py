@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from analysis import UserError
 from multilora.tasks.public import alpaca, files, hub
 from multilora.tasks.public.records import Loaded, Record, Table
 
@@ -60,7 +61,7 @@ def _answer(value: object) -> str:
         return str(int(value) if value == int(value) else value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise ValueError(f"'answer' is {value!r}; expected a string, a number or a list of one")
+    raise UserError(f"'answer' is {value!r}; expected a string, a number or a list of one")
 
 
 def _notes(table: Table) -> list[str]:

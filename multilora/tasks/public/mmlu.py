@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis import UserError
 from multilora.tasks.public import files, hub
 from multilora.tasks.public.records import Loaded, Record, Table, checked
 
@@ -24,7 +25,7 @@ def load(directory: Path) -> Loaded:
     found = files.children(directory)
     present = [path for path in found if path.name in known]
     if not present:
-        raise ValueError(f"{directory} holds none of {', '.join(known)}")
+        raise UserError(f"{directory} holds none of {', '.join(known)}")
     subjects: dict[str, dict[str, list[Record]]] = {}
     hashes = {}
     notes = [
@@ -42,7 +43,7 @@ def load(directory: Path) -> Loaded:
             splits = subjects.setdefault(subject, {})
             splits.setdefault(SPLITS.get(folder.name, "train"), []).extend(records)
     if not subjects:
-        raise ValueError(f"{directory}: no SUBJECT_dev.csv, SUBJECT_val.csv, SUBJECT_test.csv")
+        raise UserError(f"{directory}: no SUBJECT_dev.csv, SUBJECT_val.csv, SUBJECT_test.csv")
     return Loaded(_tables(subjects), hashes, notes)
 
 
@@ -65,7 +66,7 @@ def hub_record(row: Any) -> tuple[str, Record]:
     """
     choices = files.field(row, "choices", list)
     if not all(isinstance(choice, str) for choice in choices):
-        raise ValueError(f"'choices' is {choices!r}; expected four strings")
+        raise UserError(f"'choices' is {choices!r}; expected four strings")
     cells = [files.string(row, "question"), *choices, str(files.field(row, "answer", int))]
     subject = files.string(row, "subject") or AUXILIARY
     return subject, record(cells, subject, "0123")
@@ -74,10 +75,10 @@ def hub_record(row: Any) -> tuple[str, Record]:
 def record(cells: Sequence[str], subject: str, names: Sequence[str] = LETTERS) -> Record:
     """One question; names: how the answer names the four choices."""
     if len(cells) != len(HEADER):
-        raise ValueError(f"{len(cells)} cells; expected question, four choices and answer")
+        raise UserError(f"{len(cells)} cells; expected question, four choices and answer")
     question, *choices, answer = cells
     if answer not in list(names):
-        raise ValueError(f"answer {answer!r} is none of {', '.join(names)}")
+        raise UserError(f"answer {answer!r} is none of {', '.join(names)}")
     fields = {"question": question.strip(), **dict(zip(LETTERS, choices, strict=True))}
     text = "\n".join(fields.values())  # not the subject: a question may stand under two
     template = "mmlu_auxiliary_train" if subject == AUXILIARY else "mmlu"

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from analysis import UserError
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -55,9 +57,12 @@ def checked(record: Record) -> Record:
     options = record.options
     if options is not None:
         if not all(option.strip() for option in options):
-            raise ValueError(f"an option is empty: {', '.join(map(repr, options))}")
+            raise UserError(f"an option is empty: {', '.join(map(repr, options))}")
         if len({option.strip() for option in options}) < len(options):
-            raise ValueError(f"two options are the same: {', '.join(map(repr, options))}")
+            raise UserError(f"two options are the same: {', '.join(map(repr, options))}")
         if record.answer not in options:
-            raise ValueError(f"answer {record.answer!r} is none of {', '.join(map(repr, options))}")
+            raise UserError(f"answer {record.answer!r} is none of {', '.join(map(repr, options))}")
     return record
+
+
+# NEEDIMPORT

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from analysis import UserError
 from multilora.tasks.example import SPLITS, Example
 from multilora.tasks.public import alpaca, curation, llm_adapters, mmlu, superglue
 from multilora.tasks.public.records import Loaded
@@ -75,16 +76,16 @@ def _part(text: str) -> Part:
     head, _, path = text.partition(":")
     name, named, kind = head.rpartition("=")
     if not path:
-        raise ValueError(
+        raise UserError(
             f"tasks: {text!r} is no KIND:PATH, kinds are {', '.join(kinds)}; a path that holds a "
             "comma cannot be given"
         )
     if kind not in kinds:
-        raise ValueError(f"tasks: {text!r}: kind is {kind!r}; expected one of {', '.join(kinds)}")
+        raise UserError(f"tasks: {text!r}: kind is {kind!r}; expected one of {', '.join(kinds)}")
     if named and kind in MANY_TASKS:
-        raise ValueError(f"tasks: {text!r}: {kind} names its own tasks; expected {kind}:{path}")
+        raise UserError(f"tasks: {text!r}: {kind} names its own tasks; expected {kind}:{path}")
     if named and not re.fullmatch(r"[\w.-]+", name):
-        raise ValueError(f"tasks: {text!r}: the name is {name!r}; expected letters and digits")
+        raise UserError(f"tasks: {text!r}: the name is {name!r}; expected letters and digits")
     return Part(name or kind, kind, path)
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from analysis import UserError
 from multilora.tasks.public import files, hub
 from multilora.tasks.public.records import Loaded, Record, Table, checked
 
@@ -30,7 +31,7 @@ def load(directory: Path) -> Loaded:
         paths = files.children(folder)
         here = [path for path in paths if path.suffix == ".jsonl" and path.stem in SPLITS]
         if not here:
-            raise ValueError(f"{folder} holds neither train.jsonl nor val.jsonl")
+            raise UserError(f"{folder} holds neither train.jsonl nor val.jsonl")
         splits = {}
         for path in here:
             text, hashes[str(path)] = files.read_text(path)
@@ -39,7 +40,7 @@ def load(directory: Path) -> Loaded:
         notes += [f"{path}: not read{_why(path)}" for path in paths if path not in here]
         notes += _unmarked(tables[-1])
     if not tables:
-        raise ValueError(f"{directory} holds none of {', '.join(TASKS)}")
+        raise UserError(f"{directory} holds none of {', '.join(TASKS)}")
     return Loaded(tables, hashes, notes)
 
 
@@ -62,7 +63,7 @@ def hub_records(task: str, row: Any) -> list[Record]:
     if labels:
         label = files.field(row, "label", int)
         if not 0 <= label < len(labels):
-            raise ValueError(f"'label' is {label}; expected 0 to {len(labels) - 1}")
+            raise UserError(f"'label' is {label}; expected 0 to {len(labels) - 1}")
         return TASKS[task]({**row, "label": labels[label]})
     if task == "wsc":
         return TASKS[task]({**row, "target": row})
@@ -90,7 +91,7 @@ def copa(row: Any) -> list[Record]:
     names = ("premise", "question", "choice1", "choice2")
     fields = {name: files.string(row, name) for name in names}
     if fields["question"] not in ("cause", "effect"):
-        raise ValueError(f"'question' is {fields['question']!r}; expected 'cause' or 'effect'")
+        raise UserError(f"'question' is {fields['question']!r}; expected 'cause' or 'effect'")
     return [_chosen("copa", fields, row, {0: fields["choice1"], 1: fields["choice2"]})]
 
 
@@ -154,7 +155,7 @@ def _chosen(
     """A record whose answer is what the row's label stands for."""
     label = files.field(row, "label", object)
     if not isinstance(label, bool | int | str) or label not in answers:
-        raise ValueError(f"'label' is {label!r}; expected one of {', '.join(map(repr, answers))}")
+        raise UserError(f"'label' is {label!r}; expected one of {', '.join(map(repr, answers))}")
     return checked(Record(task, fields, answers[label], tuple(answers.values()), group=group))
 
 

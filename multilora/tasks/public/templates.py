@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from analysis import UserError
+
 DIRECTORY = Path(__file__).with_name("templates")
 
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -22,7 +24,7 @@ def fill(name: str, fields: Mapping[str, str]) -> str:
     parts = _parts(name)
     missing = [slot for slot in parts[1::2] if slot not in fields]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{DIRECTORY / name}.txt: no field for the slot {{{missing[0]}}}; "
             f"expected one of {', '.join(fields)}"
         )
@@ -36,3 +38,6 @@ def _parts(name: str) -> list[str]:
     while lines and lines[0].startswith("#"):
         del lines[0]
     return _SLOT.split("\n".join(lines).removesuffix("\n"))
+
+
+# NEEDIMPORT
