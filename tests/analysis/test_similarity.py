@@ -220,7 +220,7 @@ def test_a_bad_number_is_named(write_adapter, lora_tensors, command):
         (["{a}"], "one checkpoint without parts; expected two to compare"),
         (["{a}", "{a}"], "given twice"),
         (["{a}", "nowhere/at/all"], "no such file or directory"),
-        (["{a}", "{b}", "--modules", "("], "is no regular expression"),
+        (["{a}", "{b}", "--modules", "("], "is not a regular expression"),
         (["{a}", "{b}", "--map", "(", "x"], "--map"),
     ],
 )
