@@ -51,7 +51,10 @@ def record(command: str, read: Iterable[Path], arguments: dict[str, Any]) -> dic
         for file in checkpoint.inputs(path):
             with file.open("rb") as opened:
                 inputs[str(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
-    versions = {"python": platform.python_version(), "multilora": __version__}
+    versions: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "multilora": __version__,
+    }
     for package in ("numpy", "ml_dtypes", "safetensors", "scipy", "torch"):
         versions[package] = _version(package)
     return {

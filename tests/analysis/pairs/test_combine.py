@@ -96,7 +96,7 @@ def test_floors_add_as_they_are_and_none_is_none(write_delta, two):
 def test_what_is_not_averaged_by_its_factors_is_listed(two, write_adapter, lora_tensors):
     other = write_adapter(lora_tensors("q"), "other", lora_alpha=1)
     (entry,) = averages([Term(1, two[0]), Term(1, other)], Options())
-    assert entry == Other("q", "factors of other shape or scale: not averaged")
+    assert entry == Other("q", "factors of different shapes or scales: not averaged")
     (entry,) = averages([Term(1, two[0])], Options(initial=two[1]))
     assert "not averaged" in entry.what
     multi = {"q.multilora_A": np.ones((4, 10)), "q.multilora_B": np.ones((12, 4))}

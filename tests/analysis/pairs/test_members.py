@@ -47,7 +47,7 @@ def test_zero_is_noted_once_and_has_no_pair(collected):
     (note,) = of_module.skipped
     assert (note["run"], note["module"]) == ("c", "layers.0.v")
     assert "ΔW is zero" in note["reason"]
-    assert [member.found.rank for member in Members("layers.0.v", found).of(runs[2])] == [0]
+    assert [member.decomposition.rank for member in Members("layers.0.v", found).of(runs[2])] == [0]
 
 
 def test_columns_say_which_updates_meet(collected):
