@@ -106,7 +106,7 @@ def projection_distance(angles: np.ndarray) -> float:
 
 
 def undetermined(decomposition: Decomposition) -> np.ndarray:
-    """Return, for each cut i, whether the span of the first i vectors is no property of ΔW.
+    """Return, for each cut i, whether ΔW leaves the span of the first i vectors open.
 
     (capacity,), bool, cut i at [i − 1]. If the values i and i + 1 are equal up to their error, the
     vectors on both sides of the cut rotate into one another; beyond the rank they are arbitrary.

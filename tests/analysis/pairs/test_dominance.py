@@ -248,6 +248,19 @@ def test_clear_takes_a_difference_that_matters():
     assert got.agreement == "no clear difference"
 
 
+@pytest.mark.parametrize("measure", dominance.MEASURES)
+@pytest.mark.parametrize("a_is_ahead", [True, False])
+@pytest.mark.parametrize(("part", "clear"), [(0.0, False), (0.0095, False), (0.0105, True)])
+def test_a_difference_matters_from_a_hundredth_of_the_range(measure, a_is_ahead, part, clear):
+    """The range is 1, and k directions for an effective rank, of which fewer is more dominated."""
+    k = 20
+    more, less = (3.0 - part * k, 3.0) if measure == "effective_rank_k" else (0.5 + part, 0.5)
+    a, b = (more, less) if a_is_ahead else (less, more)
+    got = dominance.reading([{"k": k, f"{measure}_a": a, f"{measure}_b": b}] * 4, measure)
+    assert got.more == (("a" if a_is_ahead else "b") if clear else None)
+    assert (got.more_a, got.more_b) == ((0, 0) if not part else (4, 0) if a_is_ahead else (0, 4))
+
+
 def test_one_value_decides_nothing():
     got = finding({"q": [3.0]}, {"q": [3.0, 1]})
     assert (got.agreement, got.more) == ("follows from the capacities", None)
