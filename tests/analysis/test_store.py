@@ -199,20 +199,18 @@ def test_threads_that_write_one_file_do_not_share_a_temporary_one(tmp_path):
 
 
 def test_processes_that_write_one_file_do_not_share_a_temporary_one(tmp_path):
-    show = "import sys; from pathlib import Path; from analysis import store;"
-    show += "store.replace(Path(sys.argv[1]), lambda t: (t.touch(), print(t.name)))"
+    """A forked process has the thread identity of its parent, and another process identity."""
+    code = (
+        "import os, sys; from pathlib import Path; from analysis import store;"
+        "forked = os.fork();"
+        "os.waitpid(forked, 0) if forked else None;"
+        "write = lambda file: (file.touch(), print(file.name, flush=True));"
+        "store.replace(Path(sys.argv[1]), write)"
+    )
     root = Path(__file__).resolve().parents[2]
-    names = {
-        subprocess.run(
-            [sys.executable, "-c", show, str(tmp_path / "file")],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for _ in range(2)
-    }
-    assert len(names) == 2
+    argv = [sys.executable, "-c", code, str(tmp_path / "file")]
+    done = subprocess.run(argv, cwd=root, capture_output=True, text=True, check=True)
+    assert len(set(done.stdout.splitlines())) == 2
 
 
 def test_store_imports_no_formats_and_no_large_package():
