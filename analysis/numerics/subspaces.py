@@ -153,33 +153,19 @@ def pair_measures(
     (1.0, nan, '1')
     """
     k = min(a.rank, b.rank)
-    n = min(k, GRID)
     open_cuts_a, open_cuts_b = undetermined(a), undetermined(b)
     numbers: dict[str, Any] = {"k": k}
     arrays = {}
     product = np.ones((1, 1))
     for side in SIDES:
         basis_a, basis_b = getattr(a, side), getattr(b, side)
-        d = len(basis_a.M)
         C = basis_a.against(basis_b)
         product = product * C
-        grid = phi_of(C[:n, :n])
-        grid[open_cuts_a[:n]] = grid[:, open_cuts_b[:n]] = np.nan
+        of_side, grid, angles = _side_measures(C, basis_a, basis_b, open_cuts_a, open_cuts_b, k)
+        numbers |= {f"{side}_{name}": value for name, value in of_side.items()}
         arrays[side] = grid
-        for i in CUTS:
-            numbers[f"{side}_phi_{i}"] = float(grid[i - 1, i - 1]) if i <= n else np.nan
-        numbers[f"{side}_chance_k"] = k / d
-        numbers[f"{side}_above_chance"] = above_chance(grid, d)
-        at_k = {"phi_k": np.nan, "largest_angle": np.nan, "projection_distance": np.nan}
-        if not (open_cuts_a[k - 1] or open_cuts_b[k - 1]):
-            angles = principal_angles(C[:k, :k], basis_a, basis_b)
-            at_k = {
-                "phi_k": float(np.sum(C[:k, :k] ** 2) / k),
-                "largest_angle": float(angles[-1]),
-                "projection_distance": projection_distance(angles),
-            }
+        if angles is not None:
             arrays[f"{side}_angles"] = angles
-        numbers |= {f"{side}_{name}": value for name, value in at_k.items()}
     norm_a, norm_b = metrics.frobenius_norm(a.s), metrics.frobenius_norm(b.s)
     cosine = (a.s / norm_a) @ product @ (b.s / norm_b)
     numbers["cosine"] = float(np.clip(cosine, -1.0, 1.0))
@@ -189,3 +175,37 @@ def pair_measures(
     left_out = [str(i) for i in reported if open_cuts_a[i - 1] or open_cuts_b[i - 1]]
     numbers["undetermined"] = " ".join(left_out) or None
     return {column: numbers[column] for column in COLUMNS}, arrays
+
+
+def _side_measures(
+    C: np.ndarray,
+    a: Basis,
+    b: Basis,
+    open_cuts_a: np.ndarray,
+    open_cuts_b: np.ndarray,
+    k: int,
+) -> tuple[dict[str, float], np.ndarray, np.ndarray | None]:
+    """Return the measures of one side, its grid φ and the angles of the top k; see `pair_measures`.
+
+    C: (capacity of a, capacity of b), the cosines a.against(b).
+    a, b: the vectors of this side.
+    open_cuts_a, open_cuts_b: the undetermined cuts of each update.
+    k: the smaller rank.
+
+    The angles are None if the cut at k is undetermined.
+    """
+    n, d = min(k, GRID), len(a.M)
+    grid = phi_of(C[:n, :n])
+    grid[open_cuts_a[:n]] = grid[:, open_cuts_b[:n]] = np.nan
+    numbers = {f"phi_{i}": float(grid[i - 1, i - 1]) if i <= n else np.nan for i in CUTS}
+    numbers |= {"chance_k": k / d, "above_chance": above_chance(grid, d)}
+    if open_cuts_a[k - 1] or open_cuts_b[k - 1]:
+        numbers |= {"phi_k": np.nan, "largest_angle": np.nan, "projection_distance": np.nan}
+        return numbers, grid, None
+    angles = principal_angles(C[:k, :k], a, b)
+    numbers |= {
+        "phi_k": float(np.sum(C[:k, :k] ** 2) / k),
+        "largest_angle": float(angles[-1]),
+        "projection_distance": projection_distance(angles),
+    }
+    return numbers, grid, angles

@@ -133,8 +133,8 @@ def merge_row(
         "rank_99_a": int(metrics.energy_rank(s_a, 0.99)),
         "rank_90_b": top_b,
         "rank_99_b": int(metrics.energy_rank(s_b, 0.99)),
-        **_shared("a", s_a, left[:, :top_b], right[:, :top_b]),
-        **_shared("b", s_b, left[:top_a].T, right[:top_a].T),
+        **_shared("a", s_a, left=left[:, :top_b], right=right[:, :top_b]),
+        **_shared("b", s_b, left=left[:top_a].T, right=right[:top_a].T),
         "chance_left_a": top_b / d_out,
         "chance_right_a": top_b / d_in,
         "chance_left_b": top_a / d_out,
@@ -149,18 +149,27 @@ def merge_row(
     spectrum = decompose.spectrum(total)
     vanishes = _vanishes(spectrum, a, decomposition_a, decomposition_b)
     s = np.zeros_like(spectrum.s) if vanishes else spectrum.s
-    row["sum_spectral_norm"] = metrics.spectral_norm(s)
+    row |= _of_sum(s, norm_a, norm_b)
+    return {column: row.get(column) for column in COLUMNS}, s
+
+
+def _of_sum(s: np.ndarray, norm_a: float, norm_b: float) -> Row:
+    """Return the columns of the sum from its singular values and the Frobenius norms of its terms.
+
+    The ranks are missing if the sum is zero.
+    """
     # Relative to the larger norm, so that no square overflows or vanishes.
     size = max(norm_a, norm_b)
     energy = (norm_a / size) ** 2 + (norm_b / size) ** 2
-    row["sum_energy"] = (metrics.frobenius_norm(s) / size) ** 2 / energy
+    row: Row = {
+        "sum_energy": (metrics.frobenius_norm(s) / size) ** 2 / energy,
+        "sum_spectral_norm": metrics.spectral_norm(s),
+    }
     if s[0] > 0:
-        row |= {
-            "sum_effective_rank": metrics.effective_rank(s),
-            "sum_rank_90": int(metrics.energy_rank(s, 0.9)),
-            "sum_rank_99": int(metrics.energy_rank(s, 0.99)),
-        }
-    return {column: row.get(column) for column in COLUMNS}, s
+        row["sum_effective_rank"] = metrics.effective_rank(s)
+        row["sum_rank_90"] = int(metrics.energy_rank(s, 0.9))
+        row["sum_rank_99"] = int(metrics.energy_rank(s, 0.99))
+    return row
 
 
 def top(decomposition: Decomposition) -> int:
