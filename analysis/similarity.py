@@ -99,7 +99,7 @@ def _compare(members: Members, runs: Sequence[Run], pairs: Pairs) -> Similarity:
 
 def _row(a: Member, b: Member, arrays: dict[str, np.ndarray]) -> Row:
     """The line of one pair; its grids and angles go to `arrays`."""
-    numbers, of_pair = subspaces.pair_measures(a.found, b.found)
+    numbers, of_pair = subspaces.pair_measures(a.decomposition, b.decomposition)
     line = pair_columns(a, b) | {
         name: None if isinstance(value, float) and not np.isfinite(value) else value
         for name, value in numbers.items()

@@ -47,7 +47,7 @@ def analyse(
     paths: one path or several; a directory of checkpoint-N stands for all of them. base: the
     model that was trained; options: that, and all else there is to say about reading. terms: of a
     weighted sum of checkpoints, a run "combined", with the average of their factors, a run
-    "factors". modules: a
+    "factors"; if a checkpoint has that name, the run is called "combined-2" or so. modules: a
     regular expression that a module's name must contain. method: see `decompose.spectrum`.
     progress: a bar on stderr where it takes over two seconds. What cannot be analysed stands in
     `skipped`, a whole checkpoint under module "". Raises CheckpointError for a path that does
@@ -62,7 +62,9 @@ def analyse(
     ]
     if terms:
         place = terms[0].path
-        for name, method_of in (("combined", combine.sums), ("factors", combine.averages)):
+        taken = {run.name for run, _ in sources}
+        for stem, method_of in (("combined", combine.sums), ("factors", combine.averages)):
+            name = names.unique(stem, taken)
             sources.append((checkpoint.Run(place, name, None), partial(method_of, terms, options)))
     for run, entries in sources:
         try:

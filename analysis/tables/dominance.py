@@ -106,7 +106,7 @@ def _one_line_each(
     cells[0] += ["top-1 a − b", "eff. rank a − b", "Gini a − b"]
     cells[0] += ["log s", "Wasserstein", "more dominated"]
     for label, finding, (a, b) in zip(labels, findings, names, strict=True):
-        more = {"a": f"{a}: ", "b": f"{b}: ", None: ""}[finding.more] + SHORT[finding.outcome]
+        more = {"a": f"{a}: ", "b": f"{b}: ", None: ""}[finding.more] + SHORT[finding.agreement]
         rows = finding.comparison.rows
         if not rows or finding.held is None:
             cells.append([label, "0", *["–"] * (len(cells[0]) - 3), more])

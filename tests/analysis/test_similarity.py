@@ -166,7 +166,7 @@ def test_modules_of_one_side_only_are_said_and_counted(write_adapter, lora_tenso
     status, out, err = command(a, b)
     assert status == 1
     assert len(err) == 2
-    assert f"{a}: k: is not in it, but in {b}" in err[0]
+    assert f"{a}: k: is missing, but is in {b}" in err[0]
     assert "a ~ b, 1 modules" in out
 
 
@@ -176,7 +176,7 @@ def test_shapes_that_differ_under_one_name(write_adapter, lora_tensors, command)
     status, _, err = command(a, b)
     assert status == 1
     assert err == [
-        f"analysis.similarity: v: is (12, 10) in {a} and (12, 8) in {b}; expected one shape"
+        f"analysis.similarity: v: is (12, 10) in {a} and (12, 8) in {b}; expected equal shapes"
     ]
 
 
@@ -186,7 +186,7 @@ def test_an_update_of_zero(write_adapter, lora_tensors, command):
     b = write_adapter(tensors, "b")
     status, out, err = command(a, b, "--json")
     assert status == 1
-    assert err == [f"analysis.similarity: {b}: v: ΔW is zero; it has no direction"]
+    assert err == [f"analysis.similarity: {b}: v: ΔW is zero; it has no directions"]
     result = json.loads(out)
     assert [row["module"] for row in result["rows"]] == ["q"]
     assert result["skipped"][0]["module"] == "v"
@@ -220,7 +220,7 @@ def test_a_bad_number_is_named(write_adapter, lora_tensors, command):
         (["{a}"], "one checkpoint without parts; expected two to compare"),
         (["{a}", "{a}"], "given twice"),
         (["{a}", "nowhere/at/all"], "no such file or directory"),
-        (["{a}", "{b}", "--modules", "("], "is no regular expression"),
+        (["{a}", "{b}", "--modules", "("], "is not a regular expression"),
         (["{a}", "{b}", "--map", "(", "x"], "--map"),
     ],
 )
@@ -446,7 +446,7 @@ def test_landing_is_left_out_where_it_takes_long(pair, base, command, monkeypatc
     status, out, err = command(pair[0], "--base", base)
     assert status == 0
     assert err == [
-        "analysis.similarity: where ΔW lands is left out, as it takes long: see --landing"
+        "analysis.similarity: the landing of ΔW is left out, because it takes long: see --landing"
     ]
     assert "lands" not in out.split("‖ΔW‖/‖W0‖ in the")[0]
 
@@ -527,7 +527,7 @@ def test_parts_of_one_side_only_are_told(write_adapter, rng, command):
         status, _, err = command(*mode, *paths)
         assert status == 1
         assert len(err) == 2
-        assert f"{paths[1]}: l.0.qkv slice0: is not in it, but in {paths[0]}" in err[0]
+        assert f"{paths[1]}: l.0.qkv slice0: is missing, but is in {paths[0]}" in err[0]
         assert "slice2" in err[1]
 
 
@@ -546,7 +546,7 @@ def test_one_checkpoint_of_another_base_is_skipped(
     foreign = write_adapter(lora_tensors("encoder.block.q"), "foreign")
     status, out, err = command(*pair, foreign, "--base", base, "--json")
     assert status == 1
-    assert any("is that its base?" in line for line in err)
+    assert any("expected the base of the checkpoint" in line for line in err)
     assert {row["run"] for row in json.loads(out)["base"]} == {"a", "b"}
 
 
@@ -591,4 +591,4 @@ def test_a_zero_part_is_named(write_adapter, rng, command):
     save_file(tensors, path / "adapter_model.safetensors")
     status, _, err = command(path)
     assert status == 1
-    assert err == [f"analysis.similarity: {path}: q 1: ΔW is zero; it has no direction"]
+    assert err == [f"analysis.similarity: {path}: q 1: ΔW is zero; it has no directions"]

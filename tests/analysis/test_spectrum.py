@@ -204,7 +204,7 @@ def test_several_checkpoints_are_runs_and_steps_of_one_table(write_adapter, lora
 def test_modules_selects_by_name(two_layers):
     found = analyse(two_layers, modules=r"layers\.1\..*q")
     assert [row["module"] for row in found.rows] == ["model.layers.1.q_proj"]
-    with pytest.raises(ValueError, match="no regular expression"):
+    with pytest.raises(ValueError, match="not a regular expression"):
         analyse(two_layers, modules="(")
 
 
@@ -534,7 +534,7 @@ def test_nothing_to_analyse_is_an_error(command, two_layers, write_adapter):
 
 
 def test_bad_usage(command, two_layers, capfd):
-    assert_one_line(command(two_layers, "--modules", "("), 2, "no regular expression")
+    assert_one_line(command(two_layers, "--modules", "("), 2, "not a regular expression")
     (two_layers.parent / "file").write_text("")
     got = command(two_layers, "--out", two_layers.parent / "file")
     assert_one_line(got, 2, "File exists")

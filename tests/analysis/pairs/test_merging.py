@@ -220,6 +220,36 @@ def test_what_is_left_of_nearly_opposite_updates_is_not_taken_for_rounding(rng):
     assert row["sum_rank_99"] == 1
 
 
+@pytest.mark.parametrize("dense_first", [True, False])
+def test_a_sum_below_the_error_of_its_terms_is_rounding(rng, dense_first):
+    """The products of a term cancel, so that its error is far above the rounding of its size."""
+    B, A = np.ones((40, 1)), rng.standard_normal((1, 30))
+    u, v = rng.standard_normal((40, 1)), rng.standard_normal((1, 30))
+    a = low_rank(np.hstack([B, -B, 1e-9 * u]), np.vstack([A, A, v]))
+    decomposition = decompose.decomposition(a)
+    assert decomposition.rank == 1  # the negative control: the term itself is not rounding
+
+    def sum_with(size):
+        """The spectrum of ΔW_a + ΔW_b with b = −ΔW_a up to an error of this size."""
+        error = np.outer(orthonormal(rng, 40, 1), orthonormal(rng, 30, 1))
+        b = dense(-1e-9 * (u @ v) + size * error)
+        row, s = merged(b, a) if dense_first else merged(a, b)
+        assert (s[0] == 0) == (row["sum_spectral_norm"] == 0) == (row["sum_rank_90"] is None)
+        return s
+
+    bound = decomposition.error_bound
+    assert bound > 1e6 * 40 * EPS * decomposition.s[0]
+    assert sum_with(0.5 * bound)[0] == 0
+    assert sum_with(20 * bound)[0] == pytest.approx(20 * bound, rel=0.1)
+
+
+@pytest.mark.parametrize(("times", "top"), [(1e3, 3), (9e3, 3), (1.1e4, 2)])
+def test_the_next_direction_is_tied_up_to_ten_thousand_errors(times, top):
+    basis = Basis(np.eye(3))
+    s = np.array([3.0, 1.0, 1.0 - times * 1e-12])  # the first two hold 10/11 of the energy
+    assert merging.top(Decomposition(basis, s, basis, rank=3, error_bound=1e-12)) == top
+
+
 def test_orthogonal_updates_share_nothing_and_their_ranks_add(rng):
     U, V = orthonormal(rng, 40, 9), orthonormal(rng, 30, 9)
     s_a, s_b = np.array([5.0, 4, 3, 2, 1]), np.array([6.0, 5, 4, 3])
