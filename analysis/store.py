@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,9 @@ from safetensors.numpy import save as serialised
 from analysis import CheckpointError, __version__, checkpoint
 from analysis.numerics import null
 from analysis.results import COLUMNS, Row, Spectra
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TEXT = ("key", "run", "method", "module", "kind", "part", "algorithm")
 WHOLE = (
@@ -145,3 +148,11 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_figure(figure: "Figure", stem: Path) -> None:
+    """Write stem.png and stem.pdf, renamed into place; the same figure gives the same bytes."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for kind, metadata in (("png", None), ("pdf", {"CreationDate": None})):
+        draw = partial(figure.savefig, dpi=150, format=kind, metadata=metadata)
+        replace(stem.parent / f"{stem.name}.{kind}", draw)

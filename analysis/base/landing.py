@@ -233,7 +233,7 @@ def analyse(
     rest as for `similarity.analyse`. A checkpoint that is not of this model is skipped.
     """
     runs = checkpoint.runs(paths)
-    options = options or Options(base=Path(model))
+    options = checkpoint.with_base(options, model)
     collected = meeting.collect(runs, options, expression(modules), rename)
     weights = {}
     for run in runs:

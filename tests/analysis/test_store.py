@@ -3,6 +3,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
 
 from analysis import CheckpointError, spectrum, store
 
@@ -82,3 +84,27 @@ def test_load_refuses_what_is_not_all_there(tmp_path, spectra):
     (tmp_path / "record.json").write_text("{")
     with pytest.raises(CheckpointError, match="not the results of an analysis"):
         store.load(tmp_path)
+
+
+def test_saved_figures_are_whole_and_the_same_again(tmp_path, monkeypatch):
+    figure = Figure()
+    figure.subplots().plot([1, 3, 2], label="line")
+    stem = tmp_path / "deep" / "figure"
+    contents = []
+    for _ in range(2):
+        store.save_figure(figure, stem)
+        files = sorted(stem.parent.iterdir())
+        assert [file.name for file in files] == ["figure.pdf", "figure.png"]
+        contents.append([file.read_bytes() for file in files])
+    assert contents[0] == contents[1]
+    assert contents[0][0].startswith(b"%PDF")
+    assert imread(files[1]).std() > 0.01  # not a blank page
+
+    def half(path, **_):
+        path.write_bytes(b"half a file")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(figure, "savefig", half)
+    with pytest.raises(OSError, match="disk full"):
+        store.save_figure(figure, stem)
+    assert [file.read_bytes() for file in sorted(stem.parent.iterdir())] == contents[1]
