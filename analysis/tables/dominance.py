@@ -6,7 +6,7 @@ from dataclasses import replace
 from analysis.pairs import dominance
 from analysis.pairs.dominance import Agreement, Finding
 from analysis.results import grouped
-from analysis.tables.text import aligned, cell
+from analysis.tables.text import aligned, cell, counted
 
 EXPLANATION = """\
 Numbers are medians over the modules that both have, a − b too. k: the smaller capacity; eff. rank
@@ -54,9 +54,8 @@ def _block(finding: Finding) -> Iterator[str]:
         return
     k = dominance.k_range(comparison.rows)
     held = " and ".join(format(share, ".3f") for share in finding.held)
-    plural = "s" if len(comparison.rows) > 1 else ""
-    modules = f"{len(comparison.rows)} module{plural} that both have"
-    yield f"{heading}: {modules}; k = {k}, held {held}"
+    modules = counted(len(comparison.rows), "module")
+    yield f"{heading}: {modules} that both have; k = {k}, held {held}"
     yield from _left_out(finding)
     yield from _measures(finding, k)
     log, wasserstein = cell(finding.log_distance, ".2f"), cell(finding.wasserstein, ".2g")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from analysis.numerics.statistics import median
 from analysis.numerics.subspaces import SIDES
 from analysis.results import Row, grouped
-from analysis.tables.text import aligned, cell
+from analysis.tables.text import aligned, cell, counted
 
 PLACE = ("run", "step", "module", "layer", "kind", "part")
 SIZES = (
@@ -78,7 +78,7 @@ def lines(rows: Sequence[Row], verdicts: Mapping[str, str]) -> Iterator[str]:
     rows, verdicts: of `dynamics.analyse`.
     """
     for (run,), steps in grouped(summary(rows), "run").items():
-        yield f"{run}, {steps[0]['modules']} modules"
+        yield f"{run}, {counted(steps[0]['modules'], 'module')}"
         yield from _sizes(steps)
         yield ""
         yield from _shared(steps)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from analysis.numerics.statistics import mean, median
 from analysis.numerics.subspaces import COLUMNS, CUTS, SIDES
 from analysis.results import RUNS, Row, grouped, pair_name, run_name
-from analysis.tables.text import aligned, cell
+from analysis.tables.text import aligned, cell, counted
 
 EXPLANATION = """\
 φ(i): share of the top i directions of one update that lies in the top i of the other, from 0 to 1
@@ -54,12 +54,12 @@ def lines(rows: Sequence[Row], inside: Sequence[Row], methods: Sequence[Row]) ->
         yield ""
     else:
         for of_pair in summarised.values():
-            yield f"{pair_name(of_pair[0])}, {of_pair[-1]['modules']} modules"
+            yield f"{pair_name(of_pair[0])}, {counted(of_pair[-1]['modules'], 'module')}"
             yield from _table([(line["kind"], line) for line in of_pair], "kind")
             yield ""
     for of_run in grouped(summary(inside, mean), *RUNS).values():
-        name, pairs = run_name(of_run[0], "a"), of_run[-1]["pairs"]
-        yield f"{name}: its parts compared with one another, means of {pairs} pairs"
+        name, pairs = run_name(of_run[0], "a"), counted(of_run[-1]["pairs"], "pair")
+        yield f"{name}: its parts compared with one another, means of {pairs}"
         yield from _table([(line["kind"], line) for line in of_run], "kind")
         yield ""
     if methods:

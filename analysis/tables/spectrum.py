@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from analysis import results
 from analysis.numerics import statistics
 from analysis.results import Row, grouped
-from analysis.tables.text import aligned, cell, run_heading
+from analysis.tables.text import aligned, cell, counted, run_heading
 
 EXPLANATION = """\
 ‖ΔW‖₂ = s₁, ‖ΔW‖_F = √Σs²; top-k: share of the energy in the k largest values; eff. rank: exp of
@@ -74,10 +74,11 @@ def remarks(rows: Iterable[Row], other: Sequence[Mapping[str, str]]) -> Iterator
     """Yield what the table does not show: updates lost in rounding noise, tensors left out."""
     faint = sum(_mostly_below_floor(row) for row in rows)
     if faint:
-        yield f"In {faint} modules more than half of the values lie below the rounding noise."
+        modules = counted(faint, "module")
+        yield f"In {modules} more than half of the values lie below the rounding noise."
     if other:
         reasons = "heads, biases, tensors missing in the base"
-        yield f"{len(other)} tensors are not analysed ({reasons}): --json lists them."
+        yield f"{counted(len(other), 'tensor')} not analysed ({reasons}): --json lists them."
 
 
 def _mostly_below_floor(row: Row) -> bool:

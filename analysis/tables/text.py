@@ -8,6 +8,11 @@ def cell(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
+def counted(n: int, noun: str) -> str:
+    """A number with its noun: 1 module, 2 modules."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def aligned(cells: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yield one line per row of `cells`, columns two spaces apart; only the first is left-aligned.
 

@@ -167,7 +167,7 @@ def test_modules_of_one_side_only_are_said_and_counted(write_adapter, lora_tenso
     assert status == 1
     assert len(err) == 2
     assert f"{a}: k: is not in it, but in {b}" in err[0]
-    assert "a ~ b, 1 modules" in out
+    assert "a ~ b, 1 module" in out
 
 
 def test_shapes_that_differ_under_one_name(write_adapter, lora_tensors, command):
@@ -413,7 +413,7 @@ def test_one_checkpoint_beside_its_base(pair, base, command, tmp_path):
     arguments = (pair[0], "--base", base, "--cache", cache)
     status, out, err = command(*arguments, "--out", tmp_path / "out")
     assert (status, err) == (0, [])
-    assert out.splitlines()[1] == "a  beside its base"
+    assert out.splitlines()[1] == "a  compared with its base"
     with (tmp_path / "out/base.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     update = next(iter(checkpoint.read(pair[0])))

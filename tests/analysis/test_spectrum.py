@@ -242,8 +242,8 @@ def test_checkpoints_below_a_checkpoint_are_told_of(two_layers, command):
     assert status == 0
     assert out.count("all") >= 1
     assert err == [
-        f"analysis.spectrum: {two_layers}: is a checkpoint; 1 below it not read: "
-        f"{two_layers}/checkpoint-*"
+        f"analysis.spectrum: {two_layers}: is a checkpoint; 1 more below it not read;"
+        f" to read them, pass {two_layers}/checkpoint-*"
     ]
     status, out, err = command(two_layers / "checkpoint-5")
     assert (status, err) == (0, [])

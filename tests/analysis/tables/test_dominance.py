@@ -39,7 +39,7 @@ def test_a_block_has_the_measures_and_what_was_left_out():
     got = lines(spectra(a=a, b=power(8, 0.5) | {"z": [1, 1]}))
     assert got[0] == "a (a) against b (b): 4 modules that both have; k = 8, held 1.000 and 1.000"
     assert got[1] == "only in a: 4 (v0, v1, v2, …)"
-    assert got[2] == "left out, ΔW = 0 on a side: 1 (z)"
+    assert got[2] == "left out, ΔW = 0 on one side: 1 (z)"
     assert got[4].split()[0] == "top-1"
     assert got[4].endswith("a in 4 of 4  clear")
     medians = [
@@ -51,7 +51,7 @@ def test_a_block_has_the_measures_and_what_was_left_out():
     assert max(map(len, got)) <= 100
 
 
-def test_a_line_a_kind_where_there_are_several():
+def test_several_kinds_get_one_line_each():
     a, b = power(8, 2), power(8, 0.5)
     more = {"v" + module: s for module, s in a.items()}
     got = lines(spectra(a=a | more, b=b | more))
@@ -62,7 +62,7 @@ def test_a_line_a_kind_where_there_are_several():
     assert len({len(line) for line in got[heading : heading + 3]}) == 1
 
 
-def test_many_pairs_are_a_line_each():
+def test_many_pairs_get_one_line_each():
     names = "abcd"
     runs = {name: power(8, i) for i, name in enumerate(names)} | {"d": {"v": [1, 1]}}
     got = lines(spectra(**runs))

@@ -1,8 +1,5 @@
 """The printed steps of a run: tables, and what they say in words."""
 
-import numpy as np
-
-from analysis.tables import dynamics as dynamics_table
 from analysis.tables.dynamics import words
 
 
