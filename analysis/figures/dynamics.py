@@ -51,10 +51,10 @@ def _draw_values(ax: Axes, s: Mapping[str, np.ndarray], by_step: Steps) -> None:
     spectra = [[s[_key(row)] for row in rows] for rows in by_step.values()]
     k = min(of_module.size for of_step in spectra for of_module in of_step)
     for i, n in enumerate(n for n in LARGEST if n <= k):
-        low, median, high = _bands([v[n - 1] for v in of_step] for of_step in spectra)
+        values = _bands([v[n - 1] for v in of_step] for of_step in spectra)
         # Zeros, as for ΔW = 0, cannot be shown on a log axis.
-        positive = [np.where(values > 0, values, np.nan) for values in (low, median, high)]
-        plot_steps(list(by_step), *positive, ax, label=f"s{n}", **style(i))
+        low, median, high = np.where(values > 0, values, np.nan)
+        plot_steps(list(by_step), low, median, high, ax, label=f"s{n}", **style(i))
     ax.set(yscale="log", title="singular values", ylabel="singular value")
     ax.set_ylim(bottom=ax.get_ylim()[0] / 3)  # room for the legend
     ax.legend(loc="lower center", ncols=6, columnspacing=1, handlelength=1.8)

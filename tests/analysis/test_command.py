@@ -166,6 +166,33 @@ def test_the_package_would_be_missed():
     assert "PackageNotFoundError" in shell("-c", code + lookup).stderr
 
 
+# Start-up
+
+LIGHT = """
+import sys
+from analysis.{name} import main
+status = main(sys.argv[1:])
+heavy = {{"torch", "transformers", "pandas", "matplotlib", "scipy"}} & set(sys.modules)
+print(heavy or "light", file=sys.stderr)
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_low_rank_adapters_need_no_heavy_package(name, steps):
+    code = LIGHT.format(name=name)
+    for paths in ([steps], [steps / "checkpoint-1", steps / "checkpoint-2"]):
+        done = shell("-c", code, *paths)
+        assert (done.returncode, done.stderr) == (0, "light\n")
+    # Negative control: a package that is imported is found.
+    assert "numpy" in shell("-c", code.replace('"torch"', '"numpy"'), steps).stderr
+
+
+def test_one_adapter_needs_no_heavy_package(steps):
+    done = shell("-c", LIGHT.format(name="spectrum"), steps / "checkpoint-1")
+    assert (done.returncode, done.stderr) == (0, "light\n")
+
+
 # Warnings and output
 
 

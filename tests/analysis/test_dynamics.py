@@ -9,6 +9,7 @@ import pytest
 
 from analysis import CheckpointError, similarity, spectrum
 from analysis.dynamics import analyse, main
+from analysis.pairs import dominance
 from analysis.tables import dynamics as dynamics_table
 from analysis.tables.dynamics import summary
 
@@ -21,6 +22,24 @@ def run(write_adapter, lora_tensors, tmp_path):
         mixed = {name: weight * start[name] + (1 - weight) * end[name] for name in end}
         write_adapter(mixed, f"run/checkpoint-{step}")
     return tmp_path / "run"
+
+
+def test_a_run_agrees_with_the_analyses_that_it_is_made_of(run):
+    result = analyse(run)
+    assert result.skipped == []
+    assert [line["step"] for line in summary(result.rows)] == [5, 10, 100]
+    spectra = {row["key"]: row for row in spectrum.analyse(run).rows}
+    pairs = {row["key"]: row for row in similarity.analyse(run).rows}
+    for row in result.rows:
+        step, module = row["step"], row["module"]
+        for column in dynamics_table.SIZES:
+            assert row[column] == spectra[f"run@{step}/{module}"][column]
+        previous, last = {5: (None, 100), 10: (5, 100), 100: (10, None)}[step]
+        for name, other in (("previous", previous), ("last", last)):
+            ends = sorted((other, step)) if other else ()
+            pair = pairs["~".join(f"run@{end}/{module}" for end in ends)] if ends else {}
+            for column in dynamics_table.SHARED:
+                assert row[f"{column}_{name}"] == pair.get(column)
 
 
 def test_a_real_run_agrees_with_its_parts(real_adapter):
@@ -71,7 +90,13 @@ def test_several_runs_are_kept_apart(run, tmp_path):
     ]
 
 
-def test_the_verdict_is_that_of_the_paired_comparison(real_adapter):
+def test_the_verdict_compares_the_first_step_with_the_last(run):
+    spectra = spectrum.analyse(run)
+    change = dominance.pair_spectra(spectra, ("run", 5), ("run", 100))
+    assert analyse(run).verdicts == {"run": dominance.judge(change).sentence}
+
+
+def test_the_verdict_of_a_real_run(real_adapter):
     found = analyse(real_adapter("roberta-portuguese-run"))
     assert "No clear difference" in found.verdicts["roberta-portuguese-run"]
 
@@ -99,10 +124,17 @@ def test_a_step_without_an_update_has_no_directions(run, write_adapter, lora_ten
     assert found.skipped == []
 
 
-@pytest.mark.parametrize("steps", [[], [5]])
-def test_what_is_no_series_of_steps(run, write_adapter, lora_tensors, steps, capfd):
-    path = run / "checkpoint-5" if steps else write_adapter(lora_tensors("q"), "alone")
-    with pytest.raises(CheckpointError, match="expected"):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("alone", "alone: is not a step of a run; expected a directory with checkpoint-N"),
+        ("run/checkpoint-5", "checkpoint-5: is the only step of run; expected two or more"),
+    ],
+)
+def test_what_is_not_a_series_of_steps(run, write_adapter, lora_tensors, name, words, capfd):
+    write_adapter(lora_tensors("q"), "alone")
+    path = run.parent / name
+    with pytest.raises(CheckpointError, match=words):
         analyse(path)
     assert main([str(path)]) == 2
     assert len(capfd.readouterr().err.splitlines()) == 1
