@@ -98,7 +98,7 @@ def _pairs(runs: Iterable[Run]) -> Pairs:
 
 
 def _rows(spectra: Spectra, shared: Similarity, steps: Steps) -> Iterator[Row]:
-    """One row per step and module, keyed by COLUMNS."""
+    """Yield one row per step and module, keyed by COLUMNS."""
     pairs = {
         (row["run_a"], row["module"], row["part_a"], row["step_a"], row["step_b"]): row
         for row in shared.rows
@@ -117,7 +117,7 @@ def _rows(spectra: Spectra, shared: Similarity, steps: Steps) -> Iterator[Row]:
 
 
 def _verdicts(spectra: Spectra, steps: Steps) -> dict[str, str]:
-    """Which of the first and the last step of each run is more dominated, in a sentence."""
+    """A sentence per run: whether its first or its last step is more dominated."""
     verdicts = {}
     for run, of_run in steps.items():
         change = dominance.pair_spectra(spectra, (run, of_run[0]), (run, of_run[-1]))
@@ -126,7 +126,7 @@ def _verdicts(spectra: Spectra, steps: Steps) -> dict[str, str]:
 
 
 def _skipped(spectra: Spectra, shared: Similarity) -> list[dict[str, str]]:
-    """What either analysis skipped, once each.
+    """The updates that either analysis skipped, each once.
 
     ΔW = 0, as at the start of a run, has a spectrum and no directions: that is not a fault.
     """

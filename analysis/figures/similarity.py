@@ -114,7 +114,7 @@ def shared_by_many(similarity: Similarity) -> Figure:
 
 
 def _shared(similarity: Similarity, names: Sequence[str], side: str, k: int) -> np.ndarray:
-    """What each pair of runs shares above chance, (len(names), len(names)); nan on the diagonal."""
+    """Mean φ above chance of each pair of runs, (len(names), len(names)); nan on the diagonal."""
     values = np.full((len(names), len(names)), np.nan)
     for rows in grouped(similarity.rows, *RUNS).values():
         i, j = (names.index(run_name(rows[0], of)) for of in "ab")

@@ -141,7 +141,13 @@ def _bins(values: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _draw_band(ax: Axes, values: Sequence[np.ndarray], checkpoints: int, line_kw: Style) -> None:
-    """Draw the median of the normalised spectra of one of so many checkpoints, and their band."""
+    """Draw the normalised spectra of a checkpoint as a median with a band.
+
+    ax: the Axes.
+    values: the spectra.
+    checkpoints: how many bands share the Axes; the more, the paler each.
+    line_kw: colour, line style and label.
+    """
     k = int(np.quantile([s.size for s in values], 0.5, method="lower"))
     band = statistics.band([s for s in values if s.size >= k], k=k)
     low, median, high = (np.where(s > 0, s, np.nan) for s in band)

@@ -45,7 +45,7 @@ def lines(findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def _block(finding: Finding) -> Iterator[str]:
-    """The comparison of two checkpoints: one line per measure, then one per kind of module."""
+    """Yield the comparison of two checkpoints: a line per measure, then one per kind of module."""
     comparison = finding.comparison
     heading = f"{dominance.name(comparison.a)} (a) against {dominance.name(comparison.b)} (b)"
     if not comparison.rows or finding.held is None:
@@ -68,7 +68,7 @@ def _block(finding: Finding) -> Iterator[str]:
 
 
 def _measures(finding: Finding, k: str) -> Iterator[str]:
-    """One line per measure: both medians, their difference, and which side is more dominated."""
+    """Yield one line per measure: both medians, their difference, the more dominated side."""
     cells = [["", "a", "b", "a − b", "more dominated", ""]]
     for measure, reading in finding.readings.items():
         if reading.modules or reading.difference:
@@ -90,7 +90,7 @@ def _majority(reading: dominance.Reading) -> tuple[str, str]:
 
 
 def _overview(findings: Sequence[Finding]) -> Iterator[str]:
-    """One line per comparison; for the steps of one run, also a sentence on first and last."""
+    """Yield one line per comparison; for steps of a single run, also a verdict on first and last."""
     one_run = len({run for f in findings for run, _ in (f.comparison.a, f.comparison.b)}) == 1
     names = [_names(finding, one_run) for finding in findings]
     labels = [f"{a} – {b}" for a, b in names]
@@ -110,7 +110,13 @@ def _one_line_each(
     findings: Sequence[Finding],
     names: Sequence[tuple[str, str]],
 ) -> Iterator[str]:
-    """A table with one line per finding, labelled by `labels`; names: of its two checkpoints."""
+    """Yield a table with one line per finding.
+
+    heading: of the first column.
+    labels: the first cell of each line.
+    findings: the comparisons.
+    names: of the two checkpoints of each.
+    """
     cells = [
         [
             heading,
@@ -142,7 +148,7 @@ def _one_line_each(
 
 
 def _left_out(finding: Finding, names: bool = True) -> Iterator[str]:
-    """One line per reason why modules were not compared: how many and, with `names`, which."""
+    """Yield one line per reason why modules were not compared, with their number and `names`."""
     a, b = _names(finding)
     comparison = finding.comparison
     for reason, modules in (

@@ -89,7 +89,7 @@ def lines(rows: Sequence[Row], verdicts: Mapping[str, str]) -> Iterator[str]:
 
 
 def _sizes(steps: Sequence[Row]) -> Iterator[str]:
-    """One line per step: how large and how concentrated the update is."""
+    """Yield one line per step with the size and the concentration of the update."""
     cells = [["step", *(heading for heading, _, _ in PRINTED)]]
     for line in steps:
         numbers = [cell(line[column], form) for _, column, form in PRINTED]
@@ -98,7 +98,7 @@ def _sizes(steps: Sequence[Row]) -> Iterator[str]:
 
 
 def _shared(steps: Sequence[Row]) -> Iterator[str]:
-    """Two lines per step, left and right: what it shares with the others; the cosine once."""
+    """Yield two lines per step, left and right, with what it shares with the other steps."""
     cells = [list(SHARED_HEADINGS)]
     for line in steps:
         for side in SIDES:

@@ -1,4 +1,4 @@
-"""Print what merging two updates does: a table by kind of module, and each kind in words."""
+"""Print the effect of merging two updates: a table by kind of module, and each kind in words."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -67,7 +67,7 @@ def lines(rows: Sequence[Row], inside: Sequence[Row], methods: Sequence[Row]) ->
 
 
 def _table(labelled: Sequence[tuple[str, Row]], heading: str) -> Iterator[str]:
-    """Two lines per label, left and right; numbers of both sides are on the first."""
+    """Yield two lines per label, left and right; numbers for both sides stand on the first."""
     shown = [i for i in CUTS if any(line[f"left_phi_{i}"] is not None for _, line in labelled)]
     headings = [heading, "modules", "k", "cosine", "‖a‖/‖b‖", "side", *(f"φ({i})" for i in shown)]
     cells = [[*headings, "φ(k)", "chance", "above chance"]]
