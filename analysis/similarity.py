@@ -375,10 +375,10 @@ def _add_base_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that need all singular vectors of the base."""
     group = parser.add_argument_group(
         "comparison with the singular vectors of the base (needs --base)",
-        "Both need the full decomposition of every W0: half a minute and 134 MB of disk for one of"
-        " 4096 × 4096, hours and 40 GB for a model of 7 billion parameters. An estimate is printed"
-        " before it starts, and the result is cached. Without these options, landing is still"
-        " computed if it takes less than a minute.",
+        "Both need the full decomposition of every W0: half a minute and 134 MB of disk for one\n"
+        "of 4096 × 4096, hours and 40 GB for a model of 7 billion parameters. An estimate is\n"
+        "printed before it starts, and the result is cached. Without these options, landing is\n"
+        "still computed if it takes less than a minute.",
     )
     group.add_argument(
         "--landing",

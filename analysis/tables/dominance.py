@@ -90,7 +90,7 @@ def _majority(reading: dominance.Reading) -> tuple[str, str]:
 
 
 def _overview(findings: Sequence[Finding]) -> Iterator[str]:
-    """Yield one line per comparison; for steps of a single run, also a verdict on first and last."""
+    """Yield one line per comparison; for steps of one run, also a verdict on first and last."""
     one_run = len({run for f in findings for run, _ in (f.comparison.a, f.comparison.b)}) == 1
     names = [_names(finding, one_run) for finding in findings]
     labels = [f"{a} – {b}" for a, b in names]

@@ -34,10 +34,10 @@ Of the sum ΔW_a + ΔW_b: energy: ‖ΔW_a + ΔW_b‖²/(‖ΔW_a‖² + ‖ΔW_
 strengthened; ‖sum‖₂: s₁; eff. rank: exp of the entropy of s/Σs; 90 %, 99 %: number of directions
 that hold this share of its energy; "a 99 %" and "b 99 %": the same of a and b. The average
 ½(ΔW_a + ΔW_b) has half the s, half the norms, and the same ranks. Numbers are medians over modules.
-In words: a |cosine| below {UNRELATED:g} is unrelated, from {SAME:g} on it is nearly the same (or
-opposite) direction; an overlap is {100 * MUCH:g} % of the energy that chance leaves outside the
-other's directions, a partial overlap {100 * SOME:g} %; an update of less than 1/{DWARFS:g} of the
-other's norm hardly counts.
+In words: a |cosine| below {UNRELATED:g} is unrelated; from {SAME:g} on, the direction is nearly the
+same or opposite. Updates overlap if at least {100 * MUCH:g} % of the energy that chance leaves
+outside the other's directions lies inside them, and overlap partly from {100 * SOME:g} % on. An
+update of less than 1/{DWARFS:g} of the other's norm hardly counts.
 These numbers do not tell the accuracy of the merged model, which depends on the inputs and on all
 layers together: only an evaluation on both tasks tells it. Updates that share nothing can disturb
 one another through the layers in between, and updates that conflict can merge well."""
