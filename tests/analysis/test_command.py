@@ -1,4 +1,4 @@
-"""What all commands share: status, one-line errors, Ctrl-C, --version, a checkout not installed."""
+"""Behaviour that all commands share: status, errors in one line, Ctrl-C, --version, start-up."""
 
 import argparse
 import json

@@ -44,12 +44,12 @@ def test_a_run_agrees_with_the_analyses_that_it_is_made_of(run):
 
 def test_a_real_run_agrees_with_its_parts(real_adapter):
     path = real_adapter("roberta-portuguese-run")
-    found = analyse(path)
-    assert found.skipped == []
-    assert [line["step"] for line in summary(found.rows)] == [500, 2500, 4500, 6500, 8610]
+    result = analyse(path)
+    assert result.skipped == []
+    assert [line["step"] for line in summary(result.rows)] == [500, 2500, 4500, 6500, 8610]
     spectra = {row["key"]: row for row in spectrum.analyse(path).rows}
     pairs = {row["key"]: row for row in similarity.analyse(path).rows}
-    for row in found.rows:
+    for row in result.rows:
         name, module = row["run"], row["module"]
         assert row["effective_rank"] == spectra[f"{name}@{row['step']}/{module}"]["effective_rank"]
         if row["step"] == 4500:
@@ -65,10 +65,10 @@ def test_a_real_run_agrees_with_its_parts(real_adapter):
 
 
 def test_rows_have_every_column(run):
-    found = analyse(run)
-    assert len(found.rows) == 6
-    assert all(tuple(row) == dynamics_table.COLUMNS for row in found.rows)
-    assert set(found.s) == {f"run@{step}/l.{i}.q" for step in (5, 10, 100) for i in (0, 1)}
+    result = analyse(run)
+    assert len(result.rows) == 6
+    assert all(tuple(row) == dynamics_table.COLUMNS for row in result.rows)
+    assert set(result.s) == {f"run@{step}/l.{i}.q" for step in (5, 10, 100) for i in (0, 1)}
 
 
 def test_directions_come_nearer_to_the_last(run):
@@ -84,8 +84,8 @@ def test_the_order_of_the_paths_does_not_matter(run):
 
 def test_several_runs_are_kept_apart(run, tmp_path):
     shutil.copytree(run, tmp_path / "other")
-    found = summary(analyse([run, tmp_path / "other"]).rows)
-    assert [(line["run"], line["step"]) for line in found] == [
+    result = summary(analyse([run, tmp_path / "other"]).rows)
+    assert [(line["run"], line["step"]) for line in result] == [
         (name, step) for name in ("other", "run") for step in (5, 10, 100)
     ]
 
@@ -97,8 +97,8 @@ def test_the_verdict_compares_the_first_step_with_the_last(run):
 
 
 def test_the_verdict_of_a_real_run(real_adapter):
-    found = analyse(real_adapter("roberta-portuguese-run"))
-    assert "No clear difference" in found.verdicts["roberta-portuguese-run"]
+    result = analyse(real_adapter("roberta-portuguese-run"))
+    assert "No clear difference" in result.verdicts["roberta-portuguese-run"]
 
 
 def test_a_nan_beside_a_zero_is_told_of(write_adapter, lora_tensors, tmp_path):
@@ -107,8 +107,8 @@ def test_a_nan_beside_a_zero_is_told_of(write_adapter, lora_tensors, tmp_path):
         tensors["base_model.model.l.0.q.lora_B.weight"][:] = 0
         tensors["base_model.model.l.0.v.lora_B.weight"][0, 0] = np.nan
         write_adapter(tensors, f"run/checkpoint-{step}")
-    found = analyse(tmp_path / "run")
-    assert [skip["module"] for skip in found.skipped] == ["l.0.v", "l.0.v"]
+    result = analyse(tmp_path / "run")
+    assert [skip["module"] for skip in result.skipped] == ["l.0.v", "l.0.v"]
 
 
 def test_a_step_without_an_update_has_no_directions(run, write_adapter, lora_tensors):
@@ -117,11 +117,11 @@ def test_a_step_without_an_update_has_no_directions(run, write_adapter, lora_ten
         if "lora_B" in name:
             tensors[name][:] = 0
     write_adapter(tensors, "run/checkpoint-1")
-    found = analyse(run)
-    first = summary(found.rows)[0]
+    result = analyse(run)
+    first = summary(result.rows)[0]
     assert (first["step"], first["frobenius_norm"], first["effective_rank"]) == (1, 0, None)
     assert first["left_phi_k_last"] is None
-    assert found.skipped == []
+    assert result.skipped == []
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ from safetensors.numpy import load_file, save_file
 
 from analysis import UserError, checkpoint, similarity
 from analysis.base import landing
+from analysis.base import vectors as base_vectors
 from analysis.formats import Options
 from analysis.numerics import subspaces
+from analysis.results import AgainstBase
 from analysis.similarity import COLUMNS, analyse, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,11 +79,11 @@ def test_adapters_agree_with_dense_algebra(tmp_path, rng):
 
 def test_real_adapters_agree_with_dense_algebra(real_adapter):
     paths = [real_adapter(f"sam-lora-ranks/rank{r}") for r in (2, 6)]
-    found = analyse(paths, options=SAM)
-    assert len(found.rows) == 24
-    assert found.skipped == []
+    compared = analyse(paths, options=SAM)
+    assert len(compared.rows) == 24
+    assert compared.skipped == []
     updates = [{u.name: u for u in checkpoint.read(path, options=SAM)} for path in paths]
-    for row in found.rows[::8]:
+    for row in compared.rows[::8]:
         W1, W2 = (of_run[row["module"]].dense() for of_run in updates)
         assert row["k"] == 2
         want = dense_phi(W1, W2, 2)
@@ -101,15 +103,15 @@ def test_a_row_says_which_updates_it_compares(pair):
 
 def test_every_pair_of_several(write_adapter, lora_tensors):
     paths = [write_adapter(lora_tensors("q", "v"), name) for name in "abc"]
-    found = analyse(paths)
-    assert [(row["run_a"], row["run_b"]) for row in found.rows if row["module"] == "q"] == [
+    compared = analyse(paths)
+    assert [(row["run_a"], row["run_b"]) for row in compared.rows if row["module"] == "q"] == [
         ("a", "b"),
         ("a", "c"),
         ("b", "c"),
     ]
-    assert set(found.phi) == {
+    assert set(compared.phi) == {
         f"{row['key']}#{name}"
-        for row in found.rows
+        for row in compared.rows
         for name in ("left", "right", "left_angles", "right_angles")
     }
 
@@ -135,9 +137,9 @@ def test_against_a_full_fine_tune(write_adapter, lora_tensors, write_delta, rng)
 
 def test_parts_of_multilora_are_compared_inside(write_adapter, rng):
     path = multilora(write_adapter, rng)
-    found = analyse(path)
-    assert found.rows == []
-    assert [(row["part_a"], row["part_b"]) for row in found.inside] == [
+    compared = analyse(path)
+    assert compared.rows == []
+    assert [(row["part_a"], row["part_b"]) for row in compared.inside] == [
         ("1", "2"),
         ("1", "3"),
         ("2", "3"),
@@ -145,7 +147,7 @@ def test_parts_of_multilora_are_compared_inside(write_adapter, rng):
     (update,) = checkpoint.read(path)
     one, two, _ = (part.dense() for part in update.unstacked())
     want = dense_phi(one, two, 2)
-    got = found.inside[0]["left_phi_k"], found.inside[0]["right_phi_k"]
+    got = compared.inside[0]["left_phi_k"], compared.inside[0]["right_phi_k"]
     assert got == pytest.approx(want, abs=1e-10)
 
 
@@ -201,11 +203,11 @@ def test_a_base_beside_options_is_used(write_adapter, lora_tensors, tmp_path, rn
 
 
 def test_steps_of_a_run_are_compared(real_adapter):
-    found = analyse(real_adapter("roberta-agnews-bias-all-run"), modules=r"\.0\..*query")
-    assert {(row["run_a"], row["step_a"], row["step_b"]) for row in found.rows} == {
+    compared = analyse(real_adapter("roberta-agnews-bias-all-run"), modules=r"\.0\..*query")
+    assert {(row["run_a"], row["step_a"], row["step_b"]) for row in compared.rows} == {
         ("roberta-agnews-bias-all-run", a, b) for a, b in ((500, 1000), (500, 1200), (1000, 1200))
     }
-    assert found.rows[-1]["left_phi_1"] > 0.9
+    assert compared.rows[-1]["left_phi_1"] > 0.9
 
 
 # What cannot be compared
@@ -297,13 +299,13 @@ def test_files(pair, command, tmp_path):
     assert status == 0
     with (tmp_path / "out/similarity.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    found = analyse(pair)
-    assert [row["key"] for row in rows] == [row["key"] for row in found.rows]
-    assert float(rows[0]["left_phi_k"]) == found.rows[0]["left_phi_k"]
+    compared = analyse(pair)
+    assert [row["key"] for row in rows] == [row["key"] for row in compared.rows]
+    assert float(rows[0]["left_phi_k"]) == compared.rows[0]["left_phi_k"]
     assert rows[0]["right_phi_8"] == ""
     arrays = load_file(tmp_path / "out/phi.safetensors")
     key = "a/model.layers.0.q_proj~b/model.layers.0.q_proj"
-    np.testing.assert_array_equal(arrays[f"{key}#left"], found.phi[f"{key}#left"])
+    np.testing.assert_array_equal(arrays[f"{key}#left"], compared.phi[f"{key}#left"])
     assert arrays[f"{key}#right_angles"].shape == (4,)
     record = json.loads((tmp_path / "out/record.json").read_text())
     assert record["command"] == "analysis.similarity"
@@ -508,6 +510,25 @@ def test_against_the_base_without_one(pair, command):
     with pytest.raises(SystemExit) as stopped:
         command(*pair, "--intruders")
     assert stopped.value.code == 2
+
+
+def test_options_of_the_base_reach_its_analysis(pair, base, command, monkeypatch, capfd):
+    calls = []
+
+    def recorded(*_, **given):
+        calls.append(given)
+        return AgainstBase([], [], [])
+
+    monkeypatch.setattr(landing, "analyse", recorded)
+    assert command(*pair, "--base", base)[0] == 0
+    assert command(*pair, "--base", base, "--landing", "--intruders", "--cache", "x/y")[0] == 0
+    default, given = calls
+    assert (default["landing"], default["intruders"]) == (False, False)
+    assert default["cache"] == base_vectors.default_cache()
+    assert (given["landing"], given["intruders"], given["cache"]) == (True, True, Path("x/y"))
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "full decomposition" in capfd.readouterr().out
 
 
 def test_figures(write_adapter, lora_tensors, command, tmp_path):

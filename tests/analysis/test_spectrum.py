@@ -76,37 +76,37 @@ def test_adapters_agree_with_numpy(write_adapter, rng, d_out, d_in, r, dtype, co
 )
 def test_real_adapters_agree_with_numpy(real_adapter, name):
     path = real_adapter(name)
-    found = analyse(path)
-    assert found.skipped == []
-    assert len(found.rows) == len(found.s) > 0
+    spectra = analyse(path)
+    assert spectra.skipped == []
+    assert len(spectra.rows) == len(spectra.s) > 0
     for run in checkpoint.runs([path])[-1:]:
         # One update a projection is enough of numpy's dense decompositions here.
         for update in {u.name.split(".")[-1]: u for u in checkpoint.read(run.path)}.values():
-            s = found.s[f"{run.key}/{update.name}"]
+            s = spectra.s[f"{run.key}/{update.name}"]
             want = np.linalg.svd(update.dense(), compute_uv=False)[: s.size]
             np.testing.assert_allclose(s, want, rtol=0, atol=1e-12 * want[0])
 
 
 def test_real_rank_one_adapter_agrees_with_its_closed_form(real_adapter):
     path = real_adapter("opencalm1b-rank1-fp16")
-    found = analyse(path)
-    assert len(found.rows) == 24
+    spectra = analyse(path)
+    assert len(spectra.rows) == 24
     for update in checkpoint.read(path):
         # A dense decomposition of one 6144×2048 matrix takes 10 s; rank one has a closed form.
-        (s,) = found.s[f"{path.name}/{update.name}"]
+        (s,) = spectra.s[f"{path.name}/{update.name}"]
         B, A = update.B.astype(np.float64), update.A.astype(np.float64)
         want = update.scale * np.linalg.norm(B) * np.linalg.norm(A)
         assert abs(s - want) <= 1e-12 * want
-    assert max(row["spectral_norm"] for row in found.rows) == pytest.approx(517, abs=1)
+    assert max(row["spectral_norm"] for row in spectra.rows) == pytest.approx(517, abs=1)
 
 
 @pytest.mark.slow
 def test_every_module_of_a_real_run_agrees_with_numpy(real_adapter):
     path = real_adapter("roberta-portuguese-run")
-    found = analyse(path)
+    spectra = analyse(path)
     for run in checkpoint.runs([path]):
         for update in checkpoint.read(run.path):
-            s = found.s[f"{run.key}/{update.name}"]
+            s = spectra.s[f"{run.key}/{update.name}"]
             want = np.linalg.svd(update.dense(), compute_uv=False)[: s.size]
             np.testing.assert_allclose(s, want, rtol=0, atol=1e-12 * want[0])
 
@@ -115,8 +115,8 @@ def test_every_module_of_a_real_run_agrees_with_numpy(real_adapter):
 
 
 def test_a_row_says_what_the_numbers_are_of(two_layers):
-    found = analyse(two_layers)
-    row = found.rows[2]
+    spectra = analyse(two_layers)
+    row = spectra.rows[2]
     assert list(row) == list(results.COLUMNS)
     want = {
         "key": "adapter/model.layers.1.q_proj",
@@ -160,8 +160,8 @@ def test_untrained_modules_are_counted_not_errors(write_adapter, lora_tensors, c
     tensors = lora_tensors("q", "v")
     tensors["base_model.model.v.lora_B.weight"] *= 0
     path = write_adapter(tensors)
-    found = analyse(path)
-    row = {row["module"]: row for row in found.rows}["v"]
+    spectra = analyse(path)
+    row = {row["module"]: row for row in spectra.rows}["v"]
     undefined = {c for c in results.COLUMNS if row[c] is None}
     assert undefined == {
         *("step", "layer", "part", "floor", "outliers", "utilisation", "democracy", "gini"),
@@ -170,8 +170,8 @@ def test_untrained_modules_are_counted_not_errors(write_adapter, lora_tensors, c
         *("energy_rank_50", "energy_rank_90", "energy_rank_99"),
     }
     assert row["rank"] == row["spectral_norm"] == row["frobenius_norm"] == 0
-    np.testing.assert_array_equal(found.s["adapter/v"], np.zeros(4))
-    everything = summary(found.rows)[-1]
+    np.testing.assert_array_equal(spectra.s["adapter/v"], np.zeros(4))
+    everything = summary(spectra.rows)[-1]
     assert (everything["modules"], everything["zero"]) == (2, 1)
     status, out, err = command(path)
     assert (status, err) == (0, [])
@@ -219,10 +219,10 @@ def test_several_checkpoints_are_runs_and_steps_of_one_table(write_adapter, lora
     paths = [
         write_adapter(lora_tensors("q"), f"{run}/checkpoint-{n}") for run in "ab" for n in (1, 2)
     ]
-    found = analyse([paths[0], paths[1], paths[2].parent])
+    spectra = analyse([paths[0], paths[1], paths[2].parent])
     keys = ["a@1/q", "a@2/q", "b@1/q", "b@2/q"]
-    assert [row["key"] for row in found.rows] == list(found.s) == keys
-    totals = [line for line in summary(found.rows) if line["kind"] == "all"]
+    assert [row["key"] for row in spectra.rows] == list(spectra.s) == keys
+    totals = [line for line in summary(spectra.rows) if line["kind"] == "all"]
     steps = [(line["run"], line["step"]) for line in totals]
     assert steps == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
 
@@ -310,21 +310,21 @@ def test_a_checkpoint_that_cannot_be_read_to_its_end_is_listed(two_adapters, mon
 
 
 def test_modules_selects_by_name(two_layers):
-    found = analyse(two_layers, modules=r"layers\.1\..*q")
-    assert [row["module"] for row in found.rows] == ["model.layers.1.q_proj"]
+    spectra = analyse(two_layers, modules=r"layers\.1\..*q")
+    assert [row["module"] for row in spectra.rows] == ["model.layers.1.q_proj"]
     with pytest.raises(ValueError, match="regular expression"):
         analyse(two_layers, modules="(")
 
 
 def test_summary_is_medians_by_kind_then_over_all(two_layers):
-    found = analyse(two_layers)
-    lines = summary(found.rows)
+    spectra = analyse(two_layers)
+    lines = summary(spectra.rows)
     assert [(line["kind"], line["modules"]) for line in lines] == [
         *(("q_proj", 2), ("up_proj", 2), ("all", 4))
     ]
-    of_q = [row["gini"] for row in found.rows if row["kind"] == "q_proj"]
+    of_q = [row["gini"] for row in spectra.rows if row["kind"] == "q_proj"]
     assert lines[0]["gini"] == np.median(of_q)
-    assert lines[2]["gini"] == np.median([row["gini"] for row in found.rows])
+    assert lines[2]["gini"] == np.median([row["gini"] for row in spectra.rows])
     assert lines[0]["floor"] is None
 
 
@@ -607,9 +607,9 @@ def test_a_bad_number_costs_its_module_only(command, write_adapter, lora_tensors
     path = write_adapter(tensors)
     words = ("adapter_model.safetensors: v: ", f"{factor} holds NaN or Inf", "expected finite")
     assert_one_line(command(path), 1, *words)
-    found = analyse(path)
-    assert [row["module"] for row in found.rows] == ["q"]
-    (skip,) = found.skipped
+    spectra = analyse(path)
+    assert [row["module"] for row in spectra.rows] == ["q"]
+    (skip,) = spectra.skipped
     assert (skip["run"], skip["module"]) == ("adapter", "v")
 
 
@@ -641,8 +641,8 @@ def test_only_bad_modules_is_nothing_analysed(command, write_adapter, lora_tenso
 def test_a_bad_checkpoint_beside_a_good_one(command, two_layers, tmp_path):
     (tmp_path / "empty").mkdir()
     assert_one_line(command(two_layers, tmp_path / "empty"), 1, "empty: no checkpoint here")
-    found = analyse([two_layers, tmp_path / "empty"])
-    assert [(skip["run"], skip["module"]) for skip in found.skipped] == [("empty", "")]
+    spectra = analyse([two_layers, tmp_path / "empty"])
+    assert [(skip["run"], skip["module"]) for skip in spectra.skipped] == [("empty", "")]
 
 
 def test_nothing_to_analyse_is_an_error(command, two_layers, write_adapter):
@@ -711,9 +711,11 @@ def test_what_does_not_fit_into_memory_is_skipped(two_layers, write_delta, monke
     assert all(reason.endswith("proj: does not fit into memory") for reason in reasons)
     full = write_delta({"q": np.ones((3, 2), "f4")})
     monkeypatch.setattr(checkpoint.peft, "read", too_large)
-    found = analyse([two_layers, full])
-    assert [skip["reason"] for skip in found.skipped] == [f"{two_layers}: does not fit into memory"]
-    assert len(found.rows) == 1
+    spectra = analyse([two_layers, full])
+    assert [skip["reason"] for skip in spectra.skipped] == [
+        f"{two_layers}: does not fit into memory"
+    ]
+    assert len(spectra.rows) == 1
 
 
 def test_a_checkpoint_without_any_update_is_named(two_layers, write_adapter, command):

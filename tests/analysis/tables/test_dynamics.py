@@ -29,7 +29,7 @@ def test_directions_that_come_and_go_have_not_settled():
 
 
 def test_nothing_is_said_where_chance_would_say_it_too():
-    """Of directions that nearly fill their space, and of those that are undefined."""
+    """Directions that nearly fill their space, and directions that are undefined."""
     text = "\n".join(words([line(5, 1.0, None, 1.0, chance=0.9), line(9, 2.0, None, None)]))
     assert "directions" not in text
     # 0.95 is not near 1 where 0.49 is chance: nine tenths of the way from there are 0.949.
