@@ -3,11 +3,11 @@
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from analysis import CheckpointError
+from analysis import CheckpointError, UserError
 from analysis.formats import (
     Options,
     adalora,
@@ -77,10 +77,9 @@ def read(
     """Every update of the checkpoint at `path`, low-rank or dense, in the file's order.
 
     Raises CheckpointError where there is no checkpoint, and at the first module that cannot be
-    analysed; `scan` goes on instead.
+    analysed; `scan` goes on instead. UserError if `base` and `options.base` differ.
     """
-    options = options or Options(base=None if base is None else Path(base))
-    for entry in scan(path, options):
+    for entry in scan(path, with_base(options, base)):
         if isinstance(entry, Skipped):
             raise CheckpointError(entry.reason)
         if not isinstance(entry, Other):
@@ -267,3 +266,13 @@ def _names(homes: Iterable[Path]) -> dict[Path, str]:
             return names
         for home in shared:
             length[home] += 1
+
+
+def with_base(options: Options | None, base: str | Path | None) -> Options:
+    """Return `options` with `base` filled in; UserError if they already name another base."""
+    options = options or Options()
+    if base is None:
+        return options
+    if options.base is not None and Path(options.base) != Path(base):
+        raise UserError(f"base is {base}, options.base is {options.base}; expected one of them")
+    return replace(options, base=Path(base))

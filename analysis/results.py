@@ -117,3 +117,19 @@ def grouped(rows: Iterable[Row], *columns: str) -> dict[tuple[Any, ...], list[Ro
     for row in rows:
         groups.setdefault(tuple(row[column] for column in columns), []).append(row)
     return groups
+
+
+RUNS = ("run_a", "step_a", "run_b", "step_b")
+
+
+def run_name(row: Row, side: str) -> str:
+    """The run on one side ("a" or "b") of a pair, with its step."""
+    run, step = row[f"run_{side}"], row[f"step_{side}"]
+    return run if step is None else f"{run} step {step}"
+
+
+def pair_name(row: Row) -> str:
+    """Both runs of a pair; two steps of one run share its name."""
+    if row["run_a"] == row["run_b"] and row["step_a"] is not None:
+        return f"{row['run_a']} step {row['step_a']} ~ {row['step_b']}"
+    return f"{run_name(row, 'a')} ~ {run_name(row, 'b')}"

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -24,6 +24,9 @@ from safetensors.numpy import save as serialised
 
 from analysis import CheckpointError, __version__
 from analysis.results import COLUMNS, Row, Spectra
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # The columns of a table of spectra that hold text and integers; all others hold floats.
 TEXT = ("key", "run", "method", "module", "kind", "part", "algorithm")
@@ -210,3 +213,11 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):  # after the renaming there is nothing to remove
             temporary.unlink()
+
+
+def save_figure(figure: "Figure", stem: Path) -> None:
+    """Write stem.png and stem.pdf, renamed into place; the same figure gives the same bytes."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for kind, metadata in (("png", None), ("pdf", {"CreationDate": None})):
+        draw = partial(figure.savefig, dpi=150, format=kind, metadata=metadata)
+        replace(stem.parent / f"{stem.name}.{kind}", draw)

@@ -260,7 +260,7 @@ def analyse(
     progress: show a bar on stderr if dense modules take longer than two seconds.
     """
     runs = checkpoint.runs(paths)
-    options = options or Options(base=Path(model))
+    options = checkpoint.with_base(options, model)
     collected = meeting.collect(runs, options, expression(modules), rename)
     weights = {}
     for run in runs:

@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from analysis import UserError
-from analysis.figures.spectrum import save
+from analysis import UserError, store
 from analysis.results import Row, Spectra
 from multilora.reproduction.pictures import claims, costs, experiments, spectra
 from multilora.reproduction.pictures.spectra import PROJECTIONS
@@ -88,7 +87,7 @@ def draw(directory: Path, names: Iterable[str] = DRAWN) -> list[Path]:
                 _table(directory / table, columns.split())
                 for table, columns in source.tables.items()
             ]
-            save(source.figure(*tables), directory / name)
+            store.save_figure(source.figure(*tables), directory / name)
             drawn.append(directory / f"{name}.png")
     return drawn
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from analysis import UserError, results, similarity, spectrum, store
 from analysis.figures import similarity as similarity_figures
-from analysis.figures.spectrum import save
 from analysis.formats import Options
 from analysis.numerics.statistics import paired_in_common
 from analysis.pairs import repeatability
@@ -238,7 +237,8 @@ def report(
     drawn = figures.draw(out)
     main = [run for run in runs if run.method in MAIN]
     if len(main) > 1:
-        save(similarity_figures.shared_by_many(_of(alike, main)), out / "similarity_by_run")
+        figure = similarity_figures.shared_by_many(_of(alike, main))
+        store.save_figure(figure, out / "similarity_by_run")
     base_model, tokenizer = delta.load_base(str(model))
     items = data.load().split("test", runs[0].facts["settings"]["per_task_scored"])
     scores = scoring.score(base_model, tokenizer, items)

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from analysis import CheckpointError, checkpoint
+from analysis import CheckpointError, UserError, checkpoint
 from analysis.formats import Options
 from analysis.spectrum import analyse
 from analysis.update import DenseUpdate, LowRankUpdate, Other, Skipped
@@ -161,3 +162,22 @@ def test_an_adapter_and_a_stored_difference_in_one_place_are_refused(adapter, wr
     found = analyse([path, other])
     assert [row["run"] for row in found.rows] == ["other"]
     assert [skip["run"] for skip in found.skipped] == ["run"]
+
+
+def test_a_base_is_merged_into_options():
+    options = Options(scale=2.0)
+    assert checkpoint.with_base(None, None) == Options()
+    assert checkpoint.with_base(options, None) == options
+    assert checkpoint.with_base(options, "B") == Options(scale=2.0, base=Path("B"))
+    assert checkpoint.with_base(Options(base=Path("B")), "B/") == Options(base=Path("B"))
+    with pytest.raises(UserError, match=r"base is C, options\.base is B; expected one of them"):
+        checkpoint.with_base(Options(base=Path("B")), "C")
+
+
+def test_a_base_beside_options_is_read(tmp_path):
+    before, after = ({"q.weight": np.full((3, 2), x, "f4")} for x in (1, 2))
+    for name, tensors in (("base", before), ("tuned", after)):
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    (update,) = checkpoint.read(tmp_path / "tuned", tmp_path / "base", Options())
+    np.testing.assert_array_equal(update.dense(), np.ones((3, 2)))

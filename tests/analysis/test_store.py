@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
 
 from analysis import CheckpointError, spectrum, store
 
@@ -224,3 +226,27 @@ def test_store_imports_no_formats_and_no_large_package():
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout == "set()\n"
+
+
+def test_saved_figures_are_whole_and_the_same_again(tmp_path, monkeypatch):
+    figure = Figure()
+    figure.subplots().plot([1, 3, 2], label="line")
+    stem = tmp_path / "deep" / "figure"
+    contents = []
+    for _ in range(2):
+        store.save_figure(figure, stem)
+        files = sorted(stem.parent.iterdir())
+        assert [file.name for file in files] == ["figure.pdf", "figure.png"]
+        contents.append([file.read_bytes() for file in files])
+    assert contents[0] == contents[1]
+    assert contents[0][0].startswith(b"%PDF")
+    assert imread(files[1]).std() > 0.01  # not a blank page
+
+    def half(path, **_):
+        path.write_bytes(b"half a file")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(figure, "savefig", half)
+    with pytest.raises(OSError, match="disk full"):
+        store.save_figure(figure, stem)
+    assert [file.read_bytes() for file in sorted(stem.parent.iterdir())] == contents[1]

@@ -156,7 +156,7 @@ def test_tensors_of_one_side_or_of_another_shape_are_listed(write, weights, rng,
     assert others["score.weight"] == "not in the base"
     assert others["lm_head.weight"] == "in the base only"
     assert main([str(write("a", tuned)), "--base", str(write("b", weights))]) == 0
-    remark = "tensors are not analysed (heads, biases, what the base lacks): see --json."
+    remark = "tensors not analysed (heads, biases, tensors missing in the base): --json"
     assert remark in capsys.readouterr().out
 
 
