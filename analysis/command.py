@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from analysis import UserError, __version__, checkpoint
+from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.names import printable
 
@@ -58,14 +59,13 @@ def complain(parser: argparse.ArgumentParser, message: str) -> None:
     print(f"{_name(parser)}: {printable(message)}", file=sys.stderr)
 
 
-def complain_of_steps(parser: argparse.ArgumentParser, paths: Iterable[str]) -> None:
+def complain_of_steps(parser: argparse.ArgumentParser, runs: Iterable[Run]) -> None:
     """A line for each checkpoint below which further ones lie that are not read."""
-    for path in map(Path, paths):
-        below = checkpoint.passed_over(path)
+    for run in runs:
+        below = checkpoint.passed_over(run)
         if below:
-            complain(
-                parser, f"{path}: is a checkpoint; {below} below it not read: {path}/checkpoint-*"
-            )
+            message = f"is a checkpoint; {below} below it not read: {run.path}/checkpoint-*"
+            complain(parser, f"{run.path}: {message}")
 
 
 def emit(text: str) -> None:
@@ -135,10 +135,9 @@ def options(arguments: argparse.Namespace) -> Options:
     )
 
 
-def paths_read(arguments: argparse.Namespace) -> list[Path]:
-    """Everything that the arguments had read: checkpoints, base, initial."""
-    given = [Path(path) for path in (arguments.base, arguments.initial) if path]
-    return [run.path for run in checkpoint.runs(arguments.paths)] + given
+def inputs(arguments: argparse.Namespace, runs: Iterable[Run]) -> list[Path | Run]:
+    """Everything that was read for the arguments: the runs, base, initial."""
+    return [*runs, *(Path(path) for path in (arguments.base, arguments.initial) if path)]
 
 
 class _Formats(argparse.Action):

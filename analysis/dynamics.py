@@ -27,7 +27,7 @@ TABLE = "dynamics.csv"
 
 
 def analyse(
-    paths: str | Path | Iterable[str | Path],
+    paths: str | Path | Iterable[str | Path | Run],
     *,
     options: Options | None = None,
     modules: str | None = None,
@@ -39,10 +39,11 @@ def analyse(
     or a run has only one.
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
-    by_run = _steps(checkpoint.runs(listed))
-    spectra = spectrum.analyse(listed, options=options, modules=modules, progress=progress)
+    runs = checkpoint.runs(listed)
+    by_run = _steps(runs)
+    spectra = spectrum.analyse(runs, options=options, modules=modules, progress=progress)
     alike = similarity.analyse(
-        listed, options=options, modules=modules, choose=_chosen, parts=False, progress=progress
+        runs, options=options, modules=modules, choose=_chosen, parts=False, progress=progress
     )
     pairs = {
         (row["run_a"], row["module"], row["part_a"], row["step_a"], row["step_b"]): row
@@ -104,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     options = command.options(arguments)
-    found = analyse(arguments.paths, options=options, modules=arguments.modules, progress=True)
+    runs = checkpoint.runs(arguments.paths)
+    found = analyse(runs, options=options, modules=arguments.modules, progress=True)
     for skip in found.skipped:
         command.complain(parser, skip["reason"])
     if not found.rows:
@@ -113,7 +115,9 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         return 2
     made_by: dict[str, Any] = {}
     if arguments.out or arguments.json:
-        made_by = store.record("analysis.dynamics", command.paths_read(arguments), vars(arguments))
+        made_by = store.record(
+            "analysis.dynamics", command.inputs(arguments, runs), vars(arguments)
+        )
     if arguments.figures:
         _draw(found, Path(arguments.figures))
     notes: Row = {"summary": dynamics_table.summary(found.rows), "verdicts": found.verdicts}

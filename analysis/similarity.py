@@ -51,7 +51,7 @@ MERGE_TABLE, SUMS = "merging.csv", "sums.safetensors"
 
 
 def analyse(
-    paths: str | Path | Iterable[str | Path],
+    paths: str | Path | Iterable[str | Path | Run],
     *,
     base: str | Path | None = None,
     options: Options | None = None,
@@ -171,30 +171,32 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         parser.error("--landing and --intruders are beside the base: expected --base, no --merge")
     if arguments.merge and (arguments.figures or arguments.group):
         parser.error("--merge looks at two checkpoints and draws nothing: no --figures, no --group")
-    report = _merged(arguments) if arguments.merge else _compared(parser, arguments)
+    runs = checkpoint.runs(arguments.paths)
+    report = _merged(arguments, runs) if arguments.merge else _compared(parser, arguments, runs)
     for skip in report.skipped:
         command.complain(parser, skip["reason"])
-    command.complain_of_steps(parser, arguments.paths)
+    command.complain_of_steps(parser, runs)
     if not any(rows for rows, _ in report.tables.values()):
         if not report.skipped:
             command.complain(parser, "one checkpoint without parts; expected two to compare")
         if arguments.json:
-            _write(report, arguments)
+            _write(report, arguments, runs)
         return 2
-    _write(report, arguments)
+    _write(report, arguments, runs)
     return 1 if report.skipped else 0
 
 
-def _compared(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> _Report:
+def _compared(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, runs: Sequence[Run]
+) -> _Report:
     """The checkpoints with one another, their parts, their methods, and beside the base."""
     found = analyse(
-        arguments.paths,
+        runs,
         options=command.options(arguments),
         modules=arguments.modules,
         rename=arguments.map,
         progress=True,
     )
-    runs = checkpoint.runs(arguments.paths)
     between = repeatability.between(
         found.rows, found.phi, repeatability.labels(runs, arguments.group)
     )
@@ -206,7 +208,7 @@ def _compared(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
     tables: dict[str, Table] = {TABLE: (rows, COLUMNS)}
     skipped = found.skipped
     if arguments.base:
-        beside = _beside_base(parser, arguments)
+        beside = _beside_base(parser, arguments, runs)
         # What cannot be read was noted before.
         skipped = [*skipped, *(skip for skip in beside.skipped if skip not in skipped)]
         lines += ["", *base_table.lines(beside.rows), *base_table.EXPLANATION.splitlines()]
@@ -220,10 +222,10 @@ def _compared(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
 
 
 def _beside_base(
-    parser: argparse.ArgumentParser, arguments: argparse.Namespace
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, runs: Sequence[Run]
 ) -> results.AgainstBase:
     return landing.analyse(
-        arguments.paths,
+        runs,
         arguments.base,
         options=command.options(arguments),
         modules=arguments.modules,
@@ -236,10 +238,10 @@ def _beside_base(
     )
 
 
-def _merged(arguments: argparse.Namespace) -> _Report:
+def _merged(arguments: argparse.Namespace, runs: Sequence[Run]) -> _Report:
     """Two checkpoints before they are merged."""
     found = merging.analyse(
-        arguments.paths,
+        runs,
         options=command.options(arguments),
         modules=arguments.modules,
         rename=arguments.map,
@@ -261,12 +263,12 @@ def _draw(found: Similarity, directory: Path) -> None:
     spectrum_figures.save(draw(found), directory / "similarity")
 
 
-def _write(report: _Report, arguments: argparse.Namespace) -> None:
+def _write(report: _Report, arguments: argparse.Namespace, runs: Sequence[Run]) -> None:
     """The results, to --out and to stdout."""
     made_by: dict[str, Any] = {}
     if arguments.out or arguments.json:
         made_by = store.record(
-            "analysis.similarity", command.paths_read(arguments), vars(arguments)
+            "analysis.similarity", command.inputs(arguments, runs), vars(arguments)
         )
     if arguments.out and any(rows for rows, _ in report.tables.values()):
         notes: Row = {"skipped": report.skipped}

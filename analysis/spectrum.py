@@ -33,7 +33,7 @@ Source = tuple[checkpoint.Run, Callable[[], Iterator[Entry]]]
 
 
 def analyse(
-    paths: str | Path | Iterable[str | Path],
+    paths: str | Path | Iterable[str | Path | checkpoint.Run],
     *,
     base: str | Path | None = None,
     options: Options | None = None,
@@ -58,7 +58,7 @@ def analyse(
     wanted = names.expression(modules)
     found = Spectra()
     sources: list[Source] = [
-        (run, partial(checkpoint.scan, run.path, options)) for run in checkpoint.runs(listed)
+        (run, partial(checkpoint.scan, run, options)) for run in checkpoint.runs(listed)
     ]
     if terms:
         place = terms[0].path
@@ -199,8 +199,9 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """Analyse, complain of what was skipped, write the rest; the exit status."""
     if not arguments.paths and not arguments.combine:
         parser.error("the following arguments are required: PATH, or --combine")
+    runs = checkpoint.runs(arguments.paths)
     found = analyse(
-        arguments.paths,
+        runs,
         options=command.options(arguments),
         terms=[combine.parse(text) for text in arguments.combine],
         modules=arguments.modules,
@@ -209,16 +210,16 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     )
     for skip in found.skipped:
         command.complain(parser, skip["reason"])
-    command.complain_of_steps(parser, arguments.paths)
+    command.complain_of_steps(parser, runs)
     if arguments.strict and found.skipped:
         return 2
     if found.rows or arguments.json:
-        _write(found, arguments)
+        _write(found, arguments, runs)
     if arguments.figures and any(row["rank"] > 0 for row in found.rows):
         _draw(found, Path(arguments.figures), arguments.metric)
     elif arguments.figures and found.rows:
         command.complain(parser, "--figures: no update has a value above 0; nothing to draw")
-    for path in _empty(found, arguments.paths) if found.rows else ():
+    for path in _empty(found, runs) if found.rows else ():
         command.complain(parser, f"{path}: no update to analyse; expected at least one")
     if not found.rows and not found.skipped:
         paths = ", ".join([*arguments.paths, *arguments.combine]) or "no path"
@@ -226,24 +227,22 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     return 2 if not found.rows else 1 if found.skipped else 0
 
 
-def _empty(found: Spectra, paths: Iterable[str]) -> list[Path]:
+def _empty(found: Spectra, runs: Iterable[checkpoint.Run]) -> list[Path]:
     """The checkpoints with nothing analysed and nothing skipped."""
     analysed = {(row["run"], row["step"]) for row in found.rows}
     skipped = {skip["run"] for skip in found.skipped}
     return [
-        run.path
-        for run in checkpoint.runs(paths)
-        if (run.name, run.step) not in analysed and run.key not in skipped
+        run.path for run in runs if (run.name, run.step) not in analysed and run.key not in skipped
     ]
 
 
-def _write(found: Spectra, arguments: argparse.Namespace) -> None:
+def _write(found: Spectra, arguments: argparse.Namespace, runs: Sequence[checkpoint.Run]) -> None:
     """The results, to --out and to stdout."""
     several = len(dominance.checkpoints(found.rows)) > 1
     compared = dominance.findings(found) if several and (arguments.out or not arguments.csv) else []
     if arguments.out or arguments.json:
         terms = [combine.parse(text).path for text in arguments.combine]
-        read = [*command.paths_read(arguments), *terms]
+        read = [*command.inputs(arguments, runs), *terms]
         made_by = store.record("analysis.spectrum", read, vars(arguments))
     if arguments.out and found.rows:
         store.save(arguments.out, found, made_by)

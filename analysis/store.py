@@ -29,7 +29,9 @@ WHOLE = (
 TABLE, SPECTRA, RECORD = "spectrum.csv", "spectra.safetensors", "record.json"
 
 
-def record(command: str, read: Iterable[Path], arguments: dict[str, Any]) -> dict[str, Any]:
+def record(
+    command: str, read: Iterable[Path | checkpoint.Run], arguments: dict[str, Any]
+) -> dict[str, Any]:
     """What made a result: command, arguments, versions, seed, and SHA-256 of every input file.
 
     read: the checkpoints and models that went into it.

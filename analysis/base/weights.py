@@ -9,6 +9,7 @@ import numpy as np
 
 from analysis import CheckpointError
 from analysis.formats import base, full, peft
+from analysis.formats.place import Place
 from analysis.formats.tensors import Stored, read_json
 from analysis.update import DenseUpdate, Update
 
@@ -70,7 +71,7 @@ def open_base(path: str | Path, modules: Iterable[str]) -> Base:
     Names meet after one prefix of either side, which all of them together tell. Raises
     CheckpointError where there is no model, where it is quantised, or where no name meets.
     """
-    place = base.directory(Path(path))
+    place = Place(base.directory(Path(path)))
     file, stored = base.open_model(place)
     names = list(dict.fromkeys(modules))
     aligned = base.align([f"{name}.weight" for name in names], stored)

@@ -71,7 +71,7 @@ def _collect_run(
     found: Collected,
 ) -> None:
     seen = set()
-    for entry in checkpoint.scan(run.path, options):
+    for entry in checkpoint.scan(run, options):
         if isinstance(entry, Other):
             found.other.append({"run": run.key, "name": entry.name, "what": entry.what})
             continue

@@ -46,7 +46,7 @@ SAMPLE = 1000  # rows and columns of which signs are compared: 10⁶ entries
 
 
 def analyse(
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path | checkpoint.Run],
     *,
     options: Options | None = None,
     modules: str | None = None,
