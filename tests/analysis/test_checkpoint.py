@@ -146,7 +146,7 @@ def test_a_weight_file_stands_for_its_directory_only_where_it_is_read(adapter):
     assert update.scale == 2.0
     for name in ("adapter_model.bin", "model.safetensors"):
         (path / name).write_bytes((path / "adapter_model.safetensors").read_bytes())
-        with pytest.raises(CheckpointError, match=r"beside it lies adapter_model\.safetensors"):
+        with pytest.raises(CheckpointError, match=r"is read from adapter_model\.safetensors"):
             checkpoint.scan(path / name)
 
 

@@ -125,9 +125,9 @@ def test_a_module_that_cannot_be_read_is_listed(write_bank):
         ({"tasks": []}, r"tasks is \[\]; expected the names of directories"),
         ({"tasks": "law"}, "tasks is 'law'; expected the names"),
         ({"tasks": ["law", 3]}, r"tasks is \['law', 3\]; expected the names"),
-        ({"tasks": ["../other"]}, "expected the names of directories beside it"),
-        ({"tasks": [".."]}, "expected the names of directories beside it"),
-        ({"tasks": ["law", "law"]}, "a task stands twice"),
+        ({"tasks": ["../other"]}, "expected the names of directories next to it"),
+        ({"tasks": [".."]}, "expected the names of directories next to it"),
+        ({"tasks": ["law", "law"]}, "a task appears twice"),
         ({"tasks": ["law", "music"]}, "music: no expert here; experts.json names it, expected"),
     ],
 )
