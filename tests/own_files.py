@@ -12,7 +12,7 @@ SHAPES = {
     "mtllora": {
         "A": (R, D_IN), "B": (D_OUT, N * R), "lambda": (2, R, R), "w": (2, N),
     },
-}  # fmt: skip  # fmt: skip
+}  # fmt: skip
 
 
 def raw(path, method):

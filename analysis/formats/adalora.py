@@ -1,11 +1,11 @@
-"""PEFT's AdaLoRA: ΔW = scale · B diag(E) A, scale = α/(initial rank + 1e-5) (Zhang et al. 2023).
+"""PEFT AdaLoRA adapter (Zhang et al. 2023), whose rank differs between modules.
 
     base_model.model.<module>.lora_A     (r, d_in)
     base_model.model.<module>.lora_B     (d_out, r)
     base_model.model.<module>.lora_E     (r, 1)
 
-r differs between modules, since pruned directions are not in the file. A module that lost all of
-them has ΔW = 0. The scale remains that of the initial rank.
+ΔW = scale · B diag(E) A, scale = α/(initial rank + 1e-5) for every module. Pruned directions are
+not in the file; a module that lost all of them has ΔW = 0.
 """
 
 from typing import Any

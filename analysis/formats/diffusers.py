@@ -1,4 +1,4 @@
-"""diffusers, old and new: pytorch_lora_weights.safetensors, a file without a config.
+"""File of diffusers, with old or new names: pytorch_lora_weights.safetensors.
 
     <module>.lora_A.weight, .lora_B.weight               since PEFT; α may be in the metadata
     <module>.lora.down.weight, .lora.up.weight           between

@@ -1,9 +1,10 @@
-"""PEFT's DoRA: ΔW = diag(m / ‖W0 + scale·B A‖) (W0 + scale·B A) − W0 (Liu et al. 2024).
+"""PEFT DoRA adapter (Liu et al. 2024), LoRA with rescaled rows; needs --base or --direction-only.
 
     base_model.model.<module>.lora_magnitude_vector[.weight]     m, (d_out,)
 
-next to LoRA's A and B; the norm is taken of each row of the matrix (d_out, d_in). ΔW needs W0 and
-has full rank. With --direction-only, B·A is read alone: the update before the rows are rescaled.
+next to LoRA's A and B. ΔW = diag(m / ‖W0 + scale·B A‖) (W0 + scale·B A) − W0, with the norm of each
+row of the matrix (d_out, d_in), has full rank. With --direction-only, scale·B A is read alone: the
+update before the rows are rescaled.
 """
 
 import numpy as np

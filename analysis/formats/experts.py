@@ -1,4 +1,4 @@
-"""Task experts: experts.json, and for each task a directory with an ordinary PEFT LoRA.
+"""Bank of task experts: experts.json, and one directory with a PEFT LoRA adapter per task.
 
     experts.json    {"format": "multilora-experts", "version": 1, "tasks": ["law", "medicine"]}
     law/            adapter_config.json, adapter_model.safetensors

@@ -1,4 +1,4 @@
-r"""Any pairs of factors, by the patterns of their names: --factors A B [--scale X].
+r"""Any file with pairs of factors, by patterns of their names: --factors A B [--scale X].
 
     --factors 'w_a_(\d+)' 'w_b_(\d+)'     w_a_000 (r, d_in) and w_b_000 (d_out, r)
 

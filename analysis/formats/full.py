@@ -1,4 +1,4 @@
-"""Full fine-tuning as this project stores it: ΔW in delta.safetensors, with delta_config.json.
+"""Full fine-tuning stored as ΔW by this project: delta_config.json and delta.safetensors.
 
 ΔW = W_tuned − W0 was taken when the checkpoint was written, by module name. The config holds the
 noise floor of each module (`analysis.numerics.floor`) and the norms of the changes of 1-D weights.

@@ -1,12 +1,13 @@
-"""kohya's sd-scripts: one file of lora_down, lora_up and alpha, ΔW = alpha/r · up @ down.
+"""File of kohya's sd-scripts: lora_down, lora_up and alpha of each module.
 
     lora_unet_<module_with_underscores>.lora_down.weight     (r, d_in), or (r, d_in, *kernel)
     lora_unet_<module_with_underscores>.lora_up.weight       (d_out, r), or (d_out, r, 1, 1)
     lora_unet_<module_with_underscores>.alpha                one number; r if it is missing
 
-The dots of a module's path became underscores, which cannot be undone. The numbers in it are taken
-for components of their own: `unet.down_blocks.0.attentions.1.…`. A layer that has any other tensor
-but a bias is skipped, and so is one stored as a whole difference (.diff of LyCORIS).
+ΔW = alpha/r · up @ down. The dots of a module's path became underscores, which cannot be undone.
+The numbers in it are taken for components of their own: `unet.down_blocks.0.attentions.1.…`. A
+layer that has any other tensor but a bias is skipped, and so is one stored as a whole difference
+(.diff of LyCORIS).
 """
 
 import re

@@ -1,12 +1,12 @@
-"""loralib: a state dict of lora_A and lora_B, ΔW = scale · B @ A; the scale is not in the file.
+"""State dict of loralib: lora_A and lora_B of each module; the scale is not in it, see --scale.
 
     <module>.lora_A     (r, d_in), or (m·r, d_in) of a MergedLinear with m slices enabled
     <module>.lora_B     (d_out, r), or (m·rows, r)
 
-Pass --scale α/r; without it the scale is 1, and a remark says so. The file does not say which
-slices of a MergedLinear are enabled: they are the parts block0, block1, … in their order. A
-convolution looks like a linear layer in such a file, and is read as the product that loralib
-reshapes.
+ΔW = scale · B @ A. Pass --scale α/r; without it the scale is 1, and a remark says so. The file does
+not say which slices of a MergedLinear are enabled: they are the parts block0, block1, … in their
+order. A convolution looks like a linear layer in such a file, and is read as the product that
+loralib reshapes.
 """
 
 import re

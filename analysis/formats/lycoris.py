@@ -1,9 +1,10 @@
-"""LyCORIS LoHa in kohya's files: ΔW = alpha/r · (w1_a w1_b) ∘ (w2_a w2_b), of rank up to r².
+"""LyCORIS LoHa in the files of kohya's sd-scripts.
 
     lora_unet_<module>.hada_w1_a, .hada_w2_a     (d_out, r)
     lora_unet_<module>.hada_w1_b, .hada_w2_b     (r, d_in), or (r, d_in·kernel)
 
-and .alpha. The Tucker form for convolutions (hada_t1, hada_t2) and LoKr are skipped.
+and .alpha. ΔW = alpha/r · (w1_a w1_b) ∘ (w2_a w2_b), the product entry by entry, has a rank of up
+to r². The Tucker form for convolutions (hada_t1, hada_t2) and LoKr are skipped.
 """
 
 import math

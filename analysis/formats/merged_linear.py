@@ -1,4 +1,4 @@
-"""PEFT 0.2's MergedLinear: several updates of a fused layer in one pair of factors.
+"""MergedLinear of PEFT 0.2: several updates of a fused layer in one pair of factors.
 
     base_model.model.<module>.lora_A.weight     (m·r, d_in)        m slices are enabled
     base_model.model.<module>.lora_B.weight     (m·d_out/n, r, 1)  of the n that enable_lora lists

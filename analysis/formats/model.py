@@ -1,11 +1,11 @@
-"""A whole fine-tuned model as Transformers saves it, minus its base, which --base names.
+"""Whole fine-tuned model as Transformers saves it; needs its base, --base.
 
     model.safetensors, pytorch_model.bin, or shards with an index, in both directories
 
-ΔW = W_tuned − W0, tensor by tensor, in float32 or float64. The noise floor counts the rounding of
-W_tuned, and with --base-rounded that of W0 too. Names are matched without one prefix on either
-side (`model.`, `base_model.model.`); `module` is the base's name. Matrices have the orientation in
-which they are stored: an embedding is (entries, width), a convolution's kernel is
+ΔW = W_tuned − W0 is taken tensor by tensor, in float32 or float64. The noise floor counts the
+rounding of W_tuned, and with --base-rounded that of W0 too. Names are matched without one prefix on
+either side (`model.`, `base_model.model.`); `module` is the base's name. Matrices have the
+orientation in which they are stored: an embedding is (entries, width), a convolution's kernel is
 (d_out, d_in·kernel). Each expert of a stack (experts, …, …) is a part.
 """
 

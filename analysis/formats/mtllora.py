@@ -1,4 +1,4 @@
-"""MTL-LoRA: adapter_config.json with peft_type MTLLORA beside adapter_model.safetensors.
+"""MTL-LoRA adapter: adapter_config.json (peft_type MTLLORA) and adapter_model.safetensors.
 
     base_model.model.<module>.mtllora_A         (r, d_in)
     base_model.model.<module>.mtllora_B         (d_out, n·r)    block of columns i is Bᵢ

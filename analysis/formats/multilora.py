@@ -1,4 +1,4 @@
-"""MultiLoRA: adapter_config.json with peft_type MULTILORA beside adapter_model.safetensors.
+"""MultiLoRA adapter: adapter_config.json (peft_type MULTILORA) and adapter_model.safetensors.
 
     base_model.model.<module>.multilora_A     (n·r, d_in)    block of rows i is Aᵢ
     base_model.model.<module>.multilora_B     (d_out, n·r)   block of columns i is Bᵢ

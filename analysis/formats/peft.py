@@ -1,4 +1,4 @@
-"""PEFT LoRA and its variants: adapter_config.json with adapter_model.safetensors (or .bin).
+"""PEFT LoRA adapter: adapter_config.json and adapter_model.safetensors (or .bin).
 
     base_model.model.<module>.lora_A[.<adapter>].weight     (r, d_in), or (r, d_in, *kernel)
     base_model.model.<module>.lora_B[.<adapter>].weight     (d_out, r), or (d_out, r, 1, …)

@@ -1,4 +1,4 @@
-"""R-LoRA: adapter_config.json with peft_type RLORA beside adapter_model.safetensors.
+"""R-LoRA adapter: adapter_config.json (peft_type RLORA) and adapter_model.safetensors.
 
     base_model.model.<module>.rlora_A, rlora_A0     (r, d_in)      A, and its value at the start
     base_model.model.<module>.rlora_B, rlora_B0     (d_out, n·r)   block of columns i is head Bᵢ

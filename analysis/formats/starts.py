@@ -1,8 +1,8 @@
-"""PEFT LoRA with a start that changes the base weights: PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA.
+"""PEFT LoRA whose start changes W0 (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA); needs --initial.
 
-Part of W0 is put into the factors at the start, and the rest is the base of the training:
-W = (W0 − s·B0 A0) + s·B0 A0. The training then made ΔW = s·B A − s·B0 A0, which needs the adapter
-as it was before its training: one factored update of rank 2r.
+Part of W0 is put into the factors at the start, and the rest is the base of the training: W = (W0 −
+s·B0 A0) + s·B0 A0. The training then made ΔW = s·B A − s·B0 A0, which needs the adapter as it was
+before its training: one factored update of rank 2r.
 """
 
 from dataclasses import replace

@@ -1,8 +1,9 @@
-"""Every other PEFT type (LoHa, LoKr, VeRA, IA³, OFT, …): W0 after PEFT's own merge, minus W0.
+"""Any other PEFT type (LoHa, LoKr, VeRA, IA³, OFT, …), merged by PEFT itself; needs --base.
 
-ΔW of these types depends on W0, or follows a rule that only PEFT implements. Transformers loads the
-base and PEFT the adapter. One layer at a time is copied to float64 and merged, so that the
-difference is exact up to the rounding of float64, which the noise floor counts.
+ΔW is W0 after the merge, minus W0: for these types it depends on W0, or follows a rule that only
+PEFT implements. Transformers loads the base and PEFT the adapter. One layer at a time is copied to
+float64 and merged, so that the difference is exact up to the rounding of float64, which the noise
+floor counts.
 """
 
 import copy
