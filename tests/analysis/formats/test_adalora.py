@@ -53,3 +53,15 @@ def test_real_adalora_has_a_scale_of_its_own(real_adapter):
     A, B, E = (raw[f"base_model.model.lin0.lora_{part}"].double().numpy() for part in "ABE")
     want = 8 / (12 + 1e-5) * B @ (E * A)
     np.testing.assert_allclose(scan(path)["lin0"].dense(), want, rtol=1e-14, atol=1e-15)
+
+
+def test_adalora_of_known_numbers(write_adapter):
+    """A made-up twin of the real adapter: B diag(E) A by hand, and the scale of the first rank."""
+    B, E = np.array([[1.0, 2.0], [0.0, -1.0], [3.0, 1.0]]), np.array([[2.0], [-1.0]])
+    A = np.array([[1.0, 0.0, 1.0, 0.0], [0.0, 2.0, 0.0, -2.0]])
+    key = "base_model.model.lin0.lora_{}"
+    tensors = {key.format(part): x for part, x in (("A", A), ("B", B), ("E", E))}
+    path = write_adapter(tensors, peft_type="ADALORA", init_r=12, lora_alpha=8, r=8)
+    want = 8 / (12 + 1e-5) * np.array([[2, -4, 2, 4], [0, 2, 0, -2], [6, -2, 6, 2]])
+    (update,) = checkpoint.read(path)
+    np.testing.assert_allclose(update.dense(), want, rtol=1e-14, atol=1e-15)

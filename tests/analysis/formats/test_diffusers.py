@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from entries import close, scan_parts
+from entries import close, reasons, scan_parts
 from safetensors.numpy import load_file
 
 from analysis import CheckpointError, checkpoint
@@ -73,3 +73,31 @@ def test_a_real_file_of_diffusers(real_adapter):
             name = key.replace(".processor", "").removesuffix("_lora.down.weight")
             B = raw[key.replace(".down.", ".up.")].astype(float)
             np.testing.assert_array_equal(updates[name].dense(), B @ raw[key].astype(float))
+
+
+def test_an_alpha_without_its_factors_is_told(write_file, product):
+    B, A, want = product()
+    tensors = {"unet.q.lora_A.weight": A, "unet.q.lora_B.weight": B}
+    tensors |= {"unet.v.alpha": np.array(6, "f4")}
+    path = write_file(tensors)
+    (words,) = reasons(path).values()
+    assert words == (f"{path}: unet.v: has alpha but no A and no B; expected both factors, A and B")
+    close(scan_parts(path)["unet.q", ""], want)
+    del tensors["unet.v.alpha"]
+    assert reasons(write_file(tensors)) == {}  # negative control
+
+
+def test_a_file_of_attention_processors(write_file, product):
+    """A made-up twin of the real file: every module is B·A, under its dotted name."""
+    tensors, wants = {}, {}
+    for block in ("unet.down_blocks.0.attentions.1.attn1", "unet.mid_block.attentions.0.attn2"):
+        for layer in ("to_q", "to_k", "to_v", "to_out"):
+            B, A, wants[f"{block}.{layer}"] = product()
+            tensors[f"{block}.processor.{layer}_lora.down.weight"] = A
+            tensors[f"{block}.processor.{layer}_lora.up.weight"] = B
+    path = write_file(tensors, "pytorch_lora_weights.safetensors").parent
+    updates = {u.name: u for u in checkpoint.read(path)}
+    assert updates.keys() == wants.keys()
+    for name, want in wants.items():
+        close(updates[name], want)
+        assert (updates[name].method, updates[name].scale) == ("diffusers", 1.0)

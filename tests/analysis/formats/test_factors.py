@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from entries import close, scan_parts
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from analysis import CheckpointError, checkpoint
 from analysis.formats import Options
@@ -62,6 +62,30 @@ def test_the_real_ranks_of_sam(real_adapter, capfd):
     raw = load_file(paths[0] / "lora_rank2.safetensors")
     want = np.linalg.svd(raw["w_b_003"].astype(float) @ raw["w_a_003"].astype(float))[1][:2]
     np.testing.assert_allclose(found.s["rank2/003.w"], want, rtol=1e-12)
+    assert main([str(paths[0])]) == 2
+    assert "expected lora_A and lora_B" in capfd.readouterr().err
+    assert main([str(paths[0]), "--factors", "(", "x"]) == 2
+    assert "not a regular expression" in capfd.readouterr().err
+
+
+def test_one_task_at_several_ranks(tmp_path, product, capfd):
+    """A made-up twin of the real files: each directory is a run, paired by --factors alone."""
+    wants = {}
+    for r in (2, 4):
+        tensors = {}
+        for i in range(3):
+            B, A, wants[f"rank{r}/{i:03}.w"] = product(r=r)
+            tensors |= {f"w_a_{i:03}": A, f"w_b_{i:03}": B}
+        (tmp_path / f"rank{r}").mkdir()
+        save_file(tensors, tmp_path / f"rank{r}" / f"lora_rank{r}.safetensors")
+    paths = [tmp_path / "rank2", tmp_path / "rank4"]
+    found = analyse(paths, options=Options(factors=(r"w_a_(\d+)", r"w_b_(\d+)")))
+    assert (found.skipped, found.other) == ([], [])
+    assert {(row["run"], row["capacity"]) for row in found.rows} == {("rank2", 2), ("rank4", 4)}
+    assert found.s.keys() == wants.keys()
+    for key, want in wants.items():
+        s = np.linalg.svd(want, compute_uv=False)[: found.s[key].size]
+        np.testing.assert_allclose(found.s[key], s, rtol=1e-12)
     assert main([str(paths[0])]) == 2
     assert "expected lora_A and lora_B" in capfd.readouterr().err
     assert main([str(paths[0]), "--factors", "(", "x"]) == 2

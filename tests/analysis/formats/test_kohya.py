@@ -78,3 +78,17 @@ def test_several_files_in_a_directory_are_runs(write_file, product, tmp_path):
     names = [run.name for run in checkpoint.runs([tmp_path])]
     assert names == ["style-1.safetensors", "style-2.safetensors"]
     assert len(analyse(tmp_path).rows) == 2
+
+
+def test_an_alpha_without_its_factors_is_told(write_file, product):
+    B, A, _ = product()
+    tensors = {"lora_unet_a.lora_down.weight": A, "lora_unet_a.lora_up.weight": B}
+    path = write_file(tensors | {"lora_unet_b.alpha": np.array(6, "f4")})
+    (entry,) = (e for e in scan_parts(path).values() if isinstance(e, Skipped))
+    assert entry.name == "unet.b"
+    assert entry.reason == (
+        f"{path}: unet.b: has alpha but no A and no B; expected both factors, A and B"
+    )
+    path = write_file(tensors | {"lora_unet_b.lora_up.weight": B, "lora_unet_b.alpha": A[0, :1]})
+    (entry,) = (e for e in scan_parts(path).values() if isinstance(e, Skipped))
+    assert "has alpha, B but no A; expected both" in entry.reason

@@ -1,5 +1,7 @@
 """PEFT 0.2's MergedLinear against the grouped convolution that it is."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -58,4 +60,28 @@ def test_real_merged_linear_is_two_updates_a_module(real_adapter):
     A, B = raw[key.format("A")].double(), raw[key.format("B")].double()
     both = torch.nn.functional.conv1d(A[None], B, groups=2)[0].numpy()
     for update, want in zip(updates[:2], np.split(2.0 * both, 2), strict=True):
+        np.testing.assert_allclose(update.dense(), want, rtol=0, atol=1e-12)
+
+
+def test_merged_linear_in_a_bin_of_several_modules(tmp_path, rng):
+    """A made-up twin of the real adapter: float16, slices 0 and 2 of a fused layer, no prefix."""
+    torch.manual_seed(0)
+    state, d_in, rows, r = {}, 6, 6, 2
+    for i in range(2):
+        key = f"base_model.model.transformer.h.{i}.self_attention.query_key_value.lora_{{}}.weight"
+        state[key.format("A")] = torch.randn(2 * r, d_in).half()
+        state[key.format("B")] = torch.randn(2 * rows, r, 1).half()
+    torch.save(state, tmp_path / "adapter_model.bin")
+    config = {"peft_type": "LORA", "r": r, "lora_alpha": 4, "enable_lora": [True, False, True]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    found = list(checkpoint.read(tmp_path))
+    assert [(u.part, u.shape, u.capacity) for u in found] == 2 * [
+        ("slice0", (rows, d_in), r),
+        ("slice2", (rows, d_in), r),
+    ]
+    for i, update in enumerate(found):
+        key = f"base_model.model.{update.name}.lora_{{}}.weight"
+        A, B = state[key.format("A")].double(), state[key.format("B")].double()
+        both = torch.nn.functional.conv1d(A[None], B, groups=2)[0].numpy()
+        want = 2.0 * np.split(both, 2)[i % 2]
         np.testing.assert_allclose(update.dense(), want, rtol=0, atol=1e-12)

@@ -212,17 +212,7 @@ def raw_safetensors(path):
     return tensors
 
 
-@pytest.mark.parametrize(
-    ("name", "modules", "other"),
-    [
-        ("roberta-portuguese-run/checkpoint-8610", 24, 4),
-        ("roberta-agnews-bias-all-run/checkpoint-1200", 36, 105),
-        ("opencalm1b-rank1-fp16", 24, 0),
-        ("roberta-mrpc-monteclora", 24, 4),
-    ],
-)
-def test_real_adapters_are_scale_times_b_times_a(real_adapter, name, modules, other):
-    path = real_adapter(name)
+def _assert_factors_are_those_of_the_file(path, modules, other):
     config = json.loads((path / "adapter_config.json").read_text())
     raw = raw_safetensors(path / "adapter_model.safetensors")
     entries = scan(path)
@@ -235,6 +225,39 @@ def test_real_adapters_are_scale_times_b_times_a(real_adapter, name, modules, ot
             np.testing.assert_array_equal(update.B.astype(np.float64), B)
             np.testing.assert_array_equal(update.A.astype(np.float64), A)
             assert update.scale == config["lora_alpha"] / config["r"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "r", "alpha", "others"),
+    [
+        ("f4", 4, 16, ("classifier.dense.weight", "classifier.dense.bias")),
+        ("f2", 1, 1, ()),
+        ("f4", 8, 8, ("roberta.layer.0.query.base_layer.bias", "roberta.norm.bias")),
+    ],
+)
+def test_made_up_adapters_are_scale_times_b_times_a(write_adapter, rng, dtype, r, alpha, others):
+    """A made-up twin of the real adapters: the factors are those of the file, bit for bit."""
+    modules = [f"roberta.layer.{i}.attention.{leaf}" for i in (0, 10) for leaf in "qv"]
+    tensors = {f"base_model.model.{name}": np.ones((2, 2), dtype) for name in others}
+    for module in modules:
+        for factor, shape in (("A", (r, 5)), ("B", (7, r))):
+            key = f"base_model.model.{module}.lora_{factor}.weight"
+            tensors[key] = rng.standard_normal(shape).astype(dtype)
+    path = write_adapter(tensors, r=r, lora_alpha=alpha)
+    _assert_factors_are_those_of_the_file(path, len(modules), len(others))
+
+
+@pytest.mark.parametrize(
+    ("name", "modules", "other"),
+    [
+        ("roberta-portuguese-run/checkpoint-8610", 24, 4),
+        ("roberta-agnews-bias-all-run/checkpoint-1200", 36, 105),
+        ("opencalm1b-rank1-fp16", 24, 0),
+        ("roberta-mrpc-monteclora", 24, 4),
+    ],
+)
+def test_real_adapters_are_scale_times_b_times_a(real_adapter, name, modules, other):
+    _assert_factors_are_those_of_the_file(real_adapter(name), modules, other)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +280,36 @@ def test_real_layers_of_other_kinds(real_adapter, name, shapes):
         A, B = (next(raw[k] for k in names if f"_{f}" in k.split(".")[1]) for f in "AB")
         want = B.reshape(len(B), -1) @ A.reshape(len(A), -1)
         np.testing.assert_allclose(update.dense(), want, rtol=0, atol=1e-14)
+
+
+def test_layers_of_other_kinds_in_a_bin(tmp_path):
+    """A made-up twin of the real adapters: an embedding, and convolutions of one and two axes."""
+    shapes = {
+        "emb.lora_embedding_A": (2, 30),
+        "emb.lora_embedding_B": (5, 2),
+        "conv1d.lora_A.weight": (2, 5, 1),
+        "conv1d.lora_B.weight": (4, 2, 1),
+        "conv2d.lora_A.weight": (2, 5, 3, 3),
+        "conv2d.lora_B.weight": (10, 2, 1, 1),
+    }
+    torch.manual_seed(0)
+    raw = {name: torch.randn(shape) for name, shape in shapes.items()}
+    state = {f"base_model.model.{name}": x for name, x in raw.items()}
+    torch.save(state, tmp_path / "adapter_model.bin")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 6}')
+    entries = scan(tmp_path)
+    assert {module: entry.shape for module, entry in entries.items()} == {
+        "emb": (5, 30),
+        "conv1d": (4, 5),
+        "conv2d": (10, 45),
+    }
+    for module, update in entries.items():
+        A, B = (
+            next(x for k, x in raw.items() if k.startswith(module) and f"_{f}" in k).double()
+            for f in "AB"
+        )
+        want = 3.0 * B.reshape(len(B), -1) @ A.reshape(len(A), -1)
+        np.testing.assert_allclose(update.dense(), want.numpy(), rtol=0, atol=1e-14)
 
 
 # Bad adapters

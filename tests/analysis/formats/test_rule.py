@@ -1,15 +1,15 @@
 """Rank and scale of each module: PEFT's own rule, and expressions that never end."""
 
+import numpy as np
 import pytest
 from entries import updates
 
 from analysis import CheckpointError
+from analysis.formats.rule import Rule
 
 
 def test_pattern_rule_is_pefts_own():
     from peft.utils.other import get_pattern_key
-
-    from analysis.formats.rule import Rule
 
     modules = ["model.layers.1.q_proj", "model.layers.11.q_proj", "q_proj", "model.layers.1.v_proj"]
     patterns = [["layers.1.q_proj"], ["q_proj", "layers.1.q_proj"], ["1"], [".*1.*"], ["^q_proj"]]
@@ -47,3 +47,15 @@ def test_many_expressions_for_many_names_are_tried_apart(monkeypatch):
     assert tried == []
     rule.first_matches([f"layers.{i}" for i in range(501)], names, "here")
     assert tried == [1]
+
+
+@pytest.mark.parametrize(
+    ("rslora", "scales"),
+    [(False, {"q": 2.0, "v": 5.0, "k": 4.0}), (True, {"q": 4.0, "v": 10.0, "k": 8.0 / 2**0.5})],
+)
+def test_the_scale_is_alpha_over_the_modules_own_rank(rslora, scales):
+    config = {"r": 4, "lora_alpha": 8, "use_rslora": rslora}
+    config |= {"rank_pattern": {"k": 2}, "alpha_pattern": {"v": 20}}
+    rule = Rule(config, "adapter_config.json", ["layers.0.q", "layers.0.v", "layers.0.k"])
+    for module, scale in scales.items():
+        np.testing.assert_allclose(rule.scale(f"layers.0.{module}"), scale, rtol=1e-15)

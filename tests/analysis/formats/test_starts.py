@@ -8,7 +8,7 @@ from tiny_models import layers, matrix, tiny, trained
 from torch import nn
 
 from analysis import CheckpointError, checkpoint
-from analysis.formats import Options
+from analysis.formats import Options, starts
 from analysis.update import LowRankUpdate
 
 
@@ -111,3 +111,36 @@ def test_the_initial_adapter_is_subtracted_from_adalora_too(tmp_path):
 
 def test_a_start_is_plain_in_capital_letters_too(write_adapter, lora_tensors):
     assert len(updates(write_adapter(lora_tensors("q"), init_lora_weights="MiCA"))) == 1
+
+
+def test_each_side_is_taken_with_its_own_scale(rng):
+    B, A, B0, A0 = (rng.standard_normal(shape) for shape in ((5, 2), (2, 4), (5, 3), (3, 4)))
+    update = LowRankUpdate("q", B, A, 2.0, "style", "lora", "file")
+    found = starts.subtract(update, LowRankUpdate("q", B0, A0, 0.5))
+    close(found, 2.0 * B @ A - 0.5 * B0 @ A0)
+    assert (found.name, found.part, found.method, found.source) == ("q", "style", "lora", "file")
+    assert found.capacity == 4
+
+
+def test_the_initial_adapter_has_the_scale_of_its_own_config(write_adapter, lora_tensors):
+    first, last = lora_tensors("q"), lora_tensors("q")
+    initial = write_adapter(first, "initial", lora_alpha=20, init_lora_weights="pissa")
+    path = write_adapter(last, "tuned", lora_alpha=4, init_lora_weights="pissa")
+    B0, A0 = (first[f"base_model.model.q.lora_{f}.weight"].astype(float) for f in "BA")
+    B, A = (last[f"base_model.model.q.lora_{f}.weight"].astype(float) for f in "BA")
+    close(updates(path, initial=initial)["q", ""], 1.0 * B @ A - 5.0 * B0 @ A0)
+
+
+def test_shapes_that_differ_are_refused():
+    update = LowRankUpdate("q", np.ones((5, 2)), np.ones((2, 4)), source="file")
+    with pytest.raises(CheckpointError, match="file: q: is not in the initial adapter"):
+        starts.subtract(update, None)
+    other = LowRankUpdate("q", np.ones((6, 2)), np.ones((2, 4)))
+    with pytest.raises(CheckpointError, match=r"q: is \(5, 4\), in the initial adapter \(6, 4\)"):
+        starts.subtract(update, other)
+
+
+def test_dora_with_an_initial_adapter_is_refused(write_adapter, lora_tensors):
+    path = write_adapter(lora_tensors("q"), use_dora=True)
+    with pytest.raises(CheckpointError, match="use_dora is set and --initial is given"):
+        updates(path, initial=path)

@@ -9,6 +9,7 @@ from entries import reasons, scan
 from safetensors.numpy import save_file
 
 from analysis import CheckpointError, checkpoint
+from analysis.formats import tensors
 from analysis.update import LowRankUpdate
 
 
@@ -153,3 +154,52 @@ def test_layers_come_in_order(write_adapter, lora_tensors, tmp_path):
     modules = [f"layers.{i}.q" for i in range(12)]
     assert list(scan(write_adapter(lora_tensors(*modules)))) == modules
     save_file({}, tmp_path / "empty.safetensors")
+
+
+def test_a_bin_of_another_model_is_read(tmp_path):
+    """A made-up twin of the real adapter: an MLP with a saved head, as PEFT named it in a .bin."""
+    import torch
+
+    A, B = torch.arange(80.0).reshape(8, 10), torch.arange(160.0).reshape(20, 8)
+    state = {"base_model.model.lin0.lora_A.weight": A, "base_model.model.lin0.lora_B.weight": B}
+    state |= {f"base_model.model.lin1.{leaf}": torch.ones(2, 20) for leaf in ("weight", "bias")}
+    torch.save(state, tmp_path / "adapter_model.bin")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8, "lora_alpha": 4}')
+    entries = scan(tmp_path)
+    assert {name: type(entry).__name__ for name, entry in entries.items()} == {
+        "lin0": "LowRankUpdate",
+        "base_model.model.lin1.weight": "Other",
+        "base_model.model.lin1.bias": "Other",
+    }
+    np.testing.assert_array_equal(entries["lin0"].dense(), 0.5 * (B @ A).numpy())
+
+
+def test_metadata_is_that_of_the_file(tmp_path):
+    save_file({"b10": np.ones(2), "b9": np.ones(2)}, tmp_path / "a.safetensors", {"x": "1"})
+    opened = tensors.open_file(tmp_path / "a.safetensors")
+    assert (list(opened.tensors), opened.metadata) == (["b9", "b10"], {"x": "1"})
+    save_file({}, tmp_path / "b.safetensors")
+    assert tensors.open_file(tmp_path / "b.safetensors").metadata == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "r is None; expected a number"),
+        (True, "r is True; expected a number"),
+        (float("inf"), "r is inf; expected a number"),
+        (0, "r is 0; expected at least 1"),
+        (1.5, "r is 1.5; expected a whole number"),
+    ],
+)
+def test_a_count_is_a_whole_number_of_at_least_one(value, words):
+    with pytest.raises(CheckpointError, match=f"here: {words}"):
+        tensors.count({"r": value}, "r", "here")
+    assert tensors.count({"r": 2.0}, "r", "here") == 2
+
+
+def test_what_a_stranger_wrote_is_cut_in_a_message():
+    assert tensors.short("x" * 100) == "'" + "x" * 56 + "…"
+    assert tensors.short(10**5000) == "a int"
+    assert tensors.line(ValueError("first\nsecond")) == "first"
+    assert tensors.line(ValueError()) == "ValueError"

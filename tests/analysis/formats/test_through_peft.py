@@ -1,5 +1,6 @@
 """Every other PEFT type, merged by PEFT, against the whole model merged in float64."""
 
+import numpy as np
 import pytest
 import torch
 from entries import close, scan, updates
@@ -156,3 +157,23 @@ def test_the_command_through_peft_is_quiet(tmp_path, capfd):
 def test_real_adapters_that_are_not_lora_are_refused(real_adapter, name, words):
     with pytest.raises(CheckpointError, match=words):
         scan(real_adapter(name))
+
+
+@pytest.mark.parametrize("peft_type", ["IA3", "UNILORA"])
+def test_a_type_without_factors_says_what_to_pass(write_adapter, peft_type):
+    """A made-up twin of the real adapters."""
+    path = write_adapter({"base_model.model.q.ia3_l": np.ones((3, 1))}, peft_type=peft_type)
+    with pytest.raises(CheckpointError, match=f"peft_type is '{peft_type}'.*pass .* --base DIR"):
+        scan(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"peft_type": "XLORA"}, "'XLORA', which mixes adapters anew for every input"),
+        ({"arrow_config": {"top_k": 1}}, "arrow_config is set, which lets a config choose"),
+    ],
+)
+def test_what_no_base_would_help_is_refused_at_once(write_adapter, lora_tensors, config, words):
+    with pytest.raises(CheckpointError, match=words):
+        scan(write_adapter(lora_tensors("q"), **config))
