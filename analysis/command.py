@@ -59,10 +59,10 @@ def warn(parser: argparse.ArgumentParser, message: str) -> None:
     print(f"{_name(parser)}: {printable(message)}", file=sys.stderr)
 
 
-def warn_of_unread_steps(parser: argparse.ArgumentParser, paths: Iterable[str]) -> None:
-    """Print one line for each path that is a checkpoint and contains further ones, not read."""
-    for path in map(Path, paths):
-        below = checkpoint.passed_over(path)
+def warn_of_unread_steps(parser: argparse.ArgumentParser, runs: Iterable[Run]) -> None:
+    """Print one line for each run that is a checkpoint and contains further ones, not read."""
+    for run in runs:
+        below, path = checkpoint.passed_over(run), run.path
         if below:
             warn(
                 parser,
@@ -168,7 +168,7 @@ def reading_options(arguments: argparse.Namespace) -> Options:
     )
 
 
-def paths_read(runs: Iterable[Run], arguments: argparse.Namespace) -> list[Path]:
+def paths_read(runs: Iterable[Run], arguments: argparse.Namespace) -> list[Path | Run]:
     """List everything that a command read: its checkpoints, --base and --initial."""
     given = [Path(path) for path in (arguments.base, arguments.initial) if path]
-    return [run.path for run in runs] + given
+    return [*runs, *given]

@@ -28,7 +28,7 @@ Steps = dict[str, list[int]]  # run -> its steps, ascending
 
 
 def analyse(
-    paths: str | Path | Iterable[str | Path],
+    paths: str | Path | Iterable[str | Path | Run],
     *,
     options: Options | None = None,
     modules: str | None = None,
@@ -180,7 +180,7 @@ def _draw(dynamics: Dynamics, directory: Path) -> None:
         store.save_figure(over_steps(dynamics, run), directory / stem)
 
 
-def _write(dynamics: Dynamics, read: Sequence[Path], arguments: argparse.Namespace) -> None:
+def _write(dynamics: Dynamics, read: Sequence[Path | Run], arguments: argparse.Namespace) -> None:
     """Write the results to --out and to stdout; read: the inputs to record."""
     made_by: dict[str, Any] = {}
     if arguments.out or arguments.json:

@@ -41,7 +41,7 @@ MERGE_TABLE, SUMS = "merging.csv", "sums.safetensors"
 
 
 def analyse(
-    paths: str | Path | Iterable[str | Path],
+    paths: str | Path | Iterable[str | Path | Run],
     *,
     base: str | Path | None = None,
     options: Options | None = None,
@@ -146,10 +146,10 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     arguments.paths += [path for _, *group in arguments.group for path in group]
     _check_usage(parser, arguments)
     runs = checkpoint.runs(arguments.paths)
-    report = _merged(arguments) if arguments.merge else _compared(parser, runs, arguments)
+    report = _merged(runs, arguments) if arguments.merge else _compared(parser, runs, arguments)
     for skip in report.skipped:
         command.warn(parser, skip["reason"])
-    command.warn_of_unread_steps(parser, arguments.paths)
+    command.warn_of_unread_steps(parser, runs)
     if not report.has_rows and not report.skipped:
         command.warn(parser, "one checkpoint without parts; expected two to compare")
     if report.has_rows or arguments.json:
@@ -217,7 +217,7 @@ def _compared(
     report = _of_similarity(similarity, repeatability.labels(runs, arguments.group))
     if not arguments.base:
         return report
-    return _with_base(report, _against_base(parser, arguments))
+    return _with_base(report, _against_base(parser, runs, arguments))
 
 
 def _of_similarity(similarity: Similarity, labels: dict[str, repeatability.Label]) -> _Report:
@@ -238,9 +238,11 @@ def _of_similarity(similarity: Similarity, labels: dict[str, repeatability.Label
     return _Report(lines, result, tables, {PHI: similarity.phi}, similarity.skipped)
 
 
-def _against_base(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> AgainstBase:
+def _against_base(
+    parser: argparse.ArgumentParser, runs: Sequence[Run], arguments: argparse.Namespace
+) -> AgainstBase:
     return landing.analyse(
-        arguments.paths,
+        runs,
         arguments.base,
         options=command.reading_options(arguments),
         modules=arguments.modules,
@@ -267,10 +269,10 @@ def _with_base(report: _Report, against: AgainstBase) -> _Report:
     )
 
 
-def _merged(arguments: argparse.Namespace) -> _Report:
+def _merged(runs: Sequence[Run], arguments: argparse.Namespace) -> _Report:
     """Analyse what merging two checkpoints would do."""
     result = merging.analyse(
-        arguments.paths,
+        runs,
         options=command.reading_options(arguments),
         modules=arguments.modules,
         rename=arguments.map,
@@ -298,7 +300,7 @@ def _draw(parser: argparse.ArgumentParser, similarity: Similarity, directory: Pa
     store.save_figure(draw(similarity), directory / "similarity")
 
 
-def _write(report: _Report, read: Sequence[Path], arguments: argparse.Namespace) -> None:
+def _write(report: _Report, read: Sequence[Path | Run], arguments: argparse.Namespace) -> None:
     """Write the results to --out and to stdout; read: the inputs to record."""
     made_by: dict[str, Any] = {}
     if arguments.out or arguments.json:

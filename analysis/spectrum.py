@@ -38,7 +38,7 @@ Result = tuple[Row, np.ndarray] | Skipped | Other
 
 
 def analyse(
-    paths: str | Path | Iterable[str | Path],
+    paths: str | Path | Iterable[str | Path | checkpoint.Run],
     *,
     base: str | Path | None = None,
     options: Options | None = None,
@@ -84,7 +84,7 @@ def of_runs(
 ) -> Spectra:
     """Return the spectra of `runs`, which `checkpoint.runs` gave; otherwise as `analyse`."""
     wanted = names.expression(modules)
-    sources: list[Source] = [(run, partial(checkpoint.scan, run.path, options)) for run in runs]
+    sources: list[Source] = [(run, partial(checkpoint.scan, run, options)) for run in runs]
     sources += _combined(terms, options, taken={run.name for run in runs})
     return _gathered(
         (run, result)
@@ -287,7 +287,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     )
     for skip in spectra.skipped:
         command.warn(parser, skip["reason"])
-    command.warn_of_unread_steps(parser, arguments.paths)
+    command.warn_of_unread_steps(parser, runs)
     if arguments.strict and spectra.skipped:
         return 2
     if spectra.rows or arguments.json:
@@ -301,7 +301,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     return 1 if spectra.skipped else 0
 
 
-def _write(spectra: Spectra, read: Sequence[Path], arguments: argparse.Namespace) -> None:
+def _write(spectra: Spectra, read: Sequence[Path | Run], arguments: argparse.Namespace) -> None:
     """Write the results to --out and to stdout; read: the inputs to record."""
     several = len(dominance.checkpoints(spectra.rows)) > 1
     compared = several and (arguments.out or not arguments.csv)

@@ -28,6 +28,8 @@ from analysis.results import COLUMNS, Row, Spectra
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from analysis.checkpoint import Run
+
 # The columns of a table of spectra that hold text and integers; all others hold floats.
 TEXT = ("key", "run", "method", "module", "kind", "part", "algorithm")
 WHOLE = (
@@ -37,7 +39,7 @@ WHOLE = (
 TABLE, SPECTRA, RECORD = "spectrum.csv", "spectra.safetensors", "record.json"
 
 
-def record(command: str, read: Iterable[Path], arguments: dict[str, Any]) -> dict[str, Any]:
+def record(command: str, read: "Iterable[Path | Run]", arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the record of a result: command, arguments, versions, seed, SHA-256 of the inputs.
 
     read: the checkpoints and models from which the result was computed.

@@ -28,6 +28,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from analysis import UserError
+from analysis.formats import full
 from analysis.numerics.floor import noise_floor
 from multilora import record
 from multilora.methods import experts
@@ -35,11 +36,10 @@ from multilora.methods.config import AdapterConfig, MtlLoraConfig, MultiLoraConf
 from multilora.methods.layers import AdapterLinear
 from multilora.methods.rlora import RLoraLinear
 
-VERSION = 1
 # All that a checkpoint of either kind consists of.
 FILES = (
     *("adapter_config.json", "adapter_model.safetensors", "lora"),
-    *("delta_config.json", "delta.safetensors", experts.CONFIG),
+    *(full.CONFIG, full.WEIGHTS, experts.CONFIG),
 )
 
 
@@ -284,10 +284,10 @@ def _save_full(model: Any, base: str, out: Path) -> None:
         }
         delta = delta.T if isinstance(layers[module], Conv1D) else delta
         deltas[module] = delta.float().contiguous()
-    save_file(deltas, out / "delta.safetensors", metadata={"format": "pt"})
+    save_file(deltas, out / full.WEIGHTS, metadata={"format": "pt"})
     config = {
-        "format": "multilora-delta",
-        "version": VERSION,
+        "format": full.FORMAT,
+        "version": full.VERSION,
         "method": "full",
         "base": base,
         "base_sha256": weight_files(base),
@@ -297,7 +297,7 @@ def _save_full(model: Any, base: str, out: Path) -> None:
         "modules": modules,
         "vectors": vectors,
     }
-    record.write_json(out / "delta_config.json", config)
+    record.write_json(out / full.CONFIG, config)
 
 
 def as_numpy(W: torch.Tensor) -> np.ndarray:
@@ -317,14 +317,14 @@ def load_tuned(model: Any, checkpoint: Path) -> Any:
         return experts.ExpertBank.from_pretrained(model, checkpoint)
     if (checkpoint / "adapter_config.json").is_file():
         return PeftModel.from_pretrained(model, checkpoint)
-    if not (checkpoint / "delta_config.json").is_file():
+    if not (checkpoint / full.CONFIG).is_file():
         raise FileNotFoundError(
-            f"{checkpoint}: neither adapter_config.json nor delta_config.json is there; "
+            f"{checkpoint}: neither adapter_config.json nor {full.CONFIG} is there; "
             "expected the directory of a checkpoint"
         )
-    config = json.loads((checkpoint / "delta_config.json").read_text(encoding="utf-8"))
+    config = json.loads((checkpoint / full.CONFIG).read_text(encoding="utf-8"))
     layers = dict(model.named_modules())
-    with safe_open(checkpoint / "delta.safetensors", framework="pt") as file:
+    with safe_open(checkpoint / full.WEIGHTS, framework="pt") as file:
         for name in config["modules"]:
             if name not in layers:
                 raise UserError(f"{checkpoint}: {name} is not a module of the model")

@@ -233,7 +233,7 @@ def _sum(W0: np.ndarray, update: Decomposition) -> np.ndarray:
 
 
 def analyse(
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path | checkpoint.Run],
     model: str | Path,
     *,
     options: Options | None = None,

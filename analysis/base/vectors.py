@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from analysis import CheckpointError, store
-from analysis.formats.tensors import metadata, open_tensors
+from analysis.formats.tensors import open_file
 from analysis.numerics import decompose, metrics
 from analysis.numerics.decompose import EPS, Basis, Decomposition
 from analysis.update import DenseUpdate
@@ -80,7 +80,7 @@ def _load(file: Path, shape: tuple[int, ...]) -> Decomposition | None:
     """Return what `_save` wrote for a matrix of this shape; None if it is missing or damaged."""
     (d_out, d_in), m = shape, min(shape)
     try:
-        stored = open_tensors(file)
+        stored, metadata = open_file(file)
         if {n: (x.shape, x.dtype) for n, x in stored.items()} != {
             "U": ((d_out, m), "F32"),
             "s": ((m,), "F64"),
@@ -88,7 +88,7 @@ def _load(file: Path, shape: tuple[int, ...]) -> Decomposition | None:
         }:
             return None
         tensors = {name: tensor.load() for name, tensor in stored.items()}
-        if metadata(file).get("sha256") != _checksum(tensors):
+        if metadata.get("sha256") != _checksum(tensors):
             return None
     except CheckpointError:
         return None

@@ -9,6 +9,7 @@ import numpy as np
 
 from analysis import CheckpointError
 from analysis.formats import base, full, peft
+from analysis.formats.place import Place
 from analysis.formats.tensors import Stored, read_json
 from analysis.update import DenseUpdate, Update
 
@@ -72,7 +73,7 @@ def open_base(path: str | Path, modules: Iterable[str]) -> Base:
     them together. Raises CheckpointError if there is no model, if it is quantised, or if it has
     none of the modules.
     """
-    place = base.directory(Path(path))
+    place = Place(base.directory(Path(path)))
     file, stored = base.open_model(place)
     names = list(dict.fromkeys(modules))
     aligned = base.align([f"{name}.weight" for name in names], stored)

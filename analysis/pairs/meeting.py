@@ -77,7 +77,7 @@ def collect(
     collected = Collected()
     for run in runs:
         try:
-            for entry in checkpoint.scan(run.path, options):
+            for entry in checkpoint.scan(run, options):
                 collected.add(run, entry, wanted, rename)
         except CheckpointError as error:
             collected.skip(run, "", str(error))

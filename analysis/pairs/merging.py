@@ -46,7 +46,7 @@ SAMPLE = 1000  # signs are compared in a sample of this many rows and columns: 1
 
 
 def analyse(
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path | checkpoint.Run],
     *,
     options: Options | None = None,
     modules: str | None = None,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import analysis
-from analysis import CheckpointError, UserError, command, dynamics, similarity, spectrum
+from analysis import CheckpointError, UserError, checkpoint, command, dynamics, similarity, spectrum
 from analysis.checkpoint import Run
 from analysis.command import exit_status
 
@@ -209,12 +209,14 @@ def test_a_warning_is_one_line_on_stderr(parser, capfd):
 def test_steps_that_are_not_read_are_named_with_their_path(parser, write_adapter, capfd):
     path = write_adapter({}, "run")
     write_adapter({}, "run/checkpoint-5")
-    command.warn_of_unread_steps(parser, [str(path)])
+    command.warn_of_unread_steps(
+        parser, [run for run in checkpoint.runs([path]) if run.step is None]
+    )
     assert capfd.readouterr().err == (
         f"analysis.name: {path}: is a checkpoint; 1 more below it not read;"
         f" to read them, pass {path}/checkpoint-*\n"
     )
-    command.warn_of_unread_steps(parser, [str(path / "checkpoint-5"), str(path.parent)])
+    command.warn_of_unread_steps(parser, checkpoint.runs([path / "checkpoint-5"]))
     assert capfd.readouterr().err == ""
 
 
@@ -250,6 +252,6 @@ def test_paths_read_are_the_checkpoints_and_what_they_need(parser):
     command.add_reading_options(parser)
     runs = [Run(Path("a"), "a", None), Run(Path("b/checkpoint-1"), "b", 1)]
     arguments = parser.parse_args(["--base", "B", "--initial", "I"])
-    want = [Path("a"), Path("b/checkpoint-1"), Path("B"), Path("I")]
+    want = [*runs, Path("B"), Path("I")]
     assert command.paths_read(runs, arguments) == want
     assert command.paths_read(runs, parser.parse_args([])) == want[:2]
