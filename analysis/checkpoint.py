@@ -37,13 +37,13 @@ from analysis.formats.place import Place
 from analysis.names import run_key
 from analysis.update import Entry, Other, Skipped, Update
 
-# Families of directories. The first that recognises a directory reads it.
+# Families that read directories. The first that recognises a directory reads it.
 FORMATS: tuple[DirectoryFamily, ...] = (experts, multilora, rlora, mtllora, full, peft, model)
-# Families of single files, in the same way.
+# Families that read single files, in the same way.
 FILES: tuple[Family, ...] = (kohya, diffusers, loralib)
 # Variants, which `peft` and `kohya` read by rules in files of their own.
 VARIANTS: tuple[ModuleType, ...] = (adalora, dora, merged_linear, starts, through_peft, lycoris)
-# Families with directories of adapters inside that are no further runs: parts, or exports.
+# Families whose subdirectories with adapters are not separate runs, but parts or exports.
 CLOSED: tuple[DirectoryFamily, ...] = (experts, multilora, rlora, mtllora)
 # Names of weight files, each of which stands for its directory.
 WEIGHTS = {
@@ -57,9 +57,9 @@ STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)")
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Where a checkpoint lies, and what recognised it there.
+    """The place of a checkpoint, and the families that recognise it.
 
-    path: the path as it was given, or as it was found below a given directory.
+    path: the path as the user gave it, or as it was found below such a path.
     place: its directory or file, which keeps what is parsed of it.
     families: those of FORMATS that recognise the directory; () for a single file.
     """
@@ -86,10 +86,10 @@ class Source:
 class Run:
     """A checkpoint and its names: the run it belongs to, and its step in that run.
 
-    path: where it is, as the user gave it.
-    name: the run.
+    path: the path as the user gave it; the directory if that was a weight file.
+    name: the name of the run.
     step: the step; None if the checkpoint is not a checkpoint-N.
-    source: where it was found; None for updates that are not read from disk.
+    source: its place and family; None for updates that are not read from disk.
     """
 
     path: Path
@@ -108,10 +108,13 @@ def read(
 ) -> Iterator[Update]:
     """Yield every update of a checkpoint, low-rank or dense, in the file's order.
 
-    path: the checkpoint; base: the model that was trained; options: what else there is to say,
-    in addition to `base`. Raises CheckpointError if there is no checkpoint, and at the first module
-    that cannot be analysed; `scan` continues after such a module. Raises UserError if `base` and
-    `options.base` differ.
+    path: the checkpoint.
+    base: the model that was trained.
+    options: everything the user can say about the checkpoint, including `base`; UserError if
+        the two differ.
+
+    Raises CheckpointError if there is no checkpoint, and at the first module that cannot be
+    analysed; `scan` continues after such a module.
     """
     for entry in scan(path, with_base(options, base)):
         if isinstance(entry, Skipped):
@@ -186,11 +189,13 @@ def inputs(path: str | Path | Run) -> list[Path]:
         return [directory]
     if experts in source.families:
         below = [expert.path for expert in experts.directories(source.place)]
-        return sorted({directory / experts.CONFIG, *(f for place in below for f in _own(place))})
-    return _own(directory)
+        return sorted(
+            {directory / experts.CONFIG, *(f for path in below for f in _files_read(path))}
+        )
+    return _files_read(directory)
 
 
-def _own(directory: Path) -> list[Path]:
+def _files_read(directory: Path) -> list[Path]:
     """Return the configs and the files of tensors in one directory."""
     configs = [file for file in directory.iterdir() if file.suffix in (".json", ".bin")]
     return sorted({*configs, *_files(directory)})
@@ -229,9 +234,10 @@ def runs(paths: Iterable[str | Path | Run]) -> list[Run]:
 
 
 def _source(path: str | Path | Run) -> Source:
-    """Return where the checkpoint at a path lies.
+    """Return the place and the families of the checkpoint at a path.
 
-    That is its directory, also for the path of the weight file that is read there; else a file.
+    The path of the weight file that a family reads stands for its directory. Raises
+    CheckpointError if the path does not exist or is a file of another kind.
     """
     if isinstance(path, Run):
         return path.source or _source(path.path)
@@ -305,8 +311,8 @@ def _steps_below(directory: Path) -> list[Path]:
 def _adapters_below(source: Source) -> list[Source]:
     """Return the directories in which PEFT saves all adapters of a model but the default one.
 
-    There are none in CLOSED families: lora/ below a checkpoint of this project's methods is the
-    same update again, and the directories of a bank of experts are its parts.
+    CLOSED families have none: lora/ below a checkpoint of this project's methods is the same update
+    again, and the directories of a bank of experts are its parts.
     """
     if any(family in CLOSED for family in source.families):
         return []

@@ -24,7 +24,7 @@ from analysis.update import Entry
 
 @dataclass(frozen=True)
 class Options:
-    """What the user says about a checkpoint in addition to its path.
+    """Options for reading a checkpoint: facts that its files do not give.
 
     base: directory of the model that was trained, or its name on the hub.
     base_rounded: True if W0 was itself rounded after the training had started from it.

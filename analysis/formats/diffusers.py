@@ -48,7 +48,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
             layer = f".{match['layer']}" if match["layer"] else ""
             parts = modules.setdefault(match["module"] + layer, {})
             if role in parts:
-                raise CheckpointError(f"{file}: {name}: a second {role} of one module")
+                raise CheckpointError(f"{file}: {name}: a second {role} of the same module")
             parts[role] = tensor
         elif alpha:
             modules.setdefault(alpha["module"], {})["alpha"] = tensor

@@ -27,7 +27,7 @@ VARIANT = re.compile(
 # A file may store few numbers of which a large matrix is made: the matrix may have this many
 # entries, or this many times the stored numbers.
 LARGE, TIMES = 2**26, 1024
-Modules = dict[str, dict[str, Stored]]  # module → "A", "B", "alpha" and whatever else it has
+Modules = dict[str, dict[str, Stored]]  # module → "A", "B", "alpha" and any other tensor
 
 
 def read(place: Place, options: Options) -> Iterator[Entry]:

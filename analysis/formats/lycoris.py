@@ -38,7 +38,7 @@ def update(module: str, parts: dict[str, Stored], source: str, scale: float) -> 
     (d_out, r), d_in = w1_a.shape[:2], w1_b.shape[-1]
     if (w1_a.shape, w1_b.shape) != (w2_a.shape, w2_b.shape) or len(w1_b.shape) != 2:
         shapes = ", ".join(str(parts[part].shape) for part in PARTS)
-        raise CheckpointError(f"{where}: shapes are {shapes}; expected two pairs of one shape")
+        raise CheckpointError(f"{where}: shapes are {shapes}; expected two pairs of equal shapes")
     stored = sum(math.prod(parts[part].shape) for part in PARTS)
     factors.refuse_large((d_out, d_in), stored, where)
     if "alpha" in parts:

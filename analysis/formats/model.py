@@ -104,7 +104,7 @@ def _update(
 
     module, part: its name.
     select: takes the matrix out of a tensor.
-    W, W0: the tensor in the tuned model and in the base, of one shape.
+    W, W0: the tensor in the tuned model and in the base, of equal shape.
     file: the weight file of the tuned model.
     options: those of the user; base_rounded counts here.
     """

@@ -175,7 +175,7 @@ def _open(place: Place, config: dict[str, Any], options: Options) -> Adapter:
         rule=None if is_adalora else Rule(config, place.path / CONFIG, names),
         W0=W0,
         conv1d=conv1d,
-        # PEFT saves fan_in_fan_out of the last layer; it holds for all if all are of one kind.
+        # PEFT saves fan_in_fan_out of the last layer only; it holds for all if they are alike.
         turned=by_config if kinds <= {by_config} else None,
         starts=None if options.initial is None else _initial(Place(options.initial)),
     )

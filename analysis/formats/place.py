@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a directory or a single file, each of whose files is parsed once."""
+"""The directory or single file of a checkpoint, each of whose files is parsed once."""
 
 from pathlib import Path
 from typing import Any

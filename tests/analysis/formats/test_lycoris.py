@@ -25,11 +25,11 @@ def test_loha_is_the_product_entry_by_entry_that_peft_makes(write_file, tmp_path
     assert (update.name, update.method) == ("unet.mid.0", "loha")
     tensors["lora_unet_mid_0.hada_w2_a"] = np.ones((4, 3), "f4")
     (entry,) = scan_parts(write_file(tensors)).values()
-    assert "expected two pairs of one shape" in entry.reason
+    assert "expected two pairs of equal shapes" in entry.reason
 
 
 def test_a_matrix_out_of_proportion_to_its_file_is_skipped(write_file):
-    """Of 50,000 numbers a matrix of 600 million entries: 5 GB."""
+    """A matrix of 600 million entries, 5 GB, made of 50,000 numbers."""
     row, column = np.ones((1, 25_000), "f4"), np.ones((25_000, 1), "f4")
     loha = {f"lora_unet_a.hada_w{i}_{x}": m for i in (1, 2) for x, m in (("a", column), ("b", row))}
     (entry,) = scan_parts(write_file(loha)).values()

@@ -1,4 +1,4 @@
-"""What the readers of this project's own methods share."""
+"""The code that the readers of this project's own methods share."""
 
 import json
 import re

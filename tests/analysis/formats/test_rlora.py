@@ -47,6 +47,8 @@ def test_the_mean_is_not_compared_with_the_heads_it_is_made_of(write_own):
     updates = list(checkpoint.read(run.path))
     assert [update.part for update in pairing.parts(updates)] == ["head1", "head2", "head3"]
     # Between two runs it meets the other's mean.
-    meeting = [(a.part, b.part) for a, b in pairing.meeting(updates, updates, lambda u: u.part)[0]]
+    meeting = [
+        (a.part, b.part) for a, b in pairing.match_parts(updates, updates, lambda u: u.part)[0]
+    ]
     assert ("mean", "mean") in meeting
     assert len(meeting) == 4

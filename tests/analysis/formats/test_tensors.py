@@ -93,7 +93,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, capsys):
 
 
 def test_a_tensor_that_claims_more_than_it_stores_is_skipped(tmp_path):
-    """Of stride 0, as an expanded one; 40 TB if its shape were believed."""
+    """It has stride 0, as an expanded tensor; 40 TB if its shape were believed."""
     import torch
 
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 4}')
