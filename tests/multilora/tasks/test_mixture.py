@@ -142,7 +142,7 @@ def test_groups_share_no_row(lengths):
 
 def test_examples_as_long_as_a_row_have_one_each():
     assert sorted(packed([8, 8, 8], 8)) == [[0], [1], [2]]
-    with pytest.raises(ValueError, match="an example has 9 tokens; a packed row has 8"):
+    with pytest.raises(ValueError, match="an example has 9 tokens; expected at most 8"):
         packed([3, 9], 8)
 
 

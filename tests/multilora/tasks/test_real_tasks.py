@@ -97,7 +97,7 @@ def test_the_command_trains_on_files_and_scores_the_three_families(
     )  # fmt: skip
     assert train.main(argv) == 0
     err = capsys.readouterr().err
-    assert "training items made validation items, by hash" in err
+    assert "training items moved to validation, by hash" in err
     assert len(list(kept.glob("*.npz"))) == 1
     facts = json.loads((out / "run.json").read_text())
     assert set(facts["scores"]["test"]["families"]) == set(FAMILIES)

@@ -349,7 +349,9 @@ def test_more_distinct_items_than_there_are_are_refused(monkeypatch):
 
     monkeypatch.setattr(suite, "TASKS", {"coin": ("knowledge", coin)})
     assert len(suite.load("test", 2)) == 2
-    with pytest.raises(ValueError, match="coin: 3 test items were asked for; it has about 2"):
+    with pytest.raises(
+        ValueError, match="coin: 3 test items were requested; expected at most about 2"
+    ):
         suite.load("test", 3)
 
 

@@ -76,7 +76,7 @@ def test_a_file_becomes_one_task(tmp_path):
     assert [r.options for r in records] == [("true", "false"), four, ("A", "B", "C"), None, None]
     assert [r.template for r in records] == [*["alpaca_no_input"] * 3, "alpaca", "alpaca_no_input"]
     assert loaded.notes == [
-        "math: 1 answers are not in the set that the instruction states; kept as free text"
+        "math: 1 answers are not among the options that the instruction states; kept as free text"
     ]
 
 
@@ -85,7 +85,7 @@ def test_the_gold_is_needed_and_the_sentence_beside_it_is_not(tmp_path):
     del given["output"]
     assert llm_adapters.record(given).answer == "false"
     del given["answer"]
-    with pytest.raises(ValueError, match=r"a.json, line 2: no field 'answer'"):
+    with pytest.raises(ValueError, match=r"a.json, line 2: field 'answer' is missing"):
         llm_adapters.load(write_json(tmp_path / "a.json", [given]), "math")
 
 
