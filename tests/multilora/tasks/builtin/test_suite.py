@@ -114,7 +114,11 @@ def test_more_distinct_items_than_there_are_are_refused(monkeypatch):
 
 @pytest.mark.parametrize(
     ("split", "per_task", "sha256"),
-    [("train", 800, "aa376ae097df"), ("validation", 100, "469e6e3bd938"), ("test", 100, "c851f6e72780")],
+    [
+        ("train", 800, "aa376ae097df"),
+        ("validation", 100, "469e6e3bd938"),
+        ("test", 100, "c851f6e72780"),
+    ],
 )
 def test_the_suite_is_the_one_of_the_published_results(split, per_task, sha256):
     assert data.sha256(suite.load(split, per_task)).startswith(sha256)

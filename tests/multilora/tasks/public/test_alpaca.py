@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from task_files import ALPACA, real, write, write_json, write_lines
+from task_files import ALPACA, write, write_json, write_lines
 
 from multilora.tasks.public import alpaca, sources
 
@@ -62,8 +62,8 @@ def test_an_object_instead_of_an_array_is_refused(tmp_path):
         alpaca.load(write(path, "[]"), "alpaca")
 
 
-def test_the_real_sample():
-    path = real("alpaca") / "alpaca_data_400.json"
+def test_a_sample(samples):
+    path = samples / "alpaca" / "alpaca_data_400.json"
     (table,) = alpaca.load(path, "alpaca").tables
     rows = json.loads(path.read_text(encoding="utf-8"))
     records = table.splits["train"]

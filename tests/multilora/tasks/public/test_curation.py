@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from multilora.tasks.builtin import splits
 from multilora.tasks.example import SPLITS
 from multilora.tasks.public import curation
-from multilora.tasks.public.records import Record, Table, checked
+from multilora.tasks.public.records import Record, Table
 
 HELD_OUT = ("validation", "test")
 
@@ -221,18 +221,3 @@ def test_a_line_names_eight_tasks_but_all_of_what_is_left_out():
         f"({', '.join(f'{name} 1' for name in names)})",
         f"no train items in 10 tasks ({', '.join(names[:8])} and 2 more)",
     ]
-
-
-def test_options_are_distinct_and_hold_the_answer():
-    good = Record("rte", {}, "true", ("true", "false"))
-    assert checked(good) is good
-    assert checked(record("a")).options is None
-    with pytest.raises(ValueError, match="the answer is 'maybe'; expected one of 'true', 'false'"):
-        checked(Record("rte", {}, "maybe", ("true", "false")))
-    with pytest.raises(ValueError, match="two options are the same: 'true', 'true'"):
-        checked(Record("rte", {}, "true", ("true", "true")))
-    with pytest.raises(ValueError, match="two options are the same: 'true', 'true '"):
-        checked(Record("rte", {}, "true", ("true", "true ")))
-    for empty in ("", " "):
-        with pytest.raises(ValueError, match=f"an option is empty: 'true', '{empty}'"):
-            checked(Record("rte", {}, "true", ("true", empty)))

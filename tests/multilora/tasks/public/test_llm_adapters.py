@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -94,3 +95,17 @@ def test_an_empty_answer_is_left_out_and_counted(tmp_path):
     source = sources.load(f"llm-adapters:{path}")
     assert sum(map(len, source.examples.values())) == 1
     assert "1 records without an answer left out (llm-adapters 1)" in source.notes
+
+
+def test_a_sample(samples):
+    directory = samples / "llm_adapters" / "ARC-Easy"
+    loaded = llm_adapters.load(directory / "train.json", "arc")
+    (table,) = loaded.tables
+    rows = json.loads((directory / "train.json").read_text(encoding="utf-8"))
+    assert [r.answer for r in table.splits["train"]] == [row["answer"] for row in rows]
+    assert {len(r.options or ()) for r in table.splits["train"]} <= {3, 4, 5}
+    assert table.carve
+    assert not loaded.notes
+    (test,) = llm_adapters.load(directory / "test.json", "arc").tables
+    assert list(test.splits) == ["test"]
+    assert not test.carve

@@ -1,5 +1,5 @@
 import pytest
-from task_files import HEADER, QUESTIONS, real, write, write_csv
+from task_files import HEADER, QUESTIONS, write, write_csv
 
 from multilora.tasks.public import mmlu, sources
 
@@ -128,8 +128,8 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
         mmlu.load(tmp_path)
 
 
-def test_both_real_forms_give_the_same_examples():
-    header, letters = real("mmlu"), real("mmlu_hendrycks_format")
+def test_both_forms_give_the_same_examples(samples):
+    header, letters = samples / "mmlu", samples / "mmlu_hendrycks_format"
     tables = mmlu.load(header).tables
     assert len(tables) == 57
     assert sum(len(table.splits["train"]) for table in tables) == 285

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from task_files import ALPACA, QUESTIONS, SUPERGLUE, real, write, write_csv, write_json, write_lines
+from task_files import ALPACA, QUESTIONS, SUPERGLUE, write, write_csv, write_json, write_lines
 
 from multilora.tasks.example import FAMILIES, SPLITS
 from multilora.tasks.public import sources
@@ -112,11 +112,10 @@ def test_another_encoding_is_refused_with_its_line(tmp_path, kind):
         sources.load(f"{kind}:{path}")
 
 
-def test_the_real_files_make_one_mixture():
-    paths = {name: real(name) for name in ("alpaca", "mmlu", "superglue")}
+def test_samples_of_all_families_make_one_mixture(samples):
     source = sources.load(
-        f"alpaca:{paths['alpaca']}/alpaca_data_400.json,mmlu:{paths['mmlu']},"
-        f"superglue:{paths['superglue']}"
+        f"alpaca:{samples}/alpaca/alpaca_data_400.json,mmlu:{samples}/mmlu,"
+        f"superglue:{samples}/superglue"
     )
     assert len(source.tasks) == 1 + 57 + 7
     assert set(source.family_of.values()) == set(FAMILIES)

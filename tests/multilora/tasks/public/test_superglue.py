@@ -2,7 +2,7 @@ import copy
 import json
 
 import pytest
-from task_files import SUPERGLUE, real, write, write_lines
+from task_files import SUPERGLUE, write, write_lines
 
 from multilora.tasks.public import sources, superglue
 
@@ -179,8 +179,8 @@ def test_items_of_one_passage_come_into_one_split(tmp_path):
     assert all(passages.values())
 
 
-def test_the_real_samples():
-    directory = real("superglue")
+def test_samples_of_every_task(samples):
+    directory = samples / "superglue"
     tables = {table.task: table for table in superglue.load(directory).tables}
     counts = {task: {s: len(r) for s, r in t.splits.items()} for task, t in tables.items()}
     multirc = counts.pop("multirc")
