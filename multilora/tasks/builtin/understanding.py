@@ -58,7 +58,7 @@ def coreference(rng: random.Random) -> Item:
 
 
 def roles(rng: random.Random) -> Item:
-    """Question for the subject or the object of one of two sentences.
+    """Question for the subject or the object in one of two sentences.
 
     The splits have different sets of three names.
     """

@@ -51,7 +51,9 @@ def load_hub(name: str) -> Loaded:
     for task in TASKS:
         config = "wsc.fixed" if task == "wsc" else task
         wanted = {"train": "train", "validation": "test"}
-        loaded = hub.load_splits(name, config, wanted, parse=partial(hub_records, task))
+        loaded = hub.load_splits(
+            name, config=config, wanted=wanted, parse=partial(hub_records, task)
+        )
         tables.append(Table(task, FAMILY, _joined(loaded.splits)))
         hashes.update(loaded.files)
         notes += [*loaded.notes, *_unmarked(tables[-1])]
@@ -77,19 +79,19 @@ def hub_records(task: str, row: Any) -> list[Record]:
 
 
 def boolq(row: Any) -> list[Record]:
-    """BoolQ: whether the answer to a question is yes; questions of one passage are one group."""
+    """Record of BoolQ: is the answer to a question yes? Grouped by passage."""
     fields = {name: files.string(row, name) for name in ("passage", "question")}
     return [_labelled("boolq", fields, row, YES_NO, group=fields["passage"])]
 
 
 def cb(row: Any) -> list[Record]:
-    """CB: whether a premise entails a hypothesis, contradicts it, or neither."""
+    """Record of CB: does a premise entail a hypothesis, contradict it, or neither?"""
     fields = {name: files.string(row, name) for name in ("premise", "hypothesis")}
     return [_labelled("cb", fields, row, CB)]
 
 
 def copa(row: Any) -> list[Record]:
-    """COPA: which of two sentences is the cause, or the effect; they are the options."""
+    """Record of COPA: which of two sentences is the cause, or the effect? They are the options."""
     names = ("premise", "question", "choice1", "choice2")
     fields = {name: files.string(row, name) for name in names}
     if fields["question"] not in ("cause", "effect"):
@@ -98,10 +100,7 @@ def copa(row: Any) -> list[Record]:
 
 
 def multirc(row: Any) -> list[Record]:
-    """MultiRC: whether an answer to a question is correct, one item per answer.
-
-    Items of one passage are one group.
-    """
+    """Records of MultiRC, one per answer: does it answer the question? Grouped by passage."""
     passage = files.field(row, "passage", dict)
     text = files.string(passage, "text")
     return [
@@ -119,22 +118,19 @@ def _answers(passage: dict[str, Any]) -> Iterator[tuple[dict[str, str], Any]]:
 
 
 def rte(row: Any) -> list[Record]:
-    """RTE: whether a premise entails a hypothesis."""
+    """Record of RTE: does a premise entail a hypothesis?"""
     fields = {name: files.string(row, name) for name in ("premise", "hypothesis")}
     return [_labelled("rte", fields, row, RTE)]
 
 
 def wic(row: Any) -> list[Record]:
-    """WiC: whether a word means the same in two sentences."""
+    """Record of WiC: does a word mean the same in two sentences?"""
     fields = {name: files.string(row, name) for name in ("word", "sentence1", "sentence2")}
     return [_labelled("wic", fields, row, YES_NO)]
 
 
 def wsc(row: Any) -> list[Record]:
-    """WSC: whether a pronoun, put between asterisks, refers to a noun.
-
-    Items of one text are one group.
-    """
+    """Record of WSC: does a pronoun, put between asterisks, mean a noun? Grouped by text."""
     target = files.field(row, "target", dict)
     pronoun, noun = (files.string(target, name) for name in ("span2_text", "span1_text"))
     text = files.string(row, "text")
