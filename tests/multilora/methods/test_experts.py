@@ -808,7 +808,7 @@ def test_each_row_is_scored_by_its_own_expert(model_path):
     for one, other in zip(got, want, strict=True):
         assert one.log_likelihoods == pytest.approx(other.log_likelihoods, rel=1e-5)
     bank.remove("sums")
-    with pytest.raises(ValueError, match="task 'sums' is none of the adapter's"):
+    with pytest.raises(ValueError, match="task 'sums' is not one of the adapter's tasks"):
         scoring.predict(bank, tokenizer, examples)
 
 
