@@ -23,7 +23,7 @@ from torch import nn
 from analysis.results import Row
 from multilora import MtlLoraConfig, MultiLoraConfig, RLoraConfig
 from multilora.methods.layers import MultiLoraLinear
-from multilora.methods.mtllora import TaskIds
+from multilora.methods.task_ids import TaskIds
 
 # d, n, r, tokens
 AGAINST_LORA = (
@@ -57,7 +57,7 @@ def relatives(d: int, n: int, r: int, rows: int) -> dict[str, nn.Module]:
     found = {"R-LoRA": adapted(d, RLoraConfig(r=r, n=n))}
     tasks = [f"task{i}" for i in range(TASKS)]
     layer = adapted(d, MtlLoraConfig(r=r, n=n, tasks=tasks))
-    layer.current.tasks = TaskIds.of(torch.arange(rows) % TASKS, repeat=False)
+    layer.current.ids = TaskIds.of(torch.arange(rows) % TASKS, repeat=False)
     return found | {"MTL-LoRA": layer}
 
 
