@@ -23,7 +23,7 @@ from torch import nn
 from analysis.results import Row
 from multilora import MtlLoraConfig, MultiLoraConfig, RLoraConfig
 from multilora.methods.layers import MultiLoraLinear
-from multilora.methods.mtllora import TaskIds
+from multilora.methods.task_ids import TaskIds
 
 # d, n, r, tokens
 AGAINST_LORA = (
@@ -59,7 +59,7 @@ def relatives(d: int, n: int, r: int, rows: int) -> dict[str, nn.Module]:
     """Return an R-LoRA and an MTL-LoRA layer; the latter with one task for each of `rows` rows."""
     tasks = [f"task{i}" for i in range(TASKS)]
     layer = adapted(d, MtlLoraConfig(r=r, n=n, tasks=tasks))
-    layer.current.tasks = TaskIds.of(torch.arange(rows) % TASKS, repeat=False)
+    layer.current.ids = TaskIds.of(torch.arange(rows) % TASKS, repeat=False)
     return {"R-LoRA": adapted(d, RLoraConfig(r=r, n=n)), "MTL-LoRA": layer}
 
 
