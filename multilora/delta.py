@@ -98,7 +98,7 @@ def save(model: Any, base: str, out: Path) -> None:
                     save_as_lora(model, Path(temporary) / "lora" / task, task=task)
         else:
             _save_full(model, base, Path(temporary))
-        for name in (*FILES, *_experts(out), *_experts(Path(temporary))):
+        for name in (*FILES, *_replaced_experts(out), *_experts(Path(temporary))):
             if (out / name).is_dir():
                 shutil.rmtree(out / name)
             else:
@@ -118,6 +118,16 @@ def hashes(out: Path) -> dict[str, str]:
 def _experts(directory: Path) -> list[str]:
     """The names of a bank's experts, which are those of their directories; [] without a bank."""
     return experts.saved_tasks(directory) if (directory / experts.CONFIG).is_file() else []
+
+
+def _replaced_experts(out: Path) -> list[str]:
+    """Directory names of an earlier bank's experts in `out`; [] if experts.json is broken."""
+    try:
+        names = _experts(out)
+    except (ValueError, AttributeError):
+        return []
+    # Only a plain name is an expert's directory: nothing outside `out` is ever removed.
+    return [name for name in names if Path(name).name == name and name != ".."]
 
 
 def save_as_lora(
