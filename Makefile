@@ -1,11 +1,16 @@
-# make reproduce | test | test-all | notebooks | lint | bench: each sets up .venv by itself.
+# `make help` lists the targets. Each of them sets up .venv first if it is missing or out of date.
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 SETUP  := $(VENV)/.installed
 
-.PHONY: setup reproduce test test-all notebooks lint bench clean
-setup: $(SETUP)
+.PHONY: help setup reproduce test test-all notebooks lint bench clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: $(SETUP) ## create .venv and install the package with everything that tests need
 
 # torch first and pinned: a later resolution of a range would fetch another build.
 $(SETUP): pyproject.toml constraints.txt
@@ -14,29 +19,28 @@ $(SETUP): pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
 	@touch $@
 
-# Every analysis, figure and table of the quick preset, in figures/quick/.
-reproduce: $(SETUP)
+reproduce: $(SETUP) ## train and compare six small runs; tables, figures and claims go to figures/quick/
 	$(RUN) -m multilora.reproduce
 
-# One thread a process: pytest-xdist runs one process a core. The notebooks are executed, not written.
-test: lint
+# One thread per process: pytest-xdist runs one process per core. Notebooks are run, not written.
+test: lint ## lint, then run all tests that take seconds, and the notebooks
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto -m "not slow" --nbmake tests notebooks
 
-test-all: lint
+test-all: lint ## the same with the slow tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --nbmake tests notebooks
 
-# Executed and saved with their outputs: after the tables in figures/ have changed.
-notebooks: $(SETUP)
+notebooks: $(SETUP) ## run the notebooks and save their outputs, after figures/ has changed
 	OMP_NUM_THREADS=1 $(RUN) -m nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
-lint: $(SETUP)
+lint: $(SETUP) ## check style, types and the architecture (which package may import which)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
 
-bench: $(SETUP)
+bench: $(SETUP) ## measure speed and memory; the results are in benchmarks/README.md
 	$(RUN) -m benchmarks
 
-clean:
+clean: ## remove .venv, runs and unpublished figures
 	rm -rf $(VENV) runs figures/quick figures/full
