@@ -1,7 +1,7 @@
 """The arguments of a training run, and the Trainer that carries it out."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -145,7 +145,7 @@ def differing(arguments: TrainArguments) -> dict[str, Any]:
 
     Empty values count as defaults, and so do dicts, which transformers fills in by itself.
     """
-    usual = {f.name: f.default for f in fields(TrainArguments)}
+    usual = {f.name: None if f.default is MISSING else f.default for f in fields(TrainArguments)}
     return {
         name: value
         for name, value in changed(arguments).items()
