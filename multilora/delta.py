@@ -99,7 +99,7 @@ def save(model: Any, base: str, out: Path) -> None:
         else:
             _save_full(model, base, Path(temporary))
         for name in (*FILES, *_replaced_experts(out), *_experts(Path(temporary))):
-            if (out / name).is_dir():
+            if (out / name).is_dir() and not (out / name).is_symlink():
                 shutil.rmtree(out / name)
             else:
                 (out / name).unlink(missing_ok=True)

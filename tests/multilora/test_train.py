@@ -1,15 +1,22 @@
 import hashlib
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from task_files import write_json
 from tiny_runs import METHODS, arguments_of, settings_of, weights, written
 
 from analysis import checkpoint
-from multilora import delta, train
-from multilora.tasks import encoding, scoring
+from multilora import base, delta, train
+from multilora.tasks import data, encoding, scoring
 from multilora.tasks.builtin import suite
 from multilora.training import identity
 
@@ -19,6 +26,19 @@ UPDATES = {"rlora": 4, "mtllora": 15}  # of each module: mean and heads, and one
 @pytest.fixture(scope="module")
 def model_path(tiny_base):
     return str(tiny_base)
+
+
+@pytest.fixture(scope="module")
+def text_base(tmp_path_factory):
+    """An untrained model that reads any text, byte by byte."""
+    path = tmp_path_factory.mktemp("text")
+    torch.manual_seed(0)
+    tokenizer = base.learn_tokenizer([], 0, 64)
+    base.build_model(
+        base.BaseSettings(width=32, layers=1, heads=2, mlp=48), tokenizer
+    ).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
 
 
 class Watch(transformers.TrainerCallback):
@@ -195,6 +215,121 @@ def test_a_ratio_reaches_the_weights(model_path, tmp_path):
     tensors = load_file(out / "adapter_model.safetensors")
     largest = max(float(t.abs().max()) for name, t in tensors.items() if name.endswith("_s"))
     assert largest == pytest.approx(0.05, rel=1e-3)
+
+
+# How often the data are read.
+
+
+@pytest.fixture
+def alpaca(tmp_path):
+    """A task of 60 made-up examples, as --tasks names it."""
+    rows = [{"instruction": f"Count to {i}.", "input": "", "output": str(i)} for i in range(60)]
+    return f"alpaca:{write_json(tmp_path / 'alpaca.json', rows)}"
+
+
+@pytest.fixture
+def splits(monkeypatch):
+    """The splits that were built, in order."""
+    built, split = [], data.Data.split
+
+    def count(self, name, per_task=0):
+        built.append(name)
+        return split(self, name, per_task)
+
+    monkeypatch.setattr(data.Data, "split", count)
+    return built
+
+
+@pytest.mark.parametrize("from_files", [False, True])
+def test_a_run_builds_every_split_once(
+    model_path, text_base, alpaca, tmp_path, splits, monkeypatch, from_files
+):
+    """Also when it replaces another result, which it compares itself with."""
+    loads, load = [], data.load
+    monkeypatch.setattr(data, "load", lambda spec="": loads.append(spec) or load(spec))
+    base_path, tasks = (text_base, alpaca) if from_files else (model_path, "")
+    settings = settings_of(base_path, tasks=tasks, token_cache=str(tmp_path / "tokens"))
+    for steps in (1, 2):
+        splits.clear()
+        loads.clear()
+        arguments = arguments_of(tmp_path / "run", max_steps=steps, save_strategy="no")
+        train.run(settings, arguments)
+        assert sorted(splits) == ["test", "train", "validation"]
+        assert loads == [settings.tasks]
+    assert written(tmp_path / "run")["notes"][-1].endswith("another run will be replaced")
+
+
+# What ends a run early, or stands in its way.
+
+
+def test_a_result_takes_the_place_of_a_broken_one(model_path, tmp_path, train_argv, capsys):
+    """What another program or a run that was cut off left may not lose a finished training."""
+    tmp_path.joinpath("experts.json").write_text("{")
+    tmp_path.joinpath("run.json").write_text("[")
+    tmp_path.joinpath("delta_config.json").write_text("")
+    tmp_path.joinpath("adapter_model.safetensors").mkdir()
+    tmp_path.joinpath("elsewhere").mkdir()
+    tmp_path.joinpath("lora").symlink_to(tmp_path / "elsewhere")
+    tmp_path.joinpath("elsewhere", "kept").touch()
+    assert train.main(train_argv(tmp_path, max_steps=1)) == 0
+    assert "will be replaced" in capsys.readouterr().err
+    assert not tmp_path.joinpath("experts.json").exists()
+    assert not tmp_path.joinpath("delta_config.json").exists()
+    assert tmp_path.joinpath("elsewhere", "kept").exists()
+    assert len(list(checkpoint.read(tmp_path))) == 14
+
+
+def test_epochs_too_short_for_one_step_are_refused(train_argv, tmp_path, capsys):
+    few = {"max_steps": -1, "num_train_epochs": 0.01}
+    assert train.main(train_argv(tmp_path, **few)) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("multilora.train: num_train_epochs 0.01 of 60 training examples makes 0")
+    assert not list(tmp_path.iterdir())
+    least = re.search(r"pass --num_train_epochs (\S+) or more, or --max_steps", said)[1]
+    assert train.main(train_argv(tmp_path, **few | {"num_train_epochs": least})) == 0
+    assert written(tmp_path)["step"] == 1
+
+
+def test_ctrl_c_ends_with_one_line_and_status_130(train_argv, tmp_path, capsys, monkeypatch):
+    step, calls = torch.optim.AdamW.step, []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
+    assert train.main(train_argv(tmp_path, save_strategy="steps", save_steps=1)) == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1] == "multilora.train: interrupted"
+    assert "Traceback" not in err
+    assert not (tmp_path / "run.json").exists()
+    monkeypatch.undo()
+    assert train.main(train_argv(tmp_path, save_strategy="steps", save_steps=1)) == 0
+    assert f"resuming from {tmp_path}/checkpoint-1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_sigint_ends_a_process_with_one_line_and_status_130(train_argv, tmp_path):
+    argv = train_argv(tmp_path, max_steps=100_000, save_strategy="steps", save_steps=5)
+    with subprocess.Popen(
+        [sys.executable, "-m", "multilora.train", *argv],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # A shell's background jobs ignore SIGINT, and so would this process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while not (tmp_path / "checkpoint-10").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == "multilora.train: interrupted"
+    assert "Traceback" not in err
 
 
 # Settings and the command.
