@@ -1,13 +1,13 @@
-"""A small base model: a LLaMA of Transformers, pretrained on the built-in corpus or on real text.
+"""Pretrain a small LLaMA as the base, on the built-in corpus or on the text of public tasks.
 
     python -m multilora.base [--out DIR] [--seed 0] [--steps 2000] …
     python -m multilora.base --tasks alpaca:FILE,mmlu:DIR,superglue:DIR --context 256 …
 
-prints the directory of the model. It is trained once: the directory is named by the hash of the
-settings, of the text and of the code. On the built-in corpus it must have learned, before it is
-handed out, to copy any list of words and to recall its facts, which the tasks build upon. With
---tasks it reads the prompts of their training examples, without the answers, in tokens that are
-learned from them; held-out prompts tell how well.
+The command prints the directory of the model. A base is trained once: the directory is named after
+the hash of the settings, the text and the code. On the built-in corpus it must learn to copy any
+list of words and to recall the corpus' facts, because the tasks build on both; otherwise it is
+refused. With --tasks it is trained on the prompts of their training examples, without the answers,
+with a tokenizer learned from them; bits per byte on held-out prompts measure the result.
 """
 
 import itertools
@@ -38,46 +38,74 @@ PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 class BaseSettings:
     """Size, data and schedule of the built-in base."""
 
-    out: str = field(default="runs/base", metadata={"help": "where bases are kept"})
+    out: str = field(default="runs/base", metadata={"help": "directory that holds the bases"})
     seed: int = 0
     width: int = 128
     layers: int = 4
     heads: int = 4
     mlp: int = 344
-    context: int = 64
+    context: int = field(default=64, metadata={"help": "tokens that the model can take"})
     steps: int = 2000
-    batch: int = field(default=32, metadata={"help": "sequences of `context` tokens a step"})
-    lr: float = 3e-3
+    batch: int = field(default=32, metadata={"help": "sequences of `context` tokens per step"})
+    lr: float = field(default=3e-3, metadata={"help": "learning rate"})
     copies: float = field(default=0.35, metadata={"help": "share of documents that are copies"})
     tasks: str = field(
-        default="", metadata={"help": "public tasks whose prompts are the text (docs/tasks.md)"}
+        default="",
+        metadata={"help": "train on the prompts of these public tasks (docs/tasks.md)"},
     )
-    vocabulary: int = field(default=2048, metadata={"help": "tokens learned from the tasks' text"})
-    threads: int = field(default=2, metadata={"help": "of the CPU; its bits depend on them"})
-    least_copying: float = 0.9
-    least_recall: float = 0.9
+    vocabulary: int = field(
+        default=2048, metadata={"help": "with --tasks: number of tokens learned from their text"}
+    )
+    threads: int = field(
+        default=2, metadata={"help": "CPU threads; the bits of the base depend on their number"}
+    )
+    least_copying: float = field(
+        default=0.9, metadata={"help": "refuse a base that copies fewer of the words of a list"}
+    )
+    least_recall: float = field(
+        default=0.9, metadata={"help": "refuse a base that recalls fewer of the corpus' facts"}
+    )
 
 
 def directory(settings: BaseSettings) -> Path:
-    """Where the base of these settings lies, made or not."""
+    """The directory of the base with these settings, which need not exist yet."""
     made_of = {key: value for key, value in asdict(settings).items() if key != "out"}
-    texts = [_prompts(settings.tasks, split) for split in SPLITS[:2]] if settings.tasks else []
     code = {"world": world, "corpus": corpus, "base": sys.modules[__name__]}
+    texts = []
+    if settings.tasks:
+        texts = [_prompts(settings.tasks, split) for split in SPLITS[:2]]
+        code["encoding"] = encoding
     return Path(settings.out) / record.fingerprint(made_of, texts, code)
 
 
 def ensure(settings: BaseSettings) -> Path:
-    """The directory of the base model, which is trained now if it was not before."""
+    """Train the base unless it was trained before; return its directory."""
     path = directory(settings)
     if not path.is_dir() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"{path} is not there; make it with one process: python -m multilora.base")
+        raise UserError(
+            f"{path}: the base does not exist; train it first in one process, with "
+            "python -m multilora.base"
+        )
     with record.threads(settings.threads):
         record.make_once(path, lambda temporary: _train(settings, temporary))
     return path
 
 
+def path_of(model: str, tasks: str) -> str:
+    """`model`, or the directory of the built-in base if it is empty.
+
+    Raises UserError if the built-in base is chosen for the public `tasks`, which it cannot read.
+    """
+    if tasks and not model:
+        raise UserError(
+            "the built-in base only knows the words of the built-in suite; pass --model with "
+            "--tasks, or train a base on the tasks' own text with python -m multilora.base --tasks"
+        )
+    return model or str(ensure(BaseSettings()))
+
+
 def build_tokenizer(context: int) -> Any:
-    """Word-level tokenizer of the built-in vocabulary: words are split at blanks."""
+    """Word-level tokenizer of the built-in vocabulary; words are separated by blanks."""
     words = [PAD, BOS, EOS, UNK, *world.vocabulary()]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -92,7 +120,7 @@ def build_tokenizer(context: int) -> Any:
 
 
 def build_model(settings: BaseSettings, tokenizer: Any) -> Any:
-    """The untrained model; the caller has set the seed."""
+    """The untrained model; set the seed before."""
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.width,
@@ -131,7 +159,7 @@ def learn_tokenizer(texts: Sequence[str], vocabulary: int, context: int) -> Any:
 
 
 class _Packed(torch.utils.data.Dataset):
-    """Sequences of `context` tokens, cut from one stream of as many as the steps need."""
+    """Sequences of `context` tokens for all steps, cut from one stream of tokens."""
 
     def __init__(self, settings: BaseSettings, stream: Iterator[int]) -> None:
         size = settings.steps * settings.batch * settings.context
@@ -147,7 +175,7 @@ class _Packed(torch.utils.data.Dataset):
 
 
 def _corpus(settings: BaseSettings, tokenizer: Any) -> Iterator[int]:
-    """Endless tokens of the built-in corpus."""
+    """Yield the tokens of the built-in corpus, without end."""
     ids = tokenizer.get_vocab()
     for text in corpus.documents(settings.seed, settings.copies):
         for word in (BOS, *text.split(), EOS):
@@ -155,36 +183,71 @@ def _corpus(settings: BaseSettings, tokenizer: Any) -> Iterator[int]:
 
 
 def _text(settings: BaseSettings, tokenizer: Any, texts: Sequence[str]) -> Iterator[int]:
-    """Endless tokens of the texts, every epoch in another order."""
+    """Yield the tokens of the texts, without end, in a new order for every epoch."""
     rng = random.Random(f"text/{settings.seed}")
-    found = encoding.ids_of(tokenizer, texts)
+    encoded = encoding.ids_of(tokenizer, texts)
     while True:
-        for ids in rng.sample(found, len(found)):
+        for ids in rng.sample(encoded, len(encoded)):
             yield from (tokenizer.bos_token_id, *ids, tokenizer.eos_token_id)
 
 
 def _prompts(tasks: str, split: str) -> list[str]:
-    """The distinct prompts of public tasks; ValueError where there are none."""
-    found = data.load(tasks)
+    """The distinct prompts of a split of public tasks; raises UserError if there are none.
+
+    What was left out of the data is printed on stderr, once, for the training examples.
+    """
+    loaded = data.load(tasks)
     if split == "train":
-        print(*found.notes, sep="\n", end="\n" * bool(found.notes), file=sys.stderr)
-    prompts = list(dict.fromkeys(e.prompt for e in found.split(split)))
+        for note in loaded.notes:
+            print(note, file=sys.stderr)
+    prompts = list(dict.fromkeys(e.prompt for e in loaded.split(split)))
     if not prompts:
-        raise UserError(f"tasks {tasks}: no {split} prompts to read")
+        raise UserError(f"tasks {tasks}: there are no {split} prompts to train on")
     return prompts
 
 
 def _train(settings: BaseSettings, out: Path) -> None:
+    """Train a base, measure it and write it to `out`."""
     transformers.set_seed(settings.seed)
+    texts, held_out = (
+        [_prompts(settings.tasks, split) for split in SPLITS[:2]] if settings.tasks else ([], [])
+    )
     if settings.tasks:
-        texts, held_out = (_prompts(settings.tasks, split) for split in SPLITS[:2])
         tokenizer = learn_tokenizer(texts, settings.vocabulary, settings.context)
         stream = _text(settings, tokenizer, texts)
     else:
         tokenizer = build_tokenizer(settings.context)
         stream = _corpus(settings, tokenizer)
     model = build_model(settings, tokenizer)
-    arguments = transformers.TrainingArguments(
+    trainer = transformers.Trainer(
+        model, _arguments(settings, out), train_dataset=_Packed(settings, stream)
+    )
+    trainer.train()
+    if settings.tasks:
+        scores = {
+            "bits_per_byte": bits_per_byte(model, tokenizer, texts, settings.context),
+            "bits_per_byte_held_out": bits_per_byte(model, tokenizer, held_out, settings.context),
+        }
+    else:
+        scores = {"copying": copying(model, tokenizer), "recall": recall(model, tokenizer)}
+        _check(scores, settings)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    record.write_json(
+        out / "run.json",
+        {
+            "settings": asdict(settings),
+            "scores": scores,
+            "losses": [entry for entry in trainer.state.log_history if "loss" in entry],
+            "parameters": model.num_parameters(),
+            "environment": record.environment(),
+        },
+    )
+
+
+def _arguments(settings: BaseSettings, out: Path) -> transformers.TrainingArguments:
+    """The schedule and the optimiser of the pretraining."""
+    return transformers.TrainingArguments(
         output_dir=str(out),
         seed=settings.seed,
         data_seed=settings.seed,
@@ -203,44 +266,21 @@ def _train(settings: BaseSettings, out: Path) -> None:
         dataloader_pin_memory=False,
         report_to="none",
     )
-    trainer = transformers.Trainer(model, arguments, train_dataset=_Packed(settings, stream))
-    trainer.train()
-    if settings.tasks:
-        scores = {
-            "bits_per_byte": bits_per_byte(model, tokenizer, texts, settings.context),
-            "bits_per_byte_held_out": bits_per_byte(model, tokenizer, held_out, settings.context),
-        }
-    else:
-        scores = {"copying": copying(model, tokenizer), "recall": recall(model, tokenizer)}
-        _check(scores, settings)
-    losses = [entry for entry in trainer.state.log_history if "loss" in entry]
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    record.write_json(
-        out / "run.json",
-        {
-            "settings": asdict(settings),
-            "scores": scores,
-            "losses": losses,
-            "parameters": model.num_parameters(),
-            "environment": record.environment(),
-        },
-    )
 
 
 def _check(scores: dict[str, float], settings: BaseSettings) -> None:
-    """UserError for a base that has not learned what the built-in tasks build upon."""
+    """Raise UserError for a base that has not learned what the built-in tasks build on."""
     for name, least in (("copying", settings.least_copying), ("recall", settings.least_recall)):
         if scores[name] < least:
             raise UserError(
-                f"base model: {name} is {scores[name]:.2f}; expected at least {least}. "
-                "The tasks need it: train for more steps."
+                f"base model: {name} is {scores[name]:.2f}; expected at least {least}, which the "
+                "tasks need (train for more steps)"
             )
 
 
 @torch.no_grad()
 def bits_per_byte(model: Any, tokenizer: Any, texts: Sequence[str], context: int) -> float:
-    """−log₂ of the texts' likelihood over their UTF-8 bytes, of the first `context` tokens each."""
+    """−log₂ of the texts' likelihood per UTF-8 byte, over the first `context` tokens of each."""
     model.eval()
     nats = spent = 0.0
     for ids in encoding.ids_of(tokenizer, texts):
@@ -252,7 +292,7 @@ def bits_per_byte(model: Any, tokenizer: Any, texts: Sequence[str], context: int
 
 
 def copying(model: Any, tokenizer: Any, lists: int = 100, seed: int = 1) -> float:
-    """Share of words of random lists that the model repeats right, in [0, 1]."""
+    """Share of the words of random lists that the model repeats correctly, in [0, 1]."""
     rng = random.Random(f"copying/{seed}")
     vocabulary = world.vocabulary()
     drawn = [" ".join(rng.choices(vocabulary, k=8)) for _ in range(lists)]
@@ -260,7 +300,7 @@ def copying(model: Any, tokenizer: Any, lists: int = 100, seed: int = 1) -> floa
 
 
 def recall(model: Any, tokenizer: Any) -> float:
-    """Share of the corpus' facts, in both forms, whose value the model knows, in [0, 1]."""
+    """Share of the corpus' facts, each in both forms, that the model completes, in [0, 1]."""
     statements = [
         corpus.fact_statement(fact, form) for fact in corpus.KNOWN_FACTS for form in (0, 1)
     ]
@@ -270,7 +310,10 @@ def recall(model: Any, tokenizer: Any) -> float:
 
 @torch.no_grad()
 def _share_right(model: Any, tokenizer: Any, pairs: list[tuple[str, str]]) -> float:
-    """Share of the answers' words that are the most likely ones, given all before them."""
+    """Share of the answers' words to which the model gives the highest probability, in [0, 1].
+
+    pairs: (prompt, answer). Each word is predicted from the prompt and the answer's words before.
+    """
     model.eval()
     right = total = 0
     for prompt, answer in pairs:

@@ -2,7 +2,7 @@
 
 Removed: docstrings and comments, the annotations of functions and of their variables, imports of
 this project's own modules, and the wording of errors, assertions, warnings, log messages and
-`help`. Kept: everything else, among it the annotations in a class body, which declare fields, and
+`help`. Kept: everything else, including annotations in a class body, which declare fields, and
 imports from other packages.
 """
 
@@ -10,7 +10,7 @@ import ast
 
 
 def of(source: str) -> str:
-    """Return the source of a module without what cannot change a result.
+    """Return the source of a module without the parts that cannot change a result.
 
     >>> of("def area(r: float) -> float:\\n    'Of a circle.'\\n    return 3.14 * r * r  # roughly")
     'def area(r):\\n    return 3.14 * r * r'
@@ -18,14 +18,14 @@ def of(source: str) -> str:
     return ast.unparse(ast.fix_missing_locations(_Behaviour().visit(ast.parse(source))))
 
 
-# Packages whose modules are found by role, so that moving one of them changes no hash.
+# Own packages: their modules are hashed under a role, so moving one of them changes no hash.
 _OWN = ("analysis", "multilora")
-# Calls whose wording changes no result: by the object that is called on, or the function itself.
+# Objects on which a call only tells the user something.
 _LOGGING = ("warnings", "logging", "logger")
 
 
 class _Behaviour(ast.NodeTransformer):
-    """Remove from a syntax tree everything that cannot change a result; see the module."""
+    """Remove from a syntax tree what the module docstring lists."""
 
     in_function = False
 
@@ -96,7 +96,7 @@ class _Behaviour(ast.NodeTransformer):
 
 
 def _unhelpful(keyword: ast.keyword) -> ast.keyword | None:
-    """The argument without help text: None for `help=…` and for metadata that hold nothing else."""
+    """Remove help text from a keyword argument; None if nothing else is left of it."""
     if keyword.arg == "metadata" and isinstance(metadata := keyword.value, ast.Dict):
         entries = list(zip(metadata.keys, metadata.values, strict=True))
         kept = [
@@ -108,7 +108,7 @@ def _unhelpful(keyword: ast.keyword) -> ast.keyword | None:
 
 
 def _unworded(call: ast.Call) -> ast.Call:
-    """The call, every argument that is made with a text replaced by the empty text."""
+    """The call with every argument that contains a string replaced by an empty string."""
 
     def silent(value: ast.expr) -> ast.expr:
         inside = (getattr(node, "value", None) for node in ast.walk(value))

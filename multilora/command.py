@@ -1,4 +1,4 @@
-"""What the commands have in common: how they read their arguments and how they fail."""
+"""Parse the command line into settings, and turn errors into one line and an exit status."""
 
 import contextlib
 import sys
@@ -12,9 +12,10 @@ from analysis.command import exit_status
 
 
 def settings_from(types: Any, doc: str | None, argv: Sequence[str] | None) -> Any:
-    """Parse the command line into the dataclasses `types`; `doc` is the help text.
+    """Parse the command line into one dataclass or a tuple of dataclasses.
 
-    Raises UserError for an argument that is unknown or that a dataclass refuses.
+    types: the dataclass or dataclasses; doc: the help text; argv: sys.argv[1:] if None. Raises
+    UserError for an unknown argument and for a value that a dataclass refuses.
     """
     parser = transformers.HfArgumentParser(types, description=doc)
     parser.add_argument("--version", action="version", version=__version__)
@@ -26,9 +27,10 @@ def settings_from(types: Any, doc: str | None, argv: Sequence[str] | None) -> An
 
 
 def run(name: str, work: Callable[[], str]) -> int:
-    """Print what `work` returns and return the exit status, as `analysis.command.exit_status` does.
+    """Print what `work` returns; return the exit status (see `analysis.command.exit_status`).
 
-    What libraries print meanwhile goes to stderr: stdout carries the result alone.
+    name: the command, which begins the line of an error. What libraries print meanwhile goes
+    to stderr, so that stdout carries the result alone.
     """
 
     def printed() -> int:

@@ -30,6 +30,7 @@ from transformers.pytorch_utils import Conv1D
 from analysis import CheckpointError, UserError
 from analysis.formats import experts as bank
 from analysis.formats import full
+from analysis.formats.place import Place
 from analysis.numerics.floor import noise_floor
 from multilora import record
 from multilora.methods import experts
@@ -133,9 +134,10 @@ def _exchange(out: Path, new: Path, old: Path, names: Iterable[str]) -> None:
 def hashes(out: Path) -> dict[str, str]:
     """{file: SHA-256} of the weights of a saved checkpoint, including those of every expert."""
     files = record.sha256_of_files(out)
-    for expert in bank.directories(out) if bank.recognises(out) else ():
-        of_expert = record.sha256_of_files(expert)
-        files |= {f"{expert.name}/{name}": value for name, value in of_expert.items()}
+    place = Place(out)
+    for expert in bank.directories(place) if bank.recognise(place) else ():
+        of_expert = record.sha256_of_files(expert.path)
+        files |= {f"{expert.path.name}/{name}": value for name, value in of_expert.items()}
     return files
 
 
@@ -144,10 +146,12 @@ def _replaced_experts(out: Path) -> list[str]:
 
     Warns and returns [] if experts.json is broken.
     """
-    if not bank.recognises(out):
+    place = Place(out)
+    if not bank.recognise(place):
         return []
     try:
-        return [expert.name for expert in bank.directories(out)]
+        # Only directories of `out` itself: nothing outside it is ever moved.
+        return [e.path.name for e in bank.directories(place) if e.path.parent == out]
     except CheckpointError as error:
         warnings.warn(
             f"{error}; the file is replaced, and directories of earlier experts in {out} remain",

@@ -1,13 +1,14 @@
-"""Scores of a checkpoint on the tasks' held-out items.
+"""Score a checkpoint on the held-out items of the tasks.
 
     python -m multilora.evaluate CKPT [--model BASE] [--tasks KIND:PATH,…] [--split test] [--json] …
 
-CKPT is an adapter or a full fine-tuning checkpoint of ΔW; `base` scores the model itself. Base and
-tasks are those that the checkpoint was trained on, unless --model and --tasks say otherwise. Items
-with options are scored by the likelihood of each option, and beside it by the likelihood per
-character; the others by exact match of what greedy decoding writes. The table gives each task, the
-mean of each family and the mean over families, in percent, with a 95 % bootstrap interval over the
-items. Every prediction goes to predictions-SPLIT.jsonl in --out, the table to scores-SPLIT.json.
+CKPT is a directory with an adapter or with the ΔW of a full fine-tuning; `base` scores the model
+itself. Base and tasks are those that the checkpoint was trained on, unless --model and --tasks say
+otherwise. An item with options counts as right if its answer is the likeliest option; a second
+column uses the likelihood per character instead. The other items must be matched exactly by
+greedy decoding. The table gives each task, the mean of each family and the mean over the families,
+in percent, with a 95 % bootstrap interval over the items. Every prediction is written to
+predictions-SPLIT.jsonl in --out, and the table to scores-SPLIT.json.
 """
 
 import json
@@ -30,42 +31,44 @@ from multilora.tasks.scoring import Prediction
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """What is scored, and on what."""
+    """The checkpoint to score, and the items to score it on."""
 
     checkpoint: str = field(metadata={"help": "directory of a checkpoint, or 'base'"})
     model: str = field(
         default="",
-        metadata={"help": "base: a directory or hub name; the checkpoint's own by default"},
+        metadata={"help": "base: a directory or hub name; by default the checkpoint's own"},
     )
     tasks: str = field(
         default="",
-        metadata={"help": "KIND:PATH, separated by commas; the checkpoint's own by default"},
+        metadata={"help": "KIND:PATH, separated by commas; by default the checkpoint's own"},
     )
     split: str = field(default="test", metadata={"help": "validation or test"})
     per_task: int = field(
-        default=0, metadata={"help": "items of each task; 100 built-in, else all of them"}
+        default=0, metadata={"help": "items per task; 0: 100 of the built-in tasks, all of files"}
     )
-    resamples: int = field(default=2000, metadata={"help": "of the bootstrap"})
-    seed: int = field(default=0, metadata={"help": "of the bootstrap"})
+    resamples: int = field(default=2000, metadata={"help": "number of bootstrap resamples"})
+    seed: int = field(default=0, metadata={"help": "seed of the bootstrap"})
     out: str = field(
-        default="", metadata={"help": "where the files go; CKPT, or runs/scores for 'base'"}
+        default="",
+        metadata={"help": "directory for the files; by default CKPT, or runs/scores for 'base'"},
     )
     json: bool = field(default=False, metadata={"help": "print JSON instead of the table"})
 
     def __post_init__(self) -> None:
         if self.per_task < 0:
-            raise UserError(f"per_task is {self.per_task}; expected 0, or a number")
+            raise UserError(f"per_task is {self.per_task}; expected 0 or more")
         if self.resamples < 1:
             raise UserError(f"resamples is {self.resamples}; expected 1 or more")
 
 
 def summarise(predictions: Sequence[Prediction], resamples: int, seed: int) -> list[dict[str, Any]]:
-    """Rows of the table: tasks, families and the mean over families.
+    """Rows of the table: the tasks, the families and the mean over families.
 
-    A row has level ("task", "family" or "all"), name, family, items, accuracy and
-    accuracy_by_length in [0, 1], low and high (the bootstrap's 95 % interval of accuracy), chance,
-    cut (prompts that did not fit) and too_long (items whose answer does not). A family is the mean
-    of its tasks, "mean" that of the families; a resample draws the items of each task anew.
+    Columns: level ("task", "family" or "all"); name; family; items; accuracy and
+    accuracy_by_length, in [0, 1]; low and high, the 95 % bootstrap interval of accuracy; chance;
+    cut, the number of prompts that did not fit; too_long, the number of items whose answer did not
+    fit. A family is the mean of its tasks and "mean" the mean of the families. Each resample draws
+    the items of every task with replacement.
     """
     rng = np.random.default_rng(seed)
     tasks: dict[str, list[Prediction]] = {}
@@ -75,7 +78,7 @@ def summarise(predictions: Sequence[Prediction], resamples: int, seed: int) -> l
     of_task: dict[str, np.ndarray] = {}
     for task, own in tasks.items():
         share = statistics.fmean(p.right for p in own)
-        # The mean of n items drawn anew is binomial: right or wrong is all that an item can be.
+        # Items are right or wrong, so the mean of n resampled items is binomial.
         of_task[task] = rng.binomial(len(own), share, resamples) / len(own)
         rows.append(
             {
@@ -103,7 +106,7 @@ def summarise(predictions: Sequence[Prediction], resamples: int, seed: int) -> l
 
 
 def _mean(level: str, name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row for several: their mean accuracies, their items in all."""
+    """One row for several: the means of their accuracies and the sums of their counts."""
     shares = ("accuracy", "accuracy_by_length", "chance")
     counts = ("items", "cut", "too_long")
     return {
@@ -116,7 +119,7 @@ def _mean(level: str, name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str,
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows in percent, each family above its tasks."""
+    """The rows as a table in percent, each family above its tasks."""
     lines = [["", "items", "accuracy", "95 % interval", "by length", "chance"]]
     for family in (row for row in rows if row["level"] == "family"):
         tasks = [r for r in rows if r["level"] == "task" and r["family"] == family["name"]]
@@ -126,7 +129,7 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
         f"{rows[-1][key]} {words}"
         for key, words in (
             ("cut", "prompts were cut on the left"),
-            ("too_long", "answers are longer than the context, and count as wrong"),
+            ("too_long", "answers are longer than the context and count as wrong"),
         )
         if rows[-1][key]
     ]
@@ -149,7 +152,7 @@ def _cells(row: Mapping[str, Any], indent: str) -> list[str]:
 
 
 def _line(p: Prediction) -> dict[str, Any]:
-    """A prediction as it is written down."""
+    """A prediction as one line of predictions-SPLIT.jsonl."""
     return {
         **asdict(p.example),
         "predicted": p.answer,
@@ -161,88 +164,90 @@ def _line(p: Prediction) -> dict[str, Any]:
 
 
 def _facts(checkpoint: str) -> dict[str, Any]:
-    """What the checkpoint's run.json says; {} for the base, or where there is none.
+    """The checkpoint's run.json; {} for the base, and if the file is missing.
 
-    Raises ValueError for a run.json that names no base, as that of a base itself.
+    Raises UserError for a run.json that does not name a base, such as that of a base itself.
     """
     path = Path(checkpoint) / "run.json"
     if checkpoint == "base" or not path.is_file():
         return {}
     facts = record.read_json(path)
-    named = facts.get("base") if isinstance(facts, dict) else None
+    named = facts.get("base")
     if not isinstance(named, dict) or not {"path", "sha256"} <= set(named):
         raise UserError(
-            f"{path} names no base: it is not of a run of multilora.train; a base is scored as "
-            "base --model DIR"
+            f"{path} does not name a base; expected the run.json of multilora.train (score a base "
+            "with base --model DIR)"
         )
-    return dict(facts)
+    return facts
 
 
 def _base_of(settings: EvaluateSettings, facts: Mapping[str, Any]) -> str:
-    """The base to put the checkpoint on; ValueError where it is not the one it was trained on.
+    """The base to put the checkpoint on: --model, or the one that the checkpoint names in `facts`.
 
-    Without --model it is the one that the checkpoint's run.json names.
+    Raises UserError if its weights are not those that the checkpoint was trained on.
     """
     if settings.checkpoint == "base":
-        if settings.tasks and not settings.model:
-            raise UserError(
-                "the built-in base knows the words of the built-in suite alone: pass --model with "
-                "--tasks"
-            )
-        return settings.model or str(base.ensure(base.BaseSettings()))
+        return base.path_of(settings.model, settings.tasks)
     if not facts:
         if settings.model:
             return settings.model
         path = Path(settings.checkpoint) / "run.json"
-        raise UserError(f"{path} is not there to tell the base; pass it, --model DIR")
+        raise UserError(f"{path} is missing, so the base is unknown; pass it with --model DIR")
     trained_on = facts["base"]
     model = settings.model or trained_on["path"]
     if delta.weight_files(model) != trained_on["sha256"]:
         raise UserError(
             f"{settings.checkpoint} was trained on {trained_on['path']}; "
-            f"the weights of {model} are others (SHA-256)"
+            f"the weights of {model} are others (SHA-256 differs)"
         )
     return str(model)
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
-    """Score the checkpoint, write both files and return what scores-SPLIT.json holds.
+    """Score the checkpoint, write both files and return the content of scores-SPLIT.json.
 
-    {"record": …, "rows": as `summarise` gives them, "notes": what the data's reading told}.
-    Raises ValueError for a base that is not the checkpoint's, tasks that cannot be read, or a
-    split without items.
+    The content is {"record": …, "rows": see `summarise`, "notes": what was left out of the data}.
+    Raises UserError for a base that is not the checkpoint's, tasks that cannot be read, or a split
+    without items.
     """
     facts = _facts(settings.checkpoint)
     path = _base_of(settings, facts)
     spec = settings.tasks or facts.get("settings", {}).get("tasks", "")
-    chosen = data.load(spec)
-    items = chosen.split(settings.split, settings.per_task)
+    tasks = data.load(spec)
+    items = tasks.split(settings.split, settings.per_task)
     if not items:
-        raise UserError(f"tasks {spec!r}: no {settings.split} items")
+        raise UserError(f"tasks {spec!r}: there are no {settings.split} items")
     model, tokenizer = delta.load_base(path)
     if settings.checkpoint != "base":
         model = delta.load_tuned(model, Path(settings.checkpoint))
     predictions = scoring.predict(model, tokenizer, items)
-    found = {
+    scores = {
         "record": {
             "command": "multilora.evaluate",
             "settings": asdict(settings),
             "base": {"path": path, "sha256": delta.weight_files(path)},
             "tasks": spec,
-            "files": chosen.files,
+            "files": tasks.files,
             "items": data.sha256(items),
             "environment": record.environment(),
         },
         "rows": summarise(predictions, settings.resamples, settings.seed),
-        "notes": chosen.notes,
+        "notes": tasks.notes,
     }
-    scored = Path("runs/scores") if settings.checkpoint == "base" else Path(settings.checkpoint)
-    out = Path(settings.out or scored)
+    _write(settings, predictions, scores)
+    return scores
+
+
+def _write(
+    settings: EvaluateSettings, predictions: Sequence[Prediction], scores: Mapping[str, Any]
+) -> None:
+    """Write predictions-SPLIT.jsonl and scores-SPLIT.json."""
+    usual = "runs/scores" if settings.checkpoint == "base" else settings.checkpoint
+    out = Path(settings.out or usual)
     out.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(_line(p), ensure_ascii=False) + "\n" for p in predictions)
     store.write_text(out / f"predictions-{settings.split}.jsonl", "".join(lines))
-    record.write_json(out / f"scores-{settings.split}.json", found)
-    return found
+    record.write_json(out / f"scores-{settings.split}.json", scores)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -252,10 +257,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> str:
         settings = command.settings_from(EvaluateSettings, __doc__, arguments)
-        found = evaluate(settings)
-        for note in found["notes"]:
+        scores = evaluate(settings)
+        for note in scores["notes"]:
             print(note, file=sys.stderr)
-        return json.dumps(found, indent=2) if settings.json else as_table(found["rows"])
+        return json.dumps(scores, indent=2) if settings.json else as_table(scores["rows"])
 
     return command.run("multilora.evaluate", work)
 

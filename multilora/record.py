@@ -1,7 +1,7 @@
-"""Settings and records: what a run was, in one JSON file beside what it made.
+"""Hash what a result depends on, and write the record of a run next to its result.
 
-A run is found again by the hash of its settings, of its inputs and of the code that they pass
-through, so nothing is trained twice and nothing stale is taken for new.
+A finished run is recognised by the hash of its settings, its inputs and the code that they pass
+through, so nothing is trained twice and an outdated result is never taken for a current one.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from analysis import UserError
+from analysis import UserError, store
 from multilora import behaviour
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "safetensors")
@@ -28,8 +28,8 @@ _PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "safetensor
 def sha256(*parts: Any) -> str:
     """SHA-256, in hex, of dataclasses, strings, numbers, lists, dicts and modules.
 
-    A module counts by what it does (`behaviour.of`), not by its wording or its path: give modules
-    as {role: module}.
+    A module is hashed by what it does (`behaviour.of`), not by its wording or its path: pass
+    modules as {role: module}. Raises TypeError for any other value.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -41,17 +41,17 @@ def sha256(*parts: Any) -> str:
 
 def _of_module(value: Any) -> str:
     if not isinstance(value, ModuleType):
-        raise TypeError(f"a {type(value).__name__} has no hash; expected JSON values or modules")
+        raise TypeError(f"cannot hash a {type(value).__name__}; expected JSON values or modules")
     return behaviour.of(inspect.getsource(value))
 
 
 def fingerprint(*parts: Any) -> str:
-    """The first twelve digits of `sha256`: enough to tell runs apart, short enough for a name."""
+    """First twelve digits of `sha256`: enough to tell runs apart, short enough for a name."""
     return sha256(*parts)[:12]
 
 
 def sha256_of_files(directory: Path, pattern: str = "*.safetensors") -> dict[str, str]:
-    """{file name: SHA-256} of the files in `directory` that match `pattern`."""
+    """SHA-256 of the files in `directory` that match `pattern`, by file name."""
     hashes = {}
     for path in sorted(directory.glob(pattern)):
         with path.open("rb") as file:
@@ -60,7 +60,7 @@ def sha256_of_files(directory: Path, pattern: str = "*.safetensors") -> dict[str
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and threads: what else a result can depend on."""
+    """Versions, machine and number of threads, on which the bits of a result can depend."""
     import torch
 
     return {
@@ -75,7 +75,7 @@ def environment() -> dict[str, Any]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """`count` CPU threads within; as many as before after it, however it ends."""
+    """Run the block with `count` CPU threads; restore the previous number even after an error."""
     import torch
 
     before = torch.get_num_threads()
@@ -87,29 +87,34 @@ def threads(count: int) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Strict JSON under a temporary name, then renamed: nobody reads half a file."""
+    """Write strict JSON, renamed into place so that a reader never sees half a file.
+
+    Raises ValueError for NaN and infinity.
+    """
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    store.replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file; ValueError, naming it, for one that is not JSON."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the object in a JSON file.
+
+    Raises UserError, naming the file, if it is not JSON or not an object; OSError if the file is
+    missing.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a {type(value).__name__}; expected a JSON object")
+    return value
 
 
 def make_once(directory: Path, make: Callable[[Path], None]) -> bool:
-    """`directory`, made by `make(temporary)` unless it is there; True if it was made now.
+    """Make `directory` with `make(temporary)` unless it exists; return whether it was made now.
 
-    It appears under its name only when `make` is through.
+    `make` fills a temporary directory, which is renamed when `make` has finished. Of several
+    processes that make the same directory the first to finish wins.
     """
     if directory.is_dir():
         return False
@@ -125,6 +130,6 @@ def make_once(directory: Path, make: Callable[[Path], None]) -> bool:
     except OSError:
         if not directory.is_dir():
             raise
-        shutil.rmtree(temporary)  # another process was faster
+        shutil.rmtree(temporary)  # another process finished first
         return False
     return True

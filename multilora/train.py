@@ -1,155 +1,235 @@
-"""Fine-tunes a model on the tasks and writes the checkpoint of ΔW.
+"""Fine-tune a model on the tasks and write a checkpoint of ΔW.
 
     python -m multilora.train --method multilora [--model DIR] [--output_dir DIR] …
 
-Every argument of transformers' TrainingArguments is accepted beside those below. Without --model
-the built-in base is fine-tuned, on the built-in suite; --tasks alpaca:FILE,mmlu:DIR,superglue:DIR
-trains a model on public data (docs/tasks.md). All linear layers but the output head are
-trained unless --target_modules says otherwise; everything else is frozen, for every method.
---method peft:NAME trains with a method of PEFT's own: peft:DORA, peft:PISSA, peft:VERA, …
+Every argument of transformers' TrainingArguments is accepted in addition to those below. Without
+--model the built-in base is fine-tuned, on the built-in suite; --tasks
+alpaca:FILE,mmlu:DIR,superglue:DIR trains a model on public data (docs/tasks.md). Every method
+trains all linear layers except the output head, unless --target_modules selects others, and
+freezes the rest. --method peft:NAME trains with one of PEFT's own methods: peft:DORA, peft:PISSA,
+peft:VERA, …
 
-The same command again goes on where a run was cut off, from its newest whole checkpoint, and ends
-with the same bits. --from RUN/run.json trains a run again.
+If a run is interrupted, the same command continues it from its newest complete checkpoint and ends
+with the same bits. --from RUN/run.json repeats a run.
 """
 
 import copy
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import transformers
 
-from analysis import UserError
 from multilora import base, command, delta, record
 from multilora.methods import peft as peft_methods
 from multilora.tasks import data, encoding, scoring, tokens
 from multilora.tasks.data import Data
-from multilora.training import guard, repeat, resume, rows, trainer
-from multilora.training.identity import fingerprint, inputs, is_done
+from multilora.tasks.example import Example
+from multilora.training import guard, identity, repeat, resume, rows, trainer
+from multilora.training.identity import Identity
 from multilora.training.prepare import prepare
 from multilora.training.rows import Rows
 from multilora.training.settings import BY_TASK, TrainSettings, complete
-from multilora.training.trainer import TrainArguments
+from multilora.training.trainer import AdapterTrainer, TrainArguments
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The base and the data of a run.
+
+    base: directory or hub name of the base; model, tokenizer: the base itself; tasks: the data;
+    examples: the training examples among them.
+    """
+
+    base: str
+    model: Any
+    tokenizer: Any
+    tasks: Data
+    examples: list[Example]
 
 
 def run(
     settings: TrainSettings,
     arguments: TrainArguments,
     callbacks: Sequence[transformers.TrainerCallback] = (),
+    repeated: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train, score on the held-out items and write everything into `arguments.output_dir`.
 
-    `run.json` is written last: where it is, the run is whole.
+    settings: method, base, tasks and adapter.
+    arguments: how it is trained; `settings.complete` fills in the defaults.
+    callbacks: for Trainer, in addition to our own.
+    repeated: run.json of a run that this one repeats; raises UserError if base, data or number of
+        processes differ.
+
+    Returns the directory. `run.json` is written last: a run that has one is complete.
     """
     guard.check_launch(arguments)
     trainer.check(arguments)
-    out = Path(arguments.output_dir)
-    path = base_of(settings)
-    chosen = data.load(settings.tasks)
-    transformers.set_seed(arguments.seed)  # not before: training the base would use it up
-    model, tokenizer = delta.load_base(path)
-    made_from = inputs(path, settings, arguments, chosen)
-    arranged = _arrange(
-        settings, arguments, chosen, tokenizer, encoding.context_of(model, tokenizer)
-    )
-    notes = [*chosen.notes, *arranged.notes()]
-    if (out / "run.json").is_file() and not is_done(settings, arguments):
-        notes.append(f"{out}: the result of another run will be replaced")
+    loaded = load(settings, arguments.seed)
+    own = identify(settings, arguments, loaded)
+    if repeated is not None:
+        repeat.check(repeated, own.inputs)
+    arranged = arrange(settings, arguments, loaded)
+    notes = [*loaded.tasks.notes, *arranged.notes(), *replaced(settings, arguments, own)]
     if arguments.process_index == 0:
-        print(*notes, sep="\n", end="\n" * bool(notes), file=sys.stderr)
-    model = prepare(model, settings, arranged.steps(arguments), list(chosen.family_of))
+        for note in notes:
+            print(note, file=sys.stderr)
+    model = prepare(loaded.model, settings, arranged.steps(arguments), list(loaded.tasks.family_of))
     if settings.packing:
-        rows.check_packing(model, len(tokenizer))
-    made_of = fingerprint(settings, arguments, chosen)
-    mark = record.fingerprint(made_of, made_from)
-    whole = partial(resume.newest, out, mark, arguments.world_size)
-    start = resume.choose(arguments.resume_from_checkpoint, out, mark, arguments.world_size)
+        rows.check_packing(model, len(loaded.tokenizer))
+    fitted = fit(model, loaded.tokenizer, arranged, settings, arguments, own.mark, callbacks)
+    out = Path(arguments.output_dir)
+    if fitted.is_world_process_zero():
+        facts = {
+            **describe(settings, arguments, own),
+            "notes": notes,
+            "real_tokens": arranged.real,
+            **outcome(fitted),
+            "scores": score(model, loaded, settings.per_task_scored),
+        }
+        write(model, loaded.base, facts, out)
+    return out
+
+
+def load(settings: TrainSettings, seed: int) -> Loaded:
+    """Load the base and the data, and set the seed of everything random that follows."""
+    path = base.path_of(settings.model, settings.tasks)
+    tasks = data.load(settings.tasks)
+    transformers.set_seed(seed)  # not earlier: training the built-in base would change its state
+    model, tokenizer = delta.load_base(path)
+    return Loaded(path, model, tokenizer, tasks, tasks.split("train", settings.per_task))
+
+
+def identify(settings: TrainSettings, arguments: TrainArguments, loaded: Loaded) -> Identity:
+    """Hash everything that the result depends on."""
+    return Identity(
+        identity.fingerprint(settings, arguments, loaded.tasks),
+        identity.inputs(
+            loaded.base, loaded.examples, loaded.tasks.files, processes=arguments.world_size
+        ),
+    )
+
+
+def arrange(settings: TrainSettings, arguments: TrainArguments, loaded: Loaded) -> Rows:
+    """Encode the training examples and put them into the order in which they are trained on."""
+    context = encoding.context_of(loaded.model, loaded.tokenizer)
+    names = list(loaded.tasks.family_of) if settings.method in BY_TASK else []
+    if loaded.tasks.files:
+        cache = Path(settings.token_cache)
+        encoded = tokens.cached(loaded.tokenizer, loaded.examples, context, names, cache)
+    else:
+        encoded = encoding.encode_all(loaded.tokenizer, loaded.examples, context, names)
+    of_task = [e.task for e in loaded.examples]
+    return rows.arrange(encoded, of_task, arguments, context, settings.mixture, settings.packing)
+
+
+def replaced(settings: TrainSettings, arguments: TrainArguments, own: Identity) -> list[str]:
+    """A note if the output directory holds the result of another run."""
+    out = Path(arguments.output_dir)
+    if not (out / "run.json").is_file() or identity.is_done(settings, arguments, own.made_of):
+        return []
+    return [f"{out}: the result of another run will be replaced"]
+
+
+def fit(
+    model: Any,
+    tokenizer: Any,
+    arranged: Rows,
+    settings: TrainSettings,
+    arguments: TrainArguments,
+    mark: str,
+    callbacks: Sequence[transformers.TrainerCallback],
+) -> AdapterTrainer:
+    """Train the prepared `model` in place and return its Trainer.
+
+    model, tokenizer: the prepared model and its tokenizer.
+    arranged: the rows of all epochs, in order.
+    settings, arguments: those of the run; the run continues from the checkpoint that
+        `resume_from_checkpoint` selects.
+    mark: hash by which the run recognises its own checkpoints.
+    callbacks: for Trainer, in addition to our own.
+    """
+    out, processes = Path(arguments.output_dir), arguments.world_size
+    start = resume.choose(arguments.resume_from_checkpoint, out, mark, processes)
     if start:
         with guard.refusals():
             peft_methods.check_resumable(settings.method)
-    watch = guard.Guard(whole)
+    watch = guard.Guard(partial(resume.newest, out, mark, processes))
     once = copy.copy(arguments)
-    once.num_train_epochs = 1  # the data hold every epoch
-    work = trainer.AdapterTrainer(
+    once.num_train_epochs = 1  # the rows contain every epoch
+    fitted = AdapterTrainer(
         model,
         once,
         train_dataset=arranged.rows,
         data_collator=lambda batch: encoding.collate(batch, tokenizer.pad_token_id or 0),
         callbacks=[
-            *(resume.RunMark(mark), watch, *peft_methods.callbacks(settings.method)),
+            resume.RunMark(mark),
+            watch,
+            *peft_methods.callbacks(settings.method),
             *callbacks,
         ],
         lr_ratios={"lora_B": settings.b_lr_ratio, "multilora_s": settings.scale_lr_ratio},
     )
-    if work.is_world_process_zero():
+    if fitted.is_world_process_zero():
         with guard.writing(out):
             peft_methods.save_initial(model, out)
     with watch.watching(arguments):
-        work.train(resume_from_checkpoint=str(start) if start else None)
-        guard.check_parameters(model, work.state.global_step)
-    if work.is_world_process_zero():
-        scores = {
-            split: scoring.score(model, tokenizer, items)
-            for split in ("validation", "test")
-            if (items := chosen.split(split, settings.per_task_scored))
-        }
-        with guard.writing(out):
-            (out / "run.json").unlink(missing_ok=True)
-            delta.save(model, path, out)
-            facts = {
-                "fingerprint": made_of,
-                "method": settings.name,
-                "settings": asdict(settings),
-                "arguments": trainer.changed(arguments),
-                "seed": arguments.seed,
-                **made_from,
-                "notes": notes,
-                "real_tokens": arranged.real,
-                "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-                "step": work.state.global_step,
-                "losses": [entry for entry in work.state.log_history if "loss" in entry],
-                "scores": scores,
-                "weights": delta.hashes(out),
-                "environment": record.environment(),
-            }
-            record.write_json(out / "run.json", facts)
-    return out
+        fitted.train(resume_from_checkpoint=str(start) if start else None)
+        guard.check_parameters(model, fitted.state.global_step)
+    return fitted
 
 
-def base_of(settings: TrainSettings) -> str:
-    """The directory or hub name of the base; the built-in one is trained if it is not there."""
-    if settings.tasks and not settings.model:
-        raise UserError(
-            "the built-in base knows the words of the built-in suite alone: pass --model with "
-            "--tasks, or make a base from the tasks' own text, python -m multilora.base --tasks …"
+def describe(settings: TrainSettings, arguments: TrainArguments, own: Identity) -> dict[str, Any]:
+    """The part of run.json that is known before training."""
+    return {
+        "fingerprint": own.made_of,
+        "method": settings.name,
+        "settings": asdict(settings),
+        "arguments": trainer.changed(arguments),
+        "seed": arguments.seed,
+        **own.inputs,
+    }
+
+
+def outcome(fitted: AdapterTrainer) -> dict[str, Any]:
+    """Number of trained parameters, steps and logged losses of a finished training."""
+    trained = [p for p in fitted.model.parameters() if p.requires_grad]
+    return {
+        "parameters": sum(p.numel() for p in trained),
+        "step": fitted.state.global_step,
+        "losses": [entry for entry in fitted.state.log_history if "loss" in entry],
+    }
+
+
+def score(model: Any, loaded: Loaded, per_task: int) -> dict[str, Any]:
+    """Share of right answers on the held-out items of each split that has any."""
+    return {
+        split: scoring.score(model, loaded.tokenizer, items)
+        for split in ("validation", "test")
+        if (items := loaded.tasks.split(split, per_task))
+    }
+
+
+def write(model: Any, base_path: str, facts: Mapping[str, Any], out: Path) -> None:
+    """Write the checkpoint of ΔW and then run.json, with `facts` and the hashes of the weights."""
+    with guard.writing(out):
+        (out / "run.json").unlink(missing_ok=True)
+        delta.save(model, base_path, out)
+        record.write_json(
+            out / "run.json",
+            {**facts, "weights": delta.hashes(out), "environment": record.environment()},
         )
-    return settings.model or str(base.ensure(base.BaseSettings()))
-
-
-def _arrange(
-    settings: TrainSettings, arguments: TrainArguments, chosen: Data, tokenizer: Any, context: int
-) -> Rows:
-    """The rows of a run in their order."""
-    examples = chosen.split("train", settings.per_task)
-    told = list(chosen.family_of) if settings.method in BY_TASK else []
-    if chosen.files:
-        encoded = tokens.cached(tokenizer, examples, context, told, Path(settings.token_cache))
-    else:
-        encoded = encoding.encode_all(tokenizer, examples, context, told)
-    names = [e.task for e in examples]
-    return rows.arrange(encoded, names, arguments, context, settings.mixture, settings.packing)
 
 
 def _again(words: Sequence[str]) -> Path:
-    """The run that --from names once more, with as many threads."""
+    """Repeat the run that --from names, with its number of threads."""
     settings, arguments, was = repeat.parse(words, TrainSettings, TrainArguments)
-    path = base_of(settings)
-    repeat.check(was, inputs(path, settings, arguments, data.load(settings.tasks)))
     with record.threads(was["environment"]["threads"]):
-        out = run(settings, arguments)
+        out = run(settings, arguments, repeated=was)
     if arguments.process_index == 0:
         repeat.report_differences(was, out)
     return out
@@ -161,9 +241,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> str:
         if repeat.is_asked(words):
             return str(_again(words))
-        given = command.settings_from((TrainSettings, TrainArguments), __doc__, words)
-        complete(*given)
-        return str(run(*given))
+        settings, arguments = command.settings_from((TrainSettings, TrainArguments), __doc__, words)
+        complete(settings, arguments)
+        return str(run(settings, arguments))
 
     return command.run("multilora.train", work)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-TINY_BASE = {"width": 32, "layers": 2, "heads": 2, "mlp": 48, "steps": 3, "batch": 4}
+TINY_BASE = {"width": 32, "layers": 2, "heads": 2, "mlp": 48, "steps": 3, "batch": 4, "threads": 1}
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "adapters"
 

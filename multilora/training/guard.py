@@ -1,7 +1,8 @@
-"""What ends a training run early, and what it leaves behind: an error of one line, nothing half.
+"""Stop a run cleanly on divergence, a failed write or an unsupported launch.
 
-A loss that is no number stops the run at its step, a write that fails takes its half-written
-checkpoint with it, and a launch that would train otherwise than asked for is refused.
+Each is an error of one line. A loss that is NaN or infinite stops the run at its step, a
+checkpoint that cannot be written completely is removed, and a launch that would train differently
+from what was asked for is refused.
 """
 
 import os
@@ -18,13 +19,14 @@ from safetensors import SafetensorError
 
 from analysis import UserError
 
-WRITING_FAILS = (OSError, RuntimeError, SafetensorError)  # python, torch and safetensors
-_LEAST_FREE = 1 << 20  # bytes; a disk with less is a full one
+# What Python, torch and safetensors raise when a file cannot be written.
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+_LEAST_FREE = 1 << 20  # bytes; a disk with less free space counts as full
 
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Raise what PEFT or a method refuses, a ValueError, as a UserError."""
+    """Turn the ValueError with which PEFT or a method refuses its settings into a UserError."""
     try:
         yield
     except UserError:
@@ -34,22 +36,22 @@ def refusals() -> Iterator[None]:
 
 
 class DivergedError(UserError):
-    """The loss or a trained parameter is no longer a number."""
+    """The loss or a trained parameter is NaN or infinite."""
 
 
 def check_launch(arguments: transformers.TrainingArguments) -> None:
-    """Say how many processes train; ValueError for what would train otherwise than asked for."""
+    """Print the number of processes; raise UserError for an unsupported kind of parallelism."""
     fsdp = bool(arguments.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     device = arguments.device.type
     if fsdp and device == "cpu":
         raise UserError(
-            "FSDP was asked for on the CPU, where accelerate trains with plain data parallelism "
-            "without a word; leave FSDP out, or shard the model in a loop of your own "
+            "FSDP was requested on the CPU, where accelerate silently trains with plain data "
+            "parallelism; leave FSDP out, or shard the model in your own training loop "
             "(torch.distributed.fsdp.fully_shard)"
         )
     if fsdp or transformers.integrations.is_deepspeed_zero3_enabled():
         raise UserError(
-            "FSDP and DeepSpeed's ZeRO-3 shard the weights, and ΔW is taken of whole ones; "
+            "FSDP and DeepSpeed's ZeRO-3 shard the weights, but ΔW is computed from whole weights; "
             "use plain data parallelism or DeepSpeed's ZeRO-1 or ZeRO-2"
         )
     if arguments.process_index:
@@ -58,31 +60,31 @@ def check_launch(arguments: transformers.TrainingArguments) -> None:
     line = f"{count} process{'es' * (count > 1)} of {threads} thread{'s' * (threads > 1)}"
     if count == 1 and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
         line += (
-            "; accelerate launch --cpu starts one process on one machine, however many it is "
-            "asked for: use torchrun --nproc_per_node N"
+            "; accelerate launch --cpu starts only one process per machine, whatever "
+            "--num_processes says: use torchrun --nproc_per_node N"
         )
     print(f"training on {device}: {line}", file=sys.stderr)
 
 
 def check_loss(loss: torch.Tensor, step: int) -> None:
-    """DivergedError for a loss that is NaN or Inf."""
+    """Raise DivergedError for a loss that is NaN or infinite."""
     if not torch.isfinite(loss).all():
         raise DivergedError(f"training diverged: the loss of step {step} is {float(loss.mean())}")
 
 
 def check_parameters(model: Any, step: int) -> None:
-    """DivergedError where a trained parameter holds NaN or Inf."""
+    """Raise DivergedError if a trained parameter contains NaN or infinity."""
     for name, p in model.named_parameters():
         if p.requires_grad and not torch.isfinite(p).all():
-            raise DivergedError(f"training diverged: {name} holds NaN or Inf after step {step}")
+            raise DivergedError(f"training diverged: {name} contains NaN or Inf after step {step}")
 
 
 class Guard(transformers.TrainerCallback):
-    """Keeps a diverged model out of the checkpoints, and half a checkpoint off the disk."""
+    """Trainer callback that saves no diverged model and leaves no incomplete checkpoint."""
 
-    def __init__(self, kept: Callable[[], Path | None]) -> None:
-        """kept: the newest whole checkpoint, asked for when a run ends early."""
-        self.kept = kept
+    def __init__(self, newest: Callable[[], Path | None]) -> None:
+        """newest: returns the newest complete checkpoint, to be named when a run ends early."""
+        self.newest = newest
         self.saving: Path | None = None  # the checkpoint that is being written
 
     def _before_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -93,18 +95,18 @@ class Guard(transformers.TrainerCallback):
     on_step_end = on_epoch_end = _before_save
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The checkpoint is whole."""
+        """Note that the checkpoint is complete."""
         self.saving = None
 
     @contextmanager
     def watching(self, arguments: transformers.TrainingArguments) -> Iterator[None]:
-        """Around training: its errors, with what is left to go on from."""
+        """Add to an error of training which checkpoint is left to continue from."""
         try:
             yield
         except DivergedError as error:
             rate = f"the learning rate is {arguments.learning_rate:g}, try a lower one"
             raise DivergedError(f"{error}; {rate}; {self._left()}") from error
-        except WRITING_FAILS as error:
+        except WRITE_ERRORS as error:
             if self.saving is None:
                 raise
             why = _why(error, self.saving.parent)
@@ -113,26 +115,23 @@ class Guard(transformers.TrainerCallback):
             raise OSError(f"{self.saving} cannot be written: {why}; {self._left()}") from error
 
     def _left(self) -> str:
-        kept = self.kept()
-        return f"the last whole checkpoint is {kept}" if kept else "no checkpoint was written"
+        left = self.newest()
+        return f"the last complete checkpoint is {left}" if left else "no checkpoint was written"
 
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Around the writing of results: OSError that names the directory and what is the matter."""
+    """Turn an error while results are written into an OSError that names the directory."""
     try:
         yield
-    except WRITING_FAILS as error:
+    except WRITE_ERRORS as error:
         raise OSError(f"{out}: the result cannot be written: {_why(error, out)}") from error
 
 
-def _why(error: Exception, where: Path) -> str:
-    """What is the matter, in words; torch says no more than that a write failed."""
+def _why(error: Exception, directory: Path) -> str:
+    """The reason of a failed write, which torch does not state."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if where.is_dir() and shutil.disk_usage(where).free < _LEAST_FREE:
+    if directory.is_dir() and shutil.disk_usage(directory).free < _LEAST_FREE:
         return "No space left on device"
     return " ".join(str(error).split())
-
-
-# NEEDIMPORT

@@ -1,23 +1,24 @@
-"""What a run's result depends on, and whether a run is done."""
+"""Identify a run by everything that its result depends on, and recognise a finished run."""
 
 import importlib
-import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from analysis import UserError
 from multilora import delta, record
 from multilora.methods import experts
 from multilora.tasks import data
 from multilora.tasks.data import Data
-from multilora.tasks.example import SPLITS
+from multilora.tasks.example import SPLITS, Example
 from multilora.training import trainer
-from multilora.training.settings import TrainSettings
-from multilora.training.trainer import TrainArguments
+from multilora.training.settings import SETTINGS_WITHOUT_EFFECT, TrainSettings
+from multilora.training.trainer import ARGUMENTS_WITHOUT_EFFECT, TrainArguments
 
 # The modules that a run's result passes through, by role: a module that is moved keeps its role.
-# By name, because the training command itself is one of them.
+# They are imported by name because the training command itself is one of them.
 CODE = {
     "train": "multilora.train",
     "settings": "multilora.training.settings",
@@ -44,60 +45,83 @@ CODE = {
     "suite": "multilora.tasks.builtin.suite",
     "example": "multilora.tasks.example",
     "encoding": "multilora.tasks.encoding",
+    "tokens": "multilora.tasks.tokens",
     "mixture": "multilora.tasks.mixture",
     "data": "multilora.tasks.data",
 }
-# Arguments that say where a run goes and what it prints, not what comes out.
-APART = (
-    *("output_dir", "disable_tqdm", "logging_dir", "resume_from_checkpoint", "local_rank"),
-    *("save_strategy", "save_steps", "save_total_limit", "token_cache"),
-)
 
 
-def inputs(
-    path: str, settings: TrainSettings, arguments: TrainArguments, chosen: Data
-) -> dict[str, Any]:
-    """What a run is made from beside its settings: base, data and number of processes."""
-    examples = chosen.split("train", settings.per_task)
-    return {
-        "base": {"path": path, "sha256": delta.weight_files(path)},
-        "data": {"examples": len(examples), "sha256": data.sha256(examples), "files": chosen.files},
-        "processes": arguments.world_size,
-    }
+@dataclass(frozen=True)
+class Identity:
+    """What distinguishes a run from others.
+
+    made_of: the fingerprint of settings, data, versions and code; inputs: base, data and number of
+    processes, as run.json states them.
+    """
+
+    made_of: str
+    inputs: dict[str, Any]
+
+    @property
+    def mark(self) -> str:
+        """The hash by which a run recognises its own checkpoints."""
+        return record.fingerprint(self.made_of, self.inputs)
 
 
 def code() -> dict[str, ModuleType]:
-    """Role → module, of everything in CODE."""
+    """The modules of CODE, by role."""
     return {role: importlib.import_module(name) for role, name in CODE.items()}
 
 
-def fingerprint(
-    settings: TrainSettings, arguments: TrainArguments, chosen: Data | None = None
-) -> str:
-    """Of all that a run's result depends on: settings, arguments, data, versions and code.
+def inputs(
+    base: str, examples: Sequence[Example], files: dict[str, str], processes: int
+) -> dict[str, Any]:
+    """Describe what a run is made from, as run.json states it.
 
-    chosen: the data, where they are loaded already. The base counts by its path; the built-in
-    base's names all that it was made of. Examples from files count themselves, not the code that
-    read them.
+    base: directory or hub name of the base, whose weight files are hashed; examples: the training
+    examples; files: SHA-256 of the files that they come from, by path; processes: how many train.
     """
-    given = {k: v for k, v in trainer.changed(arguments).items() if k not in APART}
-    asked = {k: v for k, v in asdict(settings).items() if k not in APART}
+    return {
+        "base": {"path": base, "sha256": delta.weight_files(base)},
+        "data": {"examples": len(examples), "sha256": data.sha256(list(examples)), "files": files},
+        "processes": processes,
+    }
+
+
+def fingerprint(
+    settings: TrainSettings, arguments: TrainArguments, tasks: Data | None = None
+) -> str:
+    """Hash all that a run's result depends on: settings, arguments, data, versions and code.
+
+    tasks: the data, loaded from the settings if None. The base is identified by its path, which
+    for the built-in base contains the hash of what it was made from. Examples from files are
+    hashed themselves, not the code that read them.
+    """
+    given = _without(trainer.changed(arguments), ARGUMENTS_WITHOUT_EFFECT)
+    asked = _without(asdict(settings), SETTINGS_WITHOUT_EFFECT)
     parts = [asked, given, record.environment()["versions"], code()]
     if settings.tasks:
-        chosen = chosen or data.load(settings.tasks)
-        parts += [data.sha256(chosen.split(split)) for split in SPLITS]
+        examples = (tasks or data.load(settings.tasks)).examples or {}
+        parts += [data.sha256(examples[split]) for split in SPLITS]
     return record.fingerprint(*parts)
 
 
-def is_done(settings: TrainSettings, arguments: TrainArguments) -> bool:
-    """Whether the run is there, whole, from these settings and this code."""
+def _without(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def is_done(settings: TrainSettings, arguments: TrainArguments, made_of: str = "") -> bool:
+    """Return whether the output directory holds the finished run of these settings and this code.
+
+    made_of: the run's fingerprint, computed if it is not given.
+    """
     out = Path(arguments.output_dir)
     own = {"full": "delta.safetensors", "expert": experts.CONFIG}
     weights = own.get(settings.method, "adapter_model.safetensors")
     if not (out / "run.json").is_file() or not (out / weights).is_file():
         return False
     try:
-        made_of = json.loads((out / "run.json").read_text(encoding="utf-8"))["fingerprint"]
-    except (ValueError, KeyError, TypeError):
+        finished = record.read_json(out / "run.json").get("fingerprint")
+    except UserError:
         return False
-    return bool(made_of == fingerprint(settings, arguments))
+    return bool(finished == (made_of or fingerprint(settings, arguments)))

@@ -1,4 +1,4 @@
-"""Make trainable what a method trains, and freeze the rest."""
+"""Add a method's adapter to a model, or unfreeze its weights, and freeze the rest."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +11,7 @@ from multilora import delta
 from multilora.methods import peft as peft_methods
 from multilora.methods.config import MtlLoraConfig, MultiLoraConfig, RLoraConfig
 from multilora.methods.experts import ExpertBank
-from multilora.tasks.builtin import (
-    suite,
-)
+from multilora.tasks.builtin import suite
 from multilora.training import guard
 from multilora.training.settings import TrainSettings, targets
 
@@ -21,10 +19,11 @@ from multilora.training.settings import TrainSettings, targets
 def prepare(
     model: Any, settings: TrainSettings, steps: int = 1, tasks: Sequence[str] = tuple(suite.TASKS)
 ) -> Any:
-    """The model with what `settings.method` trains made trainable and the rest frozen.
+    """The model, ready to be trained with `settings.method`.
 
-    steps: how many there will be, for a method that has a schedule of its own; tasks: those of a
-    method that tells tasks apart. Raises UserError for settings that the method or PEFT refuses.
+    steps: number of optimiser steps, for a method that has its own schedule; tasks: their names,
+    for a method that has parameters for each task. Raises UserError for settings that the method
+    or PEFT refuses.
     """
     with guard.refusals():
         return _prepared(model, settings, steps, tasks)
@@ -59,5 +58,5 @@ def _prepared(model: Any, settings: TrainSettings, steps: int, tasks: Sequence[s
         if names == "all-linear" or check_target_module_exists(LoraConfig(**common), name):
             layer.weight.requires_grad_(True)
     if not any(p.requires_grad for p in model.parameters()):
-        raise UserError(f"target_modules {names!r} match no linear layer of the model")
+        raise UserError(f"target_modules {names!r} does not match any linear layer of the model")
     return model

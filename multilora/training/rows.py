@@ -1,4 +1,4 @@
-"""Examples → the rows that a run is trained on, in order, from its first step to its last."""
+"""Arrange the training examples into the rows of a run, in order from first to last step."""
 
 import itertools
 import math
@@ -20,11 +20,11 @@ TrainingRow = Encoded | list[Encoded]
 
 @dataclass(frozen=True)
 class Rows:
-    """What is trained on: a row is an example, or with packing several.
+    """The rows of all steps in order: each is an example or, with packing, several.
 
-    cut: prompts of which the left did not fit into the context; left_out: examples whose answer
-    alone does not; real: the share of tokens that are no padding; context: tokens of a row, at
-    most.
+    cut: number of prompts cut on the left to fit the context; left_out: number of examples whose
+    answer alone does not fit; real: share of tokens that are not padding, in [0, 1]; context: the
+    largest number of tokens in a row.
     """
 
     rows: list[TrainingRow]
@@ -34,11 +34,11 @@ class Rows:
     context: int
 
     def steps(self, arguments: TrainArguments) -> int:
-        """Optimiser steps that they make."""
+        """Number of optimiser steps that the rows make."""
         return math.ceil(len(self.rows) / trainer.batch_of(arguments))
 
     def notes(self) -> list[str]:
-        """What a user should know of them, in lines."""
+        """Lines for the user about what was cut and left out."""
         lines = []
         if self.cut:
             lines.append(f"{self.cut} prompts were cut on the left to fit {self.context} tokens")
@@ -58,11 +58,17 @@ def arrange(
     mixture_of: str = mixture.PROPORTIONAL,
     packing: bool = False,
 ) -> Rows:
-    """The rows in their order, drawn from the seed: same for any number of workers, processes.
+    """Draw the rows of a run from its seed, equal for any number of workers and processes.
 
-    encoded, tasks: of each example; None for one that does not fit. mixture_of: how often each
-    task comes (mixture.temperature); packing: fill rows of `context` tokens, where rows that tell
-    the model their task hold examples of one task only. Raises ValueError where nothing is left.
+    encoded: the tokens of each example; None for one that does not fit.
+    tasks: the task of each example.
+    arguments: seed, batch size, and the number of steps or epochs.
+    context: the largest number of tokens in a row.
+    mixture_of: how often each task is drawn (see `mixture.temperature`).
+    packing: fill rows of `context` tokens with several examples, all of one task if the model
+        needs the task of each row.
+
+    Raises UserError if no example fits, or if the epochs are too short for a single row.
     """
     kept = [(row, task) for row, task in zip(encoded, tasks, strict=True) if row is not None]
     if not kept:
@@ -72,33 +78,51 @@ def arrange(
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     rng = random.Random(f"order/{seed}")
     drawn = mixture.draw(names, rng, mixture.temperature(mixture_of))
-    of_steps = arguments.max_steps * batch if arguments.max_steps > 0 else None
-    of_epochs = int(arguments.num_train_epochs * len(examples)) if of_steps is None else None
-    rows: list[TrainingRow]
+    most = arguments.max_steps * batch if arguments.max_steps > 0 else None  # rows
+    if most is None:
+        drawn = itertools.islice(drawn, _examples_of_epochs(arguments, len(examples)))
     if packing:
         groups = names if examples[0].task is not None else ()
-        packs = mixture.pack(itertools.islice(drawn, of_epochs), lengths, context, rng, groups)
-        packed = list(itertools.islice(packs, of_steps))
-        rows = [[examples[i] for i in row] for row in packed]
-        widths = [sum(lengths[i] for i in row) for row in packed]
+        packs = mixture.pack(drawn, lengths, context, rng, groups)
+        indices = list(itertools.islice(packs, most))
     else:
-        indices = list(itertools.islice(drawn, of_epochs if of_steps is None else of_steps))
-        indices = mixture.bucket(indices, lengths, batch, rng)
-        rows = [examples[i] for i in indices]
-        widths = [lengths[i] for i in indices]
-    at_once = arguments.train_batch_size
+        order = mixture.bucket(list(itertools.islice(drawn, most)), lengths, batch, rng)
+        indices = [[i] for i in order]
+    widths = [sum(lengths[i] for i in row) for row in indices]
+    return Rows(
+        [[examples[i] for i in row] if packing else examples[row[0]] for row in indices],
+        cut=sum(row.cut > 0 for row in examples),
+        left_out=len(encoded) - len(kept),
+        real=_share_real(widths, arguments.train_batch_size),
+        context=context,
+    )
+
+
+def _examples_of_epochs(arguments: TrainArguments, count: int) -> int:
+    """Number of examples in num_train_epochs epochs of `count` examples; UserError for zero."""
+    drawn = int(arguments.num_train_epochs * count)
+    if drawn < 1:
+        raise UserError(
+            f"num_train_epochs {arguments.num_train_epochs:g} of {count} training examples makes 0 "
+            f"steps; pass --num_train_epochs {math.ceil(1e4 / count) / 1e4:g} or more, or "
+            "--max_steps"
+        )
+    return drawn
+
+
+def _share_real(widths: Sequence[int], at_once: int) -> float:
+    """Share of tokens that are not padding when rows of these widths are padded per batch."""
     batches = [widths[i : i + at_once] for i in range(0, len(widths), at_once)]
-    spent = sum(max(widths) * len(widths) for widths in batches)
-    cut, left_out = sum(row.cut > 0 for row in examples), len(encoded) - len(kept)
-    return Rows(rows, cut, left_out, sum(widths) / max(spent, 1), context)
+    spent = sum(max(batch) * len(batch) for batch in batches)
+    return sum(widths) / max(spent, 1)
 
 
 @torch.no_grad()
 def check_packing(model: Any, vocabulary: int) -> None:
-    """ValueError where the model lets one example of a packed row see another.
+    """Raise UserError if the model lets an example of a packed row see the one before it.
 
-    Two examples are packed behind one another, and then behind another neighbour: the logits of
-    the second must not change, and must be those that it has alone.
+    An example is packed after each of two others: its logits must be those that it has alone, with
+    either neighbour. vocabulary: number of tokens to draw the examples from.
     """
     device = next(model.parameters()).device
     task = 0 if encoding.tasks_of(model) else None
@@ -113,7 +137,7 @@ def check_packing(model: Any, vocabulary: int) -> None:
         inputs = encoding.collate([row, row], 0)
         del inputs["labels"]
         inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-        # A cache would switch the separation off; Trainer trains without one.
+        # With a cache, attention would not be separated; Trainer trains without one.
         return model(**inputs, use_cache=False).logits[0, -7:].float()
 
     alone = logits([second])

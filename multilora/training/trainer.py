@@ -1,6 +1,7 @@
-"""How a run is trained: its arguments and its Trainer."""
+"""The arguments of a training run, and the Trainer that carries it out."""
 
-from dataclasses import dataclass, field, fields
+import math
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -11,15 +12,33 @@ from multilora.methods import experts
 from multilora.methods.experts import ExpertBank
 from multilora.training import guard
 
+# Arguments that say where a run goes and what it prints, not what comes out of it.
+ARGUMENTS_WITHOUT_EFFECT = (
+    "output_dir",
+    "disable_tqdm",
+    "logging_dir",
+    "resume_from_checkpoint",
+    "local_rank",
+    "save_strategy",
+    "save_steps",
+    "save_total_limit",
+)
+
 
 @dataclass
 class TrainArguments(transformers.TrainingArguments):
-    """TrainingArguments with the defaults of the built-in experiment."""
+    """Transformers' TrainingArguments with the defaults of the built-in experiment."""
 
-    output_dir: str = field(default="", metadata={"help": "runs/METHOD-sSEED by default"})
+    output_dir: str = field(
+        default="",
+        metadata={
+            "help": "runs/METHOD-sSEED by default, with the settings and arguments that differ "
+            "from their defaults in between"
+        },
+    )
     per_device_train_batch_size: int = 32
-    max_steps: int = field(default=1500, metadata={"help": "optimiser steps"})
-    learning_rate: float = field(default=0.0, metadata={"help": "the method's own by default"})
+    max_steps: int = field(default=1500, metadata={"help": "number of optimiser steps"})
+    learning_rate: float = field(default=0.0, metadata={"help": "by default the method's own"})
     lr_scheduler_type: str = "linear"
     warmup_steps: float = 0.05
     optim: str = "adamw_torch"
@@ -29,16 +48,20 @@ class TrainArguments(transformers.TrainingArguments):
     dataloader_pin_memory: bool = False
     resume_from_checkpoint: str = field(
         default="auto",
-        metadata={"help": "auto: from the run's own newest whole checkpoint; no; a directory"},
+        metadata={
+            "help": "auto: continue from the newest complete checkpoint of this run; no: start "
+            "over; or the directory of a checkpoint"
+        },
     )
-    # The rows come in their order: it is drawn before training (rows.py).
+    # The order of the rows is drawn before training (rows.py).
     train_sampling_strategy: str = "sequential"
 
 
 class AdapterTrainer(transformers.Trainer):
-    """Trainer whose optimiser gives some parameters a multiple of the learning rate.
+    """Trainer that gives some parameters a multiple of the learning rate.
 
-    The experts of a bank are trained apart from one another: see `ExpertBank`.
+    lr_ratios: {part of a parameter's name: multiple}. The experts of an `ExpertBank` are trained
+    independently of one another.
     """
 
     def __init__(self, *args: Any, lr_ratios: dict[str, float], **kwargs: Any) -> None:
@@ -46,7 +69,7 @@ class AdapterTrainer(transformers.Trainer):
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """One group a ratio: parameters whose name holds a key of `lr_ratios` get its value."""
+        """Split the optimiser's parameter groups so that each has one learning rate."""
         if self.optimizer is not None:
             return self.optimizer
         optimizer = super().create_optimizer(model)
@@ -64,7 +87,7 @@ class AdapterTrainer(transformers.Trainer):
         return optimizer
 
     def get_batch_samples(self, *args: Any) -> Any:
-        """The batches of one step; for a bank with the number of labels each expert has in all."""
+        """The batches of one step; for a bank, with the total number of labels of each expert."""
         batches, in_all = super().get_batch_samples(*args)
         if isinstance(self.model, ExpertBank) and in_all is not None:
             counts = experts.count_labels(batches, len(self.model.tasks)).to(self.args.device)
@@ -80,33 +103,54 @@ class AdapterTrainer(transformers.Trainer):
         return self.model.clip_grad_norm(self.args.max_grad_norm)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The loss of a batch; DivergedError where it is no number."""
+        """The loss of a batch; raises DivergedError if it is NaN or infinite."""
         loss = super().training_step(*args, **kwargs)
         guard.check_loss(loss, self.state.global_step + 1)
         return loss
 
 
 def check(arguments: TrainArguments) -> None:
-    """ValueError for numbers with which nothing would be trained."""
+    """Raise UserError for numbers with which nothing would be trained."""
     if arguments.max_steps == 0:
         raise UserError("max_steps is 0; expected at least 1, or -1 with num_train_epochs")
+    if arguments.max_steps < 0 and not 0 < arguments.num_train_epochs < math.inf:
+        raise UserError(
+            f"num_train_epochs is {arguments.num_train_epochs}; expected a number above 0 when "
+            "max_steps is -1"
+        )
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(arguments, name) < 1:
             raise UserError(f"{name} is {getattr(arguments, name)}; expected at least 1")
 
 
 def batch_of(arguments: TrainArguments) -> int:
-    """Rows of one optimiser step, over all processes."""
+    """Number of rows in one optimiser step, over all processes."""
     per_process = arguments.train_batch_size * arguments.gradient_accumulation_steps
     return int(per_process * arguments.world_size)
 
 
 def changed(arguments: TrainArguments) -> dict[str, Any]:
-    """The arguments that differ from the defaults of transformers or from ours, but secrets."""
+    """Arguments that differ from transformers' defaults or from ours, except secrets."""
     given = arguments.to_dict()
     usual = [{f.name: f.default for f in fields(kind)} for kind in TrainArguments.__mro__[:2]]
     return {
         k: v
         for k, v in given.items()
         if not k.endswith("_token") and any(v != of_kind[k] for of_kind in usual)
+    }
+
+
+def differing(arguments: TrainArguments) -> dict[str, Any]:
+    """Arguments that can change a result and differ from our defaults, except the seed.
+
+    Empty values count as defaults, and so do dicts, which transformers fills in by itself.
+    """
+    usual = {f.name: None if f.default is MISSING else f.default for f in fields(TrainArguments)}
+    return {
+        name: value
+        for name, value in changed(arguments).items()
+        if name not in (*ARGUMENTS_WITHOUT_EFFECT, "seed", "report_to")
+        and value != usual[name]
+        and (value or usual[name])
+        and not isinstance(value, dict)
     }

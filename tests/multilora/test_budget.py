@@ -185,7 +185,7 @@ def test_a_saved_model_is_counted_without_its_weights(tmp_path, capsys):
     [
         (["--model", "llama-7b", "--share", "0.001%"], "llama-7b: no MultiLoRA of n = 1, 2, 3"),
         (["--model", "llama-7b", "--target_modules", "nothing"], "llama-7b: Target modules"),
-        (["--model", "llama-7b", "--target_modules", "(q"], "'(q' is no regex"),
+        (["--model", "llama-7b", "--target_modules", "(q"], "'(q' is not a valid regex"),
         (
             ["--model", "llama-7b", "--target_modules", "embed_tokens"],
             "embed_tokens is a Embedding",

@@ -46,7 +46,7 @@ def test_the_interval_is_the_bootstraps_of_the_items():
         for task, n, share in (("one", 60, 0.3), ("two", 25, 0.8))
         for right in rng.random(n) < share
     ]
-    found = {row["name"]: row for row in evaluate.summarise(said, 20000, 1)}
+    rows = {row["name"]: row for row in evaluate.summarise(said, 20000, 1)}
     values = {
         task: np.array([p.right for p in said if p.example.task == task], float)
         for task in ("one", "two")
@@ -55,9 +55,9 @@ def test_the_interval_is_the_bootstraps_of_the_items():
     drawn[INSTRUCTION] = (drawn["one"] + drawn["two"]) / 2
     for name, resampled in drawn.items():
         want = np.quantile(resampled, (0.025, 0.975))
-        np.testing.assert_allclose([found[name]["low"], found[name]["high"]], want, atol=0.021)
+        np.testing.assert_allclose([rows[name]["low"], rows[name]["high"]], want, atol=0.021)
     again = {row["name"]: row for row in evaluate.summarise(said, 20000, 1)}
-    assert again == found
+    assert again == rows
     few = [evaluate.summarise(said, 20, seed)[0]["low"] for seed in range(10)]
     assert len(set(few)) > 1
 
@@ -86,10 +86,10 @@ def scores_of(capsys, *argv):
 def test_the_command_prints_json_and_keeps_every_prediction(ending_early, capsys, tmp_path):
     model, tokenizer, path = ending_early
     given = ["base", "--model", path, "--per_task", "3", "--out", str(tmp_path)]
-    found = scores_of(capsys, *given)
+    scores = scores_of(capsys, *given)
     want = scoring.predict(model, tokenizer, suite.load("test", 3))
-    assert found["rows"] == evaluate.summarise(want, 2000, 0)
-    assert found == json.loads((tmp_path / "scores-test.json").read_text())
+    assert scores["rows"] == evaluate.summarise(want, 2000, 0)
+    assert scores == json.loads((tmp_path / "scores-test.json").read_text())
     lines = (tmp_path / "predictions-test.jsonl").read_text().splitlines()
     kept = [json.loads(line) for line in lines]
     assert [line["predicted"] for line in kept] == [p.answer for p in want]
@@ -112,19 +112,22 @@ def test_the_command_scores_a_checkpoint(ending_early, tmp_path, capsys):
         torch.nn.init.normal_(layer.weight)
     delta.save(tuned, path, tmp_path)
     given = ["--model", path, "--per_task", "5"]
-    found = scores_of(capsys, str(tmp_path), *given)["rows"]
+    rows = scores_of(capsys, str(tmp_path), *given)["rows"]
     said = scoring.predict(tuned, tokenizer, suite.load("test", 5))
-    assert found == evaluate.summarise(said, 2000, 0)
+    assert rows == evaluate.summarise(said, 2000, 0)
     assert (tmp_path / "predictions-test.jsonl").is_file()  # beside the checkpoint
-    assert found != scores_of(capsys, "base", *given, "--out", str(tmp_path / "base"))["rows"]
+    assert rows != scores_of(capsys, "base", *given, "--out", str(tmp_path / "base"))["rows"]
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--per_task", "-1"], "per_task is -1; expected 0, or a number"),
+        (["--per_task", "-1"], "per_task is -1; expected 0 or more"),
         (["--resamples", "0"], "resamples is 0; expected 1 or more"),
-        (["--tasks", "alpaca:x.json"], "the built-in base knows the words of the built-in suite"),
+        (
+            ["--tasks", "alpaca:x.json"],
+            "the built-in base only knows the words of the built-in suite",
+        ),
     ],
 )
 def test_a_bad_setting_is_refused(given, message, run_main):
@@ -133,13 +136,22 @@ def test_a_bad_setting_is_refused(given, message, run_main):
     assert message in err[-1]
 
 
-@pytest.mark.parametrize("text", ["[]", '{"settings": {}}', '{"base": "a"}', '{"base": {}}'])
-def test_a_run_json_that_names_no_base_is_refused(text, tmp_path, run_main):
-    """As that of a base, given in place of a checkpoint."""
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", ": holds a list; expected a JSON object"),
+        ("{", ": not readable as JSON"),
+        ('{"settings": {}}', " does not name a base"),
+        ('{"base": "a"}', " does not name a base"),
+        ('{"base": {}}', " does not name a base"),
+    ],
+)
+def test_a_run_json_that_names_no_base_is_refused(text, words, tmp_path, run_main):
+    """Such as the run.json of a base, given in place of a checkpoint."""
     (tmp_path / "run.json").write_text(text)
     status, _, err = run_main(evaluate.main, tmp_path)
     assert status == 2
-    assert f"{tmp_path / 'run.json'} names no base" in err[-1]
+    assert f"{tmp_path / 'run.json'}{words}" in err[-1]
 
 
 def test_the_base_is_the_one_that_the_checkpoint_was_trained_on(ending_early, tmp_path, capsys):
@@ -147,7 +159,7 @@ def test_the_base_is_the_one_that_the_checkpoint_was_trained_on(ending_early, tm
     facts = {"path": path, "sha256": delta.weight_files(path)}
     delta.save(model, path, tmp_path)
     assert evaluate.main([str(tmp_path), "--per_task", "1"]) == 2
-    assert "run.json is not there to tell the base" in capsys.readouterr().err
+    assert "run.json is missing, so the base is unknown" in capsys.readouterr().err
     (tmp_path / "run.json").write_text(json.dumps({"base": facts}))
     assert evaluate.main([str(tmp_path), "--per_task", "1"]) == 0
     facts["sha256"] = {"model.safetensors": "0" * 64}

@@ -1,6 +1,6 @@
-"""Training in two processes over gloo: data parallel by the command, sharded in a loop of its own.
+"""Training in two processes over gloo: data parallel with the command, sharded in a custom loop.
 
-Run as a script this file is that loop, in each of the processes that torchrun starts.
+Run as a script, this file is that loop, in each of the processes that torchrun starts.
 """
 
 import json
@@ -29,7 +29,7 @@ METHODS = ("multilora", "full")
 
 
 def run_two(*words):
-    """torchrun of two processes, one thread each; what they say on stderr."""
+    """Run torchrun with two processes, one thread each; return their stderr."""
     done = subprocess.run(
         [*TORCHRUN, *map(str, words)],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
@@ -39,7 +39,7 @@ def run_two(*words):
 
 
 def assert_alike(got, want):
-    """Two checkpoints of ΔW are equal up to the order of the summation."""
+    """Assert that two checkpoints of ΔW are equal up to the order of the summation."""
     one, other = (
         {u.name: torch.tensor(u.dense()) for u in checkpoint.read(p)} for p in (got, want)
     )
@@ -78,7 +78,7 @@ def test_two_processes_go_on_with_the_same_bits(train_argv, tmp_path):
     want = file.read_bytes()
     for name in ("run.json", file.name, "checkpoint-4/rng_state_1.pth"):
         (tmp_path / name).unlink()
-    assert f"going on from {tmp_path}/checkpoint-2" in run_two(*argv)
+    assert f"resuming from {tmp_path}/checkpoint-2" in run_two(*argv)
     assert file.read_bytes() == want
 
 

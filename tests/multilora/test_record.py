@@ -1,12 +1,14 @@
 import hashlib
 import importlib.util
 import json
+import re
 import threading
 from dataclasses import dataclass
 
 import pytest
 import torch
 
+from analysis import UserError
 from multilora import record
 
 
@@ -85,6 +87,35 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
             record.write_json(path, {"s": bad})
     assert json.loads(path.read_text(encoding="utf-8"))["s"] == [1.5, None]
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]  # nothing temporary is left
+
+
+def test_json_is_read_back(tmp_path):
+    value = {"s": [1.5, None], "name": "ΔW", "deep": {"n": 1}}
+    record.write_json(tmp_path / "run.json", value)
+    assert record.read_json(tmp_path / "run.json") == value
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "not readable as JSON: Expecting value"),
+        ("{", "not readable as JSON"),
+        ("\xff", "not readable as JSON"),
+        ("[" * 100_000, "not readable as JSON"),
+        ("[1]", "holds a list; expected a JSON object"),
+        ("null", "holds a NoneType; expected a JSON object"),
+    ],
+)
+def test_a_file_that_holds_no_object_is_named(tmp_path, text, words):
+    path = tmp_path / "run.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: {words}"):
+        record.read_json(path)
+
+
+def test_a_missing_file_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        record.read_json(tmp_path / "nowhere.json")
 
 
 def test_json_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):

@@ -1,82 +1,44 @@
 import hashlib
 import json
-from pathlib import Path
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 import transformers
-from peft import PeftModel
 from safetensors.torch import load_file
+from task_files import write_json
+from tiny_runs import METHODS, arguments_of, settings_of, weights, written
 
 from analysis import checkpoint
 from multilora import base, delta, train
-from multilora.methods.layers import MultiLoraLinear
-from multilora.tasks import encoding, scoring
+from multilora.tasks import data, encoding, scoring
 from multilora.tasks.builtin import suite
-from multilora.training import identity, prepare
-from multilora.training import trainer as trainer_of
-from multilora.training.settings import DEFAULTS, TrainSettings, complete
+from multilora.training import identity
 
-METHODS = {
-    "lora": {"r": 6},
-    "lora+": {"r": 6, "b_lr_ratio": 4.0},
-    "multilora": {"r": 2},
-    "full": {},
-    "rlora": {"r": 2},
-    "mtllora": {"r": 2},
-}
 UPDATES = {"rlora": 4, "mtllora": 15}  # of each module: mean and heads, and one for each task
 
 
-@pytest.fixture(scope="session")
-def model_path(tmp_path_factory):
-    """A base of a few steps."""
-    return str(
-        base.ensure(
-            base.BaseSettings(
-                out=str(tmp_path_factory.mktemp("bases")),
-                **{"width": 32, "layers": 2, "heads": 2, "mlp": 48, "steps": 3, "batch": 4},
-                **{"least_copying": 0.0, "least_recall": 0.0},
-            )
-        )
-    )
-
-
-def settings_of(model_path, method="multilora", **changes):
-    sizes = {"per_task": 4, "per_task_scored": 2}
-    return TrainSettings(method=method, model=model_path, **(sizes | METHODS[method] | changes))
-
-
-def arguments_of(out, **changes):
-    usual = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.01}
-    usual |= {"logging_steps": 1, "disable_tqdm": True, "use_cpu": True, "warmup_steps": 0}
-    return trainer_of.TrainArguments(output_dir=str(out), **(usual | changes))
-
-
-def weights(run):
-    """The bytes of what a run has learned."""
-    files = [Path(run) / name for name in ("adapter_model.safetensors", "delta.safetensors")]
-    (file,) = [file for file in files if file.exists()]
-    return file.read_bytes()
-
-
-def written(run):
-    return json.loads((Path(run) / "run.json").read_text())
+@pytest.fixture(scope="module")
+def model_path(tiny_base):
+    return str(tiny_base)
 
 
 @pytest.fixture(scope="module")
-def runs(model_path, tmp_path_factory):
-    """Method → directory of a run of four steps; each is trained once."""
-    root, made = tmp_path_factory.mktemp("runs"), {}
-
-    def run(method):
-        if method not in made:
-            made[method] = train.run(
-                settings_of(model_path, method), arguments_of(root / method, save_strategy="no")
-            )
-        return made[method]
-
-    return run
+def text_base(tmp_path_factory):
+    """An untrained model that reads any text, byte by byte."""
+    path = tmp_path_factory.mktemp("text")
+    torch.manual_seed(0)
+    tokenizer = base.learn_tokenizer([], 0, 64)
+    base.build_model(
+        base.BaseSettings(width=32, layers=1, heads=2, mlp=48), tokenizer
+    ).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
 
 
 class Watch(transformers.TrainerCallback):
@@ -89,6 +51,27 @@ class Watch(transformers.TrainerCallback):
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         self.after = dict(model.named_parameters())
+
+
+@pytest.fixture(scope="module")
+def made(model_path, tmp_path_factory):
+    """Method → (directory, watch) of a run of four steps; each is trained once."""
+    root, kept = tmp_path_factory.mktemp("runs"), {}
+
+    def run(method):
+        if method not in kept:
+            watch = Watch()
+            arguments = arguments_of(root / method, save_strategy="no")
+            kept[method] = train.run(settings_of(model_path, method), arguments, [watch]), watch
+        return kept[method]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(made):
+    """Method → directory of its run."""
+    return lambda method: made(method)[0]
 
 
 # A run.
@@ -134,17 +117,15 @@ def test_budgets_are_equal_up_to_the_scales(runs):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_only_what_the_method_trains_changes(model_path, tmp_path, method):
-    watch = Watch()
-    arguments = arguments_of(tmp_path, max_steps=2, save_strategy="no")
-    train.run(settings_of(model_path, method), arguments, [watch])
+def test_only_what_the_method_trains_changes(made, method):
+    out, watch = made(method)
     changed = {n for n, p in watch.after.items() if not torch.equal(p, watch.before[n])}
     assert changed == watch.trained
     if method == "full":
         assert {n.split(".")[-2] for n in changed} == set(
             "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
         )
-        frozen = json.loads((tmp_path / "delta_config.json").read_text())["frozen"]
+        frozen = json.loads((out / "delta_config.json").read_text())["frozen"]
         assert set(frozen) == watch.after.keys() - changed
     else:
         assert all("lora_" in n for n in changed)
@@ -214,60 +195,16 @@ def test_the_data_order_is_the_same_for_every_method(model_path, tmp_path, monke
 
     monkeypatch.setattr(encoding, "collate", spy)
     for method in METHODS:
-        arguments = arguments_of(tmp_path / method, max_steps=15, save_strategy="no")
-        train.run(settings_of(model_path, method), arguments)
+        given = {"per_device_train_batch_size": 15, "save_strategy": "no"}
+        train.run(settings_of(model_path, method), arguments_of(tmp_path / method, **given))
     # Training comes first, then the scoring, which is the same for every method too.
     batches = seen["multilora"]
     assert all(order == batches for order in seen.values())
     tokenizer = delta.load_base(model_path)[1]
     encoded = encoding.encode_all(tokenizer, suite.load("train", 4), 64)
-    trained = [row for batch in batches[:15] for row in batch]
+    trained = [row for batch in batches[:4] for row in batch]
     assert sorted(trained) == sorted(tuple(row.ids) for row in encoded)  # one epoch
     assert trained != [tuple(row.ids) for row in encoded]
-
-
-# Rates.
-
-
-def groups_of(model_path, tmp_path, method, weight_decay=0.0, **changes):
-    """(trainer, {name of a parameter: its rate at the start})."""
-    settings = settings_of(model_path, method, **changes)
-    torch.manual_seed(0)
-    model = prepare.prepare(delta.load_base(model_path)[0], settings)
-    ratios = {"lora_B": settings.b_lr_ratio, "multilora_s": settings.scale_lr_ratio}
-    trainer = trainer_of.AdapterTrainer(
-        model, arguments_of(tmp_path, weight_decay=weight_decay), lr_ratios=ratios
-    )
-    trainer.create_optimizer_and_scheduler(num_training_steps=4)
-    name_of = {p: n for n, p in model.named_parameters()}
-    groups = trainer.optimizer.param_groups
-    rates = {name_of[p]: g["initial_lr"] for g in groups for p in g["params"]}
-    assert sum(len(g["params"]) for g in groups) == len(rates)  # none stands twice
-    assert rates.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
-    assert {g["weight_decay"] for g in groups} == {weight_decay}
-    return trainer, rates
-
-
-@pytest.mark.parametrize("method", ["lora", "multilora", "full"])
-def test_without_ratios_every_parameter_has_the_one_rate(model_path, tmp_path, method):
-    _, rates = groups_of(model_path, tmp_path, method)
-    assert set(rates.values()) == {0.01}
-
-
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize(
-    ("method", "part", "changes"),
-    [("lora+", "lora_B", {}), ("multilora", "multilora_s", {"scale_lr_ratio": 4.0})],
-)
-def test_ratios_are_groups_of_their_own(model_path, tmp_path, method, part, changes, weight_decay):
-    trainer, rates = groups_of(model_path, tmp_path, method, weight_decay, **changes)
-    assert {rate for name, rate in rates.items() if part in name} == {0.04}
-    assert {rate for name, rate in rates.items() if part not in name} == {0.01}
-    for group in trainer.optimizer.param_groups:
-        group["params"][0].grad = torch.ones_like(group["params"][0])
-    trainer.optimizer.step()
-    trainer.lr_scheduler.step()
-    assert sorted(set(trainer.lr_scheduler.get_last_lr())) == pytest.approx([0.0075, 0.03])
 
 
 def test_a_ratio_reaches_the_weights(model_path, tmp_path):
@@ -280,21 +217,122 @@ def test_a_ratio_reaches_the_weights(model_path, tmp_path):
     assert largest == pytest.approx(0.05, rel=1e-3)
 
 
-# Settings.
+# How often the data are read.
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"method": "sgd"}, "method is 'sgd'; expected one of lora, lora\\+, multilora, full"),
-        ({"method": "lora", "b_lr_ratio": 4.0}, "b_lr_ratio other than 1 belongs to method lora"),
-        ({"method": "lora+"}, "b_lr_ratio other than 1 belongs to method lora"),
-        ({"method": "lora", "scale_lr_ratio": 5.0}, "scale_lr_ratio belongs to method multilora"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(changes, words):
-    with pytest.raises(ValueError, match=words):
-        TrainSettings(**changes)
+@pytest.fixture
+def alpaca(tmp_path):
+    """A task of 60 made-up examples, as --tasks names it."""
+    rows = [{"instruction": f"Count to {i}.", "input": "", "output": str(i)} for i in range(60)]
+    return f"alpaca:{write_json(tmp_path / 'alpaca.json', rows)}"
+
+
+@pytest.fixture
+def splits(monkeypatch):
+    """The splits that were built, in order."""
+    built, split = [], data.Data.split
+
+    def count(self, name, per_task=0):
+        built.append(name)
+        return split(self, name, per_task)
+
+    monkeypatch.setattr(data.Data, "split", count)
+    return built
+
+
+@pytest.mark.parametrize("from_files", [False, True])
+def test_a_run_builds_every_split_once(
+    model_path, text_base, alpaca, tmp_path, splits, monkeypatch, from_files
+):
+    """Also when it replaces another result, which it compares itself with."""
+    loads, load = [], data.load
+    monkeypatch.setattr(data, "load", lambda spec="": loads.append(spec) or load(spec))
+    base_path, tasks = (text_base, alpaca) if from_files else (model_path, "")
+    settings = settings_of(base_path, tasks=tasks, token_cache=str(tmp_path / "tokens"))
+    for steps in (1, 2):
+        splits.clear()
+        loads.clear()
+        arguments = arguments_of(tmp_path / "run", max_steps=steps, save_strategy="no")
+        train.run(settings, arguments)
+        assert sorted(splits) == ["test", "train", "validation"]
+        assert loads == [settings.tasks]
+    assert written(tmp_path / "run")["notes"][-1].endswith("another run will be replaced")
+
+
+# What ends a run early, or stands in its way.
+
+
+def test_a_result_takes_the_place_of_a_broken_one(model_path, tmp_path, train_argv, capsys):
+    """What another program or a run that was cut off left may not lose a finished training."""
+    tmp_path.joinpath("experts.json").write_text("{")
+    tmp_path.joinpath("run.json").write_text("[")
+    tmp_path.joinpath("delta_config.json").write_text("")
+    tmp_path.joinpath("adapter_model.safetensors").mkdir()
+    tmp_path.joinpath("elsewhere").mkdir()
+    tmp_path.joinpath("lora").symlink_to(tmp_path / "elsewhere")
+    tmp_path.joinpath("elsewhere", "kept").touch()
+    assert train.main(train_argv(tmp_path, max_steps=1)) == 0
+    assert "will be replaced" in capsys.readouterr().err
+    assert not tmp_path.joinpath("experts.json").exists()
+    assert not tmp_path.joinpath("delta_config.json").exists()
+    assert tmp_path.joinpath("elsewhere", "kept").exists()
+    assert len(list(checkpoint.read(tmp_path))) == 14
+
+
+def test_epochs_too_short_for_one_step_are_refused(train_argv, tmp_path, capsys):
+    few = {"max_steps": -1, "num_train_epochs": 0.01}
+    assert train.main(train_argv(tmp_path, **few)) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("multilora.train: num_train_epochs 0.01 of 60 training examples makes 0")
+    assert not list(tmp_path.iterdir())
+    least = re.search(r"pass --num_train_epochs (\S+) or more, or --max_steps", said)[1]
+    assert train.main(train_argv(tmp_path, **few | {"num_train_epochs": least})) == 0
+    assert written(tmp_path)["step"] == 1
+
+
+def test_ctrl_c_ends_with_one_line_and_status_130(train_argv, tmp_path, capsys, monkeypatch):
+    step, calls = torch.optim.AdamW.step, []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
+    assert train.main(train_argv(tmp_path, save_strategy="steps", save_steps=1)) == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1] == "multilora.train: interrupted"
+    assert "Traceback" not in err
+    assert not (tmp_path / "run.json").exists()
+    monkeypatch.undo()
+    assert train.main(train_argv(tmp_path, save_strategy="steps", save_steps=1)) == 0
+    assert f"resuming from {tmp_path}/checkpoint-1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_sigint_ends_a_process_with_one_line_and_status_130(train_argv, tmp_path):
+    argv = train_argv(tmp_path, max_steps=100_000, save_strategy="steps", save_steps=5)
+    with subprocess.Popen(
+        [sys.executable, "-m", "multilora.train", *argv],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # A shell's background jobs ignore SIGINT, and so would this process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while not (tmp_path / "checkpoint-10").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == "multilora.train: interrupted"
+    assert "Traceback" not in err
+
+
+# Settings and the command.
 
 
 def test_targets_that_are_nowhere_are_refused(model_path, tmp_path):
@@ -302,38 +340,6 @@ def test_targets_that_are_nowhere_are_refused(model_path, tmp_path):
         settings = settings_of(model_path, method, target_modules="no_proj,nor_this")
         with pytest.raises(ValueError, match="no_proj"):
             train.run(settings, arguments_of(tmp_path))
-
-
-def test_targets_choose_the_same_layers_for_every_method(model_path):
-    names = {}
-    for method in ("full", "lora", "multilora"):
-        settings = settings_of(model_path, method, target_modules="q_proj,down_proj")
-        model = prepare.prepare(delta.load_base(model_path)[0], settings)
-        trained = [n for n, p in model.named_parameters() if p.requires_grad]
-        names[method] = {
-            n.removeprefix("base_model.model.").split("_proj")[0] + "_proj" for n in trained
-        }
-    assert names["full"] == names["lora"] == names["multilora"]
-    assert len(names["full"]) == 4
-
-
-@pytest.mark.parametrize("method", ["lora", "multilora", "full"])
-def test_one_name_alone_is_a_name_and_no_regex(model_path, method):
-    model, _ = delta.load_base(model_path)
-    model = prepare.prepare(model, settings_of(model_path, method, target_modules="q_proj"))
-    trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert trained
-    assert all(".q_proj." in name for name in trained)
-
-
-def test_a_run_of_epochs_is_done_when_it_is(model_path, tmp_path):
-    arguments = arguments_of(tmp_path, max_steps=-1, num_train_epochs=0.5, save_strategy="no")
-    settings = settings_of(model_path)
-    assert not identity.is_done(settings, arguments)
-    train.run(settings, arguments)
-    assert written(tmp_path)["step"] == 8  # half of 60 examples, 4 a step
-    assert identity.is_done(settings, arguments)
-    assert not identity.is_done(settings_of(model_path, n=2), arguments)
 
 
 def test_the_record_of_an_older_run_goes_with_its_weights_and_not_before(model_path, tmp_path):
@@ -347,31 +353,6 @@ def test_the_record_of_an_older_run_goes_with_its_weights_and_not_before(model_p
     train.run(settings, arguments_of(tmp_path, save_strategy="no", seed=1))
     assert written(tmp_path)["seed"] == 1
     assert not identity.is_done(settings, first)
-
-
-def test_the_settings_reach_the_adapter(model_path):
-    settings = settings_of(model_path, r=3, n=2, scale=1.5, dropout=0.25)
-    model = prepare.prepare(delta.load_base(model_path)[0], settings)
-    assert isinstance(model, PeftModel)
-    layers = [m for m in model.modules() if isinstance(m, MultiLoraLinear)]
-    assert len(layers) == 14
-    for layer in layers:
-        assert (layer.n["default"], layer.r["default"], layer.scale["default"]) == (2, 3, 1.5)
-        assert layer.multilora_dropout["default"].p == 0.25
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_what_is_not_given_is_the_methods_own(method):
-    settings = TrainSettings(method=method, b_lr_ratio=METHODS[method].get("b_lr_ratio", 1))
-    arguments = trainer_of.TrainArguments(seed=3)
-    complete(settings, arguments)
-    assert arguments.learning_rate == DEFAULTS[method]["learning_rate"]
-    assert arguments.output_dir == f"runs/{method}-s3"
-    ranks = {"lora": 24, "lora+": 24, "multilora": 8, "full": 0, "rlora": 11, "mtllora": 10}
-    assert settings.rank == ranks[method]
-    given = trainer_of.TrainArguments(output_dir="here", learning_rate=0.5)
-    complete(settings, given)
-    assert (given.output_dir, given.learning_rate) == ("here", 0.5)
 
 
 def test_the_command_prints_the_directory(model_path, tmp_path, capsys):

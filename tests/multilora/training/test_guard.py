@@ -1,7 +1,8 @@
-"""What ends a run early: one line, status 2, nothing lost, nothing half written."""
+"""Errors that end a run early: one line, status 2, nothing lost, nothing half written."""
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from multilora.training import guard, resume
 
 @pytest.fixture
 def fails(capsys):
-    """Run the command with these arguments; what it says on its one line."""
+    """Run the command with these arguments; its error, which is one line."""
 
     def run(argv):
         assert train.main(argv) == 2
@@ -31,7 +32,7 @@ def fails(capsys):
 
 
 def left(directory):
-    """Names of what lies in a directory, the temporary included."""
+    """Names of everything in a directory, including temporary files."""
     return {path.name for path in directory.iterdir()} if directory.exists() else set()
 
 
@@ -39,7 +40,7 @@ def whole(checkpoint):
     return checkpoint.is_dir() and not resume.flaw_of(checkpoint, 1)
 
 
-# A loss that is no number.
+# A loss that is not a number.
 
 
 @pytest.mark.parametrize("method", ["full", "multilora"])
@@ -56,18 +57,18 @@ def test_a_diverged_run_stops_at_its_step_and_keeps_what_was_good(
     assert left(tmp_path) == {path.name for path in steps}
     newest = max(steps, key=lambda path: int(path.name.split("-")[1]))
     assert whole(newest)
-    assert said.endswith(f"the last whole checkpoint is {newest}")
+    assert said.endswith(f"the last complete checkpoint is {newest}")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_the_step_of_a_loss_that_is_no_number_is_named(value):
+def test_the_step_of_a_loss_that_is_not_a_number_is_named(value):
     guard.check_loss(torch.tensor(3.0), 7)
     with pytest.raises(guard.DivergedError, match=f"the loss of step 7 is {value}"):
         guard.check_loss(torch.tensor(value), 7)
 
 
 def test_a_diverged_model_is_not_saved(train_argv, tmp_path, fails, monkeypatch):
-    """The step after which the weights are no numbers has a loss that still was one."""
+    """The loss of the step that spoils the weights is still a number."""
     step = torch.optim.AdamW.step
 
     def spoil(self, *args, **kwargs):
@@ -79,8 +80,8 @@ def test_a_diverged_model_is_not_saved(train_argv, tmp_path, fails, monkeypatch)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spoil)
     said = fails(train_argv(tmp_path, save_strategy="steps", save_steps=1))
-    assert "holds NaN or Inf after step 3" in said
-    assert said.endswith(f"the last whole checkpoint is {tmp_path / 'checkpoint-2'}")
+    assert "contains NaN or Inf after step 3" in said
+    assert said.endswith(f"the last complete checkpoint is {tmp_path / 'checkpoint-2'}")
     assert left(tmp_path) == {"checkpoint-1", "checkpoint-2"}
 
 
@@ -90,30 +91,26 @@ def test_a_diverged_model_is_not_saved(train_argv, tmp_path, fails, monkeypatch)
 @pytest.mark.parametrize(
     ("file", "limit"), [("adapter_model.safetensors", 64_000), ("optimizer.pt", 132_000)]
 )
-def test_a_checkpoint_that_cannot_be_written_leaves_nothing_half(train_argv, tmp_path, file, limit):
-    """A limit on the size of files, which the weights or the optimiser's state are beyond."""
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing_half(
+    train_argv, tmp_path, fails, file, limit
+):
+    """A limit on the size of files, which the weights or the optimiser's state exceed."""
     argv = train_argv(tmp_path / "run", save_strategy="steps", save_steps=2)
-
-    def lower():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    done = subprocess.run(
-        [sys.executable, "-m", "multilora.train", *argv],
-        preexec_fn=lower, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stdout == ""
-    last = done.stderr.splitlines()[-1]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        last = fails(argv)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert last.startswith(f"multilora.train: {tmp_path}/run/checkpoint-2 cannot be written: ")
     assert last.endswith("no checkpoint was written")
-    assert "Traceback" not in done.stderr
     assert left(tmp_path / "run") == set()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["multilora", "full"])
 def test_a_full_disk_keeps_the_last_whole_checkpoint(train_argv, tmp_path, method):
-    """A disk of its own, which two checkpoints do not fit on; more room, and it goes on."""
+    """A disk too small for two checkpoints; with more room the run is resumed."""
     home = tmp_path / "disk"
     home.mkdir()
     argv = train_argv(home / "run", method=method, save_strategy="steps", save_steps=2)
@@ -167,7 +164,7 @@ def test_a_missing_tokenizer_is_named(train_argv, tiny_base, tmp_path, fails):
     lost = tmp_path / "base"
     shutil.copytree(tiny_base, lost, ignore=shutil.ignore_patterns("tokenizer*"))
     said = fails(train_argv(tmp_path / "run", model=lost))
-    assert f"{lost}: no tokenizer can be read" in said
+    assert re.search(rf"{re.escape(str(lost))}: no (readable )?tokenizer ", said)
     assert left(tmp_path / "run") == set()
 
 
@@ -187,7 +184,7 @@ def test_an_unknown_key_is_named(train_argv, tmp_path, fails):
     [
         ({"max_steps": 0}, "max_steps is 0; expected at least 1"),
         ({"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0"),
-        ({"method": "full", "r": 5}, "r and dropout are of adapters"),
+        ({"method": "full", "r": 5}, "r and dropout belong to adapters"),
         ({"scale": "nan"}, "a finite scale"),
         ({"r": -3}, "expected r ≥ 0"),
     ],
@@ -205,7 +202,7 @@ def test_fsdp_on_a_cpu_is_refused(train_argv, tmp_path, fails, monkeypatch, how)
     if how == "environment":
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     given = {"fsdp": "full_shard"} if how == "--fsdp" else {}
-    assert "FSDP was asked for on the CPU" in fails(train_argv(tmp_path, **given))
+    assert "FSDP was requested on the CPU" in fails(train_argv(tmp_path, **given))
 
 
 def test_the_number_of_processes_is_said(train_argv, tmp_path, capsys, monkeypatch):

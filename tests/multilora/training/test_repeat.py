@@ -11,7 +11,7 @@ from multilora import record, train
 
 @pytest.fixture(scope="module")
 def was(tmp_path_factory, tiny_base):
-    """The directory of a run whose arguments differ from every default that matters."""
+    """The directory of a run whose arguments differ from every default that changes a result."""
     out = tmp_path_factory.mktemp("repeat") / "run"
     argv = ["--method=multilora", f"--model={tiny_base}", "--per_task=4", "--per_task_scored=2"]
     argv += ["--r=2", "--n=2", "--dropout=0.1", "--scale_lr_ratio=2", "--seed=3", "--data_seed=4"]
@@ -47,7 +47,7 @@ def fails(capsys, *argv):
 
 
 def test_a_run_is_repeated_from_its_record_bit_for_bit(was, tmp_path):
-    """By a process of its own that would have another number of threads."""
+    """In a separate process, which would otherwise use another number of threads."""
     again = tmp_path / "again"
     done = subprocess.run(
         [sys.executable, "-m", "multilora.train", f"--from={was}/run.json", "--output_dir", again],
@@ -86,7 +86,7 @@ def test_another_base_is_refused(copy, tiny_base, capsys):
 def test_other_data_are_refused(copy, capsys):
     run, edit = copy
     edit("data", "sha256", value="0" * 64)
-    assert "the tasks' code is another" in fails(capsys, "--from", run)
+    assert "the code of the tasks has changed" in fails(capsys, "--from", run)
     assert not run.with_name("run-again").exists()
 
 
@@ -132,9 +132,13 @@ def test_values_of_another_kind_are_named(copy, capsys, keys, value, words):
 
 def test_what_is_no_record_of_a_training_is_refused(tmp_path, tiny_base, capsys):
     file = tmp_path / "run.json"
-    for text, words in (("{", "is not JSON"), ("[]", "lacks settings"), ("{}", "lacks settings")):
+    for text, words in (
+        ("{", ": not readable as JSON"),
+        ("[]", ": holds a list; expected a JSON object"),
+        ("{}", " lacks settings"),
+    ):
         file.write_text(text)
-        assert f"{file} {words}" in fails(capsys, "--from", file)
+        assert f"{file}{words}" in fails(capsys, "--from", file)
     assert "lacks arguments" in fails(capsys, "--from", tiny_base)  # the record of a base
     assert "nowhere" in fails(capsys, "--from", tmp_path / "nowhere")
 

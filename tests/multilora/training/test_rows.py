@@ -2,6 +2,7 @@ import pytest
 import torch
 import transformers
 
+from analysis import UserError
 from multilora import base, delta, train
 from multilora.tasks import encoding
 from multilora.tasks.builtin import suite
@@ -149,6 +150,59 @@ def test_packed_rows_are_nearly_full(tmp_path, encoded, examples):
     assert max(widths) <= 256
     assert sum(widths) / (256 * len(widths)) > 0.95
     assert made.real > 0.95
+
+
+def test_packed_rows_come_in_random_order(tmp_path, encoded, examples):
+    """Rows are packed longest first; the length says nothing about the step or the place."""
+    names = [e.task for e in examples]
+    made = rows.arrange(encoded, names, arguments(tmp_path, max_steps=6), 64, packing=True)
+    longest = [max(len(e.ids) for e in row) for row in made.rows[:180]]  # of one window
+    assert longest != sorted(longest, reverse=True)
+    early, late = sum(longest[:90]), sum(longest[90:])
+    unshuffled = sorted(longest)
+    assert abs(early - late) < 0.25 * (sum(unshuffled[90:]) - sum(unshuffled[:90]))
+    several = [row for row in made.rows if len({len(e.ids) for e in row}) > 1]
+    first = sum(len(row[0].ids) == max(len(e.ids) for e in row) for row in several)
+    assert len(several) > 100
+    assert 0.2 < first / len(several) < 0.7
+
+
+@pytest.mark.parametrize("mixture_of", ["proportional", "equal", "2", "0.5"])
+def test_every_epoch_of_a_task_has_an_order_of_its_own(tmp_path, mixture_of):
+    alike = [Encoded([i, 1, 2], 1) for i in range(16)]
+    # One batch of rows of one length: bucketing leaves them in the order in which they are drawn.
+    one_batch = arguments(tmp_path, max_steps=1, per_device_train_batch_size=160)
+    made = rows.arrange(alike, ["a"] * 8 + ["b"] * 8, one_batch, 8, mixture_of=mixture_of)
+    drawn = [row.ids[0] for row in made.rows]
+    for task in (range(8), range(8, 16)):
+        own = [i for i in drawn if i in task]
+        epochs = [tuple(own[i : i + 8]) for i in range(0, len(own) - 7, 8)]
+        assert len(epochs) > 5
+        assert all(sorted(epoch) == list(task) for epoch in epochs)
+        assert len(set(epochs)) == len(epochs)
+
+
+def test_rows_of_a_batch_are_of_like_length_and_the_shortest_are_left_for_the_last(tmp_path):
+    """Longest first: the incomplete batch at the end is the cheapest one."""
+    different = [Encoded([1] * (n + 2), 1) for n in range(10)]
+    epoch = arguments(tmp_path, max_steps=-1, num_train_epochs=1, per_device_train_batch_size=4)
+    made = rows.arrange(different, ["a"] * 10, epoch, 16)
+    widths = [len(row.ids) for row in made.rows]
+    assert sorted((widths[:4], widths[4:8])) == [[7, 6, 5, 4], [11, 10, 9, 8]]
+    assert widths[8:] == [3, 2]
+    assert made.real == pytest.approx(65 / (4 * 7 + 4 * 11 + 2 * 3))
+
+
+def test_epochs_too_short_for_a_row_are_refused(tmp_path):
+    three = [Encoded([1, 2, 3], 1)] * 3
+    for packing in (False, True):
+        few = arguments(tmp_path, max_steps=-1, num_train_epochs=0.3)
+        with pytest.raises(
+            UserError, match=r"0\.3 of 3 .* makes 0 steps; .*epochs 0\.3334 or more"
+        ):
+            rows.arrange(three, ["a"] * 3, few, 8, packing=packing)
+        least = arguments(tmp_path, max_steps=-1, num_train_epochs=0.3334)
+        assert len(rows.arrange(three, ["a"] * 3, least, 8, packing=packing).rows) == 1
 
 
 def test_rows_of_a_model_that_knows_tasks_hold_one_task(tmp_path, tokenizer, examples):
