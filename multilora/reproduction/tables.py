@@ -153,7 +153,7 @@ def parsed(file: Path, content: bytes, needed: Sequence[str]) -> list[Row]:
 
 
 def _cell(column: str, text: str) -> str | int | float | None:
-    """Return a number if the text is one and the column is not in TEXT; None for no finite value."""
+    """Return text for a column in TEXT, else a number if it is one; None if empty or not finite."""
     if text == "":
         return None
     if column in TEXT:

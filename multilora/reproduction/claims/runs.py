@@ -376,9 +376,7 @@ def independent(measured: Tables) -> Evidence:
     if differences:
         above_zero, _ = single(rows, "multilora", {"overlap_above_chance": 0.0})
         if agreement(above_zero["overlap_above_chance"], +1) > 0:
-            notes.append(
-                "The whole interval lies above chance, however small the overlap is."
-            )
+            notes.append("The whole interval lies above chance, however small the overlap is.")
     return Evidence(differences, notes, [_overlaps(rows)] if rows else [])
 
 
