@@ -26,9 +26,9 @@ ABLATIONS = ("multilora zero", "multilora n=1", "multilora n=1 zero", "lora+", "
 RELATIVES = ("rlora", "mtllora", "expert")
 EVERY = (*CORE, *ABLATIONS, "lora r=26", *RELATIVES)
 
-# The seed of all sweeps, which is not reported, and the learning rates as multiples of a middle. The
-# middle is the method's default; for methods in MIDDLE, whose default a sweep chose below it, it is
-# given.
+# The seed of all sweeps, which is not reported, and the learning rates as multiples of a middle.
+# The middle is the method's default, or that of MIDDLE for methods whose default a sweep chose
+# below it.
 SWEEP_SEED, SWEPT = 100, (0.25, 0.5, 1.0, 2.0)
 MIDDLE = {"lora+": 3e-3, "rlora": 3e-3, "mtllora": 6e-3}
 # Variants without a sweep, and the method whose learning rate they take.
