@@ -35,11 +35,10 @@ from multilora.reproduction.tables import load
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the judged claims and return the exit status."""
-    return command.run("multilora.claims", lambda: _judged(argv))
+    return command.run("multilora.claims", parse=lambda: _parser().parse_args(argv), work=_judged)
 
 
-def _judged(argv: Sequence[str] | None) -> str:
-    """Parse the arguments and return claims.md, or claims.json."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m multilora.claims",
         description=__doc__,
@@ -48,7 +47,11 @@ def _judged(argv: Sequence[str] | None) -> str:
     parser.add_argument("directory", metavar="DIR", help="results of multilora.reproduce")
     parser.add_argument("--json", action="store_true", help="print claims.json instead")
     parser.add_argument("--version", action="version", version=__version__)
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def _judged(arguments: argparse.Namespace) -> str:
+    """Return claims.md, or claims.json, for the tables of a directory."""
     measured = load(arguments.directory)
     for note in measured.notes:
         print(f"multilora.claims: {note}", file=sys.stderr)

@@ -25,8 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("directory", nargs="?", type=Path, default=Path("figures"), metavar="DIR")
     parser.add_argument("--version", action="version", version=__version__)
-    directory = parser.parse_args(argv).directory
-    return command.run("multilora.figures", lambda: _draw(directory))
+    return command.run(
+        "multilora.figures",
+        parse=lambda: parser.parse_args(argv),
+        work=lambda arguments: _draw(arguments.directory),
+    )
 
 
 def _draw(directory: Path) -> str:

@@ -185,13 +185,16 @@ def _extras(settings: ReproduceSettings, runs: Runs) -> Extras:
 def main(argv: Sequence[str] | None = None) -> int:
     """Reproduce, or list what there is to do, and return the exit status."""
 
-    def work() -> str:
-        settings = command.settings_from(ReproduceSettings, __doc__, argv)
+    def work(settings: ReproduceSettings) -> str:
         if settings.preset == "paper":
             return "\n".join(presets.paper(settings.model, settings.tasks))
         return listing(settings) if settings.dry_run else reproduce(settings)
 
-    return command.run("multilora.reproduce", work)
+    return command.run(
+        "multilora.reproduce",
+        parse=lambda: command.settings_from(ReproduceSettings, __doc__, argv),
+        work=work,
+    )
 
 
 if __name__ == "__main__":
