@@ -69,6 +69,3 @@ def check_alike(runs: Sequence[Trained]) -> None:
         other = seen.setdefault((run.method, run.seed), run.path)
         if other != run.path:
             raise UserError(f"{run.path} and {other}: both are {run.method}, seed {run.seed}")
-
-
-# NEEDIMPORT
