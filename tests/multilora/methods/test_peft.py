@@ -150,7 +150,7 @@ def test_adalora_does_not_go_on_from_a_checkpoint(train_argv, tmp_path, capsys):
         ({"method": "peft:PROMPT_TUNING"}, "adds tokens and changes no weight"),
         ({"method": "peft:LN_TUNING"}, "peft:LN_TUNING cannot be trained here: it trains"),
         ({"method": "peft:XLORA"}, "peft:XLORA cannot be trained here: it mixes"),
-        ({"method": "peft:LOHA", "scale": 1.0}, "scale and dropout belong to LoRA; set those of peft:LOHA"),
+        ({"method": "peft:LOHA", "scale": 1.0}, "scale and dropout belong to LoRA"),
         ({"method": "lora", "peft_config": "{}"}, "peft_config belongs to the methods peft:NAME"),
         ({"method": "peft:LORA", "peft_config": '{"rnak": 4}'}, "LoraConfig has no field rnak"),
         ({"method": "peft:LORA", "peft_config": "r=4"}, "peft_config 'r=4' is no JSON"),
