@@ -1,14 +1,16 @@
-"""Look at what training did to the weights: the spectrum of every ΔW in a checkpoint.
+"""Measure what training did to a model's weights: the spectrum of every ΔW in a checkpoint.
 
-The data flows one way: a path → `checkpoint` → updates → `numerics` → `results` → `tables`,
-`figures` and, on disk, `store`. The commands are `spectrum`, `similarity` and `dynamics`.
+Data flows one way. `checkpoint` reads a path into updates, `numerics` computes numbers from an
+update, `pairs` and `base` compare updates with one another and with the base, `results` holds the
+rows and arrays, `tables` and `figures` show them, and `store` writes them to disk. The commands
+are `spectrum`, `similarity` and `dynamics`.
 """
 
 __version__ = "0.1.0"
 
 
 class UserError(ValueError):
-    """Something that the user can mend; the commands print the message as one line.
+    """An error that the user can mend; the commands print its message as one line.
 
     The message says where (file, module, option), what came and what was expected. Any other
     exception is a fault of the program and keeps its traceback.
@@ -16,7 +18,7 @@ class UserError(ValueError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint, or one module of it, that cannot be analysed."""
+    """A checkpoint, or one of its modules, that cannot be analysed."""
 
 
 __all__ = ["CheckpointError", "UserError", "__version__"]

@@ -1,7 +1,8 @@
-"""What the commands share: how checkpoints are chosen and read, and where things are printed.
+"""Parse arguments, report problems and print results, the same way in every command.
 
-Results go to stdout, everything else to stderr. Exit status: 0, everything was analysed; 1, some
-things were skipped, each with a line that says why; 2, nothing was analysed, or bad usage.
+Results go to stdout, everything else to stderr. Exit status: 0 if everything was analysed; 1 if
+something was skipped, each with a line that says why; 2 if nothing was analysed, or for bad usage;
+130 after Ctrl-C.
 """
 
 import argparse
@@ -10,13 +11,15 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from analysis import UserError, __version__, checkpoint
+from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.names import printable
+from analysis.results import Row
 
-Item = TypeVar("Item")
+# Running a command
 
 
 def run(
@@ -24,20 +27,19 @@ def run(
     argv: Sequence[str] | None,
     work: Callable[[argparse.Namespace], int],
 ) -> int:
-    """Parse `argv`, run `work` on it and return the exit status; see `exit_status`."""
+    """Add --version, parse `argv`, call `work` and return the exit status; see `exit_status`."""
     parser.add_argument("--version", action="version", version=__version__)
-    arguments = parser.parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    return exit_status(_name(parser), lambda: work(arguments))
+    return exit_status(_name(parser), lambda: work(parser.parse_args(argv)))
 
 
 def exit_status(name: str, work: Callable[[], int]) -> int:
-    """Return what `work` returns, or 2 after an error that the user can mend, or 130 after Ctrl-C.
+    """Return what `work` returns, 2 after an error that the user can mend, or 130 after Ctrl-C.
 
-    Both are told in one line on stderr, under the command's `name`. Every other exception is a
-    fault of the program: it keeps its traceback.
+    Either is reported as one line on stderr that starts with the command's `name`. Any other
+    exception is a fault of the program and keeps its traceback.
     """
     try:
         return work()
@@ -49,82 +51,113 @@ def exit_status(name: str, work: Callable[[], int]) -> int:
         return 130
 
 
-def _name(parser: argparse.ArgumentParser) -> str:
-    return parser.prog.removeprefix("python -m ")
+# Reporting and printing
 
 
-def complain(parser: argparse.ArgumentParser, message: str) -> None:
-    """Print a line on stderr, under the command's name."""
+def warn(parser: argparse.ArgumentParser, message: str) -> None:
+    """Print one line on stderr that starts with the command's name."""
     print(f"{_name(parser)}: {printable(message)}", file=sys.stderr)
 
 
-def complain_of_steps(parser: argparse.ArgumentParser, paths: Iterable[str]) -> None:
-    """A line for each checkpoint below which further ones lie that are not read."""
-    for path in map(Path, paths):
-        below = checkpoint.passed_over(path)
+def warn_of_unread_steps(parser: argparse.ArgumentParser, runs: Iterable[Run]) -> None:
+    """Print one line for each run that is a checkpoint and contains further ones, not read."""
+    for run in runs:
+        below, path = checkpoint.passed_over(run), run.path
         if below:
-            complain(
-                parser, f"{path}: is a checkpoint; {below} below it not read: {path}/checkpoint-*"
+            warn(
+                parser,
+                f"{path}: is a checkpoint; {below} more below it not read;"
+                f" to read them, pass {path}/checkpoint-*",
             )
 
 
 def emit(text: str) -> None:
-    """Print `text`; a reader that stops early, as `head` does, is no error."""
+    """Print `text` on stdout; a reader that stops early, such as `head`, is not an error."""
     try:
         print(text, flush=True)
     except OSError as error:
-        # What is left in the buffer would fail again at exit.
+        # The rest of the buffer would fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise
 
 
-def printable_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows as they can be printed to a terminal; a file keeps their names as they are."""
+def printable_rows(rows: Iterable[Row]) -> list[Row]:
+    """Copy rows for a terminal, with control characters escaped; files keep the exact names."""
     return [
         {column: printable(cell) if isinstance(cell, str) else cell for column, cell in row.items()}
         for row in rows
     ]
 
 
-def add_output(parser: argparse.ArgumentParser, files: str) -> None:
-    """--out, --json and --csv, --modules, --formats."""
-    parser.add_argument("--formats", action=_Formats, help="list what can be read, and stop")
-    parser.add_argument("--modules", metavar="REGEX", help="only modules whose name has a match")
-    parser.add_argument("--out", metavar="DIR", help=f"write {files}")
+def _name(parser: argparse.ArgumentParser) -> str:
+    """The name of a command in its messages, such as analysis.spectrum."""
+    return parser.prog.removeprefix("python -m ")
+
+
+# Options that the commands share
+
+
+def add_output_options(parser: argparse.ArgumentParser, files: str) -> None:
+    """Add --formats, --modules, --out, --json and --csv; `files` names what --out writes."""
+    parser.add_argument(
+        "--formats", action=_Formats, help="list the formats that can be read, and exit"
+    )
+    parser.add_argument(
+        "--modules", metavar="REGEX", help="analyse only modules whose name contains a match"
+    )
+    parser.add_argument("--out", metavar="DIR", help=f"write {files} to this directory")
     output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    output.add_argument("--csv", action="store_true", help="the rows of the table on stdout")
+    output.add_argument("--json", action="store_true", help="print one JSON object")
+    output.add_argument("--csv", action="store_true", help="print the table as CSV")
 
 
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """The options that say of a checkpoint what it does not say itself."""
-    group = parser.add_argument_group("what a checkpoint does not say of itself")
-    group.add_argument("--base", metavar="DIR", help="the model that was trained (or its hub name)")
+class _Formats(argparse.Action):
+    """Print the formats that can be read and exit, without requiring PATH, as --help does."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        emit("\n".join(checkpoint.formats()))
+        parser.exit()
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that supply what the files of a checkpoint do not say."""
+    group = parser.add_argument_group("what the files of a checkpoint do not say")
+    group.add_argument(
+        "--base", metavar="DIR", help="the model that was fine-tuned, or its name on the hub"
+    )
     group.add_argument(
         "--base-rounded",
         action="store_true",
-        help="the base was itself rounded from what training started with: count its noise too",
+        help="the base itself was rounded after training started from it: count its noise too",
     )
     group.add_argument(
-        "--initial", metavar="DIR", help="the adapter before its training (PiSSA, OLoRA, …)"
+        "--initial", metavar="DIR", help="the adapter before training (PiSSA, OLoRA, …)"
     )
     group.add_argument(
-        "--direction-only", action="store_true", help="of DoRA, B·A alone, which needs no base"
+        "--direction-only", action="store_true", help="for DoRA, B·A alone, which needs no base"
     )
     group.add_argument(
         "--factors",
         nargs=2,
         metavar=("A", "B"),
-        help="patterns of the names of A (r, d_in) and B (d_out, r), paired by their groups",
+        help="regular expressions for the tensors A (r, d_in) and B (d_out, r); equal groups"
+        " make a pair",
     )
     group.add_argument(
-        "--scale", type=float, default=1.0, metavar="X", help="ΔW = X · B A, where no file says it"
+        "--scale",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="ΔW = X · B A, if no file gives the scale (default 1)",
     )
 
 
-def options(arguments: argparse.Namespace) -> Options:
-    """What `add_reading` was given."""
+def reading_options(arguments: argparse.Namespace) -> Options:
+    """Return the values of `add_reading_options`."""
     return Options(
         base=Path(arguments.base) if arguments.base else None,
         base_rounded=arguments.base_rounded,
@@ -135,18 +168,7 @@ def options(arguments: argparse.Namespace) -> Options:
     )
 
 
-def paths_read(arguments: argparse.Namespace) -> list[Path]:
-    """Everything that the arguments had read: checkpoints, base, initial."""
+def paths_read(runs: Iterable[Run], arguments: argparse.Namespace) -> list[Path | Run]:
+    """List everything that a command read: its checkpoints, --base and --initial."""
     given = [Path(path) for path in (arguments.base, arguments.initial) if path]
-    return [run.path for run in checkpoint.runs(arguments.paths)] + given
-
-
-class _Formats(argparse.Action):
-    """--formats: as --help, it stands alone."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
-        super().__init__(option_strings, dest, nargs=0, help=help)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        emit("\n".join(checkpoint.formats()))
-        parser.exit()
+    return [*runs, *given]

@@ -1,90 +1,91 @@
-"""Show how the update moves over the checkpoints of one run.
+"""Show how the update changes over the checkpoints of a run.
 
-PATH is a run directory with its checkpoint-N, or several of these. A line a step, medians over
-modules: the size of ΔW, how concentrated it is, and how much of its directions it shares with the
-step before and with the last one. left: output directions, right: input directions.
+PATH is a run directory with its checkpoint-N, or several of these. Prints one line per step, with
+medians over modules: the size of ΔW, how concentrated it is, and how much of its directions it
+shares with the previous step and with the last one. left: output directions, right: input
+directions.
 """
 
 import argparse
 import itertools
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from analysis import CheckpointError, checkpoint, command, names, similarity, spectrum, store
 from analysis.checkpoint import Run
-from analysis.figures import dynamics as dynamics_figures
 from analysis.formats import Options
 from analysis.pairs import dominance
 from analysis.pairs.meeting import Pairs
-from analysis.results import Dynamics, Row
+from analysis.results import Dynamics, Row, Similarity, Spectra
 from analysis.tables import dynamics as dynamics_table
 from analysis.tables.dynamics import COLUMNS, PLACE, SHARED, SIZES
 
 TABLE = "dynamics.csv"
+Steps = dict[str, list[int]]  # run -> its steps, ascending
 
 
 def analyse(
-    paths: str | Path | Iterable[str | Path],
+    paths: str | Path | Iterable[str | Path | Run],
     *,
     options: Options | None = None,
     modules: str | None = None,
     progress: bool = False,
 ) -> Dynamics:
-    """Every step of the runs at `paths`, module by module.
+    """Analyse every step of the runs at `paths`, module by module.
 
-    Arguments as for `spectrum.analyse`. Raises CheckpointError where a path is no step of a run,
-    or a run has only one.
+    Arguments as for `spectrum.analyse`. Raises CheckpointError if a path is not a step of a run, or
+    if a run has only one step.
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
-    by_run = _steps(checkpoint.runs(listed))
-    spectra = spectrum.analyse(listed, options=options, modules=modules, progress=progress)
-    alike = similarity.analyse(
-        listed, options=options, modules=modules, choose=_chosen, parts=False, progress=progress
+    return of_runs(
+        checkpoint.runs(listed), options=options or Options(), modules=modules, progress=progress
     )
-    pairs = {
-        (row["run_a"], row["module"], row["part_a"], row["step_a"], row["step_b"]): row
-        for row in alike.rows
-    }
-    rows = []
-    for row in spectra.rows:
-        steps = by_run[row["run"]]
-        at = steps.index(row["step"])
-        line = {column: row[column] for column in (*PLACE, *SIZES)}
-        for other, step in (("previous", steps[at - 1] if at else None), ("last", steps[-1])):
-            pair = (row["run"], row["module"], row["part"])
-            ends = sorted((step, row["step"])) if step is not None else ()
-            found = pairs.get((*pair, *ends), {})
-            line |= {f"{column}_{other}": found.get(column) for column in SHARED}
-        rows.append(line)
-    # ΔW = 0, as at the start of a run, has a spectrum and no directions: that is no fault.
-    faults = [skip for skip in alike.skipped if skip not in alike.zero]
-    skipped = [*spectra.skipped, *(skip for skip in faults if skip not in spectra.skipped)]
-    verdicts = {}
-    for run, steps in by_run.items():
-        change = dominance.pair_spectra(spectra, (run, steps[0]), (run, steps[-1]))
-        verdicts[run] = dominance.judge(change).sentence
-    return Dynamics(rows, spectra.s, verdicts, skipped, spectra.other)
 
 
-def _steps(runs: Sequence[Run]) -> dict[str, list[int]]:
-    """Run -> its steps, ascending; CheckpointError for what is no series of steps."""
-    steps: dict[str, list[int]] = {}
+def of_runs(
+    runs: Sequence[Run], *, options: Options, modules: str | None = None, progress: bool = False
+) -> Dynamics:
+    """Analyse `runs`, which `checkpoint.runs` gave; otherwise as `analyse`."""
+    steps = _steps(runs)
+    spectra = spectrum.of_runs(runs, options=options, modules=modules, progress=progress)
+    shared = similarity.of_runs(
+        runs, options=options, modules=modules, pairs=_pairs(runs), parts=False, progress=progress
+    )
+    return Dynamics(
+        rows=list(_rows(spectra, shared, steps)),
+        s=spectra.s,
+        verdicts=_verdicts(spectra, steps),
+        skipped=_skipped(spectra, shared),
+        other=spectra.other,
+    )
+
+
+# Steps of the analysis
+
+
+def _steps(runs: Iterable[Run]) -> Steps:
+    """The steps of each run; CheckpointError if a run is not a series of steps."""
+    steps: Steps = {}
+    paths: dict[str, Path] = {}
     for run in runs:
         if run.step is None:
             raise CheckpointError(
-                f"{run.path}: is no step of a run; expected checkpoint-N below it"
+                f"{run.path}: is not a step of a run; expected a directory with checkpoint-N"
             )
         steps.setdefault(run.name, []).append(run.step)
-    for run in runs:
-        if len(steps[run.name]) < 2:
-            raise CheckpointError(f"{run.path}: is the only step; expected two or more of a run")
+        paths[run.name] = run.path
+    for name, of_run in steps.items():
+        if len(of_run) < 2:
+            raise CheckpointError(
+                f"{paths[name]}: is the only step of {name}; expected two or more"
+            )
     return {name: sorted(of_run) for name, of_run in steps.items()}
 
 
-def _chosen(runs: Sequence[Run]) -> Pairs:
+def _pairs(runs: Iterable[Run]) -> Pairs:
     """Consecutive steps of each run, and each step with the last."""
     by_name: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.step or 0):
@@ -96,70 +97,124 @@ def _chosen(runs: Sequence[Run]) -> Pairs:
     return pairs
 
 
+def _rows(spectra: Spectra, shared: Similarity, steps: Steps) -> Iterator[Row]:
+    """Yield one row per step and module, keyed by COLUMNS."""
+    pairs = {
+        (row["run_a"], row["module"], row["part_a"], row["step_a"], row["step_b"]): row
+        for row in shared.rows
+    }
+    for row in spectra.rows:
+        of_run, step = steps[row["run"]], row["step"]
+        at = of_run.index(step)
+        others = {"previous": of_run[at - 1] if at else None, "last": of_run[-1]}
+        line = {column: row[column] for column in (*PLACE, *SIZES)}
+        for name, other in others.items():
+            ends = () if other is None else sorted((other, step))
+            # No pair: ΔW = 0 in one of them, or the step is the first or the last.
+            pair = pairs.get((row["run"], row["module"], row["part"], *ends), {})
+            line |= {f"{column}_{name}": pair.get(column) for column in SHARED}
+        yield line
+
+
+def _verdicts(spectra: Spectra, steps: Steps) -> dict[str, str]:
+    """A sentence per run: whether its first or its last step is more dominated."""
+    verdicts = {}
+    for run, of_run in steps.items():
+        change = dominance.pair_spectra(spectra, (run, of_run[0]), (run, of_run[-1]))
+        verdicts[run] = dominance.judge(change).sentence
+    return verdicts
+
+
+def _skipped(spectra: Spectra, shared: Similarity) -> list[dict[str, str]]:
+    """The updates that either analysis skipped, each once.
+
+    ΔW = 0, as at the start of a run, has a spectrum and no directions: that is not a fault.
+    """
+    more = [
+        skip for skip in shared.skipped if skip not in shared.zero and skip not in spectra.skipped
+    ]
+    return [*spectra.skipped, *more]
+
+
+# The command
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit status: 0, all analysed; 1, some skipped; 2, nothing."""
+    """Run the command and return its exit status.
+
+    0: everything was analysed; 1: some modules were skipped; 2: nothing was analysed, or bad usage.
+    """
     parser = _parser()
     return command.run(parser, argv, partial(_run, parser))
 
 
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    options = command.options(arguments)
-    found = analyse(arguments.paths, options=options, modules=arguments.modules, progress=True)
-    for skip in found.skipped:
-        command.complain(parser, skip["reason"])
-    if not found.rows:
+    """Analyse, report what was skipped, write the results; the exit status."""
+    runs = checkpoint.runs(arguments.paths)
+    dynamics = of_runs(
+        runs,
+        options=command.reading_options(arguments),
+        modules=arguments.modules,
+        progress=True,
+    )
+    for skip in dynamics.skipped:
+        command.warn(parser, skip["reason"])
+    if not dynamics.rows:
         if arguments.json:
-            command.emit(store.strict_json({"rows": [], "skipped": found.skipped}))
+            command.emit(store.strict_json({"rows": [], "skipped": dynamics.skipped}))
         return 2
+    if arguments.figures:
+        _draw(dynamics, Path(arguments.figures))
+    _write(dynamics, command.paths_read(runs, arguments), arguments)
+    return 1 if dynamics.skipped else 0
+
+
+def _draw(dynamics: Dynamics, directory: Path) -> None:
+    """Draw one figure per run."""
+    # Importing matplotlib takes longer than most analyses.
+    from analysis.figures.dynamics import over_steps
+
+    runs = list(dict.fromkeys(row["run"] for row in dynamics.rows))
+    for run in runs:
+        stem = "dynamics" if len(runs) == 1 else f"dynamics-{run.replace('/', '-')}"
+        store.save_figure(over_steps(dynamics, run), directory / stem)
+
+
+def _write(dynamics: Dynamics, read: Sequence[Path | Run], arguments: argparse.Namespace) -> None:
+    """Write the results to --out and to stdout; read: the inputs to record."""
     made_by: dict[str, Any] = {}
     if arguments.out or arguments.json:
-        made_by = store.record("analysis.dynamics", command.paths_read(arguments), vars(arguments))
-    if arguments.figures:
-        _draw(found, Path(arguments.figures))
-    notes: Row = {"summary": dynamics_table.summary(found.rows), "verdicts": found.verdicts}
-    notes |= {"skipped": found.skipped, "other": found.other}
+        made_by = store.record("analysis.dynamics", read, vars(arguments))
+    notes: Row = {
+        "summary": dynamics_table.summary(dynamics.rows),
+        "verdicts": dynamics.verdicts,
+        "skipped": dynamics.skipped,
+        "other": dynamics.other,
+    }
     if arguments.out:
-        tables = {TABLE: store.csv_text(found.rows, COLUMNS)}
-        store.write(arguments.out, {store.SPECTRA: found.s}, tables, {**made_by, **notes})
+        tables = {TABLE: store.csv_text(dynamics.rows, COLUMNS)}
+        store.write(arguments.out, {store.SPECTRA: dynamics.s}, tables, {**made_by, **notes})
     if arguments.json:
-        command.emit(store.strict_json({"record": made_by, "rows": found.rows, **notes}))
+        command.emit(store.strict_json({"record": made_by, "rows": dynamics.rows, **notes}))
     elif arguments.csv:
-        rows = command.printable_rows(found.rows)
+        rows = command.printable_rows(dynamics.rows)
         command.emit(store.csv_text(rows, COLUMNS).rstrip("\n"))
     else:
-        command.emit(
-            "\n".join(
-                [
-                    *map(names.printable, dynamics_table.lines(found.rows, found.verdicts)),
-                    dynamics_table.EXPLANATION,
-                ]
-            )
-        )
-    return 1 if found.skipped else 0
-
-
-def _draw(found: Dynamics, directory: Path) -> None:
-    """A figure a run."""
-    from analysis.figures import spectrum as spectrum_figures  # matplotlib takes long to import
-
-    names = list(dict.fromkeys(row["run"] for row in found.rows))
-    for name in names:
-        stem = "dynamics" if len(names) == 1 else f"dynamics-{name.replace('/', '-')}"
-        spectrum_figures.save(dynamics_figures.over_steps(found, name), directory / stem)
+        lines = map(names.printable, dynamics_table.lines(dynamics.rows, dynamics.verdicts))
+        command.emit("\n".join([*lines, dynamics_table.EXPLANATION]))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.dynamics",
         description=__doc__,
-        epilog=dynamics_table.EXPLANATION
-        + " Exit status: 0, every step was analysed; 1, some modules were skipped; 2, nothing was"
-        " analysed, or bad usage.",
+        epilog=f"{dynamics_table.EXPLANATION} Exit status: 0 if every step was analysed; 1 if some"
+        " modules were skipped; 2 if nothing was analysed, or for bad usage.",
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a run directory, or its steps")
     parser.add_argument("--figures", metavar="DIR", help="draw dynamics.png and .pdf there")
-    command.add_output(parser, f"{TABLE}, {store.SPECTRA}, {store.RECORD} there")
-    command.add_reading(parser)
+    command.add_output_options(parser, f"{TABLE}, {store.SPECTRA}, {store.RECORD}")
+    command.add_reading_options(parser)
     return parser
 
 

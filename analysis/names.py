@@ -1,41 +1,79 @@
-"""What runs, modules and updates are called, and how names are printed and chosen."""
+"""Build, take apart, print and select the names of runs, modules and updates."""
 
 import re
+from collections.abc import Container
 
 from analysis import UserError
 
 
-def run_key(name: str, step: int | None) -> str:
-    """run, or run@step."""
-    return name if step is None else f"{name}@{step}"
+def run_key(run: str, step: int | None) -> str:
+    """Return the key of a checkpoint: run, or run@step.
+
+    >>> run_key("lora", None), run_key("lora", 20)
+    ('lora', 'lora@20')
+    """
+    return run if step is None else f"{run}@{step}"
 
 
 def update_key(run: str, module: str, part: str | None) -> str:
-    """run/module, or run/module#part, of the key of a run."""
+    """Return the key of an update: run/module, or run/module#part; `run` is the key of its run.
+
+    >>> update_key("lora@20", "layers.0.q_proj", None), update_key("lora", "head", "task1")
+    ('lora@20/layers.0.q_proj', 'lora/head#task1')
+    """
     return f"{run}/{module}" + (f"#{part}" if part else "")
 
 
-def layer_of(name: str) -> int | None:
-    """The first integer component of a module's dotted path; None where it has none."""
-    return next((int(c) for c in name.split(".") if re.fullmatch("[0-9]{1,9}", c)), None)
+def unique(name: str, taken: Container[str]) -> str:
+    """Return `name` if it is not taken, else name-2, name-3, …: the first that is not.
+
+    >>> unique("combined", ["lora"]), unique("combined", ["lora", "combined", "combined-2"])
+    ('combined', 'combined-3')
+    """
+    result, number = name, 2
+    while result in taken:
+        result, number = f"{name}-{number}", number + 1
+    return result
 
 
-def kind_of(name: str) -> str:
-    """The last component of a module's dotted path: q_proj, …"""
-    return name.rpartition(".")[2]
+def layer_of(module: str) -> int | None:
+    """Return the first integer in a module's dotted path; None if it has none.
+
+    >>> layer_of("model.layers.3.mlp.up_proj"), layer_of("lm_head")
+    (3, None)
+    """
+    return next((int(c) for c in module.split(".") if re.fullmatch("[0-9]{1,9}", c)), None)
+
+
+def kind_of(module: str) -> str:
+    """Return the last component of a module's dotted path.
+
+    >>> kind_of("model.layers.3.mlp.up_proj")
+    'up_proj'
+    """
+    return module.rpartition(".")[2]
 
 
 def printable(text: str) -> str:
-    """`text` on one line, control characters escaped: names in a checkpoint are a stranger's."""
+    r"""Return `text` on one line, with control characters escaped.
+
+    Names in a checkpoint come from strangers, and could otherwise control the terminal.
+
+    >>> print(printable("layer\x1b[2J\nq"))
+    layer\x1b[2J\nq
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def expression(modules: str | None) -> re.Pattern[str]:
-    """What a module's name must match to be looked at; ValueError where it is no expression."""
+    """Return the compiled --modules, which a module's name must contain; None matches every name.
+
+    Raises UserError if it is not a valid regular expression.
+
+    >>> bool(expression(r"[qv]_proj$").search("layers.0.q_proj"))
+    True
+    """
     try:
         return re.compile(modules or "")
     except re.error as error:
-        raise UserError(f"--modules {modules!r} is no regular expression: {error}") from None
-
-
-# NEEDIMPORT
+        raise UserError(f"--modules {modules!r} is not a regular expression: {error}") from None

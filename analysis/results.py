@@ -1,4 +1,12 @@
-"""What an analysis found: rows of a table, arrays beside them, and what was left out."""
+"""The results of an analysis: rows of a table, arrays that belong to them, and what is missing.
+
+A row is a dict keyed by the columns of its table; a number that is undefined is None. Each class
+below holds the result of one function called `analyse`. They share two lists:
+
+skipped: {run, module, reason} for each update that could not be analysed; module "" stands for a
+    whole checkpoint.
+other: {run, name, what} for each tensor that is not an update, such as a saved head or a bias.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -6,28 +14,27 @@ from typing import Any
 
 import numpy as np
 
-COLUMNS = (
-    *("key", "run", "method", "step", "module", "layer", "kind", "part"),
-    *("d_out", "d_in", "capacity", "rank"),
-    *("spectral_norm", "frobenius_norm", "nuclear_norm"),
-    *("top_share_1", "top_share_4", "top_share_16", "top_share_1pct", "top_share_10pct"),
-    *("effective_rank", "energy_entropy_rank", "stable_rank", "participation_ratio", "gini"),
-    *("energy_rank_50", "energy_rank_90", "energy_rank_99"),
-    *("utilisation", "democracy", "outliers", "floor", "above_floor"),
-    *("algorithm", "error_bound"),
-)
-
-
 Row = dict[str, Any]
+
+# The columns of the table of spectra, spectrum.csv.
+COLUMNS = (
+    "key", "run", "method", "step", "module", "layer", "kind", "part",
+    "d_out", "d_in", "capacity", "rank",
+    "spectral_norm", "frobenius_norm", "nuclear_norm",
+    "top_share_1", "top_share_4", "top_share_16", "top_share_1pct", "top_share_10pct",
+    "effective_rank", "energy_entropy_rank", "stable_rank", "participation_ratio", "gini",
+    "energy_rank_50", "energy_rank_90", "energy_rank_99",
+    "utilisation", "democracy", "outliers", "floor", "above_floor",
+    "algorithm", "error_bound",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Spectra:
-    """What an analysis found.
+    """Spectra of the updates in checkpoints, from `spectrum.analyse`.
 
-    rows: one a module, keyed by COLUMNS, None where a number is undefined; s: the singular values
-    by row key, (capacity,), float64, descending, also for ΔW = 0; skipped: {run, module, reason}
-    of updates that could not be analysed; other: {run, name, what} of tensors that are none.
+    rows: one per update, keyed by `results.COLUMNS`; s: row key -> singular values, (capacity,),
+    float64, descending, also for ΔW = 0; skipped, other: see the module.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -38,13 +45,15 @@ class Spectra:
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
-    """What a comparison found.
+    """Similarity between the updates of checkpoints, from `similarity.analyse`.
 
-    rows: one a pair of updates, keyed by COLUMNS, None where a number is undefined; phi: key +
-    "#left" and "#right" -> the grid φ(i, j), (k, k), up to k = 128, nan where it is undetermined,
-    and "#left_angles", "#right_angles" -> principal angles of the top k, radians. inside: the rows
-    of two parts of one module in one run. skipped: {run, module, reason}; zero: those of them
-    where ΔW = 0; other: {run, name, what}.
+    rows: one per pair of updates from two runs, keyed by `similarity.COLUMNS`.
+    inside: the same for pairs of parts of one module in one run.
+    phi: row key + "#left" or "#right" -> the grid φ(i, j), (k, k), k at most 128, nan where it is
+        undetermined; row key + "#left_angles" or "#right_angles" -> principal angles between the
+        spans of the top k directions, (k,), radians.
+    skipped, other: see the module.
+    zero: the entries of `skipped` that are no fault, because ΔW = 0.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -57,10 +66,10 @@ class Similarity:
 
 @dataclass(frozen=True, eq=False)
 class Merging:
-    """What merging two checkpoints means.
+    """Effect of merging two checkpoints, from `pairs.merging.analyse`.
 
-    rows: one a pair of updates, keyed by ROW_COLUMNS, None where a number is undefined; s: key ->
-    singular values of ΔW_a + ΔW_b. skipped: {run, module, reason}; other: {run, name, what}.
+    rows: one per pair of updates, keyed by `pairs.merging.ROW_COLUMNS`; s: row key -> singular
+    values of ΔW_a + ΔW_b, descending; skipped, other: see the module.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -71,10 +80,10 @@ class Merging:
 
 @dataclass(frozen=True, eq=False)
 class AgainstBase:
-    """Updates beside the base.
+    """Updates compared with the weights that they change, from `base.landing.analyse`.
 
-    rows: one an update, keyed by ROW_COLUMNS, None where a number is undefined or was not asked
-    for; skipped: {run, module, reason}; other: {run, name, what}.
+    rows: one per update, keyed by `base.landing.ROW_COLUMNS`; None also for a number that was not
+    requested; skipped, other: see the module.
     """
 
     rows: list[Row]
@@ -84,11 +93,11 @@ class AgainstBase:
 
 @dataclass(frozen=True, eq=False)
 class Dynamics:
-    """What the steps of a run, or of several, are like.
+    """Updates at the steps of runs, from `dynamics.analyse`.
 
-    rows: one a step and module, keyed by COLUMNS, None where a number is undefined; s: singular
-    values by run@step/module[#part]; verdicts: run -> which of its first and last step is the more
-    dominated, in words; skipped: {run, module, reason}; other: {run, name, what}.
+    rows: one per step and update, keyed by `tables.dynamics.COLUMNS`; s: run@step/module[#part] ->
+    singular values, descending; verdicts: run -> a sentence that says whether its first or its
+    last step is more dominated; skipped, other: see the module.
     """
 
     rows: list[Row]
@@ -99,8 +108,28 @@ class Dynamics:
 
 
 def grouped(rows: Iterable[Row], *columns: str) -> dict[tuple[Any, ...], list[Row]]:
-    """The rows by their values in `columns`, in order of first appearance."""
+    """Return the rows grouped by their values in `columns`, in order of first appearance.
+
+    >>> grouped([{"kind": "q", "s1": 2}, {"kind": "v", "s1": 1}, {"kind": "q", "s1": 3}], "kind")
+    {('q',): [{'kind': 'q', 's1': 2}, {'kind': 'q', 's1': 3}], ('v',): [{'kind': 'v', 's1': 1}]}
+    """
     groups: dict[tuple[Any, ...], list[Row]] = {}
-    for line in rows:
-        groups.setdefault(tuple(line[column] for column in columns), []).append(line)
+    for row in rows:
+        groups.setdefault(tuple(row[column] for column in columns), []).append(row)
     return groups
+
+
+RUNS = ("run_a", "step_a", "run_b", "step_b")
+
+
+def run_name(row: Row, side: str) -> str:
+    """The run on one side ("a" or "b") of a pair, with its step."""
+    run, step = row[f"run_{side}"], row[f"step_{side}"]
+    return run if step is None else f"{run} step {step}"
+
+
+def pair_name(row: Row) -> str:
+    """Both runs of a pair; two steps of one run share its name."""
+    if row["run_a"] == row["run_b"] and row["step_a"] is not None:
+        return f"{row['run_a']} step {row['step_a']} ~ {row['step_b']}"
+    return f"{run_name(row, 'a')} ~ {run_name(row, 'b')}"

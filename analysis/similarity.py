@@ -1,14 +1,15 @@
-"""Compare where the updates in several checkpoints move the weights of the modules they share.
+"""Compare the directions in which several checkpoints change the modules that they share.
 
 ΔW = U diag(s) Vᵀ: the top i left vectors U[:, :i] span what an update writes, the right ones what
-it reads. φ(i, j) = ‖U₁[:, :i]ᵀU₂[:, :j]‖²/min(i, j) is the part of the smaller span that lies in
-the larger: 1, all of it; two random spans of R^d have max(i, j)/d. The two sides can disagree.
+it reads. φ(i, j) = ‖U₁[:, :i]ᵀU₂[:, :j]‖²/min(i, j) is the share of the smaller subspace that lies
+in the larger: 1 if all of it does; max(i, j)/d for random subspaces of R^d. The two sides can
+disagree.
 """
 
 import argparse
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis import checkpoint, command, names, results, similarity, store
+from analysis import checkpoint, command, names, store
 from analysis.base import landing
 from analysis.base import vectors as base_vectors
 from analysis.checkpoint import Run
@@ -26,15 +27,299 @@ from analysis.numerics.subspaces import phi
 from analysis.pairs import meeting, merging, repeatability
 from analysis.pairs.meeting import Pairs
 from analysis.pairs.members import PAIR, Member, Members, over_modules, pair_columns
-from analysis.results import Row, Similarity
+from analysis.results import RUNS, AgainstBase, Row, Similarity
 from analysis.tables import base as base_table
 from analysis.tables import merging as merging_table
 from analysis.tables import similarity as similarity_table
 
-__all__ = ["COLUMNS", "Similarity", "analyse", "main", "phi"]
+__all__ = ["COLUMNS", "Similarity", "analyse", "main", "of_runs", "phi"]
 
 COLUMNS = (*PAIR, *subspaces.COLUMNS)
 TABLE, PHI = "similarity.csv", "phi.safetensors"
+BASE_TABLE = "base.csv"
+MERGE_TABLE, SUMS = "merging.csv", "sums.safetensors"
+
+
+def analyse(
+    paths: str | Path | Iterable[str | Path | Run],
+    *,
+    base: str | Path | None = None,
+    options: Options | None = None,
+    modules: str | None = None,
+    rename: Sequence[meeting.Rename] = (),
+    parts: bool = True,
+    progress: bool = False,
+) -> Similarity:
+    """Compare the updates of the checkpoints at `paths` with one another, module by module.
+
+    paths: two or more; a directory of checkpoint-N stands for all of its checkpoints. One is enough
+        if its modules have parts (modules of MultiLoRA, heads, tasks): they are compared.
+    base: the model that was fine-tuned; short for `options.base`.
+    options: what the files of the checkpoints do not say.
+    modules: regular expression that is searched for in the names of modules.
+    rename: (pattern, replacement) pairs, applied to the names before modules are matched.
+    parts: whether to compare the parts of each run with one another.
+    progress: show a bar on stderr if dense updates take over two seconds.
+
+    What cannot be compared is listed in `skipped`. Raises CheckpointError if a path does not exist,
+    UserError if `base` and `options.base` differ or a pattern is not a regular expression.
+    """
+    listed = [paths] if isinstance(paths, str | Path) else list(paths)
+    return of_runs(
+        checkpoint.runs(listed),
+        options=checkpoint.with_base(options, base),
+        modules=modules,
+        rename=rename,
+        parts=parts,
+        progress=progress,
+    )
+
+
+def of_runs(
+    runs: Sequence[Run],
+    *,
+    options: Options,
+    modules: str | None = None,
+    rename: Sequence[meeting.Rename] = (),
+    pairs: Pairs | None = None,
+    parts: bool = True,
+    progress: bool = False,
+) -> Similarity:
+    """Compare the updates of `runs`, which `checkpoint.runs` gave.
+
+    pairs: which of the runs to compare; every two of them by default. The rest as for `analyse`.
+    """
+    collected = meeting.collect(runs, options, names.expression(modules), rename)
+    chosen = list(itertools.combinations(runs, 2)) if pairs is None else pairs
+    shared = meeting.sharing(chosen, collected)
+    compare = partial(_compare, runs=runs if parts else [], pairs=shared)
+    of_modules = list(over_modules(compare, collected, progress))
+    return Similarity(
+        rows=[row for of_module in of_modules for row in of_module.rows],
+        inside=[row for of_module in of_modules for row in of_module.inside],
+        phi={key: array for of_module in of_modules for key, array in of_module.phi.items()},
+        skipped=collected.skipped,
+        zero=collected.zero,
+        other=collected.other,
+    )
+
+
+# Steps of the analysis
+
+
+def _compare(members: Members, runs: Sequence[Run], pairs: Pairs) -> Similarity:
+    """Compare the updates of one module: those of `pairs`, and the parts of each of `runs`."""
+    between = [_row(a, b) for a, b in members.pairs(pairs)]
+    inside = [_row(a, b) for run in runs for a, b in itertools.combinations(members.parts(run), 2)]
+    return Similarity(
+        rows=[row for row, _ in between],
+        inside=[row for row, _ in inside],
+        phi={key: array for _, arrays in [*between, *inside] for key, array in arrays.items()},
+    )
+
+
+def _row(a: Member, b: Member) -> tuple[Row, dict[str, np.ndarray]]:
+    """The row of one pair of updates, and its φ grids and angles by their keys in `phi`."""
+    numbers, arrays = subspaces.pair_measures(a.decomposition, b.decomposition)
+    line = pair_columns(a, b) | {
+        name: None if isinstance(value, float) and not np.isfinite(value) else value
+        for name, value in numbers.items()
+    }
+    row = {column: line[column] for column in COLUMNS}
+    return row, {f"{row['key']}#{name}": array for name, array in arrays.items()}
+
+
+# The command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status.
+
+    0: everything was compared; 1: some modules were skipped; 2: nothing was compared, or bad usage.
+    """
+    parser = _parser()
+    return command.run(parser, argv, partial(_run, parser))
+
+
+def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    """Compare, report what was skipped, write the results; the exit status."""
+    arguments.paths += [path for _, *group in arguments.group for path in group]
+    _check_usage(parser, arguments)
+    runs = checkpoint.runs(arguments.paths)
+    report = _merged(runs, arguments) if arguments.merge else _compared(parser, runs, arguments)
+    for skip in report.skipped:
+        command.warn(parser, skip["reason"])
+    command.warn_of_unread_steps(parser, runs)
+    if not report.has_rows and not report.skipped:
+        command.warn(parser, "one checkpoint without parts; expected two to compare")
+    if report.has_rows or arguments.json:
+        _write(report, command.paths_read(runs, arguments), arguments)
+    if not report.has_rows:
+        return 2
+    return 1 if report.skipped else 0
+
+
+def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Exit with status 2 if required arguments are missing or options exclude one another."""
+    if not arguments.paths:
+        parser.error("the following arguments are required: PATH, or --group")
+    for name, *group in arguments.group:
+        if not group:
+            parser.error(f"--group {name}: expected a name and the paths of its seeds")
+    if arguments.landing or arguments.intruders:
+        if not arguments.base:
+            parser.error("--landing and --intruders compare with the base; expected --base too")
+        if arguments.merge:
+            parser.error("--landing and --intruders cannot be combined with --merge")
+    if arguments.merge and (arguments.figures or arguments.group):
+        parser.error("--merge compares two checkpoints; expected neither --figures nor --group")
+
+
+Table = tuple[Sequence[Row], Sequence[str]]  # rows and columns
+
+
+@dataclass(frozen=True, eq=False)
+class _Report:
+    """Results in the forms in which they are written.
+
+    lines: the printed text.
+    json: what --json prints besides the record and what was skipped.
+    tables: file -> rows and columns; --csv prints the first one that has rows.
+    tensors: file -> arrays.
+    skipped: {run, module, reason}.
+    """
+
+    lines: list[str]
+    json: dict[str, Any]
+    tables: dict[str, Table]
+    tensors: dict[str, dict[str, np.ndarray]]
+    skipped: list[dict[str, str]]
+
+    @property
+    def has_rows(self) -> bool:
+        """True if any of the tables has a row."""
+        return any(rows for rows, _ in self.tables.values())
+
+
+def _compared(
+    parser: argparse.ArgumentParser, runs: Sequence[Run], arguments: argparse.Namespace
+) -> _Report:
+    """Compare the checkpoints, their parts and methods and, with --base, each with its base."""
+    similarity = of_runs(
+        runs,
+        options=command.reading_options(arguments),
+        modules=arguments.modules,
+        rename=arguments.map,
+        progress=True,
+    )
+    if arguments.figures:
+        _draw(parser, similarity, Path(arguments.figures))
+    report = _of_similarity(similarity, repeatability.labels(runs, arguments.group))
+    if not arguments.base:
+        return report
+    return _with_base(report, _against_base(parser, runs, arguments))
+
+
+def _of_similarity(similarity: Similarity, labels: dict[str, repeatability.Label]) -> _Report:
+    """The report of a comparison; labels: the methods and seeds of the runs."""
+    methods = repeatability.between(similarity.rows, similarity.phi, labels)
+    rows = [*similarity.rows, *similarity.inside]
+    lines = [*similarity_table.lines(similarity.rows, similarity.inside, methods)]
+    if rows:
+        lines += similarity_table.EXPLANATION.splitlines()
+    result = {
+        "rows": similarity.rows,
+        "inside": similarity.inside,
+        "methods": methods,
+        "summary": similarity_table.summary(similarity.rows),
+        "other": similarity.other,
+    }
+    tables: dict[str, Table] = {TABLE: (rows, COLUMNS)}
+    return _Report(lines, result, tables, {PHI: similarity.phi}, similarity.skipped)
+
+
+def _against_base(
+    parser: argparse.ArgumentParser, runs: Sequence[Run], arguments: argparse.Namespace
+) -> AgainstBase:
+    return landing.analyse(
+        runs,
+        arguments.base,
+        options=command.reading_options(arguments),
+        modules=arguments.modules,
+        rename=arguments.map,
+        landing=arguments.landing,
+        intruders=arguments.intruders,
+        cache=Path(arguments.cache) if arguments.cache else base_vectors.default_cache(),
+        say=partial(command.warn, parser),
+        progress=True,
+    )
+
+
+def _with_base(report: _Report, against: AgainstBase) -> _Report:
+    """The report with the comparison of each checkpoint with its base added."""
+    lines = ["", *base_table.lines(against.rows), *base_table.EXPLANATION.splitlines()]
+    # Updates that cannot be read are skipped in both comparisons, and listed once.
+    skipped = [skip for skip in against.skipped if skip not in report.skipped]
+    return _Report(
+        lines=[*report.lines, *lines],
+        json={**report.json, "base": against.rows},
+        tables={**report.tables, BASE_TABLE: (against.rows, landing.ROW_COLUMNS)},
+        tensors=report.tensors,
+        skipped=[*report.skipped, *skipped],
+    )
+
+
+def _merged(runs: Sequence[Run], arguments: argparse.Namespace) -> _Report:
+    """Analyse what merging two checkpoints would do."""
+    result = merging.analyse(
+        runs,
+        options=command.reading_options(arguments),
+        modules=arguments.modules,
+        rename=arguments.map,
+        progress=True,
+    )
+    return _Report(
+        lines=[*merging_table.lines(result.rows), *merging_table.EXPLANATION.splitlines()],
+        json={"merging": result.rows, "other": result.other},
+        tables={MERGE_TABLE: (result.rows, merging.ROW_COLUMNS)},
+        tensors={SUMS: result.s},
+        skipped=result.skipped,
+    )
+
+
+def _draw(parser: argparse.ArgumentParser, similarity: Similarity, directory: Path) -> None:
+    """Draw what two checkpoints share, or what each pair of several shares."""
+    pairs = {tuple(row[column] for column in RUNS) for row in similarity.rows}
+    if not pairs:
+        command.warn(parser, "--figures: no two checkpoints to draw")
+        return
+    # Importing matplotlib takes longer than most analyses.
+    from analysis.figures import similarity as figures
+
+    draw = figures.shared_by_two if len(pairs) == 1 else figures.shared_by_many
+    store.save_figure(draw(similarity), directory / "similarity")
+
+
+def _write(report: _Report, read: Sequence[Path | Run], arguments: argparse.Namespace) -> None:
+    """Write the results to --out and to stdout; read: the inputs to record."""
+    made_by: dict[str, Any] = {}
+    if arguments.out or arguments.json:
+        made_by = store.record("analysis.similarity", read, vars(arguments))
+    if arguments.out and report.has_rows:
+        notes: Row = {"skipped": report.skipped}
+        notes |= {key: report.json[key] for key in ("methods", "other") if key in report.json}
+        tables = {file: store.csv_text(*table) for file, table in report.tables.items()}
+        store.write(arguments.out, report.tensors, tables, {**made_by, **notes})
+    if arguments.json:
+        result = {"record": made_by, **report.json, "skipped": report.skipped}
+        command.emit(store.strict_json(result))
+    elif arguments.csv:
+        rows, columns = next(table for table in report.tables.values() if table[0])
+        command.emit(store.csv_text(command.printable_rows(rows), columns).rstrip("\n"))
+    else:
+        command.emit("\n".join(map(names.printable, report.lines)))
+
+
 EPILOG = f"""\
 {similarity_table.EXPLANATION}
 
@@ -44,243 +329,8 @@ With --merge:
 With --base:
 {base_table.EXPLANATION}
 
-Exit status: 0, every module was compared; 1, some were not (not in both, shapes that differ,
-ΔW = 0); 2, nothing was compared, or bad usage."""
-BASE_TABLE = "base.csv"
-MERGE_TABLE, SUMS = "merging.csv", "sums.safetensors"
-
-
-def analyse(
-    paths: str | Path | Iterable[str | Path],
-    *,
-    base: str | Path | None = None,
-    options: Options | None = None,
-    modules: str | None = None,
-    rename: Sequence[meeting.Rename] = (),
-    choose: Callable[[Sequence[Run]], Pairs] | None = None,
-    parts: bool = True,
-    progress: bool = False,
-) -> Similarity:
-    """How alike the updates of the checkpoints at `paths` are, module by module.
-
-    paths: two or more; a directory of checkpoint-N stands for all of them. One is enough where its
-    modules have parts, which are compared with one another: MultiLoRA's modules, heads, tasks.
-    base, options: what there is to say about reading. modules: a regular expression that a
-    module's name must contain. rename: (pattern, replacement), applied to the names before they
-    are matched. choose: the pairs of runs to compare, all of them by default; parts: whether those
-    of one run are compared. What cannot be compared stands in `skipped`. Raises CheckpointError
-    for a path that does not exist, ValueError for an expression that is none.
-    """
-    listed = [paths] if isinstance(paths, str | Path) else list(paths)
-    options = options or Options(base=None if base is None else Path(base))
-    runs = checkpoint.runs(listed)
-    collected = meeting.collect(runs, options, names.expression(modules), rename)
-    pairs = choose(runs) if choose else list(itertools.combinations(runs, 2))
-    pairs = meeting.sharing(pairs, collected)
-    found = Similarity(skipped=collected.skipped, zero=collected.zero, other=collected.other)
-    job = partial(_compare, runs=runs if parts else [], pairs=pairs)
-    for result in over_modules(job, collected, progress):
-        found.rows.extend(result.rows)
-        found.inside.extend(result.inside)
-        found.phi.update(result.phi)
-    return found
-
-
-def _compare(members: Members, runs: Sequence[Run], pairs: Pairs) -> Similarity:
-    """Of one module: all pairs of runs, and within each run all pairs of parts."""
-    result = Similarity()
-    for a, b in members.pairs(pairs):
-        result.rows.append(_row(a, b, result.phi))
-    for run in runs:
-        for a, b in itertools.combinations(members.parts(run), 2):
-            result.inside.append(_row(a, b, result.phi))
-    return result
-
-
-def _row(a: Member, b: Member, arrays: dict[str, np.ndarray]) -> Row:
-    """The line of one pair; its grids and angles go to `arrays`."""
-    numbers, of_pair = subspaces.pair_measures(a.found, b.found)
-    line = pair_columns(a, b) | {
-        name: None if isinstance(value, float) and not np.isfinite(value) else value
-        for name, value in numbers.items()
-    }
-    arrays.update({f"{line['key']}#{name}": array for name, array in of_pair.items()})
-    return {column: line[column] for column in COLUMNS}
-
-
-Table = tuple[Sequence[Row], Sequence[str]]
-
-
-@dataclass(frozen=True, eq=False)
-class _Report:
-    """One way of looking: what is printed, what --json adds to the record, the files of --out.
-
-    tables: file -> rows and columns, of which --csv prints the first; tensors: file -> arrays.
-    """
-
-    lines: list[str]
-    result: dict[str, Any]
-    tables: dict[str, Table]
-    tensors: dict[str, dict[str, np.ndarray]]
-    skipped: list[dict[str, str]]
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """--landing, --intruders, --cache."""
-    group = parser.add_argument_group(
-        "against the singular vectors of the base (with --base)",
-        "Both need the full decomposition of every W0: half a minute and 134 MB on disk for one of"
-        " 4096 × 4096, hours and 40 GB for a model of 7 billion parameters. An estimate is printed"
-        " before it starts, and the result is kept, so that it is paid for once. --landing is there"
-        " without asking where it takes less than a minute.",
-    )
-    group.add_argument(
-        "--landing",
-        action="store_true",
-        help="the share of the update's energy by decile of W0's left and right singular vectors",
-    )
-    group.add_argument(
-        "--intruders",
-        action="store_true",
-        help="how many of the top 10 left singular vectors of W0 + ΔW are new to W0",
-    )
-    group.add_argument(
-        "--cache", metavar="DIR", help="where decompositions are kept (default: below ~/.cache)"
-    )
-
-
-def cache_directory(arguments: Any) -> Path:
-    """What `add_options` was given for --cache, or the default."""
-    return Path(arguments.cache) if arguments.cache else base_vectors.default_cache()
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit status: 0, all compared; 1, some skipped; 2, nothing."""
-    parser = _parser()
-    return command.run(parser, argv, partial(_run, parser))
-
-
-def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    """Compare, complain of what was skipped, write the rest; the exit status."""
-    arguments.paths += [path for _, *group in arguments.group for path in group]
-    if not arguments.paths:
-        parser.error("the following arguments are required: PATH, or --group")
-    if empty := [group[0] for group in arguments.group if len(group) < 2]:
-        parser.error(f"--group {empty[0]}: expected a name and the paths of its seeds")
-    if (arguments.landing or arguments.intruders) and (arguments.merge or not arguments.base):
-        parser.error("--landing and --intruders are beside the base: expected --base, no --merge")
-    if arguments.merge and (arguments.figures or arguments.group):
-        parser.error("--merge looks at two checkpoints and draws nothing: no --figures, no --group")
-    report = _merged(arguments) if arguments.merge else _compared(parser, arguments)
-    for skip in report.skipped:
-        command.complain(parser, skip["reason"])
-    command.complain_of_steps(parser, arguments.paths)
-    if not any(rows for rows, _ in report.tables.values()):
-        if not report.skipped:
-            command.complain(parser, "one checkpoint without parts; expected two to compare")
-        if arguments.json:
-            _write(report, arguments)
-        return 2
-    _write(report, arguments)
-    return 1 if report.skipped else 0
-
-
-def _compared(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> _Report:
-    """The checkpoints with one another, their parts, their methods, and beside the base."""
-    found = analyse(
-        arguments.paths,
-        options=command.options(arguments),
-        modules=arguments.modules,
-        rename=arguments.map,
-        progress=True,
-    )
-    runs = checkpoint.runs(arguments.paths)
-    between = repeatability.between(
-        found.rows, found.phi, repeatability.labels(runs, arguments.group)
-    )
-    rows = [*found.rows, *found.inside]
-    lines = [*similarity_table.lines(found.rows, found.inside, between)]
-    lines += similarity_table.EXPLANATION.splitlines() if rows else []
-    result: dict[str, Any] = {"rows": found.rows, "inside": found.inside, "methods": between}
-    result |= {"summary": similarity_table.summary(found.rows), "other": found.other}
-    tables: dict[str, Table] = {TABLE: (rows, COLUMNS)}
-    skipped = found.skipped
-    if arguments.base:
-        beside = _beside_base(parser, arguments)
-        # What cannot be read was noted before.
-        skipped = [*skipped, *(skip for skip in beside.skipped if skip not in skipped)]
-        lines += ["", *base_table.lines(beside.rows), *base_table.EXPLANATION.splitlines()]
-        result["base"] = beside.rows
-        tables[BASE_TABLE] = (beside.rows, landing.ROW_COLUMNS)
-    if arguments.figures and found.rows:
-        _draw(found, Path(arguments.figures))
-    elif arguments.figures:
-        command.complain(parser, "--figures: no two checkpoints to draw")
-    return _Report(lines, result, tables, {PHI: found.phi}, skipped)
-
-
-def _beside_base(
-    parser: argparse.ArgumentParser, arguments: argparse.Namespace
-) -> results.AgainstBase:
-    return landing.analyse(
-        arguments.paths,
-        arguments.base,
-        options=command.options(arguments),
-        modules=arguments.modules,
-        rename=arguments.map,
-        landing=arguments.landing,
-        intruders=arguments.intruders,
-        cache=similarity.cache_directory(arguments),
-        say=partial(command.complain, parser),
-        progress=True,
-    )
-
-
-def _merged(arguments: argparse.Namespace) -> _Report:
-    """Two checkpoints before they are merged."""
-    found = merging.analyse(
-        arguments.paths,
-        options=command.options(arguments),
-        modules=arguments.modules,
-        rename=arguments.map,
-        progress=True,
-    )
-    lines = [*merging_table.lines(found.rows), *merging_table.EXPLANATION.splitlines()]
-    result: dict[str, Any] = {"merging": found.rows, "other": found.other}
-    tables: dict[str, Table] = {MERGE_TABLE: (found.rows, merging.ROW_COLUMNS)}
-    return _Report(lines, result, tables, {SUMS: found.s}, found.skipped)
-
-
-def _draw(found: Similarity, directory: Path) -> None:
-    """What two checkpoints share, or what each pair of several does."""
-    from analysis.figures import similarity as similarity_figures  # matplotlib takes long to import
-    from analysis.figures import spectrum as spectrum_figures
-
-    two = len({(row["run_a"], row["step_a"], row["run_b"], row["step_b"]) for row in found.rows})
-    draw = similarity_figures.shared_by_two if two == 1 else similarity_figures.shared_by_many
-    spectrum_figures.save(draw(found), directory / "similarity")
-
-
-def _write(report: _Report, arguments: argparse.Namespace) -> None:
-    """The results, to --out and to stdout."""
-    made_by: dict[str, Any] = {}
-    if arguments.out or arguments.json:
-        made_by = store.record(
-            "analysis.similarity", command.paths_read(arguments), vars(arguments)
-        )
-    if arguments.out and any(rows for rows, _ in report.tables.values()):
-        notes: Row = {"skipped": report.skipped}
-        notes |= {key: report.result[key] for key in ("methods", "other") if key in report.result}
-        tables = {file: store.csv_text(*table) for file, table in report.tables.items()}
-        store.write(arguments.out, report.tensors, tables, {**made_by, **notes})
-    if arguments.json:
-        result = {"record": made_by, **report.result, "skipped": report.skipped}
-        command.emit(store.strict_json(result))
-    elif arguments.csv:
-        rows, columns = next(table for table in report.tables.values() if table[0])
-        command.emit(store.csv_text(command.printable_rows(rows), columns).rstrip("\n"))
-    else:
-        command.emit("\n".join(map(names.printable, report.lines)))
+Exit status: 0 if every module was compared; 1 if some were not (missing in one checkpoint, shapes
+that differ, ΔW = 0); 2 if nothing was compared, or for bad usage."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -297,8 +347,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME PATH",
-        help="the runs of one method, seed by seed, as --group lora a/ b/; read from run.json where"
-        " that is there",
+        help="the runs of one method, one per seed, such as --group lora a/ b/; by default the"
+        " method and seed in run.json, if there is one",
     )
     parser.add_argument(
         "--map",
@@ -311,14 +361,40 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--merge",
         action="store_true",
-        help="of two checkpoints, what adding or averaging them keeps, cancels and needs",
+        help="for two checkpoints: what adding or averaging them keeps and cancels, and the rank"
+        " that it needs",
     )
     parser.add_argument("--figures", metavar="DIR", help="draw similarity.png and .pdf there")
-    files = f"{TABLE}, {PHI}, {store.RECORD} there ({BASE_TABLE}; {MERGE_TABLE}, {SUMS})"
-    command.add_output(parser, files)
-    command.add_reading(parser)
-    similarity.add_options(parser)
+    files = f"{TABLE}, {PHI}, {store.RECORD}"
+    more = f"with --base also {BASE_TABLE}; with --merge instead {MERGE_TABLE}, {SUMS}"
+    command.add_output_options(parser, f"{files} ({more})")
+    command.add_reading_options(parser)
+    _add_base_options(parser)
     return parser
+
+
+def _add_base_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that need all singular vectors of the base."""
+    group = parser.add_argument_group(
+        "comparison with the singular vectors of the base (needs --base)",
+        "Both need the full decomposition of every W0: half a minute and 134 MB of disk for one\n"
+        "of 4096 × 4096, hours and 40 GB for a model of 7 billion parameters. An estimate is\n"
+        "printed before it starts, and the result is cached. Without these options, landing is\n"
+        "still computed if it takes less than a minute.",
+    )
+    group.add_argument(
+        "--landing",
+        action="store_true",
+        help="share of the update's energy per decile of W0's left and right singular vectors",
+    )
+    group.add_argument(
+        "--intruders",
+        action="store_true",
+        help="how many of the top 10 left singular vectors of W0 + ΔW are new to W0",
+    )
+    group.add_argument(
+        "--cache", metavar="DIR", help="where decompositions are cached (default below ~/.cache)"
+    )
 
 
 if __name__ == "__main__":

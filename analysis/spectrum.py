@@ -1,10 +1,10 @@
-"""Show how the update in a checkpoint is spread over its singular directions.
+"""Show how the update in each checkpoint is spread over its singular directions.
 
 PATH is a checkpoint directory (a PEFT adapter, MultiLoRA, a stored full fine-tuning; a whole model
 with --base), a file of factors, or a run directory of checkpoint-N; --formats lists what can be
-read. One table a checkpoint, one line a projection, medians over its modules; then every two runs,
-and the steps of a run, are compared module by module. ΔW = W_tuned − W0 has singular values
-s₁ ≥ s₂ ≥ …, and energy Σs².
+read. Prints one table per checkpoint, with one line per kind of module and medians over its
+modules; then compares every two runs, and the steps of each run, module by module.
+ΔW = W_tuned − W0 has singular values s₁ ≥ s₂ ≥ … and energy Σs².
 """
 
 import argparse
@@ -14,26 +14,31 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from analysis import CheckpointError, checkpoint, command, names, results, store
+from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.names import kind_of, layer_of
 from analysis.numerics import decompose, metrics, null, parallel
 from analysis.pairs import combine, dominance
+from analysis.pairs.dominance import Finding
 from analysis.results import Row, Spectra
 from analysis.tables import dominance as dominance_table
 from analysis.tables import spectrum as spectrum_table
 from analysis.update import DenseUpdate, Entry, LowRankUpdate, Other, Skipped, Update
 
-SpectrumOrError = decompose.Spectrum | CheckpointError
-Source = tuple[checkpoint.Run, Callable[[], Iterator[Entry]]]
+Source = tuple[Run, Callable[[], Iterator[Entry]]]
+# The row of an update and its singular values; or why it was not analysed; or another tensor.
+Result = tuple[Row, np.ndarray] | Skipped | Other
 
 
 def analyse(
-    paths: str | Path | Iterable[str | Path],
+    paths: str | Path | Iterable[str | Path | checkpoint.Run],
     *,
     base: str | Path | None = None,
     options: Options | None = None,
@@ -42,105 +47,166 @@ def analyse(
     method: str = "auto",
     progress: bool = False,
 ) -> Spectra:
-    """The spectrum of every update in the checkpoints at `paths`.
+    """Return the spectrum of every update in the checkpoints at `paths`.
 
-    paths: one path or several; a directory of checkpoint-N stands for all of them. base: the
-    model that was trained; options: that, and all else there is to say about reading. terms: of a
-    weighted sum of checkpoints, a run "combined", with the average of their factors, a run
-    "factors". modules: a
-    regular expression that a module's name must contain. method: see `decompose.spectrum`.
-    progress: a bar on stderr where it takes over two seconds. What cannot be analysed stands in
-    `skipped`, a whole checkpoint under module "". Raises CheckpointError for a path that does
-    not exist, ValueError for a method or an expression that is none.
+    paths: one path or several; a directory of checkpoint-N stands for all of its checkpoints.
+    base: the model that was fine-tuned; short for `options.base`.
+    options: what the files of the checkpoints do not say.
+    terms: checkpoints with weights; their weighted sum becomes a further run, "combined", and the
+        average of their factors another, "factors" (with -2, … if a run has that name).
+    modules: regular expression that is searched for in the names of modules.
+    method: how dense updates are decomposed, "auto" or "svd"; see `decompose.spectrum`.
+    progress: show a bar on stderr if dense updates take over two seconds.
+
+    What cannot be analysed is listed in `skipped`, a whole checkpoint with module "". Raises
+    CheckpointError if a path does not exist, UserError if `base` and `options.base` differ or
+    `modules` is not a regular expression, and ValueError for an unknown `method`.
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
-    options = options or Options(base=None if base is None else Path(base))
+    return of_runs(
+        checkpoint.runs(listed),
+        options=checkpoint.with_base(options, base),
+        terms=terms,
+        modules=modules,
+        method=method,
+        progress=progress,
+    )
+
+
+def of_runs(
+    runs: Sequence[Run],
+    *,
+    options: Options,
+    terms: Sequence[combine.Term] = (),
+    modules: str | None = None,
+    method: str = "auto",
+    progress: bool = False,
+) -> Spectra:
+    """Return the spectra of `runs`, which `checkpoint.runs` gave; otherwise as `analyse`."""
     wanted = names.expression(modules)
-    found = Spectra()
-    sources: list[Source] = [
-        (run, partial(checkpoint.scan, run.path, options)) for run in checkpoint.runs(listed)
+    sources: list[Source] = [(run, partial(checkpoint.scan, run, options)) for run in runs]
+    sources += _combined(terms, options, taken={run.name for run in runs})
+    return _gathered(
+        (run, result)
+        for run, read in sources
+        for result in _with_reason(run, _results(run, read, wanted, method, progress))
+    )
+
+
+def of_updates(entries: Iterable[Entry], run: Run) -> Spectra:
+    """Return the spectra of updates in memory, in the form that `analyse` returns."""
+    analysed = _results(
+        run, lambda: iter(entries), names.expression(None), method="auto", progress=False
+    )
+    return _gathered((run, result) for result in analysed)
+
+
+# Steps of the analysis
+
+
+def _combined(terms: Sequence[combine.Term], options: Options, taken: set[str]) -> list[Source]:
+    """The weighted sum of `terms` and the average of their factors, under names not in `taken`."""
+    if not terms:
+        return []
+    path = terms[0].path
+    return [
+        (Run(path, names.unique("combined", taken), None), partial(combine.sums, terms, options)),
+        (
+            Run(path, names.unique("factors", taken), None),
+            partial(combine.averages, terms, options),
+        ),
     ]
-    if terms:
-        place = terms[0].path
-        for name, method_of in (("combined", combine.sums), ("factors", combine.averages)):
-            sources.append((checkpoint.Run(place, name, None), partial(method_of, terms, options)))
-    for run, entries in sources:
-        try:
-            _analyse_run(run, entries, wanted, method, progress, found)
-        except CheckpointError as error:
-            found.skipped.append({"run": run.key, "module": "", "reason": str(error)})
-        except MemoryError:
-            reason = f"{run.path}: does not fit into memory"
-            found.skipped.append({"run": run.key, "module": "", "reason": reason})
-    return found
 
 
-def of_updates(entries: Iterable[Entry], run: checkpoint.Run) -> Spectra:
-    """The spectra of updates that are at hand, as `analyse` gives those of a checkpoint."""
-    found = Spectra()
-    _analyse_run(run, lambda: iter(entries), names.expression(None), "auto", False, found)
-    return found
+def _gathered(analysed: Iterable[tuple[Run, Result]]) -> Spectra:
+    """The results of all runs as one `Spectra`, each key once."""
+    spectra = Spectra()
+    for run, result in analysed:
+        if isinstance(result, Other):
+            spectra.other.append({"run": run.key, "name": result.name, "what": result.what})
+        elif isinstance(result, Skipped):
+            spectra.skipped.append(_skip(run, result.name, result.reason))
+        else:
+            line, s = result
+            if line["key"] in spectra.s:
+                reason = f"{run.path}: {line['module']}: appears twice in the checkpoint"
+                spectra.skipped.append(_skip(run, line["module"], reason))
+            else:
+                spectra.rows.append(line)
+                spectra.s[line["key"]] = s
+    return spectra
 
 
-def _analyse_run(
-    run: checkpoint.Run,
-    entries: Callable[[], Iterator[Entry]],
+def _skip(run: Run, module: str, reason: str) -> dict[str, str]:
+    return {"run": run.key, "module": module, "reason": reason}
+
+
+def _with_reason(run: Run, analysed: Iterator[Result]) -> Iterator[Result]:
+    """Yield the results of a checkpoint and, if reading it fails, the reason as the last one."""
+    try:
+        yield from analysed
+    except CheckpointError as error:
+        yield Skipped("", str(error))
+    except MemoryError:
+        yield Skipped("", f"{run.path}: does not fit into memory")
+
+
+def _results(
+    run: Run,
+    read: Callable[[], Iterator[Entry]],
     wanted: re.Pattern[str],
     method: str,
     progress: bool,
-    found: Spectra,
-) -> None:
-    """Add what is in one checkpoint to `found`."""
+) -> Iterator[Result]:
+    """Yield the results of one checkpoint in the order of its file.
 
-    def updates() -> Iterator[Update]:
-        for entry in entries():
-            if isinstance(entry, Other):
-                found.other.append({"run": run.key, "name": entry.name, "what": entry.what})
-            elif wanted.search(entry.name):
-                if isinstance(entry, Skipped):
-                    skip(entry.name, entry.reason)
-                else:
-                    yield entry
-
-    def skip(module: str, reason: str) -> None:
-        found.skipped.append({"run": run.key, "module": module, "reason": reason})
-
-    for update, result in _spectra(updates(), method, progress, run.key):
-        if isinstance(result, CheckpointError):
-            skip(update.name, str(result))
-            continue
-        line = row(update, result, run)
-        if line["key"] in found.s:
-            skip(update.name, f"{run.path}: {update.name}: stands twice in the checkpoint")
-            continue
-        found.rows.append(line)
-        found.s[line["key"]] = result.s
-
-
-def _spectra(
-    updates: Iterable[Update], method: str, progress: bool, label: str
-) -> Iterator[tuple[Update, SpectrumOrError]]:
-    """Each update with its spectrum, or the error that it raised; in order."""
-    for kind, group in itertools.groupby(updates, type):
-        if kind is LowRankUpdate:
-            yield from parallel.in_order(partial(_outcome, method=method), group)
+    run: names the rows.
+    read: yields the entries of the checkpoint.
+    wanted: is searched for in the names of updates; the others are left out.
+    method, progress: as for `analyse`.
+    """
+    entries = (e for e in read() if isinstance(e, Other) or wanted.search(e.name))
+    for dense, group in itertools.groupby(_marked(entries), key=itemgetter(0)):
+        of_group = (entry for _, entry in group)
+        decomposed: Iterable[tuple[Update, decompose.Spectrum] | Skipped | Other]
+        if dense:
+            # To list dense updates takes little memory: each matrix is loaded when it is needed.
+            listed = parallel.with_bar(list(of_group), progress, run.key, "matrix")
+            decomposed = (_decomposed(entry, method) for entry in listed)
         else:
-            # To read is to know the size: the matrices themselves are loaded one by one.
-            for update in parallel.with_bar(list(group), progress, label, "matrix"):
-                yield update, _outcome(update, method)
+            small = parallel.in_order(partial(_decomposed, method=method), of_group)
+            decomposed = (result for _, result in small)
+        for result in decomposed:
+            if isinstance(result, Skipped | Other):
+                yield result
+            else:
+                update, spectrum = result
+                yield row(update, spectrum, run), spectrum.s
 
 
-def _outcome(update: Update, method: str) -> SpectrumOrError:
+def _marked(entries: Iterable[Entry]) -> Iterator[tuple[bool, Entry]]:
+    """Mark each entry: True from a dense update up to the next low-rank one, else False."""
+    dense = False
+    for entry in entries:
+        if isinstance(entry, LowRankUpdate | DenseUpdate):
+            dense = isinstance(entry, DenseUpdate)
+        yield dense, entry
+
+
+def _decomposed(entry: Entry, method: str) -> tuple[Update, decompose.Spectrum] | Skipped | Other:
+    """An update with its spectrum, or why it has none; an entry that is not an update as it is."""
+    if isinstance(entry, Skipped | Other):
+        return entry
     try:
-        return decompose.spectrum(update, method)
+        return entry, decompose.spectrum(entry, method)
     except CheckpointError as error:
-        return error
+        return Skipped(entry.name, str(error))
     except MemoryError:
-        return CheckpointError(f"{update.source}: {update.name}: does not fit into memory")
+        return Skipped(entry.name, f"{entry.source}: {entry.name}: does not fit into memory")
 
 
-def row(update: Update, spectrum: decompose.Spectrum, run: checkpoint.Run) -> Row:
-    """The line of one update in the table, by store.COLUMNS; None where a number is undefined."""
+def row(update: Update, spectrum: decompose.Spectrum, run: Run) -> Row:
+    """Return the row of one update, keyed by `results.COLUMNS`; None if a number is undefined."""
     s, (d_out, d_in) = spectrum.s, update.shape
     floor = spectrum.floor
     rank = decompose.rank(s, spectrum.error_bound, update, floor)
@@ -166,15 +232,17 @@ def row(update: Update, spectrum: decompose.Spectrum, run: checkpoint.Run) -> Ro
         "error_bound": spectrum.error_bound,
     }
     if s[0] > 0:
-        line |= _concentration(s, d_out, d_in, dense=isinstance(update, DenseUpdate))
+        line |= _concentration(s, d_out=d_out, d_in=d_in, dense=isinstance(update, DenseUpdate))
     return {column: line.get(column) for column in results.COLUMNS}
 
 
 def _concentration(s: np.ndarray, d_out: int, d_in: int, dense: bool) -> Row:
-    """The ratios, which are undefined for ΔW = 0."""
+    """The columns that are ratios, undefined for ΔW = 0."""
     d = min(d_out, d_in)
     return {
-        **{f"top_share_{k}": metrics.top_share(s, k) for k in (1, 4, 16)},
+        "top_share_1": metrics.top_share(s, 1),
+        "top_share_4": metrics.top_share(s, 4),
+        "top_share_16": metrics.top_share(s, 16),
         "top_share_1pct": metrics.top_share(s, max(1, math.ceil(d / 100))),
         "top_share_10pct": metrics.top_share(s, max(1, math.ceil(d / 10))),
         "effective_rank": metrics.effective_rank(s),
@@ -182,129 +250,139 @@ def _concentration(s: np.ndarray, d_out: int, d_in: int, dense: bool) -> Row:
         "stable_rank": metrics.stable_rank(s),
         "participation_ratio": metrics.participation_ratio(s),
         "gini": metrics.gini(s),
-        **{f"energy_rank_{q}": int(metrics.energy_rank(s, q / 100)) for q in (50, 90, 99)},
+        "energy_rank_50": int(metrics.energy_rank(s, 0.5)),
+        "energy_rank_90": int(metrics.energy_rank(s, 0.9)),
+        "energy_rank_99": int(metrics.energy_rank(s, 0.99)),
         "utilisation": metrics.utilisation(s, s.size),
         "democracy": null.democracy(s, d_out, d_in),
         "outliers": null.outliers(s, d_out, d_in) if dense else None,
     }
 
 
+# The command
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit status: 0, all analysed; 1, some skipped; 2, nothing."""
+    """Run the command and return its exit status.
+
+    0: everything was analysed; 1: some updates were skipped; 2: nothing was analysed, or bad usage.
+    """
     parser = _parser()
     return command.run(parser, argv, partial(_run, parser))
 
 
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    """Analyse, complain of what was skipped, write the rest; the exit status."""
+    """Analyse, report what was skipped, write the results; the exit status."""
     if not arguments.paths and not arguments.combine:
         parser.error("the following arguments are required: PATH, or --combine")
-    found = analyse(
-        arguments.paths,
-        options=command.options(arguments),
-        terms=[combine.parse(text) for text in arguments.combine],
+    runs = checkpoint.runs(arguments.paths)
+    terms = [combine.parse(text) for text in arguments.combine]
+    spectra = of_runs(
+        runs,
+        options=command.reading_options(arguments),
+        terms=terms,
         modules=arguments.modules,
         method=arguments.method,
         progress=True,
     )
-    for skip in found.skipped:
-        command.complain(parser, skip["reason"])
-    command.complain_of_steps(parser, arguments.paths)
-    if arguments.strict and found.skipped:
+    for skip in spectra.skipped:
+        command.warn(parser, skip["reason"])
+    command.warn_of_unread_steps(parser, runs)
+    if arguments.strict and spectra.skipped:
         return 2
-    if found.rows or arguments.json:
-        _write(found, arguments)
-    if arguments.figures and any(row["rank"] > 0 for row in found.rows):
-        _draw(found, Path(arguments.figures), arguments.metric)
-    elif arguments.figures and found.rows:
-        command.complain(parser, "--figures: no update has a value above 0; nothing to draw")
-    for path in _empty(found, arguments.paths) if found.rows else ():
-        command.complain(parser, f"{path}: no update to analyse; expected at least one")
-    if not found.rows and not found.skipped:
-        paths = ", ".join([*arguments.paths, *arguments.combine]) or "no path"
-        command.complain(parser, f"{paths}: no update to analyse; expected at least one")
-    return 2 if not found.rows else 1 if found.skipped else 0
+    if spectra.rows or arguments.json:
+        read = [*command.paths_read(runs, arguments), *(term.path for term in terms)]
+        _write(spectra, read, arguments)
+    if arguments.figures and spectra.rows:
+        _draw(parser, spectra, Path(arguments.figures), arguments.metric)
+    _warn_of_empty(parser, spectra, runs, arguments)
+    if not spectra.rows:
+        return 2
+    return 1 if spectra.skipped else 0
 
 
-def _empty(found: Spectra, paths: Iterable[str]) -> list[Path]:
-    """The checkpoints with nothing analysed and nothing skipped."""
-    analysed = {(row["run"], row["step"]) for row in found.rows}
-    skipped = {skip["run"] for skip in found.skipped}
-    return [
-        run.path
-        for run in checkpoint.runs(paths)
-        if (run.name, run.step) not in analysed and run.key not in skipped
-    ]
-
-
-def _write(found: Spectra, arguments: argparse.Namespace) -> None:
-    """The results, to --out and to stdout."""
-    several = len(dominance.checkpoints(found.rows)) > 1
-    compared = dominance.findings(found) if several and (arguments.out or not arguments.csv) else []
+def _write(spectra: Spectra, read: Sequence[Path | Run], arguments: argparse.Namespace) -> None:
+    """Write the results to --out and to stdout; read: the inputs to record."""
+    several = len(dominance.checkpoints(spectra.rows)) > 1
+    compared = several and (arguments.out or not arguments.csv)
+    findings = dominance.findings(spectra) if compared else []
+    made_by: dict[str, Any] = {}
     if arguments.out or arguments.json:
-        terms = [combine.parse(text).path for text in arguments.combine]
-        read = [*command.paths_read(arguments), *terms]
         made_by = store.record("analysis.spectrum", read, vars(arguments))
-    if arguments.out and found.rows:
-        store.save(arguments.out, found, made_by)
-        if several:
-            text = store.csv_text(dominance.rows(compared), dominance.COLUMNS)
+    if arguments.out and spectra.rows:
+        store.save(arguments.out, spectra, made_by)
+        if findings:
+            text = store.csv_text(dominance.rows(findings), dominance.COLUMNS)
             store.write_text(Path(arguments.out) / dominance.TABLE, text)
     if arguments.json:
-        result = {
-            "record": made_by,
-            "rows": found.rows,
-            "summary": spectrum_table.summary(found.rows),
-        }
-        if several:
-            result["comparison"] = dominance.rows(compared)
-            result["verdicts"] = [dominance.as_json(finding) for finding in compared]
-        command.emit(store.strict_json({**result, "skipped": found.skipped, "other": found.other}))
+        command.emit(store.strict_json(_json(spectra, findings, made_by)))
     elif arguments.csv:
-        command.emit(store.csv_text(command.printable_rows(found.rows)).rstrip("\n"))
+        command.emit(store.csv_text(command.printable_rows(spectra.rows)).rstrip("\n"))
     else:
-        lines = [
-            *spectrum_table.lines(found.rows),
-            *spectrum_table.EXPLANATION.splitlines(),
-            *_remarks(found),
-        ]
-        if several:
-            lines += ["", *dominance_table.lines(compared)]
-        command.emit("\n".join(map(names.printable, lines)))
+        command.emit("\n".join(map(names.printable, _lines(spectra, findings))))
 
 
-def _draw(found: Spectra, directory: Path, metric: str) -> None:
-    """The spectra of all checkpoints, and one number by layer and projection."""
-    from analysis.figures import (
-        spectrum as spectrum_figures,  # matplotlib takes longer to import than most to analyse
-    )
-
-    spectrum_figures.save(spectrum_figures.compare_spectra(found), directory / "spectra")
-    if any(row["layer"] is not None and row[metric] is not None for row in found.rows):
-        spectrum_figures.save(spectrum_figures.by_layer(found.rows, metric), directory / "layers")
-
-
-def _remarks(found: Spectra) -> Iterator[str]:
-    faint = sum(_mostly_below_floor(row) for row in found.rows)
-    if faint:
-        yield f"In {faint} modules more than half of the values lie below the rounding noise."
-    if found.other:
-        why = "heads, biases, what the base lacks"
-        yield f"{len(found.other)} tensors are not analysed ({why}): see --json."
+def _json(spectra: Spectra, findings: Sequence[Finding], made_by: dict[str, Any]) -> Row:
+    """The object that --json prints."""
+    result: Row = {
+        "record": made_by,
+        "rows": spectra.rows,
+        "summary": spectrum_table.summary(spectra.rows),
+    }
+    if findings:
+        result["comparison"] = dominance.rows(findings)
+        result["verdicts"] = [dominance.as_json(finding) for finding in findings]
+    return {**result, "skipped": spectra.skipped, "other": spectra.other}
 
 
-def _mostly_below_floor(row: Row) -> bool:
-    moved = row["spectral_norm"] > 0
-    return row["floor"] is not None and moved and 2 * row["above_floor"] < row["capacity"]
+def _lines(spectra: Spectra, findings: Sequence[Finding]) -> Iterator[str]:
+    """The lines that are printed by default: the tables, their legend, the comparisons."""
+    yield from spectrum_table.lines(spectra.rows)
+    yield from spectrum_table.EXPLANATION.splitlines()
+    yield from spectrum_table.remarks(spectra.rows, spectra.other)
+    if findings:
+        yield ""
+        yield from dominance_table.lines(findings)
+
+
+def _draw(parser: argparse.ArgumentParser, spectra: Spectra, directory: Path, metric: str) -> None:
+    """Draw the spectra of all checkpoints, and `metric` by layer and kind."""
+    if not any(row["rank"] > 0 for row in spectra.rows):
+        command.warn(parser, "--figures: no update has a value above 0; nothing to draw")
+        return
+    # Importing matplotlib takes longer than most analyses.
+    from analysis.figures import spectrum as spectrum_figures
+
+    store.save_figure(spectrum_figures.compare_spectra(spectra), directory / "spectra")
+    if any(row["layer"] is not None and row[metric] is not None for row in spectra.rows):
+        store.save_figure(spectrum_figures.by_layer(spectra.rows, metric), directory / "layers")
+
+
+def _warn_of_empty(
+    parser: argparse.ArgumentParser,
+    spectra: Spectra,
+    runs: Sequence[Run],
+    arguments: argparse.Namespace,
+) -> None:
+    """Name each checkpoint in which nothing was analysed or skipped; or all, if none had any."""
+    reason = "no update to analyse; expected at least one"
+    if spectra.rows:
+        analysed = {(row["run"], row["step"]) for row in spectra.rows}
+        skipped = {skip["run"] for skip in spectra.skipped}
+        for run in runs:
+            if (run.name, run.step) not in analysed and run.key not in skipped:
+                command.warn(parser, f"{run.path}: {reason}")
+    elif not spectra.skipped:
+        paths = ", ".join([*arguments.paths, *arguments.combine]) or "no path"
+        command.warn(parser, f"{paths}: {reason}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.spectrum",
         description=__doc__,
-        epilog=spectrum_table.EXPLANATION
-        + " Exit status: 0, every update was analysed; 1, some were skipped;"
-        " 2, nothing was analysed, or bad usage.",
+        epilog=f"{spectrum_table.EXPLANATION} Exit status: 0 if every update was analysed; 1 if"
+        " some were skipped; 2 if nothing was analysed, or for bad usage.",
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="a checkpoint or run directory")
     parser.add_argument(
@@ -312,16 +390,16 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="WEIGHT:PATH",
-        help="also the weighted sum of these checkpoints, and the average of their factors",
+        help="also analyse the weighted sum of these checkpoints, and the average of their factors",
     )
     parser.add_argument(
         "--method",
         choices=("auto", "svd"),
         default="auto",
-        help="svd: slower, and exact far below s₁ for dense updates too",
+        help="svd: slower, but accurate far below s₁ for dense updates too",
     )
     parser.add_argument(
-        "--strict", action="store_true", help="fail, status 2, where anything was skipped"
+        "--strict", action="store_true", help="fail with status 2 if anything was skipped"
     )
     parser.add_argument(
         "--figures", metavar="DIR", help="draw spectra and layers, .png and .pdf, there"
@@ -331,11 +409,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=spectrum_table.MEASURES,
         default="top_share_1",
         metavar="COLUMN",
-        help="what --figures draws by layer and projection: a number of --csv (top_share_1)",
+        help="the number of --csv that --figures draws by layer and kind (default top_share_1)",
     )
-    files = f"{store.TABLE}, {store.SPECTRA}, {store.RECORD} there"
-    command.add_output(parser, f"{files}, and {dominance.TABLE} of several checkpoints")
-    command.add_reading(parser)
+    files = f"{store.TABLE}, {store.SPECTRA}, {store.RECORD}"
+    command.add_output_options(parser, f"{files} (and {dominance.TABLE} of several checkpoints)")
+    command.add_reading_options(parser)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, module by module: ΔW as factors, ΔW as a matrix, or neither."""
+"""The entries of a checkpoint: an update ΔW as factors or as a matrix, or a reason why not."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,12 +10,17 @@ import numpy as np
 class LowRankUpdate:
     """ΔW = scale · B @ A, never multiplied out.
 
-    name: dotted path of the module in the base model; B (d_out, r), A (r, d_in), in the dtype
-    they are stored in. part tells updates of one module apart (a task, a head), else "". source:
-    the file it comes from, for messages. stacked: how many modules of equal rank were put side
-    by side, in the columns of B and the rows of A (the n of MultiLoRA). of_rows: whether the part
-    is a block of the layer's rows, so that it shares no output with the other parts. of_parts:
-    whether it is made of the other parts (a mean of heads), so that it is not one beside them.
+    name: dotted path of the module in the base.
+    B (d_out, r), A (r, d_in): the factors, in the dtype in which they are stored.
+    part: distinguishes several updates of one module (a task, a head); "" if there is only one.
+    method: how the model was fine-tuned.
+    source: the file that the update comes from, for messages.
+    stacked: the number of modules of equal rank that are put side by side in the columns of B and
+        the rows of A (the n of MultiLoRA).
+    of_rows: True if the part is a block of the layer's rows, which shares no output with the other
+        parts.
+    of_parts: True if the update is computed from the other parts (a mean of heads), so that it
+        must not be compared with them.
     """
 
     name: str
@@ -36,29 +41,31 @@ class LowRankUpdate:
 
     @property
     def capacity(self) -> int:
-        """The highest rank that the parametrisation allows: min(r, d_out, d_in)."""
+        """The largest rank that the parametrisation allows: min(r, d_out, d_in)."""
         return min(self.B.shape[1], *self.shape)
 
     def unstacked(self) -> list["LowRankUpdate"]:
-        """The modules that were put side by side, parts "1" … "n"; they sum to this update."""
-        pairs = zip(np.hsplit(self.B, self.stacked), np.vsplit(self.A, self.stacked), strict=True)
+        """Return the stacked modules as parts "1" … "n"; their sum is this update."""
+        factors = zip(np.hsplit(self.B, self.stacked), np.vsplit(self.A, self.stacked), strict=True)
         return [
             replace(self, B=B, A=A, part=f"{self.part}{i}", stacked=1)
-            for i, (B, A) in enumerate(pairs, 1)
+            for i, (B, A) in enumerate(factors, 1)
         ]
 
     def dense(self) -> np.ndarray:
-        """ΔW (d_out, d_in), float64; for tests and small matrices."""
+        """ΔW multiplied out, (d_out, d_in), float64; for tests and small matrices."""
         return self.scale * (float64(self.B) @ float64(self.A))
 
 
 @dataclass(frozen=True, eq=False)
 class DenseUpdate:
-    """ΔW as a matrix that `load` reads when it is needed, (d_out, d_in), float32 or float64.
+    """ΔW as a matrix, which is read when it is needed.
 
-    floor: upper estimate of the largest singular value of the rounding noise in ΔW
-    (`analysis.numerics.floor.noise_floor`), or what measures it when it is needed; None where
-    nothing was rounded.
+    name, part, method, source: as for `LowRankUpdate`.
+    shape: (d_out, d_in) of ΔW.
+    load: returns ΔW, float32 or float64.
+    floor: the noise floor of ΔW (`analysis.numerics.floor.noise_floor`), or a function that
+        computes it; None if nothing was rounded.
     """
 
     name: str
@@ -71,17 +78,20 @@ class DenseUpdate:
 
     @property
     def capacity(self) -> int:
-        """min(d_out, d_in)."""
+        """The largest rank that the shape allows: min(d_out, d_in)."""
         return min(self.shape)
 
     def dense(self) -> np.ndarray:
-        """ΔW (d_out, d_in), float64."""
+        """ΔW, (d_out, d_in), float64."""
         return float64(self.load())
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """An update that is there and cannot be analysed; name "" stands for the whole checkpoint."""
+    """An update that was found and could not be analysed; name "" stands for all of a checkpoint.
+
+    reason: one line for the user, with file and module.
+    """
 
     name: str
     reason: str
@@ -89,7 +99,10 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Other:
-    """A tensor that is not an update of a weight matrix: a saved head, a bias."""
+    """A tensor that is not an update of a weight matrix, such as a saved head or a bias.
+
+    what: what it is, for the list of tensors that are not analysed.
+    """
 
     name: str
     what: str
@@ -100,6 +113,10 @@ Entry = LowRankUpdate | DenseUpdate | Skipped | Other
 
 
 def float64(x: np.ndarray) -> np.ndarray:
-    """x in float64, exactly; x itself where it is float64 already."""
-    with np.errstate(invalid="ignore"):  # a signalling NaN, which is found later
+    """Return x in float64 without rounding; x itself if it is float64 already.
+
+    >>> float64(np.array([0.5, 2], np.float16))
+    array([0.5, 2. ])
+    """
+    with np.errstate(invalid="ignore"):  # signalling NaNs, which are reported later
         return x.astype(np.float64, copy=False)

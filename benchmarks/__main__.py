@@ -1,4 +1,4 @@
-"""Run every benchmark in turn: `make bench`. Each also runs alone, `python -m benchmarks.NAME`."""
+"""Run every benchmark in turn (`make bench`); one alone runs as `python -m benchmarks.NAME`."""
 
 import sys
 

@@ -1,9 +1,9 @@
-"""What `SpectrumCallback` takes of a training: seconds a call.
+"""Time the calls of `SpectrumCallback` during training.
 
-Adapters with LLaMA-7B's shapes (224 modules) on a base without weights: LoRA of rank 16, target on
-two cores at most 1.0 s a call; MultiLoRA of three modules of rank 16. The calls are the callback's
-own, rows and singular values written to a temporary directory; the first, which also draws the
-null models, is given by itself.
+Adapters with LLaMA-7B's shapes (224 modules) on a base without weights: LoRA of rank 16, whose
+target on two cores is at most 1.0 s per call; MultiLoRA with three modules of rank 16. Each call
+writes its rows and singular values to a temporary directory, as in training. The first call, which
+also draws the null models, is reported separately.
 """
 
 import argparse
@@ -31,7 +31,7 @@ CASES: tuple[tuple[str, PeftConfig, float], ...] = (
 
 
 def adapted(config: PeftConfig) -> Any:
-    """LLaMA-7B on the meta device with an adapter in memory that has moved off its start."""
+    """Return LLaMA-7B on the meta device with an adapter in memory, moved off its start."""
     model = get_peft_model(budget.build(budget.config_of("llama-7b")), config)
     torch.manual_seed(0)
     for layer in model.modules():
@@ -43,7 +43,7 @@ def adapted(config: PeftConfig) -> Any:
 
 
 def seconds(model: Any, out: Path, repeat: int) -> list[float]:
-    """Times of the calls at steps 1, 2, …"""
+    """Time `repeat` + 1 calls, at steps 1, 2, …"""
     arguments = transformers.TrainingArguments(output_dir=str(out), report_to="none", use_cpu=True)
     state, control = transformers.TrainerState(), transformers.TrainerControl()
     callback = SpectrumCallback(every=1, singular_values=True)
@@ -56,13 +56,13 @@ def seconds(model: Any, out: Path, repeat: int) -> list[float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure both cases and print a line each; exit status 1 where the target is missed."""
+    """Measure both cases, print one line each and return 1 if the target is missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.callback", description=__doc__)
-    parser.add_argument("--repeat", type=int, default=7, help="calls a case (default 7)")
+    parser.add_argument("--repeat", type=int, default=7, help="calls per case (default 7)")
     repeat = parser.parse_args(argv).repeat
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
-        f"torch {torch.__version__}, {repeat} calls a case"
+        f"torch {torch.__version__}, {repeat} calls per case"
     )
     missed = False
     for name, config, target in CASES:
@@ -71,10 +71,10 @@ def main(argv: list[str] | None = None) -> int:
             size = (Path(temporary) / TABLE).stat().st_size / 1e6
         median = statistics.median(times)
         missed |= median > target
-        said = f"; target {target}" if target < float("inf") else ""
+        limit = f"; target {target}" if target < float("inf") else ""
         print(
-            f"{name}: {median:.2f} s (best {min(times):.2f}, worst {max(times):.2f}{said}), "
-            f"the first {first:.2f} s, table {size / (repeat + 1):.2f} MB a call",
+            f"{name}: {median:.2f} s (best {min(times):.2f}, worst {max(times):.2f}{limit}), "
+            f"the first {first:.2f} s, table {size / (repeat + 1):.2f} MB per call",
             flush=True,
         )
     return int(missed)

@@ -1,8 +1,8 @@
-"""Broken and hostile checkpoints: nothing but CheckpointError comes out, soon and in little memory.
+"""Check that broken checkpoints raise only CheckpointError, within little time and memory.
 
-Takes small checkpoints of every family apart, changes bytes, headers, configs and indices as
-Hypothesis thinks of them, and analyses what is left. A case that takes over 2 s, adds over 256 MB
-to the resident memory, or raises anything else is a failure, and is printed.
+Takes a small checkpoint of each family, lets Hypothesis change its bytes, headers, configs and
+indices, and analyses the result. A case fails, and is printed, if it takes over 2 s, adds over
+256 MB to the resident memory, or raises any other exception.
 """
 
 import argparse
@@ -35,7 +35,7 @@ SECONDS, MEGABYTES = 2.0, 256.0
 Files = dict[str, bytes]
 
 
-# Whole checkpoints, to be broken
+# Valid checkpoints
 
 
 def _factors(prefix: str, A: str, B: str, shape: tuple[int, int, int] = (6, 3, 5)) -> dict:
@@ -62,7 +62,7 @@ def _bin(tensors: dict[str, np.ndarray]) -> bytes:
 
 
 def _other_tools() -> dict[str, dict]:
-    """By family, the tensors of its one file."""
+    """The tensors of each family that is a single file."""
     alpha = {"lora_unet_up_0_to_q.alpha": np.array(2, "f4")}
     return {
         "kohya": _factors("lora_unet_up_0_to_q.", "lora_down.weight", "lora_up.weight") | alpha,
@@ -74,7 +74,10 @@ def _other_tools() -> dict[str, dict]:
 
 
 def checkpoints() -> dict[str, Files]:
-    """A small valid checkpoint of every family, as file name → bytes; base/ is its base."""
+    """Return a small valid checkpoint of each family: family -> file name -> bytes.
+
+    Files in base/ are those of its base.
+    """
     lora = _factors("base_model.model.layers.0.q", ".lora_A.weight", ".lora_B.weight")
     lora |= _factors("base_model.model.layers.1.q", ".lora_A.weight", ".lora_B.weight")
     plain = _adapter(lora, rank_pattern={"1.q": 3}, alpha_pattern={r"layers\.(0|2).*": 2})
@@ -110,70 +113,40 @@ def checkpoints() -> dict[str, Files]:
             "delta_config.json": json.dumps(delta).encode(),
             "delta.safetensors": save({"q": np.ones((3, 4), "f4")}),
         },
-        **{
-            name: {"weights.safetensors": save(tensors)} for name, tensors in _other_tools().items()
-        },
         "model": {"model.safetensors": save(W), "base/model.safetensors": save(W)},
-    }
+    } | {name: {"weights.safetensors": save(tensors)} for name, tensors in _other_tools().items()}
 
 
-# Ways to break one
+# Ways to break a checkpoint
 
-# What the changes raise on a file that an earlier one has broken: bytes can still be changed.
+# Raised by a change if an earlier one has broken the file; then bytes are changed instead.
 BROKEN_ALREADY = (ValueError, KeyError, AttributeError, TypeError, RecursionError, SafetensorError)
 
-NASTY = st.sampled_from(
-    [
-        *(
-            None,
-            True,
-            "",
-            "x",
-            "\x1b[2J\n\u202e",
-            [],
-            {},
-            [[]],
-            {"": {}},
-            0,
-            -1,
-            1,
-            2,
-            2**31,
-            2**63,
-        ),
-        *(-(2**63), 2**64, 10**400, 0.5, -0.5, 1e308, float("nan"), float("inf"), "(a+)+$", "../x"),
-        *("/etc/passwd", "F64", "I64", "BOOL", "F4", [2**40, 2**40], [-1, 4], [0, 5], [1] * 70),
-        *("LORA", "ADALORA", "MULTILORA", "LOHA", "pissa", ["a"], {"a": 1}, {"(": 1}),
-    ]
-)
-KEYS = st.sampled_from(
-    [
-        *("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "init_r"),
-        *("peft_type", "init_lora_weights", "enable_lora", "fan_in_fan_out", "n", "weight_map"),
-        *("dtype", "shape", "data_offsets", "modules", "floor", "__metadata__", "tied"),
-    ]
-)
-PIECES = st.sampled_from(
-    [
-        *("lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_embedding_B", "weight", "bias"),
-        *("lora_magnitude_vector", "default", "other", "modules_to_save", "experts", "", "a.b"),
-        *(
-            "lora_down.weight",
-            "lora_up.weight",
-            "alpha",
-            "processor",
-            "to_q_lora",
-            "down",
-            "hada_w1_a",
-        ),
-        *("multilora_s", "\x1b[2J", "\u202e\n", "weight_scale_inv", "base_model.model", "9" * 30),
-    ]
-)
+# fmt: off
+NASTY = st.sampled_from([
+    None, True, "", "x", "\x1b[2J\n\u202e", [], {}, [[]], {"": {}},
+    0, -1, 1, 2, 2**31, 2**63, -(2**63), 2**64, 10**400,
+    0.5, -0.5, 1e308, float("nan"), float("inf"), "(a+)+$", "../x",
+    "/etc/passwd", "F64", "I64", "BOOL", "F4", [2**40, 2**40], [-1, 4], [0, 5], [1] * 70,
+    "LORA", "ADALORA", "MULTILORA", "LOHA", "pissa", ["a"], {"a": 1}, {"(": 1},
+])
+KEYS = st.sampled_from([
+    "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "init_r",
+    "peft_type", "init_lora_weights", "enable_lora", "fan_in_fan_out", "n", "weight_map",
+    "dtype", "shape", "data_offsets", "modules", "floor", "__metadata__", "tied",
+])
+PIECES = st.sampled_from([
+    "lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_embedding_B", "weight", "bias",
+    "lora_magnitude_vector", "default", "other", "modules_to_save", "experts", "", "a.b",
+    "lora_down.weight", "lora_up.weight", "alpha", "processor", "to_q_lora", "down", "hada_w1_a",
+    "multilora_s", "\x1b[2J", "\u202e\n", "weight_scale_inv", "base_model.model", "9" * 30,
+])
+# fmt: on
 
 
 @st.composite
 def _bytes_changed(draw: st.DrawFn, data: bytes) -> bytes:
-    """A few bytes set, taken out or put in, or the end cut off."""
+    """Replace, remove or insert a few bytes, and sometimes cut off the end."""
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, min(len(data), 700)))
         new = draw(st.binary(max_size=4))
@@ -183,7 +156,7 @@ def _bytes_changed(draw: st.DrawFn, data: bytes) -> bytes:
 
 @st.composite
 def _json_changed(draw: st.DrawFn, text: bytes) -> bytes:
-    """A value somewhere in it replaced, a key put in, renamed or doubled, or nested deep."""
+    """Replace a value somewhere; add, rename or repeat a key; or nest deeply."""
     value = json.loads(text)
     for _ in range(draw(st.integers(1, 2))):
         place = value
@@ -208,7 +181,7 @@ def _json_changed(draw: st.DrawFn, text: bytes) -> bytes:
 
 @st.composite
 def _header_changed(draw: st.DrawFn, data: bytes) -> bytes:
-    """Another header before the same values, and now and then another length before it."""
+    """Change the header before the same values, and sometimes the length before the header."""
     length = int.from_bytes(data[:8], "little")
     header = draw(_json_changed(data[8 : 8 + length]))
     claimed = len(header)
@@ -219,7 +192,7 @@ def _header_changed(draw: st.DrawFn, data: bytes) -> bytes:
 
 @st.composite
 def _tensors_changed(draw: st.DrawFn, data: bytes) -> bytes:
-    """A sound file of other tensors: renamed, of another shape, dtype or value, or fewer."""
+    """Return a valid file with other tensors: renamed, reshaped, recast, changed or removed."""
     tensors = load(data)
     for _ in range(draw(st.integers(1, 2))):
         if not tensors:
@@ -247,7 +220,7 @@ def _tensors_changed(draw: st.DrawFn, data: bytes) -> bytes:
 
 @st.composite
 def broken(draw: st.DrawFn) -> tuple[str, Files]:
-    """The name of a family, and one of its checkpoints with one or two files changed."""
+    """Draw a family and its checkpoint with one or two files changed."""
     whole = checkpoints()
     family = draw(st.sampled_from(sorted(whole)))
     files = dict(whole[family])
@@ -266,35 +239,38 @@ def broken(draw: st.DrawFn) -> tuple[str, Files]:
     return family, files
 
 
-# Looking at what comes out
+# Analysing a broken checkpoint
 
 
 def check(files: Files, directory: Path) -> tuple[float, float]:
-    """Analyse one case: seconds and megabytes added. Raises what is no CheckpointError."""
+    """Analyse one case and return the seconds and the megabytes of memory that it took.
+
+    Raises any exception but CheckpointError, and AssertionError if a printed line is not printable.
+    """
     for name, data in files.items():
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_bytes(data)
     base = directory / "base"
     before, start = _peak(), time.perf_counter()
     try:
-        found = analyse(directory, options=Options(base=base if base.exists() else None))
-        reasons = [skip["reason"] for skip in found.skipped]
-        reasons += csv_text(printable_rows(found.rows)).splitlines()
+        spectra = analyse(directory, options=Options(base=base if base.exists() else None))
+        reasons = [skip["reason"] for skip in spectra.skipped]
+        lines = [*reasons, *csv_text(printable_rows(spectra.rows)).splitlines()]
     except CheckpointError as error:
-        reasons = [str(error)]
-    for reason in reasons:
-        if not printable(reason).isprintable():
-            raise AssertionError(f"a terminal would obey {reason!r}")
+        lines = [str(error)]
+    for line in lines:
+        if not printable(line).isprintable():
+            raise AssertionError(f"a terminal would obey {line!r}")
     return time.perf_counter() - start, _peak() - before
 
 
 def _peak() -> float:
-    """The highest resident memory of this process so far, MB."""
+    """The peak resident memory of this process so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def _warm_up() -> None:
-    """What is imported and cached once is no case's own."""
+    """Import and cache once what would otherwise count for the first case."""
     whole = checkpoints()
     dora = dict(whole["dora"])
     config = json.loads(dora["adapter_config.json"]) | {"peft_type": "LOHA"}
@@ -305,7 +281,10 @@ def _warm_up() -> None:
 
 
 def run(cases: int, number: int, report: Callable[[str, float, float], None]) -> None:
-    """Break `cases` checkpoints, seeded by `number`; raises where one is not stood."""
+    """Break `cases` checkpoints, seeded by `number`, and raise at the first failure.
+
+    report: called with the family, seconds and megabytes of each case.
+    """
     _warm_up()
 
     @seed(number)
@@ -329,9 +308,11 @@ def run(cases: int, number: int, report: Callable[[str, float, float], None]) ->
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the cases and print what they took; exit status 1 at the first failure."""
+    """Run the cases, print their time and memory and return 0; raise at the first failure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__)
-    parser.add_argument("--cases", type=int, default=10_000, help="how many (default 10000)")
+    parser.add_argument(
+        "--cases", type=int, default=10_000, help="number of broken checkpoints (default 10000)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     taken: list[tuple[float, float, str]] = []

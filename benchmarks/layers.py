@@ -1,11 +1,11 @@
-"""Forward and backward of one adapter layer, in milliseconds of one thread's CPU time.
+"""Time forward and backward of one adapter layer, in milliseconds of one thread's CPU time.
 
 First MultiLoRA against PEFT's LoRA of equal budget, rank n·r; target at d = 2048: at most 1.15
-times as long. Then R-LoRA and MTL-LoRA, with a task for each of 8 rows, against LoRA of as many
-parameters. Then our form of MultiLoRA, n modules stacked into one pair of factors, against the two
-obvious ones: a loop over the modules, and one einsum over all of them. Everything in a row is timed
-in turn, and a ratio is the median of the ratios of neighbours, so that a busy machine slows both
-alike.
+times as long. Then R-LoRA and MTL-LoRA, with a different task in each of 8 rows, against LoRA with
+the same number of parameters. Then our form of MultiLoRA, n modules stacked into one pair of
+factors, against the two obvious ones: a loop over the modules, and one einsum over all of them. The
+layers of a row are timed in turn, and a ratio is the median over neighbouring times, so that a busy
+machine slows both alike.
 """
 
 import argparse
@@ -23,15 +23,18 @@ from torch import nn
 from analysis.results import Row
 from multilora import MtlLoraConfig, MultiLoraConfig, RLoraConfig
 from multilora.methods.layers import MultiLoraLinear
-from multilora.methods.mtllora import TaskIds
+from multilora.methods.task_ids import TaskIds
 
 # d, n, r, tokens
 AGAINST_LORA = (
-    *((256, 3, 8, 2048), (256, 4, 16, 2048)),
-    *((2048, 3, 8, 512), (2048, 4, 16, 512)),
-    *((4096, 3, 8, 128), (4096, 4, 16, 128)),
+    (256, 3, 8, 2048),
+    (256, 4, 16, 2048),
+    (2048, 3, 8, 512),
+    (2048, 4, 16, 512),
+    (4096, 3, 8, 128),
+    (4096, 4, 16, 128),
 )
-# d, n, r, tokens; the LoRA beside each has the rank nearest to its number of parameters.
+# d, n, r, tokens; compared with the LoRA whose number of parameters is nearest.
 RELATIVES = ((256, 3, 8, 2048), (2048, 3, 8, 512), (4096, 3, 8, 128))
 ROWS, TASKS = 8, 15
 FORMS = ((128, 3, 8, 768), (256, 3, 8, 2048), (2048, 3, 32, 512))
@@ -43,7 +46,7 @@ Layer = Callable[[torch.Tensor], torch.Tensor]
 
 
 def adapted(d: int, config: PeftConfig) -> nn.Module:
-    """A frozen linear layer, d × d, with an adapter that has moved off its zero start."""
+    """Return a frozen linear layer, d × d, with an adapter that is no longer at its zero start."""
     config.target_modules = {"layer"}
     model = get_peft_model(nn.ModuleDict({"layer": nn.Linear(d, d)}), config)
     for parameter in model.parameters():
@@ -53,21 +56,20 @@ def adapted(d: int, config: PeftConfig) -> nn.Module:
 
 
 def relatives(d: int, n: int, r: int, rows: int) -> dict[str, nn.Module]:
-    """R-LoRA and MTL-LoRA layers; the latter with a task for each of so many rows."""
-    found = {"R-LoRA": adapted(d, RLoraConfig(r=r, n=n))}
+    """Return an R-LoRA and an MTL-LoRA layer; the latter with one task for each of `rows` rows."""
     tasks = [f"task{i}" for i in range(TASKS)]
     layer = adapted(d, MtlLoraConfig(r=r, n=n, tasks=tasks))
-    layer.current.tasks = TaskIds.of(torch.arange(rows) % TASKS, repeat=False)
-    return found | {"MTL-LoRA": layer}
+    layer.current.ids = TaskIds.of(torch.arange(rows) % TASKS, repeat=False)
+    return {"R-LoRA": adapted(d, RLoraConfig(r=r, n=n)), "MTL-LoRA": layer}
 
 
 def parameters(layer: nn.Module) -> int:
-    """How many are trained."""
+    """Count the trained parameters."""
     return sum(p.numel() for p in layer.parameters() if p.requires_grad)
 
 
 def looped(layer: MultiLoraLinear) -> Layer:
-    """The same function, module after module: 2n products."""
+    """Return the function of `layer`, computed one module after the other: 2n products."""
     A, B, s = (getattr(layer, f"multilora_{part}")["default"] for part in "ABs")
     n, scale = layer.n["default"], layer.scale["default"]
 
@@ -81,7 +83,7 @@ def looped(layer: MultiLoraLinear) -> Layer:
 
 
 def batched(layer: MultiLoraLinear) -> Layer:
-    """The same function, all modules in one einsum."""
+    """Return the function of `layer`, computed for all modules by one einsum."""
     A, B, s = (getattr(layer, f"multilora_{part}")["default"] for part in "ABs")
     n, scale = layer.n["default"], layer.scale["default"]
 
@@ -96,12 +98,19 @@ def batched(layer: MultiLoraLinear) -> Layer:
 def milliseconds(
     layers: Sequence[Layer], d: int, tokens: int, repeat: int, rows: int = 1
 ) -> list[list[float]]:
-    """For each layer `repeat` times of a forward and backward pass, taken in turn."""
+    """Time forward and backward of the layers in turn; `repeat` times for each, in milliseconds.
+
+    layers: what is timed.
+    d: width of the input.
+    tokens: in all rows together.
+    repeat: timed passes per layer, after three that are not.
+    rows: of the batch.
+    """
     x = torch.randn(rows, tokens // rows, d, requires_grad=True)
     gradient = torch.randn(rows, tokens // rows, d)
     times: list[list[float]] = [[] for _ in layers]
     for i in range(repeat + 3):
-        # Each goes first in turn: what the one before left in the cache is no advantage.
+        # The first place rotates, so that the contents of the cache favour none of them.
         for j in range(len(layers)):
             k = (i + j) % len(layers)
             start = time.process_time()
@@ -113,7 +122,7 @@ def milliseconds(
 
 
 def ratio(times: Sequence[float], reference: Sequence[float]) -> float:
-    """Median of the ratios of times taken side by side."""
+    """Return the median ratio of times that were taken next to one another."""
     return statistics.median(a / b for a, b in zip(times, reference, strict=True))
 
 
@@ -122,13 +131,17 @@ def _row(
 ) -> Row:
     d, n, r, tokens = place
     return {
-        **{"what": what, "setting": f"d = {d}, {n}×{r}, {tokens} tokens", "method": method},
-        **{"value": statistics.median(times), "unit": "ms", "ratio": share},
+        "what": what,
+        "setting": f"d = {d}, {n}×{r}, {tokens} tokens",
+        "method": method,
+        "value": statistics.median(times),
+        "unit": "ms",
+        "ratio": share,
     }
 
 
 def against_lora(place: tuple[int, int, int, int], repeat: int) -> list[Row]:
-    """LoRA of rank n·r and MultiLoRA; the ratio is to LoRA."""
+    """Time LoRA of rank n·r and MultiLoRA; return one row each, with the ratio to LoRA."""
     d, n, r, tokens = place
     pair = [adapted(d, LoraConfig(r=n * r)), adapted(d, MultiLoraConfig(r=r, n=n))]
     times = milliseconds(pair, d, tokens, repeat)
@@ -139,7 +152,7 @@ def against_lora(place: tuple[int, int, int, int], repeat: int) -> list[Row]:
 
 
 def against_relatives(place: tuple[int, int, int, int], repeat: int) -> list[list[Row]]:
-    """R-LoRA and MTL-LoRA, each after LoRA of as many parameters, to which the ratio is."""
+    """Time R-LoRA and MTL-LoRA, each with a LoRA of as many parameters; ratios are to that LoRA."""
     d, n, r, tokens = place
     pairs = []
     for name, layer in relatives(d, n, r, ROWS).items():
@@ -156,7 +169,7 @@ def against_relatives(place: tuple[int, int, int, int], repeat: int) -> list[lis
 
 
 def forms(place: tuple[int, int, int, int], repeat: int) -> list[Row]:
-    """The ways to compute MultiLoRA, after the frozen layer alone, to which the ratio is."""
+    """Time the forms of MultiLoRA and the frozen layer alone; ratios are to the frozen layer."""
     d, n, r, tokens = place
     multi = adapted(d, MultiLoraConfig(r=r, n=n))
     assert isinstance(multi, MultiLoraLinear)
@@ -172,12 +185,12 @@ def forms(place: tuple[int, int, int, int], repeat: int) -> list[Row]:
 
 
 def rows(repeat: int) -> list[Row]:
-    """Print the tables line by line; all their rows."""
-    found: list[Row] = []
+    """Print the three tables line by line and return all their rows."""
+    measured: list[Row] = []
     print(f"\n{'d':>5} {'n×r':>6} {'tokens':>6} {'LoRA':>8} {'MultiLoRA':>10} {'ratio':>6}")
     for place in AGAINST_LORA:
         lora, multi = against_lora(place, repeat)
-        found += [lora, multi]
+        measured += [lora, multi]
         target = f"   (target {TARGET})" if place[0] == TARGET_D else ""
         numbers = f"{lora['value']:8.2f} {multi['value']:10.2f} {multi['ratio']:6.2f}"
         print(f"{_place(place)} {numbers}{target}")
@@ -187,7 +200,7 @@ def rows(repeat: int) -> list[Row]:
     )
     for place in RELATIVES:
         for lora, other in against_relatives(place, repeat):
-            found += [lora, other]
+            measured += [lora, other]
             rank = lora["method"].removeprefix("LoRA ")
             print(
                 f"{_place(place)} {other['method']:>9} {rank:>7} {lora['value']:8.2f}"
@@ -197,10 +210,10 @@ def rows(repeat: int) -> list[Row]:
     print(f"\n{'d':>5} {'n×r':>6} {'tokens':>6}" + "".join(f"{name:>15}" for name in NAMES))
     for place in FORMS:
         of_place = forms(place, repeat)
-        found += of_place
+        measured += of_place
         cells = [f"{row['value']:9.2f} {row['ratio']:4.1f}×" for row in of_place]
         print(_place(place) + "".join(f"{cell:>15}" for cell in cells))
-    return found
+    return measured
 
 
 def _place(place: tuple[int, int, int, int]) -> str:
@@ -208,19 +221,21 @@ def _place(place: tuple[int, int, int, int]) -> str:
     return f"{d:>5} {f'{n}×{r}':>6} {tokens:>6}"
 
 
-def missed(found: Sequence[Row]) -> bool:
-    """Whether MultiLoRA takes longer than the target allows where it holds."""
+def missed(rows: Sequence[Row]) -> bool:
+    """Return whether MultiLoRA exceeds TARGET at d = TARGET_D."""
     at_target = f"d = {TARGET_D}, "
     return any(
         row["what"] == "layer" and row["setting"].startswith(at_target) and row["ratio"] > TARGET
-        for row in found
+        for row in rows
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables; exit status 1 where the target is missed."""
+    """Print the tables and return 1 if the target is missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.layers", description=__doc__)
-    parser.add_argument("--repeat", type=int, default=31, help="times a row (default 31)")
+    parser.add_argument(
+        "--repeat", type=int, default=31, help="timed passes per layer (default 31)"
+    )
     repeat = parser.parse_args(argv).repeat
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -229,9 +244,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{platform.processor() or platform.machine()}, one thread, float32, "
         f"torch {torch.__version__}, medians of {repeat}"
     )
-    found = rows(repeat)
+    measured = rows(repeat)
     torch.set_num_threads(threads)
-    return int(missed(found))
+    return int(missed(measured))
 
 
 if __name__ == "__main__":

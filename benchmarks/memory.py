@@ -1,9 +1,9 @@
-"""Peak memory of `python -m analysis.spectrum TUNED --base BASE` on a large full fine-tune.
+"""Measure peak memory of `analysis.spectrum TUNED --base BASE` for a large full fine-tuning.
 
-Makes up a model of many bfloat16 matrices and a fine-tune of it in a temporary directory, in
-shards with an index, and runs the command on them as a user would, in a process of its own. Target:
-4 GB of weights a model, and a peak resident memory below 1.5 GB; the largest matrix and its
-workspace count, not the checkpoint.
+Writes a made-up model of many bfloat16 matrices and a fine-tuned copy to a temporary directory, in
+shards with an index, and runs the command on them in a process of its own. Target: with 4 GB of
+weights per model, a peak resident memory below 1.5 GB, since memory depends on the largest matrix
+and not on the checkpoint.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from safetensors.numpy import save_file
 from benchmarks.spectrum import measure
 
 TARGET = 1500  # MB
-SIDE, MATRICES = 1024, 64  # a shard: 64 matrices of 1024 × 1024, 134 MB
-LARGEST = 4096  # the side of one matrix more, in the first shard
+SIDE, MATRICES = 1024, 64  # one shard: 64 matrices of 1024 × 1024, 134 MB
+LARGEST = 4096  # side of one further matrix in the first shard
 
 
 def write_model(directory: Path, shards: int, seed: int) -> None:
-    """A model of `shards` files; another seed is another fine-tune of the same base."""
+    """Write a model of `shards` files; seed 0 is the base, any other a fine-tuning of it."""
     directory.mkdir()
     index = {}
     for i in range(shards):
@@ -43,16 +43,19 @@ def write_model(directory: Path, shards: int, seed: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure once and print a line; exit status 1 where the target is missed, or the disk full."""
+    """Measure once, print one line and return 1 if the target is missed or the disk full."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
-    parser.add_argument("--gigabytes", type=float, default=4.0, help="a model (default 4)")
+    parser.add_argument(
+        "--gigabytes", type=float, default=4.0, help="of weights per model (default 4)"
+    )
     arguments = parser.parse_args(argv)
     shards = max(1, round(arguments.gigabytes * 1e9 / (MATRICES * SIDE * SIDE * 2)))
     size = shards * MATRICES * SIDE * SIDE * 2 / 1e9
     with tempfile.TemporaryDirectory() as temporary:
         free = shutil.disk_usage(temporary).free / 1e9
         if free < 2 * size + 1:
-            print(f"benchmarks.memory: needs {2 * size + 1:.0f} GB in {temporary}, free {free:.0f}")
+            needed = f"needs {2 * size + 1:.0f} GB in {temporary}"
+            print(f"benchmarks.memory: {needed}; {free:.0f} GB are free")
             return 1
         base, tuned = Path(temporary) / "base", Path(temporary) / "tuned"
         write_model(base, shards, seed=0)
@@ -60,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         command = [sys.executable, "-m", "analysis.spectrum", str(tuned), "--base", str(base)]
         wall, cpu, peak = measure(command)
     print(
-        f"{size:.1f} GB a model, {shards * MATRICES + 1} matrices: wall {wall:.0f} s,"
+        f"{size:.1f} GB per model, {shards * MATRICES + 1} matrices: wall {wall:.0f} s,"
         f" cpu {cpu:.0f} s, peak {peak:.0f} MB (target {TARGET})"
     )
     return int(peak > TARGET)

@@ -1,7 +1,7 @@
-"""The numbers behind the figure `resources`: time of a layer, memory of training, and the machine.
+"""Measure what the figure `resources` shows: time of a layer and memory of training.
 
-Runs `benchmarks.layers` and `benchmarks.training` and writes what they measure to resources.csv,
-and what they ran on to resources.json, in DIR (figures/).
+Runs `benchmarks.layers` and `benchmarks.training`, and writes their rows to resources.csv and a
+description of the machine to resources.json in DIR (default figures/).
 """
 
 import argparse
@@ -20,7 +20,7 @@ COLUMNS = ("what", "setting", "method", "value", "unit", "ratio")
 
 
 def processor() -> str:
-    """The name of the processor, as Linux tells it, else as Python does."""
+    """Return the name of the processor from /proc/cpuinfo, or else from `platform`."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -30,11 +30,13 @@ def processor() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure and write; exit status 0, whatever the targets of the benchmarks say."""
+    """Measure, write both files and return 0, even if a benchmark misses its target."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.resources", description=__doc__)
     parser.add_argument("directory", nargs="?", type=Path, default=Path("figures"), metavar="DIR")
-    parser.add_argument("--repeat", type=int, default=31, help="times a layer (default 31)")
-    parser.add_argument("--runs", type=int, default=3, help="trainings a method (default 3)")
+    parser.add_argument(
+        "--repeat", type=int, default=31, help="timed passes per layer (default 31)"
+    )
+    parser.add_argument("--runs", type=int, default=3, help="trainings per method (default 3)")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)

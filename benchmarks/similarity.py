@@ -1,8 +1,8 @@
-"""Two adapters compared: time and peak memory of `python -m analysis.similarity`.
+"""Measure time and peak memory of `python -m analysis.similarity` for two adapters.
 
-The φ grids of both sides, angles and cosines of 224 modules of LLaMA-7B's shapes. Targets on two
-cores: r=16 float32 in 3 s, r=64 bfloat16 in 15 s, peak resident memory below the two files' size +
-250 MB.
+It computes the φ grids of both sides, angles and cosines of 224 modules with LLaMA-7B's shapes.
+Targets on two cores: r=16 float32 in 3 s, r=64 bfloat16 in 15 s, and peak resident memory below the
+size of both files + 250 MB.
 """
 
 import argparse
@@ -20,9 +20,9 @@ CASES: tuple[Case, ...] = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure every case and print a line each; exit status 1 where a target is missed."""
+    """Measure every case, print one line each and return 1 if a target is missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.similarity", description=__doc__)
-    parser.add_argument("--repeat", type=int, default=7, help="runs a case (default 7)")
+    parser.add_argument("--repeat", type=int, default=7, help="runs per case (default 7)")
     return int(time_command("analysis.similarity", 2, CASES, parser.parse_args(argv).repeat))
 
 

@@ -1,8 +1,8 @@
-"""From the shell to the table: time and peak memory of `python -m analysis.spectrum`.
+"""Measure time and peak memory of `python -m analysis.spectrum`, from the shell to the table.
 
-Writes LLaMA-7B-shaped LoRA adapters (32 layers × 7 projections) to a temporary directory and runs
-the command on them as a user would, a process a run. Targets on two cores: r=16 float32 in 1.0 s,
-r=64 bfloat16 in 2.5 s, peak resident memory below the file's size + 250 MB.
+Writes LoRA adapters with LLaMA-7B's shapes (32 layers × 7 kinds of module) to a temporary directory
+and runs the command on them, one process per run. Targets on two cores: r=16 float32 in 1.0 s,
+r=64 bfloat16 in 2.5 s, and peak resident memory below the size of the file + 250 MB.
 """
 
 import argparse
@@ -23,17 +23,21 @@ from safetensors.numpy import save_file
 
 LAYERS, D, D_FF = 32, 4096, 11008
 SHAPES = {
-    **{f"self_attn.{name}_proj": (D, D) for name in "qkvo"},
-    **{"mlp.gate_proj": (D_FF, D), "mlp.up_proj": (D_FF, D), "mlp.down_proj": (D, D_FF)},
+    "self_attn.q_proj": (D, D),
+    "self_attn.k_proj": (D, D),
+    "self_attn.v_proj": (D, D),
+    "self_attn.o_proj": (D, D),
+    "mlp.gate_proj": (D_FF, D),
+    "mlp.up_proj": (D_FF, D),
+    "mlp.down_proj": (D, D_FF),
 }
-# r, dtype, seconds allowed; and the megabytes allowed beside the file.
-Case = tuple[int, np.dtype, float]
+Case = tuple[int, np.dtype, float]  # r, dtype, seconds allowed
 CASES: tuple[Case, ...] = ((16, np.dtype(np.float32), 1.0), (64, np.dtype(ml_dtypes.bfloat16), 2.5))
-MEMORY = 250
+MEMORY = 250  # megabytes allowed in addition to the files
 
 
 def write_adapter(directory: Path, r: int, dtype: np.dtype, seed: int = 0) -> Path:
-    """A LoRA adapter as PEFT saves it, of LLaMA-7B's linear layers; returns its weight file."""
+    """Write a LoRA adapter of LLaMA-7B's linear layers, as PEFT does; return its weight file."""
     directory.mkdir(exist_ok=True)
     rng = np.random.default_rng(seed)
     tensors = {}
@@ -51,10 +55,10 @@ def write_adapter(directory: Path, r: int, dtype: np.dtype, seed: int = 0) -> Pa
 
 
 def measure(command: list[str]) -> tuple[float, float, float]:
-    """Wall seconds, user + system seconds and peak resident MB of one run of a command."""
+    """Run a command once; return wall seconds, user + system seconds and peak resident MB."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    # wait4 reports this child alone, where getrusage would give the greatest of all so far.
+    # wait4 reports this child alone; getrusage would report the largest of all so far.
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -65,10 +69,16 @@ def measure(command: list[str]) -> tuple[float, float, float]:
 
 
 def time_command(module: str, adapters: int, cases: Sequence[Case], repeat: int) -> bool:
-    """Print a line a case of `python -m module` on so many adapters; whether a target is missed."""
+    """Time `python -m module`, print one line per case; return whether a target is missed.
+
+    module: the command.
+    adapters: how many of them it is given.
+    cases: the adapters' rank and dtype, and the seconds allowed.
+    repeat: runs per case.
+    """
     threads = os.environ.get("OMP_NUM_THREADS", "default")
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores,", end=" ")
-    print(f"OMP_NUM_THREADS {threads}, Python {platform.python_version()}, {repeat} runs a case")
+    print(f"OMP_NUM_THREADS {threads}, Python {platform.python_version()}, {repeat} runs per case")
     missed = False
     for r, dtype, limit in cases:
         with tempfile.TemporaryDirectory() as parent:
@@ -90,9 +100,9 @@ def time_command(module: str, adapters: int, cases: Sequence[Case], repeat: int)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure every case and print a line each; exit status 1 where a target is missed."""
+    """Measure every case, print one line each and return 1 if a target is missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.spectrum", description=__doc__)
-    parser.add_argument("--repeat", type=int, default=7, help="runs a case (default 7)")
+    parser.add_argument("--repeat", type=int, default=7, help="runs per case (default 7)")
     return int(time_command("analysis.spectrum", 1, CASES, parser.parse_args(argv).repeat))
 
 

@@ -1,9 +1,10 @@
-"""Time to read and tokenise a large instruction file, to pack it, and to score multiple choice.
+"""Time reading, tokenising and packing a large instruction file, and scoring multiple choice.
 
 Makes up 52,000 records as long as Alpaca's (a seeded log-normal number of words: a mean of some
 80 tokens, a long tail), reads and tokenises them as `multilora.train --tasks` does, first without
-and then with what was kept of it, and packs rows of 512 tokens. Then scores 1,000 four-way
-questions on a model of the built-in base's size. Targets: 20 s, 95 % real tokens, 20 s.
+and then with the cache of tokens, and packs rows of 512 tokens. Then scores 1,000 questions of four
+options on a model of the built-in base's size. Targets: 20 s for reading and tokenising, 95 % real
+tokens in packed rows, 20 s for scoring.
 """
 
 import argparse
@@ -28,7 +29,7 @@ SECONDS, REAL = 20.0, 0.95
 
 
 def write_records(path: Path, count: int) -> None:
-    """An Alpaca file; four of ten records have an input, as there."""
+    """Write an Alpaca file of `count` records, four of ten with an input, as in Alpaca."""
     rng = random.Random(0)
     words = [a + b for a in world.LETTERS for b in world.vocabulary()]
 
@@ -47,29 +48,31 @@ def write_records(path: Path, count: int) -> None:
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """(seconds, what it returned)."""
+    """Return the seconds that `work` takes, and its result."""
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure once and print a line each; exit status 1 where a target is missed."""
+    """Measure each step once, print one line each and return 1 if a target is missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tasks", description=__doc__)
     parser.add_argument("--records", type=int, default=RECORDS)
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU (default 2)")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="of the CPU that are used (default 2)"
+    )
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary, record.threads(arguments.threads):
         path = Path(temporary) / "records.json"
         write_records(path, arguments.records)
-        reading, found = timed(lambda: data.load(f"alpaca:{path}"))
-        examples = found.split("train")
+        reading, loaded = timed(lambda: data.load(f"alpaca:{path}"))
+        examples = loaded.split("train")
         texts = [e.prompt for e in examples[:2000]]
         tokenizer = base.learn_tokenizer(texts, 8192, ROW)
-        kept = Path(temporary) / "tokens"
+        cache = Path(temporary) / "tokens"
 
         def encode() -> Any:
-            return tokens.cached(tokenizer, examples, ROW, [], kept)
+            return tokens.cached(tokenizer, examples, ROW, [], cache)
 
         first, encoded = timed(encode)
         again, _ = timed(encode)
@@ -88,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     mean = sum(lengths) / len(lengths)
     print(
         f"{arguments.records} records, {mean:.0f} tokens a training example: read {reading:.1f} s,"
-        f" tokenised {first:.1f} s, kept tokens {again:.1f} s"
+        f" tokenised {first:.1f} s, from the cache {again:.1f} s"
         f" (target {SECONDS:.0f} for the first two)\n"
         f"packed into {len(rows)} rows of {ROW} in {packing:.1f} s: {100 * real:.1f} % real tokens"
         f" (target {100 * REAL:.0f})\n"

@@ -1,8 +1,8 @@
-"""Peak memory of training: MultiLoRA against PEFT's LoRA of equal budget, rank n·r.
+"""Measure peak memory of training: MultiLoRA against PEFT's LoRA of equal budget, rank n·r.
 
-A LLaMA-shaped model of random weights is adapted and trained for some steps of AdamW, a process a
-run, and the peak of its resident memory above what it had before the model counts. Target:
-MultiLoRA at most 1.05 times as much.
+A LLaMA-shaped model of random weights is adapted and trained for a few steps of AdamW, one process
+per run. The measure is its peak resident memory minus the memory before the model was built.
+Target: MultiLoRA takes at most 1.05 times as much as LoRA.
 """
 
 import argparse
@@ -47,7 +47,7 @@ print(peak - before, sum(p.numel() for p in trained))
 
 
 def measure(method: str) -> tuple[float, int]:
-    """(MB above what there was before the model, trained parameters) of one run."""
+    """Run one training; return its peak in MB above the memory before it, and its parameters."""
     command = [sys.executable, "-c", CHILD.format(method=method)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     peak, parameters = map(int, done.stdout.split())
@@ -55,29 +55,32 @@ def measure(method: str) -> tuple[float, int]:
 
 
 def rows(repeat: int) -> list[Row]:
-    """A row a method and run: value, the peak in MB; ratio, to LoRA's in the same turn."""
+    """Return one row per method and run.
+
+    value: the peak in MB; ratio: to that of the LoRA run in the same turn.
+    """
     shape = f"width {SHAPE['hidden_size']}, {SHAPE['num_hidden_layers']} layers, {N}×{R}"
-    found = []
+    measured = []
     for _ in range(repeat):
         (lora, _), _ = turn = [measure(method) for method in ("lora", "multilora")]
         for method, (peak, parameters) in zip(("LoRA", "MultiLoRA"), turn, strict=True):
             row: Row = {"what": "memory", "setting": shape, "method": method, "value": peak}
-            found.append(row | {"unit": "MB", "ratio": peak / lora, "parameters": parameters})
-    return found
+            measured.append(row | {"unit": "MB", "ratio": peak / lora, "parameters": parameters})
+    return measured
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the peaks and their ratio; exit status 1 where the target is missed."""
+    """Print the peaks and their ratio, and return 1 if the target is missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
-    parser.add_argument("--repeat", type=int, default=3, help="runs a method (default 3)")
-    found = rows(parser.parse_args(argv).repeat)
-    for (method,), of_method in grouped(found, "method").items():
+    parser.add_argument("--repeat", type=int, default=3, help="runs per method (default 3)")
+    measured = rows(parser.parse_args(argv).repeat)
+    for (method,), of_method in grouped(measured, "method").items():
         peaks = [row["value"] for row in of_method]
         print(
             f"{method}: {of_method[0]['parameters']:,} parameters, peak"
             f" {statistics.median(peaks):.0f} MB ({min(peaks):.0f}–{max(peaks):.0f})"
         )
-    ratio = statistics.median(row["ratio"] for row in found if row["method"] == "MultiLoRA")
+    ratio = statistics.median(row["ratio"] for row in measured if row["method"] == "MultiLoRA")
     print(f"ratio {ratio:.3f} (target {TARGET})")
     return int(ratio > TARGET)
 

@@ -1,7 +1,8 @@
-"""MultiLoRA and its relatives as methods of Hugging Face PEFT.
+"""MultiLoRA, R-LoRA, MTL-LoRA and task experts as methods of Hugging Face PEFT.
 
-Importing this package registers them: afterwards `peft.get_peft_model`, `PeftModel.from_pretrained`
-and the rest of PEFT know them as they know LoRA.
+Importing this package registers the first three with PEFT, so that `peft.get_peft_model`,
+`PeftModel.from_pretrained` and the rest of PEFT accept them like LoRA. Task experts are LoRAs of
+PEFT itself, held by an `ExpertBank`.
 """
 
 import peft.mapping
@@ -23,8 +24,8 @@ __all__ = [
     "RLoraModel",
 ]
 
-# peft.utils.register_peft_method takes members of PEFT's own enum only, so its tables are filled
-# here. They are not public API: hence the narrow range of PEFT versions, and a test.
+# peft.utils.register_peft_method accepts only members of PEFT's own enum, so PEFT's tables are
+# filled here. They are not public API: hence the narrow range of PEFT versions, and a test.
 for _config, _model in [
     (MultiLoraConfig, MultiLoraModel),
     (RLoraConfig, RLoraModel),

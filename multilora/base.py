@@ -327,10 +327,11 @@ def _share_right(model: Any, tokenizer: Any, pairs: list[tuple[str, str]]) -> fl
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    def work() -> str:
-        return str(ensure(command.settings_from(BaseSettings, __doc__, argv)))
-
-    return command.run("multilora.base", work)
+    return command.run(
+        "multilora.base",
+        parse=lambda: command.settings_from(BaseSettings, __doc__, argv),
+        work=lambda settings: str(ensure(settings)),
+    )
 
 
 if __name__ == "__main__":

@@ -335,7 +335,8 @@ def llama_budget(share: str = "2.5%", counts: Sequence[int] = (1, 2, 3, 4, 5, 8)
 def main(argv: Sequence[str] | None = None) -> int:
     return command.run(
         "multilora.budget",
-        lambda: answer(command.settings_from(BudgetSettings, __doc__, argv)),
+        parse=lambda: command.settings_from(BudgetSettings, __doc__, argv),
+        work=answer,
     )
 
 

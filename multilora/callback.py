@@ -1,15 +1,15 @@
-"""What training does to the weights while it runs: the spectra of every ΔW, every N steps.
+"""Record the spectrum of every update ΔW during training, every N steps.
 
     from multilora.callback import SpectrumCallback
     trainer.add_callback(SpectrumCallback(trainer, every=100))
 
-`trainer` is any transformers.Trainer (TRL's are), its model one with adapters of PEFT or of this
-package. Rows as `python -m analysis.spectrum` makes them are added to spectrum_steps.csv in the
-output directory, and their medians are logged to whatever `report_to` is set.
+`trainer` is any transformers.Trainer (TRL's are), with a model that has adapters of PEFT or of
+this package. The rows, those of `python -m analysis.spectrum`, are appended to spectrum_steps.csv
+in the output directory; their medians are logged to the loggers of `report_to`.
 
-A layer says what its update is by one of two methods: `factors(adapter)` -> (left, right) with
-ΔW = left @ right, or, where it has several updates, `parts(adapter)` -> {part: (left, right)}.
-PEFT's LoRA and AdaLoRA, which have neither, are known here.
+A layer gives its update by one of two methods: `factors(adapter)` -> (left, right) with
+ΔW = left @ right, or `parts(adapter)` -> {part: (left, right)} if it has several updates. PEFT's
+LoRA and AdaLoRA have neither and are handled here.
 """
 
 import math
@@ -43,34 +43,41 @@ from multilora.methods.config import MethodType
 from multilora.methods.experts import ExpertBank
 
 TABLE, SPECTRA = "spectrum_steps.csv", "spectra_steps"
-# What is logged: medians over modules.
+# Measures whose medians over modules are logged.
 LOGGED = (
-    *("spectral_norm", "frobenius_norm", "top_share_1", "top_share_4"),
-    *("effective_rank", "stable_rank", "utilisation", "democracy"),
+    "spectral_norm",
+    "frobenius_norm",
+    "top_share_1",
+    "top_share_4",
+    "effective_rank",
+    "stable_rank",
+    "utilisation",
+    "democracy",
 )
-# Variants of PEFT's LoRA that change how it is trained or when it acts, and leave ΔW = B·A.
+# Variants of PEFT's LoRA that change its training but not ΔW = scale · B A.
 PLAIN_VARIANTS = ("ALora", "MiCA", "Velora")
-# Methods without factors whose `get_delta_weight` is ΔW; that of others may be a rotation of W0.
+# Methods without factors whose `get_delta_weight` is ΔW; that of other methods may not be.
 ADDITIVE = tuple(f"peft:{name}" for name in "LOHA LOKR VERA VBLORA RANDLORA FOURIERFT".split())
-NAMED = 8  # modules in one warning
+NAMED = 8  # modules named in one warning
 
 Start = dict[tuple[str, str], LowRankUpdate]
 
 
 class SpectrumCallback(transformers.TrainerCallback):
-    """Measures ΔW at step 0, at every `every`-th step and at the last.
+    """Trainer callback that measures ΔW at step 0, every `every` steps and at the last step.
 
-    trainer: the one it is added to, through which the medians are logged; without it (in
-    `callbacks=[…]`, before there is one) nothing is logged and all else is the same.
-    full: also the updates that are known as a matrix only, by the eigenvalues of each (seconds
-    a matrix): every trained 2-D weight outside the adapters, of which a copy is kept on the CPU,
-    and adapters without factors.
-    singular_values: also write them all, by the rows' keys, to spectra_steps/step-N.safetensors.
+    trainer: the trainer that the callback is added to, which logs the medians. If None (for
+        `callbacks=[…]`, before a trainer exists), nothing is logged; all else is the same.
+    every: number of steps between measurements, at least 1.
+    full: also measure dense updates, by their eigenvalues (seconds per matrix): adapters without
+        factors, and every trained 2-D weight outside the adapters, whose W0 is kept on the CPU.
+    singular_values: also write all singular values, by the rows' keys, to
+        spectra_steps/step-N.safetensors.
 
-    A training that starts anew starts the files anew; a resumed one goes on behind the step that it
-    resumes from, so that no step is lost and none stands there twice. Only the first process
-    works and writes. Training itself is not changed by a bit. Updates that cannot be measured
-    are named in a warning, once.
+    A new training starts new files. A resumed training continues after the step from which it
+    resumes, so that every step is in the table exactly once. Only the first process measures and
+    writes. Training stays the same bit for bit. Updates that cannot be measured are named in one
+    warning. Raises UserError if `every` is not a positive whole number.
     """
 
     def __init__(
@@ -93,20 +100,21 @@ class SpectrumCallback(transformers.TrainerCallback):
             self._remember(trainer.model)
 
     def on_init_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
-        # Here the weights are still those of the base, also where training is to be resumed.
+        """Keep the weights before training; they are those of the base even when it is resumed."""
         if state.is_world_process_zero:
             self._remember(model)
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any
     ) -> None:
+        """Start or continue the files, and measure the first step."""
         if not state.is_world_process_zero:
             return
         if self.W0 is None and state.global_step == 0:
             self._remember(model)
         if self.W0 is None and self.full:
             raise UserError(
-                "SpectrumCallback(full=True) came after the weights before training were gone; "
+                "SpectrumCallback(full=True) was added when the weights before training were gone; "
                 "pass it the trainer, SpectrumCallback(trainer, full=True), before train()"
             )
         self.last = _cut(Path(args.output_dir), state.global_step)
@@ -114,16 +122,18 @@ class SpectrumCallback(transformers.TrainerCallback):
             self._measure(args, state, control, model)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        """Measure every `every`-th step and the last."""
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self._measure(args, state, control, model)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
-        # Another callback ends training early. (At on_train_end, loggers have closed already.)
+        """Measure the last step if another callback ends training early."""
+        # (At on_train_end the loggers are already closed.)
         if control.should_training_stop:
             self._measure(args, state, control, model)
 
     def _remember(self, model: Any) -> None:
-        """Copies of what ΔW is taken from, where that is not zero."""
+        """Keep copies of W0 and of the initial factors, from which ΔW is taken."""
         trained = _trained(model) if self.full else ()
         self.W0 = {name: p.detach().cpu().clone() for name, p in trained if p.ndim == 2}
         self.starts = {
@@ -133,35 +143,37 @@ class SpectrumCallback(transformers.TrainerCallback):
         }
 
     def _measure(self, args: Any, state: Any, control: Any, model: Any) -> None:
+        """Measure this step, unless it is in the table already, and write and log the result."""
         step, out = int(state.global_step), Path(args.output_dir)
         if not state.is_world_process_zero or step <= self.last:
             return
         run = Run(out, out.resolve().name, step)
         W0 = self.W0 if self.full else None
-        found = spectrum.of_updates(updates(model, self.starts, W0), run)
-        self._warn(found.skipped)
-        if self.singular_values and found.s:
+        spectra = spectrum.of_updates(updates(model, self.starts, W0), run)
+        self._warn(spectra.skipped)
+        if self.singular_values and spectra.s:
             (out / SPECTRA).mkdir(parents=True, exist_ok=True)
             file = out / SPECTRA / f"step-{step}.safetensors"
-            store.replace(file, partial(save_file, found.s))
-        _append(out / TABLE, found.rows)
+            store.replace(file, partial(save_file, spectra.s))
+        _append(out / TABLE, spectra.rows)
         self.last = step
-        if found.rows:
-            self._log(found.rows, control)
+        if spectra.rows:
+            self._log(spectra.rows, control)
 
     def _log(self, rows: list[results.Row], control: Any) -> None:
+        """Log the medians of the rows through the trainer."""
         if self.trainer is None:
             return
-        median = spectrum_table.summary(rows)[-1]  # of all kinds
+        median = spectrum_table.summary(rows)[-1]  # the last row is over all kinds
         logs = {f"spectrum/{c}": median[c] for c in LOGGED if median[c] is not None}
-        # Whoever logs takes back that the trainer is to log at this step. And its own `log`, not
-        # that of a subclass: TRL's adds its running means there, and resets them.
-        asked = control.should_log
+        # Logging clears should_log, which the trainer needs at this step. Trainer's own `log` is
+        # called because a subclass may do more: TRL's adds its running means and resets them.
+        should_log = control.should_log
         transformers.Trainer.log(self.trainer, logs)
-        control.should_log = asked
+        control.should_log = should_log
 
     def _warn(self, skipped: list[dict[str, str]]) -> None:
-        """Name what was not measured, by reason; a module only once."""
+        """Warn of modules that were not measured, by reason; of each module only once."""
         modules: dict[str, list[str]] = {}
         for skip in skipped:
             name = skip["module"]
@@ -179,12 +191,15 @@ def updates(
     W0: Mapping[str, torch.Tensor] | None = None,
     starting: bool = False,
 ) -> Iterator[Entry]:
-    """ΔW of every adapter in a model, by layer; with `W0` of every trained 2-D weight as well.
+    """Yield ΔW of every adapter in a model, by layer, and of other trained weights if W0 is given.
 
-    start: the updates at the start of adapters that put part of W0 into their factors (PiSSA, …),
-    which are subtracted; `starting`: these alone, as they are now. W0: the weights before
-    training by parameter name; with it, adapters without factors are given as matrices. The
-    factors may share memory with the model's parameters: use them before training goes on.
+    start: initial B·A of adapters whose initialisation moves part of W0 into their factors (PiSSA,
+        …), by (module, part); it is subtracted from theirs.
+    W0: weights before training, by parameter name. If given, also yield ΔW of every trained 2-D
+        weight, and of adapters without factors, as matrices.
+    starting: yield only the current B·A of adapters that need `start`.
+
+    The factors may share memory with the model's parameters: use them before training continues.
     """
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
     several = len({adapter for _, layer in layers for adapter in _adapters(layer)}) > 1
@@ -212,13 +227,13 @@ def updates(
 
 
 def _adapters(layer: Any) -> list[str]:
-    """The adapters in a layer, in the order in which they came."""
+    """Names of the adapters in a layer, in the order in which they were added."""
     tables: list[Any] = [getattr(layer, name, ()) for name in layer.adapter_layer_names]
     return list(dict.fromkeys(key for t in tables if hasattr(t, "keys") for key in t))
 
 
 def _method(config: Any) -> str:
-    """What tables call the method of an adapter."""
+    """Return the name that tables use for the method of an adapter."""
     kind = getattr(config, "peft_type", None)
     if kind is None:
         return ""
@@ -228,16 +243,17 @@ def _method(config: Any) -> str:
 
 
 def _moves_base(config: Any) -> bool:
-    """Whether the adapter's start changes the base weights, so that B·A is not ΔW."""
+    """Return whether an adapter's initialisation changes the base weights, so that ΔW ≠ B·A."""
     kind = getattr(config, "init_lora_weights", True)
     return (kind.lower() if isinstance(kind, str) else kind) not in starts.PLAIN
 
 
 def _since(update: LowRankUpdate, start: Start | None) -> LowRankUpdate:
+    """Subtract an adapter's initial B·A; raise CheckpointError if it is not known."""
     if start is None or (update.name, update.part) not in start:
         raise CheckpointError(
-            "its start changed the base weights and is not known; pass the callback the trainer, "
-            "SpectrumCallback(trainer), before train()"
+            "its initialisation changed the base weights and is not known; pass the callback the "
+            "trainer, SpectrumCallback(trainer), before train()"
         )
     return starts.subtract(update, start[update.name, update.part])
 
@@ -245,7 +261,15 @@ def _since(update: LowRankUpdate, start: Start | None) -> LowRankUpdate:
 def _of_layer(
     layer: Any, adapter: str, name: str, part: str, method: str, dense: bool
 ) -> Iterator[LowRankUpdate | DenseUpdate]:
-    """The updates of one adapter in one layer; CheckpointError where there is no telling."""
+    """Yield the updates of one adapter in one layer; raise CheckpointError if ΔW is not known.
+
+    layer: the adapter layer.
+    adapter: name of the adapter.
+    name: name of the module.
+    part: part of the updates, to which a layer with several updates adds its own.
+    method: name of the method in tables.
+    dense: give ΔW as a matrix if the method has no factors.
+    """
     if isinstance(layer, LoraLayer):
         B, A, scale = _lora(layer, adapter)
         yield LowRankUpdate(name, *factors.matrices(B, A), scale, part, method)
@@ -260,21 +284,25 @@ def _of_layer(
             piece = ".".join(filter(None, (part, of)))
             yield LowRankUpdate(name, _array(left), _array(right), 1.0, piece, method)
     elif method not in ADDITIVE:
-        raise CheckpointError(f"ΔW of {method.removeprefix('peft:')} is not known in factors")
+        raise CheckpointError(f"factors of the ΔW of {method.removeprefix('peft:')} are not known")
     elif not dense:
-        raise CheckpointError(f"{method} gives ΔW as a matrix; pass SpectrumCallback full=True")
+        raise CheckpointError(
+            f"{method} has ΔW as a matrix only; pass full=True to SpectrumCallback to measure it"
+        )
     else:
         yield _matrix(layer, adapter, name, part, method)
 
 
 def _lora(layer: Any, adapter: str) -> tuple[np.ndarray, np.ndarray, float]:
-    """B, A and scale of PEFT's own layers, AdaLoRA's too; B and A may be kernels."""
+    """Return B, A and scale of a LoRA or AdaLoRA layer of PEFT; B and A may be kernels."""
     variant = getattr(layer, "lora_variant", {}).get(adapter)
     kind = type(variant).__name__
     if isinstance(layer, ParamWrapper):
-        raise CheckpointError("LoRA on parameters (target_parameters) stacks several updates")
+        raise CheckpointError(
+            "LoRA on parameters (target_parameters) stacks several updates, which is not supported"
+        )
     if variant is not None and not kind.startswith(PLAIN_VARIANTS):
-        raise CheckpointError(f"ΔW of {kind.removesuffix('Variant')} is not B·A")
+        raise CheckpointError(f"ΔW of {kind.removesuffix('Variant')} is not scale · B A")
     scale = float(layer.scaling[adapter])
     if isinstance(layer, AdaLoraLayer):
         with torch.no_grad():
@@ -289,10 +317,12 @@ def _lora(layer: Any, adapter: str) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _matrix(layer: Any, adapter: str, name: str, part: str, method: str) -> DenseUpdate:
-    """ΔW of an adapter without factors, made when it is needed."""
+    """Return ΔW of an adapter without factors, computed on demand."""
     base = layer.get_base_layer()
     if not base.weight.is_floating_point():
-        raise CheckpointError(f"its base weight is quantised ({base.weight.dtype})")
+        raise CheckpointError(
+            f"base weight is quantised ({base.weight.dtype}); expected floating-point weights"
+        )
     turned = isinstance(base, Conv1D)
     shape = base.weight.shape[::-1] if turned else base.weight.shape
 
@@ -305,7 +335,7 @@ def _matrix(layer: Any, adapter: str, name: str, part: str, method: str) -> Dens
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The trained weights outside adapters that are no vectors, by parameter name."""
+    """Yield (name, parameter) of the trained weights of 2 or more dimensions outside adapters."""
     in_adapters = {
         id(p)
         for layer in model.modules()
@@ -321,13 +351,13 @@ def _trained(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def _difference(
     model: nn.Module, key: str, tuned: torch.Tensor, before: torch.Tensor | None
 ) -> DenseUpdate | Skipped:
-    """W_tuned − W0 of one parameter, taken when it is needed."""
+    """Return W_tuned − W0 of one parameter, computed on demand."""
     owner, _, leaf = key.rpartition(".")
     name = WRAPPING.sub("", key).removesuffix(".weight")
     if tuned.ndim != 2:
         return Skipped(name, f"is {tuple(tuned.shape)}; expected a matrix")
     if before is None or before.shape != tuned.shape:
-        return Skipped(name, "was not trained, or sharded, when W0 was kept")
+        return Skipped(name, "was not trained, or was sharded, when W0 was kept")
     turned = leaf == "weight" and isinstance(model.get_submodule(owner), Conv1D)
 
     def load() -> np.ndarray:
@@ -342,7 +372,7 @@ def _difference(
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
-    """The numbers on the CPU; CheckpointError where this process does not have them."""
+    """Return a tensor's numbers; raise CheckpointError if this process does not have them."""
     if tensor.is_meta or tensor.numel() == 0 or hasattr(tensor, "placements"):
         raise CheckpointError("is sharded or not loaded; expected whole weights in this process")
     if not tensor.is_floating_point():
@@ -351,7 +381,7 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _append(path: Path, rows: list[results.Row]) -> None:
-    """Add rows to the table; who reads it meanwhile sees all of them or none."""
+    """Append rows to the table; a reader sees either all of them or none."""
     header, lines = store.csv_text(rows).split("\n", 1)
 
     def write(temporary: Path) -> None:
@@ -367,9 +397,9 @@ def _append(path: Path, rows: list[results.Row]) -> None:
 
 
 def _cut(out: Path, step: int) -> int:
-    """Leave of an earlier training's files what it had measured by `step`; the last step left.
+    """Remove from an earlier training's files all after `step`; return the last step that remains.
 
-    At step 0 nothing is left, and -1 returned. Raises ValueError where the table is no table.
+    At step 0 everything is removed and -1 is returned. Raises UserError if the table is broken.
     """
     for file in (out / SPECTRA).glob("step-*.safetensors"):
         if step == 0 or int(file.stem.removeprefix("step-")) > step:
@@ -381,6 +411,6 @@ def _cut(out: Path, step: int) -> int:
     try:
         rows = [row for row in store.rows(path) if row["step"] <= step]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not the table of a training: {error}") from None
+        raise UserError(f"{path}: not a table of this callback: {error}") from None
     store.write_text(path, store.csv_text(rows))
     return max((row["step"] for row in rows), default=-1)

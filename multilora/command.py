@@ -3,12 +3,14 @@
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import transformers
 
 from analysis import UserError, __version__
 from analysis.command import exit_status
+
+Given = TypeVar("Given")
 
 
 def settings_from(types: Any, doc: str | None, argv: Sequence[str] | None) -> Any:
@@ -26,16 +28,19 @@ def settings_from(types: Any, doc: str | None, argv: Sequence[str] | None) -> An
     return parsed if isinstance(types, tuple) else parsed[0]
 
 
-def run(name: str, work: Callable[[], str]) -> int:
+def run(name: str, parse: Callable[[], Given], work: Callable[[Given], str]) -> int:
     """Print what `work` returns; return the exit status (see `analysis.command.exit_status`).
 
-    name: the command, which begins the line of an error. What libraries print meanwhile goes
-    to stderr, so that stdout carries the result alone.
+    name: the command, which begins the line of an error.
+    parse: reads the arguments; --help and --version print to stdout here.
+    work: takes what `parse` returns. What libraries print meanwhile goes to stderr, so that stdout
+        carries the result alone.
     """
 
     def printed() -> int:
+        given = parse()
         with contextlib.redirect_stdout(sys.stderr):
-            result = work()
+            result = work(given)
         print(result)
         return 0
 

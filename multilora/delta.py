@@ -1,15 +1,15 @@
-"""A trained model → a checkpoint of ΔW, and back.
+"""Save a trained model as a checkpoint of ΔW, and load such a checkpoint.
 
-Adapters are written by PEFT's own `save_pretrained`; beside a MultiLoRA checkpoint its exact
-export to a standard LoRA lies in `lora/`, beside one of MTL-LoRA each task's in `lora/TASK/`.
-R-LoRA has no exact one; `save_as_lora` writes what it is at the mean of its heads, on request, and
-`mean_router_error` says how far off that is. Task experts are a LoRA each, in directories of their
-names, beside `experts.json`. Full fine-tuning is written as ΔW of every trained matrix:
-`delta.safetensors` and `delta_config.json`. `load_tuned` turns any of them into a model again.
+Adapters are written by PEFT's own `save_pretrained`. Next to a MultiLoRA adapter, `lora/` holds its
+exact export to a standard LoRA; next to an MTL-LoRA adapter, `lora/TASK/` holds the export of each
+task. R-LoRA has no exact export: `save_as_lora` writes an approximation on request, and
+`mean_router_error` measures its error. Task experts are one LoRA per task, in directories of their
+names, and `experts.json`. Full fine-tuning is written as ΔW of every trained matrix,
+`delta.safetensors`, and its `delta_config.json`. `load_tuned` turns any of them into a model.
 """
 
 import json
-import shutil
+import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,13 +21,16 @@ import ml_dtypes
 import numpy as np
 import torch
 import transformers
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from analysis import UserError
+from analysis import CheckpointError, UserError
+from analysis.formats import experts as bank
+from analysis.formats import full
+from analysis.formats.place import Place
 from analysis.numerics.floor import noise_floor
 from multilora import record
 from multilora.methods import experts
@@ -35,32 +38,33 @@ from multilora.methods.config import AdapterConfig, MtlLoraConfig, MultiLoraConf
 from multilora.methods.layers import AdapterLinear
 from multilora.methods.rlora import RLoraLinear
 
-VERSION = 1
-# All that a checkpoint of either kind consists of.
-FILES = (
-    *("adapter_config.json", "adapter_model.safetensors", "lora"),
-    *("delta_config.json", "delta.safetensors", experts.CONFIG),
-)
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LORA = "lora"  # directory of the exports to a standard LoRA
+# Files and directories of any checkpoint, other than the directories of experts and adapters.
+FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, LORA, full.CONFIG, full.WEIGHTS, experts.CONFIG)
 
 
 def load_base(path: str, **options: Any) -> tuple[Any, Any]:
-    """(model, tokenizer) of a local directory or hub name; `options` go to from_pretrained.
+    """Return (model, tokenizer) of a local directory or hub name.
 
-    Raises ValueError where the model is there and its tokenizer is not.
+    options: passed to the model's `from_pretrained`. Raises UserError if the model has no readable
+    tokenizer.
     """
     model = transformers.AutoModelForCausalLM.from_pretrained(path, **options)
     try:
         return model, transformers.AutoTokenizer.from_pretrained(path)
     except (ValueError, OSError, KeyError, TypeError, AttributeError, ImportError) as error:
-        why = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"{path}: no tokenizer can be read ({why}); expected its files, as tokenizer.json, "
-            "beside the model"
+            f"{path}: no readable tokenizer ({_first_line(error)}); expected its files, such as "
+            "tokenizer.json, next to the model"
         ) from error
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(name, layer) of every linear layer but the output head: what full fine-tuning trains."""
+    """Yield (name, layer) of every linear layer except the output head.
+
+    Full fine-tuning trains the weights of these.
+    """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, Conv1D)) and module is not head:
@@ -68,66 +72,104 @@ def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def weight_files(path: str) -> dict[str, str]:
-    """{file: SHA-256} of a base model's weight files; of a hub name, those in the local cache."""
+    """{file: SHA-256} of the weight files of a base model: a directory, or a cached hub name."""
     directory = Path(path)
     if not directory.is_dir():
         try:
             directory = Path(huggingface_hub.snapshot_download(path, local_files_only=True))
         except (ValueError, OSError) as error:
-            why = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"{path}: not a directory, nor in the hub's cache ({why})") from error
+            raise UserError(
+                f"{path}: neither a directory nor in the hub's cache ({_first_line(error)})"
+            ) from error
     files = record.sha256_of_files(directory)
     return files or record.sha256_of_files(directory, "*.bin")
 
 
-def save(model: Any, base: str, out: Path) -> None:
-    """Write the ΔW checkpoint of a trained model, a PeftModel or a full fine-tune of `base`.
+def _first_line(error: Exception) -> str:
+    """First line of an error's message, or the name of its type."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
-    Files appear in `out` only when each of them is whole; what another checkpoint left there
-    under our names goes.
+
+# Writing.
+
+
+def save(model: Any, base: str, out: Path) -> None:
+    """Write the ΔW checkpoint of a trained model, replacing an earlier checkpoint in `out`.
+
+    model: a PeftModel, all of whose adapters are saved, or a full fine-tuning of `base`.
+    base: directory or hub name of the model before training.
+    out: directory, created if needed.
+
+    Everything is written to a temporary directory in `out` and then renamed. If a step fails, the
+    earlier checkpoint stays as it was.
     """
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".delta-", dir=out) as temporary:
+        new, old = Path(temporary, "new"), Path(temporary, "old")
+        new.mkdir()
+        old.mkdir()
         if isinstance(model, PeftModel):
-            model.save_pretrained(temporary)
-            config = model.active_peft_config
-            if isinstance(config, MultiLoraConfig):
-                save_as_lora(model, Path(temporary) / "lora")
-            elif isinstance(config, MtlLoraConfig):
-                for task in config.tasks:
-                    save_as_lora(model, Path(temporary) / "lora" / task, task=task)
+            _save_adapters(model, new)
         else:
-            _save_full(model, base, Path(temporary))
-        for name in (*FILES, *_replaced_experts(out), *_experts(Path(temporary))):
-            if (out / name).is_dir() and not (out / name).is_symlink():
-                shutil.rmtree(out / name)
-            else:
-                (out / name).unlink(missing_ok=True)
-        for path in Path(temporary).iterdir():
-            path.replace(out / path.name)
+            _save_full(model, base, new)
+        names = [*FILES, *_replaced_experts(out), *(path.name for path in new.iterdir())]
+        _exchange(out, new, old, dict.fromkeys(names))
+
+
+def _exchange(out: Path, new: Path, old: Path, names: Iterable[str]) -> None:
+    """Move `names` from `out` to `old` and all of `new` to `out`; undo the moves on failure."""
+    moves = [(out / name, old / name) for name in names if os.path.lexists(out / name)]
+    moves += [(path, out / path.name) for path in new.iterdir()]
+    done = []
+    try:
+        for source, target in moves:
+            source.replace(target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            target.replace(source)
+        raise
 
 
 def hashes(out: Path) -> dict[str, str]:
-    """{file: SHA-256} of the weights of a saved update; of a bank, those of every expert."""
-    found = record.sha256_of_files(out)
-    for task in _experts(out):
-        found |= {f"{task}/{k}": v for k, v in record.sha256_of_files(out / task).items()}
-    return found
-
-
-def _experts(directory: Path) -> list[str]:
-    """The names of a bank's experts, which are those of their directories; [] without a bank."""
-    return experts.saved_tasks(directory) if (directory / experts.CONFIG).is_file() else []
+    """{file: SHA-256} of the weights of a saved checkpoint, including those of every expert."""
+    files = record.sha256_of_files(out)
+    place = Place(out)
+    for expert in bank.directories(place) if bank.recognise(place) else ():
+        of_expert = record.sha256_of_files(expert.path)
+        files |= {f"{expert.path.name}/{name}": value for name, value in of_expert.items()}
+    return files
 
 
 def _replaced_experts(out: Path) -> list[str]:
-    """Directory names of an earlier bank's experts in `out`; [] if experts.json is broken."""
-    try:
-        names = _experts(out)
-    except (ValueError, AttributeError):
+    """Directory names of an earlier bank's experts in `out`, which a new checkpoint replaces.
+
+    Warns and returns [] if experts.json is broken.
+    """
+    place = Place(out)
+    if not bank.recognise(place):
         return []
-    # Only a plain name is an expert's directory: nothing outside `out` is ever removed.
-    return [name for name in names if Path(name).name == name and name != ".."]
+    try:
+        # Only directories of `out` itself: nothing outside it is ever moved.
+        return [e.path.name for e in bank.directories(place) if e.path.parent == out]
+    except CheckpointError as error:
+        warnings.warn(
+            f"{error}; the file is replaced, and directories of earlier experts in {out} remain",
+            stacklevel=3,
+        )
+        return []
+
+
+def _save_adapters(model: PeftModel, out: Path) -> None:
+    """Write every adapter as PEFT does, with its exact exports to LoRA in `lora/` next to it."""
+    model.save_pretrained(str(out))
+    for adapter, config in model.peft_config.items():
+        directory = (out if adapter == "default" else out / adapter) / LORA
+        if isinstance(config, MultiLoraConfig):
+            save_as_lora(model, directory, adapter)
+        elif isinstance(config, MtlLoraConfig):
+            for task in config.tasks:
+                save_as_lora(model, directory / task, adapter, task)
 
 
 def save_as_lora(
@@ -135,39 +177,62 @@ def save_as_lora(
 ) -> None:
     """Write an adapter as a standard PEFT LoRA, which runs wherever LoRA does.
 
-    MultiLoRA, exactly: B = [diag(s₁)B₁ … diag(sₙ)Bₙ], A = [A₁; …; Aₙ], rank n·r.
-    MTL-LoRA, one `task` of it by name, exactly: B = Σᵢ softmax(w_t/τ)ᵢ Bᵢ Λ_t, rank r.
-    R-LoRA, approximately, with a warning: its router gives way to the mean of the heads; B and A
-    are those of ΔW relative to the start, rank 2r. `mean_router_error` measures what that costs.
+    MultiLoRA, exact: B = [diag(s₁)B₁ … diag(sₙ)Bₙ], A = [A₁; …; Aₙ], rank n·r.
+    MTL-LoRA, one task, exact: B = Σᵢ softmax(w_t/τ)ᵢ Bᵢ Λ_t, rank r.
+    R-LoRA, approximate, with a warning: the mean of the heads replaces the router; B and A are
+    those of ΔW relative to the start, rank 2r. `mean_router_error` measures the error.
 
-    lora_alpha is such that PEFT's own scale is ours.
+    lora_alpha is set so that PEFT's scale equals the adapter's.
+
+    model: the model with the adapter.
+    out: directory, created if needed.
+    adapter: name of the adapter.
+    task: name of a task, for MTL-LoRA only.
+
+    Raises UserError for an adapter of another method, or a task that is missing or not expected.
     """
     config = model.peft_config[adapter]
     if not isinstance(config, AdapterConfig):
         raise UserError(
-            f"adapter {adapter!r} is {config.peft_type}; expected MULTILORA, RLORA or MTLLORA"
+            f"adapter {adapter!r} is of type {config.peft_type}; expected MULTILORA, RLORA or "
+            "MTLLORA"
         )
     if (task is None) == isinstance(config, MtlLoraConfig):
         raise UserError(
-            f"adapter {adapter!r} is {config.peft_type} and task {task!r}; expected a task for "
-            "MTLLORA, which has an update for each, and none for others"
+            f"adapter {adapter!r} is of type {config.peft_type} and task is {task!r}; expected a "
+            "task for MTLLORA, which has one update per task, and no task for other types"
         )
     if isinstance(config, RLoraConfig):
         warnings.warn(
-            "this LoRA approximates R-LoRA: every input gets the mean of the heads, not what the "
-            "router gives it; multilora.delta.mean_router_error measures the difference",
+            "this LoRA approximates R-LoRA: the mean of the heads replaces the router; "
+            "multilora.delta.mean_router_error measures the error",
             stacklevel=2,
         )
-    tensors: dict[str, torch.Tensor] = {}
-    fan_in_fan_out = False
     part = {} if task is None else {"task": task}
-    for name, layer in model.named_modules():
-        if isinstance(layer, AdapterLinear) and adapter in layer.scale:
-            left, right = layer.factors(adapter, scaled=False, **part)
-            tensors[f"{name}.lora_A.weight"] = right.detach().contiguous()
-            tensors[f"{name}.lora_B.weight"] = left.detach().contiguous()
-            fan_in_fan_out |= layer.fan_in_fan_out
-    lora = LoraConfig(
+    layers = _layers(model, adapter)
+    tensors = _saved_modules(model, adapter)
+    for name, layer in layers.items():
+        left, right = layer.factors(adapter, scaled=False, **part)
+        tensors[f"{name}.lora_A.weight"] = right.detach().contiguous()
+        tensors[f"{name}.lora_B.weight"] = left.detach().contiguous()
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    turned = any(layer.fan_in_fan_out for layer in layers.values())
+    _lora_config(config, fan_in_fan_out=turned).save_pretrained(str(out))
+
+
+def _layers(model: PeftModel, adapter: str) -> dict[str, AdapterLinear]:
+    """The layers of an adapter, by their names in `model`."""
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, AdapterLinear) and adapter in layer.scale
+    }
+
+
+def _lora_config(config: AdapterConfig, fan_in_fan_out: bool) -> LoraConfig:
+    """Settings of the LoRA that an adapter is exported to."""
+    return LoraConfig(
         **_scale_of_lora(config),
         fan_in_fan_out=fan_in_fan_out,
         target_modules=config.target_modules,
@@ -179,62 +244,100 @@ def save_as_lora(
         base_model_name_or_path=config.base_model_name_or_path,
         inference_mode=True,
     )
-    out.mkdir(parents=True, exist_ok=True)
-    tensors |= _saved_modules(model, adapter)
-    save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
-    lora.save_pretrained(str(out))
 
 
 def _scale_of_lora(config: AdapterConfig) -> dict[str, Any]:
-    """Rank, lora_alpha and dropout of the LoRA that an adapter becomes."""
-    if isinstance(config, RLoraConfig):  # its dropout, on each head, has no place in LoRA
+    """Rank, lora_alpha and dropout of the LoRA that an adapter is exported to."""
+    if isinstance(config, RLoraConfig):  # LoRA has no counterpart of its dropout on each head
         return {"r": 2 * config.r, "lora_alpha": 2**0.5 * config.lora_alpha, "use_rslora": True}
-    n, patterns = 1, {}
-    if isinstance(config, MultiLoraConfig):
-        n = config.n
-        alpha = n**0.5 if config.use_rslora else n
-        patterns = {
-            "rank_pattern": {name: n * r for name, r in config.rank_pattern.items()},
-            "alpha_pattern": {name: alpha * a for name, a in config.alpha_pattern.items()},
-        }
-    return {
-        **patterns,
+    n = config.n if isinstance(config, MultiLoraConfig) else 1
+    alpha = n**0.5 if config.use_rslora else n
+    settings = {
         "r": n * config.r,
-        "lora_alpha": config.lora_alpha * (n**0.5 if config.use_rslora else n),
+        "lora_alpha": config.lora_alpha * alpha,
         "use_rslora": config.use_rslora,
         "lora_dropout": config.lora_dropout,
     }
+    if isinstance(config, MultiLoraConfig):
+        settings["rank_pattern"] = {name: n * r for name, r in config.rank_pattern.items()}
+        settings["alpha_pattern"] = {name: alpha * a for name, a in config.alpha_pattern.items()}
+    return settings
 
 
 def _saved_modules(model: PeftModel, adapter: str) -> dict[str, torch.Tensor]:
-    """The adapter's modules_to_save, under the names that PEFT's files give them."""
-    from peft import get_peft_model_state_dict
-
+    """The adapter's modules_to_save, under the names that PEFT uses in its files."""
     state = get_peft_model_state_dict(model, adapter_name=adapter)
     return {k: v.contiguous() for k, v in state.items() if f".{model.base_model.prefix}" not in k}
+
+
+def _save_full(model: Any, base: str, out: Path) -> None:
+    """Write ΔW = W_tuned − W0, taken in float64 and stored in float32, and its config."""
+    untrained = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=model.dtype)
+    W0 = dict(untrained.named_parameters())
+    layers = dict(model.named_modules())
+    deltas: dict[str, torch.Tensor] = {}
+    modules: dict[str, dict[str, float]] = {}
+    vectors: dict[str, dict[str, float]] = {}
+    frozen: list[str] = []
+    for name, tuned in model.named_parameters():
+        if not tuned.requires_grad:
+            frozen.append(name)
+            continue
+        before = W0[name].detach().double()
+        delta = tuned.detach().cpu().double() - before
+        if tuned.ndim != 2:
+            vectors[name] = {"frobenius_norm": float(delta.norm())}
+            continue
+        module = name.removesuffix(".weight")
+        modules[module] = {
+            "floor": noise_floor(as_numpy(tuned)),
+            "W0_frobenius": float(before.norm()),
+            "W0_rms": float(before.square().mean().sqrt()),
+        }
+        delta = delta.T if isinstance(layers[module], Conv1D) else delta
+        deltas[module] = delta.float().contiguous()
+    save_file(deltas, out / full.WEIGHTS, metadata={"format": "pt"})
+    config = {
+        "format": full.FORMAT,
+        "version": full.VERSION,
+        "method": "full",
+        "base": base,
+        "base_sha256": weight_files(base),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "tied": sorted(getattr(model, "all_tied_weights_keys", {})),
+        "frozen": frozen,
+        "modules": modules,
+        "vectors": vectors,
+    }
+    record.write_json(out / full.CONFIG, config)
+
+
+def as_numpy(W: torch.Tensor) -> np.ndarray:
+    """Return the numbers of a tensor in the same dtype; bfloat16 is that of ml_dtypes."""
+    W = W.detach().cpu()
+    if W.dtype == torch.bfloat16:
+        return W.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return W.numpy()
+
+
+# The error of R-LoRA's export.
 
 
 @torch.no_grad()
 def mean_router_error(
     model: PeftModel, batches: Iterable[Mapping[str, Any]], adapter: str = "default"
 ) -> dict[str, dict[str, float]]:
-    """How far R-LoRA's layers are from what they give with the router fixed to the mean.
+    """Return the error of replacing R-LoRA's router by the mean of the heads, per module.
 
-    batches: what the model is called with. For each module, over all rows of all batches, the
-    norm of the difference relative to that of the layer's `output` and to that of what the
-    adapter adds to it (`update`). Every layer gets the input that it has in the routed model, and
-    dropout is off; padding counts as any other token. Raises ValueError without R-LoRA layers,
-    where the router is fixed already, where another adapter is active, and without a batch.
+    batches: keyword arguments of the model's calls.
+
+    For each module, over all rows of all batches, the norm of the difference in the layer's output
+    relative to the norm of that output (`output`) and relative to the norm of what the adapter adds
+    (`update`). Every layer gets its input from the routed model, without dropout; padding counts
+    like any other token. Raises UserError if the adapter is not an active R-LoRA adapter with its
+    router in use, or if there is no batch.
     """
-    layers = {
-        name.removeprefix("base_model.model."): layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, RLoraLinear) and adapter in layer.scale
-    }
-    if not layers or any(layer.fixed[adapter] for layer in layers.values()):
-        raise UserError(f"adapter {adapter!r}: expected R-LoRA whose router is not fixed")
-    if list(model.active_adapters) != [adapter]:
-        raise UserError(f"adapter {adapter!r} is not the active one: call set_adapter first")
+    layers = _routed(model, adapter)
     squares = {name: torch.zeros(3, dtype=torch.float64) for name in layers}
 
     def measure(name: str, layer: Any, x: torch.Tensor, output: torch.Tensor) -> None:
@@ -260,81 +363,53 @@ def mean_router_error(
         model.train(training)
         for hook in hooks:
             hook.remove()
-    if not all(of[1] > 0 for of in squares.values()):
-        raise UserError("no batch gave the layers an output; expected at least one")
+    if not all(output > 0 for _, output, _ in squares.values()):
+        raise UserError("no batch gave the layers an output; expected at least one batch")
     return {
-        name: {"output": float((of[0] / of[1]).sqrt()), "update": float((of[0] / of[2]).sqrt())}
-        for name, of in squares.items()
-    }
-
-
-def _save_full(model: Any, base: str, out: Path) -> None:
-    """`delta.safetensors`, W_tuned − W0 taken in float64 and stored float32, and its config."""
-    untrained = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=model.dtype)
-    W0 = dict(untrained.named_parameters())
-    deltas: dict[str, torch.Tensor] = {}
-    modules: dict[str, dict[str, float]] = {}
-    vectors: dict[str, dict[str, float]] = {}
-    frozen: list[str] = []
-    layers = dict(model.named_modules())
-    for name, tuned in model.named_parameters():
-        module = name.removesuffix(".weight")
-        if not tuned.requires_grad:
-            frozen.append(name)
-            continue
-        before = W0[name].detach().double()
-        delta = tuned.detach().cpu().double() - before
-        if tuned.ndim != 2:
-            vectors[name] = {"frobenius_norm": float(delta.norm())}
-            continue
-        modules[module] = {
-            "floor": noise_floor(as_numpy(tuned)),
-            "W0_frobenius": float(before.norm()),
-            "W0_rms": float(before.square().mean().sqrt()),
+        name: {
+            "output": float((change / output).sqrt()),
+            "update": float((change / routed).sqrt()),
         }
-        delta = delta.T if isinstance(layers[module], Conv1D) else delta
-        deltas[module] = delta.float().contiguous()
-    save_file(deltas, out / "delta.safetensors", metadata={"format": "pt"})
-    config = {
-        "format": "multilora-delta",
-        "version": VERSION,
-        "method": "full",
-        "base": base,
-        "base_sha256": weight_files(base),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "tied": sorted(getattr(model, "all_tied_weights_keys", {})),
-        "frozen": frozen,
-        "modules": modules,
-        "vectors": vectors,
+        for name, (change, output, routed) in squares.items()
     }
-    record.write_json(out / "delta_config.json", config)
 
 
-def as_numpy(W: torch.Tensor) -> np.ndarray:
-    """The same numbers in the same dtype; numpy has bfloat16 from ml_dtypes."""
-    W = W.detach().cpu()
-    if W.dtype == torch.bfloat16:
-        return W.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return W.numpy()
+def _routed(model: PeftModel, adapter: str) -> dict[str, RLoraLinear]:
+    """The layers of an active R-LoRA adapter, by module; UserError unless all use their router."""
+    layers = {
+        name.removeprefix("base_model.model."): layer
+        for name, layer in _layers(model, adapter).items()
+        if isinstance(layer, RLoraLinear)
+    }
+    if not layers or any(layer.fixed[adapter] for layer in layers.values()):
+        raise UserError(f"adapter {adapter!r}: expected R-LoRA whose router is not fixed")
+    if list(model.active_adapters) != [adapter]:
+        raise UserError(f"adapter {adapter!r} is not the active one; call set_adapter first")
+    return layers
+
+
+# Loading.
 
 
 def load_tuned(model: Any, checkpoint: Path) -> Any:
-    """The base `model` with a checkpoint's ΔW: a PeftModel, or the model with ΔW added in place.
+    """Return the base `model` with the ΔW of a checkpoint.
 
-    Raises FileNotFoundError where there is no checkpoint, ValueError where it does not fit.
+    The result is a PeftModel for an adapter, or `model` itself with ΔW added in place for a full
+    fine-tuning. Raises FileNotFoundError if there is no checkpoint, UserError or ValueError if it
+    does not fit the model.
     """
     if (checkpoint / experts.CONFIG).is_file():
         return experts.ExpertBank.from_pretrained(model, checkpoint)
-    if (checkpoint / "adapter_config.json").is_file():
+    if (checkpoint / ADAPTER_CONFIG).is_file():
         return PeftModel.from_pretrained(model, checkpoint)
-    if not (checkpoint / "delta_config.json").is_file():
+    if not (checkpoint / full.CONFIG).is_file():
         raise FileNotFoundError(
-            f"{checkpoint}: neither adapter_config.json nor delta_config.json is there; "
-            "expected the directory of a checkpoint"
+            f"{checkpoint}: neither {ADAPTER_CONFIG} nor {full.CONFIG} is there; expected the "
+            "directory of a checkpoint"
         )
-    config = json.loads((checkpoint / "delta_config.json").read_text(encoding="utf-8"))
+    config = json.loads((checkpoint / full.CONFIG).read_text(encoding="utf-8"))
     layers = dict(model.named_modules())
-    with safe_open(checkpoint / "delta.safetensors", framework="pt") as file:
+    with safe_open(checkpoint / full.WEIGHTS, framework="pt") as file:
         for name in config["modules"]:
             if name not in layers:
                 raise UserError(f"{checkpoint}: {name} is not a module of the model")

@@ -255,14 +255,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and not arguments[0].startswith("-"):
         arguments.insert(0, "--checkpoint")
 
-    def work() -> str:
-        settings = command.settings_from(EvaluateSettings, __doc__, arguments)
+    def work(settings: EvaluateSettings) -> str:
         scores = evaluate(settings)
         for note in scores["notes"]:
             print(note, file=sys.stderr)
         return json.dumps(scores, indent=2) if settings.json else as_table(scores["rows"])
 
-    return command.run("multilora.evaluate", work)
+    return command.run(
+        "multilora.evaluate",
+        parse=lambda: command.settings_from(EvaluateSettings, __doc__, arguments),
+        work=work,
+    )
 
 
 if __name__ == "__main__":

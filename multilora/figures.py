@@ -1,9 +1,9 @@
-"""Tables of a reproduction → its figures, drawn again from the CSV files in a directory alone.
+"""Draw the figures of a reproduction again, from the CSV files in a directory alone.
 
     python -m multilora.figures [DIR]
 
-Every figure whose tables are in DIR (figures/) is drawn there, PNG and PDF; they are listed on
-stdout.
+Every figure whose tables are in DIR (default: figures/) is drawn there as PNG and PDF. The PNG
+files are listed on stdout.
 """
 
 import argparse
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from analysis import UserError, __version__
 from multilora import command
-from multilora.reproduction.figures import DRAWN, draw
+from multilora.reproduction.figures import SOURCES, draw
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw what can be drawn. Returns the exit status: 2 where there is no table."""
+    """Draw the figures and return the exit status: 2 if there is no table."""
     parser = argparse.ArgumentParser(
         prog="python -m multilora.figures",
         description=__doc__,
@@ -25,14 +25,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("directory", nargs="?", type=Path, default=Path("figures"), metavar="DIR")
     parser.add_argument("--version", action="version", version=__version__)
-    directory = parser.parse_args(argv).directory
-    return command.run("multilora.figures", lambda: _drawn(directory))
+    return command.run(
+        "multilora.figures",
+        parse=lambda: parser.parse_args(argv),
+        work=lambda arguments: _draw(arguments.directory),
+    )
 
 
-def _drawn(directory: Path) -> str:
+def _draw(directory: Path) -> str:
+    """Draw the figures and return the list of their files."""
     drawn = draw(directory)
     if not drawn:
-        tables = ", ".join(table for source in DRAWN.values() for table in source.tables)
+        tables = ", ".join(table for source in SOURCES.values() for table in source.tables)
         raise UserError(f"{directory}: no table; expected any of {tables}")
     return "\n".join(map(str, drawn))
 

@@ -225,27 +225,33 @@ def write(model: Any, base_path: str, facts: Mapping[str, Any], out: Path) -> No
         )
 
 
-def _again(words: Sequence[str]) -> Path:
-    """Repeat the run that --from names, with its number of threads."""
-    settings, arguments, was = repeat.parse(words, TrainSettings, TrainArguments)
+Given = tuple[TrainSettings, TrainArguments, dict[str, Any] | None]
+
+
+def _parse(words: Sequence[str]) -> Given:
+    """Settings and arguments, and the run.json of the run that --from names, if it is given."""
+    if repeat.is_asked(words):
+        return repeat.parse(words, TrainSettings, TrainArguments)
+    settings, arguments = command.settings_from((TrainSettings, TrainArguments), __doc__, words)
+    complete(settings, arguments)
+    return settings, arguments, None
+
+
+def _train(given: Given) -> str:
+    """Train a run, or repeat one with its number of threads; return its directory."""
+    settings, arguments, was = given
+    if was is None:
+        return str(run(settings, arguments))
     with record.threads(was["environment"]["threads"]):
         out = run(settings, arguments, repeated=was)
     if arguments.process_index == 0:
         repeat.report_differences(was, out)
-    return out
+    return str(out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-
-    def work() -> str:
-        if repeat.is_asked(words):
-            return str(_again(words))
-        settings, arguments = command.settings_from((TrainSettings, TrainArguments), __doc__, words)
-        complete(settings, arguments)
-        return str(run(settings, arguments))
-
-    return command.run("multilora.train", work)
+    return command.run("multilora.train", parse=lambda: _parse(words), work=_train)
 
 
 if __name__ == "__main__":

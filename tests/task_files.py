@@ -1,10 +1,9 @@
-"""Small made-up twins of the public task formats, written into a directory."""
+"""Small made-up twins of the public task formats, and of the real samples of them."""
 
+import copy
 import csv
 import json
 from pathlib import Path
-
-import pytest
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -51,13 +50,6 @@ SUPERGLUE = {
 }  # fmt: skip
 
 
-def real(name):
-    """A directory of real records; the test skips where it is absent."""
-    if not (REAL / name).exists():
-        pytest.skip(f"no real task data at {REAL}")
-    return REAL / name
-
-
 def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode() if isinstance(text, str) else text)
@@ -82,3 +74,69 @@ def write_csv(path, rows, header=False):
             rows = [(*cells, "ABCD".index(answer)) for *cells, answer in rows]
         out.writerows(rows)
     return path
+
+
+def write_samples(home):
+    """Made-up records in the files of the real samples (REAL): the same names, forms and numbers.
+
+    Every text occurs once; one Alpaca record has no answer.
+    """
+    rows = [
+        {
+            "instruction": f"Say {i}.",
+            "input": f"number {i}" if i % 2 else "",
+            "output": f"It is {i}",
+        }
+        for i in range(400)
+    ]
+    write_json(home / "alpaca" / "alpaca_data_400.json", [*rows[:-1], rows[-1] | {"output": ""}])
+    for split, count in (("dev", 5), ("test", 7)):
+        for subject in range(57):
+            name = f"subject_{subject:02}_{split}.csv"
+            asked = [
+                (
+                    f"What is {split} {subject} plus {i}?",
+                    *(f"{i} {c}" for c in "wxyz"),
+                    "ABCD"[i % 4],
+                )
+                for i in range(count)
+            ]
+            write_csv(home / "mmlu" / split / name, asked, header=True)
+            write_csv(home / "mmlu_hendrycks_format" / split / name, asked)
+    for name, (train, val) in SAMPLES.items():
+        rows = [superglue_row(name, i) for i in range(train + val)]
+        write_lines(home / "superglue" / name / "train.jsonl", rows[:train])
+        if val:
+            write_lines(home / "superglue" / name / "val.jsonl", rows[train:])
+    for split, start in (("train", 0), ("test", 60)):
+        path = home / "llm_adapters" / "ARC-Easy" / f"{split}.json"
+        write_json(path, [llm_adapters_row(i) for i in range(start, start + 60)])
+    return home
+
+
+# Rows of each SuperGLUE task in the real samples: (train, val).
+SAMPLES = {
+    "BoolQ": (32, 0), "CB": (250, 56), "COPA": (368, 100), "MultiRC": (32, 0), "RTE": (300, 100),
+    "WiC": (32, 0), "WSC": (300, 104),
+}  # fmt: skip
+
+
+def superglue_row(name, i):
+    """Row `i` of a task: SUPERGLUE's with a text of its own."""
+    row = copy.deepcopy(SUPERGLUE[name])
+    if name == "MultiRC":
+        row["passage"]["text"] += f" That was on day {i}."
+        return row
+    field = next(f for f in ("passage", "premise", "sentence1", "text") if f in row)
+    return row | {field: f"{row[field]} It was day {i}."}
+
+
+def llm_adapters_row(i):
+    """Row `i` of a question with four answers, as in LLM-Adapters' files."""
+    answer = f"answer{i % 4 + 1}"
+    stated = " ".join(f"Answer{k}: {i + k}" for k in range(1, 5))
+    return {
+        "instruction": f"Please choose: which number is {i + i % 4 + 1}?\n\n{stated}\n\n"
+        "Answer format: answer1/answer2/answer3/answer4",
+        "input": "", "output": f"the correct answer is {answer}", "answer": answer,
+    }  # fmt: skip

@@ -1,3 +1,5 @@
+"""The requirements of conda, pip and the Makefile agree; the wheel has every file."""
+
 import importlib
 import importlib.metadata
 import re
@@ -15,8 +17,8 @@ from setuptools import find_packages
 import analysis
 
 ROOT = Path(__file__).resolve().parents[1]
-OWN_PINS = ("hub", "harness")  # under the others' constraints pip goes back to very old packages
-CONDA_NAMES = {"pytorch": "torch"}  # what conda-forge calls otherwise than PyPI
+OWN_PINS = ("hub", "harness")  # not in constraints.txt: pip would fall back to very old packages
+CONDA_NAMES = {"pytorch": "torch"}  # name on conda-forge -> name on PyPI
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def pyproject():
 
 @pytest.fixture(scope="module")
 def constraints():
-    """Package → the exact version that was tested."""
+    """The exact version of each package that was tested."""
     lines = (ROOT / "constraints.txt").read_text().split()
     pinned = [re.fullmatch(r"([\w.-]+)==(\S+)", line) for line in lines]
     assert all(pinned)
@@ -34,7 +36,7 @@ def constraints():
 
 
 def ranges(lines):
-    """Package → its range, without extras."""
+    """The range of each package, without extras."""
     requirements = [Requirement(line) for line in lines]
     return {canonicalize_name(r.name): r.specifier for r in requirements if r.name != "multilora"}
 
@@ -90,7 +92,7 @@ def test_every_package_on_disk_is_listed(pyproject):
 
 
 def test_every_other_file_is_package_data(pyproject):
-    """What is no module comes into a wheel only where a pattern names it."""
+    """A file that is not a module is in a wheel only if a pattern names it."""
     listed = pyproject["tool"]["setuptools"]["package-data"]
     named = {
         path
@@ -122,7 +124,7 @@ def test_the_installed_package_is_this_one(pyproject):
     ["PEFT_TYPE_TO_CONFIG_MAPPING", "PEFT_TYPE_TO_TUNER_MAPPING", "PEFT_TYPE_TO_PREFIX_MAPPING"],
 )
 def test_pefts_tables_are_where_the_method_registers_itself(table):
-    """They are no public API; this test is the first that has to hold for another PEFT."""
+    """They are not public API, so this test is the first to run with another version of PEFT."""
     advice = (
         f"PEFT {peft.__version__}: peft.mapping.{table} is not the table that PEFT looks methods "
         "up in. See where peft/utils/peft_types.py, register_peft_method, puts them, and change "

@@ -1,9 +1,9 @@
-"""An update beside the weight that it changes: how large it is, and where in it it lands.
+"""Compare an update with the weight that it changes: its size, and where in it the energy lands.
 
-W0 (d_out, d_in) is read for one module at a time, ΔW comes decomposed (`numerics.decompose`), and
-its factors are never multiplied out. Sizes and amplification take one to four seconds for a W0 of
-4096 × 4096; where ΔW lands and what intrudes need every singular vector of W0, which costs as much
-as `estimate` says and is kept in a cache.
+W0 (d_out, d_in) is read for one module at a time; ΔW comes decomposed (`numerics.decompose`), and
+its factors are never multiplied out. Sizes and amplifications take one to four seconds for a W0 of
+4096 × 4096. Landing and intruders need every singular vector of W0; `base.vectors.estimate` says
+how long that takes, and the vectors are kept in a cache.
 """
 
 import math
@@ -26,43 +26,48 @@ from analysis.results import AgainstBase, Row
 from analysis.update import Update, float64
 
 COLUMNS = (
-    *("relative_spectral", "relative_frobenius"),
-    *("amplification_4", "amplification_16", "amplification_k"),
-    *("base_share_k", "base_share_chance"),
-)
+    "relative_spectral", "relative_frobenius",
+    "amplification_4", "amplification_16", "amplification_k",
+    "base_share_k", "base_share_chance",
+)  # fmt: skip
 DECILES = 10
 LANDING_COLUMNS = tuple(
     f"{side}_{part}" for side in ("left", "right") for part in (*range(1, DECILES + 1), "outside")
 )
 ROW_COLUMNS = (*ONE, *COLUMNS, *LANDING_COLUMNS, "intruders")
-SOON = 60.0  # seconds: where ΔW lands is computed without asking
+SOON = 60.0  # seconds; landing is computed without being requested if it takes less
 SEED = 0
-SMALL = 256  # up to it, LAPACK finds all values sooner than a Krylov space finds the largest
-RESOLVED = 1e-6  # of the largest value: below it, the square of a value has lost digits
-TIED = 1e-9  # of the largest value: closer than that, two singular vectors are one plane
+SMALL = 256  # up to this size, a full SVD is faster than a Krylov method for the largest values
+RESOLVED = 1e-6  # of the largest value; the square of a smaller value has lost digits
+TIED = 1e-9  # of the largest value; singular vectors of values closer than that span one plane
 
 
-@np.errstate(over="ignore", invalid="ignore")  # there is no ratio to what is beyond float64
-def against(update: Update, found: Decomposition, W0: np.ndarray) -> dict[str, float | None]:
-    """The size of ΔW beside W0, and what of W0 lies in its directions, by COLUMNS.
+@np.errstate(over="ignore", invalid="ignore")  # a ratio beyond float64 is None
+def against(
+    update: Update, decomposition: Decomposition, W0: np.ndarray
+) -> dict[str, float | None]:
+    """Return the size of ΔW relative to W0, and the part of W0 in its directions, by COLUMNS.
 
-    relative_*: ‖ΔW‖/‖W0‖ in either norm. amplification_k: ‖ΔW‖_F / ‖U_kᵀ W0 V_k‖_F, U_k and V_k
-    the first k singular vectors of ΔW, at k = 4, 16 and (`_k`) its rank (Hu et al. 2021, 7.3): how
-    much larger ΔW is than what W0 already did between its directions. base_share_k: the share of
-    W0's energy there, ‖U_kᵀ W0 V_k‖²_F / ‖W0‖²_F at the rank of ΔW, in [0, 1], and its mean over
-    random directions. ΔW -> c·ΔW multiplies sizes and amplifications by |c| and leaves shares;
-    rotations of ΔW and W0 together leave all. Where the k-th and next value are equal, U_k is not
-    unique, nor is what rests on it.
+    relative_spectral, relative_frobenius: ‖ΔW‖/‖W0‖ in either norm.
+    amplification_4, _16, _k: ‖ΔW‖_F / ‖U_kᵀ W0 V_k‖_F, U_k and V_k being the first k singular
+        vectors of ΔW, at k = 4, 16 and the rank of ΔW (Hu et al. 2021, 7.3): how much larger ΔW is
+        than what W0 already did between these directions.
+    base_share_k: the share of W0's energy there, ‖U_kᵀ W0 V_k‖²_F / ‖W0‖²_F, at the rank of ΔW,
+        in [0, 1].
+    base_share_chance: its mean over random directions.
 
-    None: k beyond the rank, W0 = 0, nothing of W0 there but rounding; for ΔW = 0 the sizes are 0
-    and the rest None. One float64 copy of W0 is made. Raises CheckpointError for another shape.
+    ΔW -> c·ΔW multiplies sizes and amplifications by |c| and does not change shares; rotating ΔW
+    and W0 together changes nothing. If the values k and k + 1 are equal, U_k is not unique, and
+    neither are the numbers that depend on it. A number is None if k exceeds the rank, if W0 = 0, or
+    if W0 has only rounding in these directions; for ΔW = 0 the sizes are 0 and the rest is None.
+    One float64 copy of W0 is made. Raises CheckpointError if the shapes differ.
     """
     if W0.shape != update.shape:
         raise CheckpointError(f"{update.name}: is {W0.shape} in the base; expected {update.shape}")
-    W, rank = float64(W0), found.rank
-    size = metrics.frobenius_norm(found.s)
+    W, rank = float64(W0), decomposition.rank
+    size = metrics.frobenius_norm(decomposition.s)
     size0 = float(np.linalg.norm(W))
-    core = found.left.vectors(rank).T @ W @ found.right.vectors(rank)
+    core = decomposition.left.vectors(rank).T @ W @ decomposition.right.vectors(rank)
 
     def amplification(k: int) -> float | None:
         if not 1 <= k <= rank:
@@ -72,7 +77,7 @@ def against(update: Update, found: Decomposition, W0: np.ndarray) -> dict[str, f
 
     share = _ratio(float(np.linalg.norm(core)), size0) if rank else None
     return {
-        "relative_spectral": _ratio(float(found.s[0]), spectral_norm(W)),
+        "relative_spectral": _ratio(float(decomposition.s[0]), spectral_norm(W)),
         "relative_frobenius": _ratio(size, size0),
         "amplification_4": amplification(4),
         "amplification_16": amplification(16),
@@ -83,20 +88,21 @@ def against(update: Update, found: Decomposition, W0: np.ndarray) -> dict[str, f
 
 
 def _ratio(a: float, b: float) -> float | None:
-    """a / b where it is a number; a and b not negative."""
+    """Return a / b, both nonnegative; None if it is not a finite number."""
     return a / b if 0 < b < math.inf and math.isfinite(a / b) else None
 
 
 def spectral_norm(W: np.ndarray) -> float:
-    """‖W‖₂, to rounding; W (d_out, d_in) float64."""
+    """‖W‖₂, up to rounding; W (d_out, d_in), float64."""
     return float(_top(W, 1)[1][0])
 
 
 def _top(W: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """U (d_out, k) and s (k,): the k largest singular values and their left vectors, to rounding.
+    """Return U (d_out, k) and s (k,), the k largest singular values and their left vectors.
 
-    By ARPACK on the smaller Gram matrix, which is not formed, run until it gains no more; by a full
-    SVD where that is small, or where a Gram matrix would lose the values.
+    Accurate up to rounding. Computed by ARPACK on the smaller Gram matrix, which is not formed, to
+    convergence; by a full SVD if that matrix is small, or if it would lose the smallest of the
+    values.
     """
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
@@ -118,11 +124,13 @@ def _top(W: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True, eq=False)
 class Landing:
-    """How the energy ‖ΔW‖²_F is spread over the singular directions of W0, on either side.
+    """The spread of the energy ‖ΔW‖²_F over the singular directions of W0, on either side.
 
-    left (10,): the share ‖u0ᵢᵀΔW‖² of the i-th left singular vectors of W0, by decile of i among
-    1 … min(d_out, d_in), the largest singular values first; left_outside: what is orthogonal to
-    all of them, where d_out > d_in. They sum to 1. Likewise right.
+    left: (10,), the shares ‖u0ᵢᵀΔW‖² of the left singular vectors u0ᵢ of W0, summed by decile of i
+        among 1 … min(d_out, d_in), the largest singular values first.
+    left_outside: the share orthogonal to all of them, which exists if d_out > d_in. left and
+        left_outside sum to 1.
+    right, right_outside: the same for the right singular vectors.
     """
 
     left: np.ndarray
@@ -131,43 +139,47 @@ class Landing:
     right_outside: float
 
     def columns(self) -> dict[str, float | None]:
-        """By LANDING_COLUMNS; None where undefined."""
+        """Return the shares by LANDING_COLUMNS; None if undefined."""
         shares = [*self.left, self.left_outside, *self.right, self.right_outside]
         values = (float(share) if np.isfinite(share) else None for share in shares)
         return dict(zip(LANDING_COLUMNS, values, strict=True))
 
 
-def landing(found: Decomposition, base: Decomposition) -> Landing:
-    """Where ΔW lands in W0; base: `decompose_base(W0)`.
+def landing(update: Decomposition, base: Decomposition) -> Landing:
+    """Return the spread of ΔW's energy over the singular directions of W0.
 
-    Unchanged by ΔW -> c·ΔW and by rotations of both. All nan for ΔW = 0 and for W0 = 0. Among
-    equal singular values of W0, zeros too, the order is arbitrary, and the deciles with it.
+    update: the decomposition of ΔW; base: that of W0, from `decompose_base`. Unchanged by
+    ΔW -> c·ΔW and by rotations of both. All nan for ΔW = 0 and for W0 = 0. Among equal singular
+    values of W0, and among zeros, the order is arbitrary, and the deciles with it.
     """
-    left = _shares(base.left, found.left, found, base)
-    right = _shares(base.right, found.right, found, base)
+    left = _shares(base.left, update.left, update, base)
+    right = _shares(base.right, update.right, update, base)
     return Landing(left[:-1], float(left[-1]), right[:-1], float(right[-1]))
 
 
 def landing_chance(d_out: int, d_in: int) -> Landing:
-    """The mean of `landing` over random directions of ΔW: the sizes of the deciles over d."""
+    """Return the mean of `landing` over random directions of ΔW: size of each decile over d."""
     m = min(d_out, d_in)
     sizes = np.bincount(_deciles(m), minlength=DECILES)
     return Landing(sizes / d_out, (d_out - m) / d_out, sizes / d_in, (d_in - m) / d_in)
 
 
 def _deciles(m: int) -> np.ndarray:
-    """0 … 9 for each of m indices, as evenly as m allows."""
+    """Return the decile 0 … 9 of each of m indices, (m,); they are as even as m allows."""
     return np.arange(m) * DECILES // m
 
 
 def _shares(
-    of_W0: Basis, of_update: Basis, found: Decomposition, base: Decomposition
+    of_W0: Basis, of_update: Basis, update: Decomposition, base: Decomposition
 ) -> np.ndarray:
-    """The shares of the deciles, and of what is outside, (11,)."""
-    if found.rank == 0 or base.rank == 0:
+    """Return the shares of the deciles, and the share outside, (11,).
+
+    of_W0, of_update: the left or the right vectors of `base` and of `update`.
+    """
+    if update.rank == 0 or base.rank == 0:
         return np.full(DECILES + 1, np.nan)
-    s = found.s[: found.rank] / found.s[0]
-    cosines = of_W0.against(of_update)[:, : found.rank]
+    s = update.s[: update.rank] / update.s[0]
+    cosines = of_W0.against(of_update)[:, : update.rank]
     m, d = base.s.size, of_W0.M.shape[0]
     energy = np.bincount(_deciles(m), cosines**2 @ s**2 / np.sum(s**2), minlength=DECILES)
     outside = max(0.0, 1 - float(energy.sum())) if d > m else 0.0
@@ -176,24 +188,32 @@ def _shares(
 
 
 def intruders(
-    found: Decomposition,
+    update: Decomposition,
     W0: np.ndarray,
     base: Decomposition,
     top: int = 10,
     epsilon: float = 0.5,
 ) -> int | None:
-    """How many of the first `top` left singular vectors of W0 + ΔW are new to W0.
+    """Return how many of the first left singular vectors of W0 + ΔW resemble none of W0.
 
-    Those whose greatest |cosine| with any left singular vector of W0 is below epsilon (Shuttleworth
-    et al., arXiv 2410.21228). base: `decompose_base(W0)`. Where values of W0 are equal, every
-    vector of their span is a singular vector, and the cosine is that with the span; vectors of
-    value zero do not count, on either side. 0 for ΔW = 0; None for W0 = 0.
+    Shuttleworth et al., arXiv 2410.21228.
+
+    update: the decomposition of ΔW.
+    W0: (d_out, d_in).
+    base: the decomposition of W0, from `decompose_base`.
+    top: the number of vectors of W0 + ΔW that are looked at.
+    epsilon: a vector is an intruder if its largest |cosine| with a left singular vector of W0 is
+        smaller than this.
+
+    If values of W0 are equal, every vector in their span is a singular vector, and the cosine is
+    that with the span. Vectors of value zero do not count, in W0 nor in W0 + ΔW. 0 for ΔW = 0; None
+    for W0 = 0.
     """
     if base.rank == 0:
         return None
-    if found.rank == 0:
+    if update.rank == 0:
         return 0
-    U, s = _top(_sum(W0, found), min(top, *W0.shape))
+    U, s = _top(_sum(W0, update), min(top, *W0.shape))
     U = U[:, s > max(W0.shape) * EPS * s[0]]
     squares = base.left.against(Basis(U))[: base.rank] ** 2
     s0 = base.s[: base.rank]
@@ -202,18 +222,18 @@ def intruders(
     return int(np.count_nonzero(greatest < epsilon**2))
 
 
-def _sum(W0: np.ndarray, found: Decomposition) -> np.ndarray:
-    """W0 + ΔW in float64, ΔW never whole."""
+def _sum(W0: np.ndarray, update: Decomposition) -> np.ndarray:
+    """Return W0 + ΔW in float64, without forming ΔW as a whole."""
     W = np.array(W0, dtype=np.float64)
-    left, right = (side.vectors(found.rank) for side in (found.left, found.right))
-    left = left * found.s[: found.rank]
+    left = update.left.vectors(update.rank) * update.s[: update.rank]
+    right = update.right.vectors(update.rank)
     for i in range(0, len(W), decompose.ROWS):
         W[i : i + decompose.ROWS] += left[i : i + decompose.ROWS] @ right.T
     return W
 
 
 def analyse(
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path | checkpoint.Run],
     model: str | Path,
     *,
     options: Options | None = None,
@@ -225,15 +245,22 @@ def analyse(
     say: Callable[[str], object] = lambda line: None,
     progress: bool = False,
 ) -> AgainstBase:
-    """Every update of the checkpoints at `paths` beside the weight of `model` that it changes.
+    """Return, for each update of the checkpoints at `paths`, its comparison with the base.
 
-    landing, intruders: these too, for which every W0 is decomposed; landing is there wherever that
-    is done, and without asking where it takes less than a minute. cache: where decompositions that
-    were asked for are kept; None, nowhere. say: told what they will cost before they start. The
-    rest as for `similarity.analyse`. A checkpoint that is not of this model is skipped.
+    paths: the checkpoints; one that was not trained from `model` is skipped.
+    model: the base, a directory or a name on the hub.
+    options: what a checkpoint does not say of itself; by default that its base is `model`.
+    modules: a regular expression that a module's name must contain.
+    rename: (pattern, replacement), applied to the names of modules.
+    landing: compute the landing, for which every W0 is decomposed. It is also computed if that
+        takes less than a minute, or is done for the intruders.
+    intruders: count the intruders, for which every W0 is decomposed.
+    cache: directory for decompositions of W0 that were requested; None keeps none.
+    say: is called with a line about the cost of the decompositions before they start.
+    progress: show a bar on stderr if dense modules take longer than two seconds.
     """
     runs = checkpoint.runs(paths)
-    options = options or Options(base=Path(model))
+    options = checkpoint.with_base(options, model)
     collected = meeting.collect(runs, options, expression(modules), rename)
     weights = {}
     for run in runs:
@@ -244,13 +271,13 @@ def analyse(
         except CheckpointError as error:
             collected.skip(run, "", f"{run.path}: {error}")
     shapes = [next(iter(by_run.values()))[0].shape for by_run in collected.modules.values()]
-    asked = landing or intruders
+    requested = landing or intruders
     if weights:
-        landing = asked or base_vectors.estimate(shapes)[0] < SOON
-        if asked:
+        landing = requested or base_vectors.estimate(shapes)[0] < SOON
+        if requested:
             say(base_vectors.estimate_line(shapes, cache))
         elif not landing:
-            say("where ΔW lands is left out, as it takes long: see --landing")
+            say("the landing of ΔW is left out, because it takes long: see --landing")
 
     def job(members: Members) -> list[Row]:
         rows = []
@@ -258,8 +285,15 @@ def analyse(
             for member in members.of(run):
                 try:
                     W0 = weights[run.key].weight(member.update)
-                    kept = cache if asked else None
-                    rows.append(_row(member, W0, landing, intruders, kept))
+                    rows.append(
+                        _row(
+                            member,
+                            W0,
+                            with_landing=landing,
+                            with_intruders=intruders,
+                            cache=cache if requested else None,
+                        )
+                    )
                 except CheckpointError as error:
                     members.skip(run, str(error))
                 except MemoryError:
@@ -273,12 +307,19 @@ def analyse(
 def _row(
     member: Member, W0: np.ndarray, with_landing: bool, with_intruders: bool, cache: Path | None
 ) -> Row:
-    found = member.found
-    line = member.columns | against(member.update, found, W0)
+    """Return the row of one update, by ROW_COLUMNS.
+
+    member: the update.
+    W0: the weight that it changes.
+    with_landing, with_intruders: whether to compute these.
+    cache: directory for the decomposition of W0; None keeps none.
+    """
+    update = member.decomposition
+    row = member.columns | against(member.update, update, W0)
     if with_landing or with_intruders:
-        whole = base_vectors.decompose_base(W0, cache)
+        base = base_vectors.decompose_base(W0, cache)
         if with_landing:
-            line |= landing(found, whole).columns()
+            row |= landing(update, base).columns()
         if with_intruders:
-            line["intruders"] = intruders(found, W0, whole)
-    return {column: line.get(column) for column in ROW_COLUMNS}
+            row["intruders"] = intruders(update, W0, base)
+    return {column: row.get(column) for column in ROW_COLUMNS}

@@ -1,4 +1,4 @@
-"""The model that was trained → W0 of the module that an update changes."""
+"""Find the weight W0 of the base for the module that an update changes."""
 
 import re
 from collections.abc import Iterable
@@ -9,21 +9,23 @@ import numpy as np
 
 from analysis import CheckpointError
 from analysis.formats import base, full, peft
+from analysis.formats.place import Place
 from analysis.formats.tensors import Stored, read_json
 from analysis.update import DenseUpdate, Update
 
-# Layers of Transformers whose weight is (entries, width), and acts as its transpose.
+# Layers of Transformers whose weight is (entries, width) and acts as its transpose.
 EMBEDDINGS = (
-    *("embed_tokens", "embed_positions", "wte", "wpe", "shared"),
-    *("word_embeddings", "position_embeddings", "token_type_embeddings"),
-)
+    "embed_tokens", "embed_positions", "wte", "wpe", "shared",
+    "word_embeddings", "position_embeddings", "token_type_embeddings",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """The weights of the model that was trained, by the names that its updates have.
+    """The weights of the base, by the names that its updates have.
 
-    conv1d: its layers that are called as in `formats.base.CONV1D` are stored as W0ᵀ.
+    file: the file of the weights, for messages.
+    conv1d: True if layers with a name in `formats.base.CONV1D` are stored as W0ᵀ.
     """
 
     file: Path
@@ -31,10 +33,10 @@ class Base:
     conv1d: bool
 
     def weight(self, update: Update) -> np.ndarray:
-        """W0 (d_out, d_in) of the update's module, read now; float64 if stored so, else float32.
+        """Read W0 (d_out, d_in) of the update's module; float64 if stored as float64, else float32.
 
-        Turned and flattened as ΔW is: y = (W0 + ΔW) x. Raises CheckpointError where W0 is
-        missing, of another shape, quantised, NaN or Inf, or cannot be told from W0ᵀ.
+        Transposed and flattened as ΔW is: y = (W0 + ΔW) x. Raises CheckpointError if W0 is missing,
+        has another shape, is quantised, holds NaN or Inf, or cannot be told from W0ᵀ.
         """
         where = f"{self.file}: {update.name}"
         stored = self.weights.get(update.name)
@@ -54,8 +56,8 @@ class Base:
                 " expected floating point"
             )
         try:
-            turned = len(stored.shape) == 2 and _turned(update, stored, self.conv1d)
-            W = base.as_matrix(_of_part(stored.load(), update), update.shape, turned)
+            transposed = len(stored.shape) == 2 and _transposed(update, stored, self.conv1d)
+            W = base.as_matrix(_of_part(stored.load(), update), update.shape, transposed)
         except CheckpointError as error:
             raise CheckpointError(f"{where}: {error}") from None
         W0 = np.array(W, np.float64 if stored.dtype == "F64" else np.float32, order="C")
@@ -65,36 +67,38 @@ class Base:
 
 
 def open_base(path: str | Path, modules: Iterable[str]) -> Base:
-    """The model at `path`, a directory or a name on the hub, for updates of these names.
+    """Open the base at `path`, a directory or a name on the hub, for updates of these modules.
 
-    Names meet after one prefix of either side, which all of them together tell. Raises
-    CheckpointError where there is no model, where it is quantised, or where no name meets.
+    The names of the modules and of the weights may differ by a prefix, which is found from all of
+    them together. Raises CheckpointError if there is no model, if it is quantised, or if it has
+    none of the modules.
     """
-    place = base.directory(Path(path))
+    place = Place(base.directory(Path(path)))
     file, stored = base.open_model(place)
     names = list(dict.fromkeys(modules))
     aligned = base.align([f"{name}.weight" for name in names], stored)
-    weights = {name: stored[name] for name in names if name in stored}  # a bare parameter
+    weights = {name: stored[name] for name in names if name in stored}  # parameters of no module
     weights |= {our.removesuffix(".weight"): stored[their] for our, their in aligned.items()}
     if names and not weights:
         raise CheckpointError(
-            f"{file}: has no weight of {names[0]}, nor of any other module of the checkpoint; is"
-            " that its base?"
+            f"{file}: has no weight of {names[0]}, nor of any other module of the checkpoint;"
+            " expected the base of the checkpoint"
         )
     return Base(file, weights, base.has_conv1d(place))
 
 
 def _of_rows(update: Update) -> bool:
+    """Return whether the update is a block of the layer's rows."""
     return not isinstance(update, DenseUpdate) and update.of_rows
 
 
 def _as_stored(update: Update) -> bool:
-    """Whether ΔW is a difference of tensors as they are stored, Conv1D and embeddings too."""
+    """Return whether ΔW is a difference of stored tensors, not transposed for any layer."""
     return update.method == "full" and Path(update.source).name != full.WEIGHTS
 
 
 def _of_part(W: np.ndarray, update: Update) -> np.ndarray:
-    """The expert that an update is of, in a stack of them."""
+    """Return the matrix of the update's expert if W is a stack of experts; else W itself."""
     expert = re.fullmatch(r"expert(\d+)", update.part)
     if not (expert and W.ndim == 3 and _as_stored(update)):
         return W
@@ -103,19 +107,20 @@ def _of_part(W: np.ndarray, update: Update) -> np.ndarray:
     return W[int(expert[1])]
 
 
-def _turned(update: Update, stored: Stored, conv1d: bool) -> bool:
-    """Whether W0 is stored as W0ᵀ, where its shape does not tell."""
+def _transposed(update: Update, stored: Stored, conv1d: bool) -> bool:
+    """Return whether W0 is stored as W0ᵀ, for layers whose shape does not show it."""
     if _as_stored(update):
         return False
     config = Path(update.source).parent / peft.CONFIG
-    says = read_json(config) if update.source and config.is_file() else {}
-    if says.get("layer_replication"):
+    settings = read_json(config) if update.source and config.is_file() else {}
+    if settings.get("layer_replication"):
         raise CheckpointError(
-            f"layer_replication is set in {config}: a layer of the base stands for several"
+            f"layer_replication is set in {config}: one layer of the base is used as several;"
+            " expected an adapter without it"
         )
     leaf = update.name.rpartition(".")[2]
     if conv1d or leaf in EMBEDDINGS:
         return leaf in EMBEDDINGS or leaf in base.CONV1D
-    if says.get("fan_in_fan_out") and stored.shape[0] == stored.shape[1]:
+    if settings.get("fan_in_fan_out") and stored.shape[0] == stored.shape[1]:
         raise CheckpointError("cannot tell Conv1D from Linear: W0 is square")
     return False

@@ -1,4 +1,8 @@
-"""Arrays, tables → Axes. A function here draws; it computes no statistics and saves nothing."""
+"""Draw arrays on Axes: one plot per function, without statistics, style or files.
+
+Every function takes the Axes to draw on (by default the current ones), labels them and returns
+them; further keyword arguments go to matplotlib.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,9 +12,9 @@ from matplotlib.axes import Axes
 
 
 def plot_spectrum(s: np.ndarray, ax: Axes | None = None, **line_kw: Any) -> Axes:
-    """Singular values against their index from 1, log scales; returns the Axes.
+    """Draw singular values against their index from 1, on log scales.
 
-    Zeros have no place on a log axis and are left out.
+    s (k,), descending. Zeros, which a log axis cannot show, are left out.
     """
     ax = _axes(ax)
     ax.plot(np.arange(1, s.size + 1), np.where(s > 0, s, np.nan), **line_kw)
@@ -24,9 +28,11 @@ def plot_band(
     ax: Axes | None = None,
     **line_kw: Any,
 ) -> Axes:
-    """A line with a band around it, normalised singular values against index, log scales.
+    """Draw normalised singular values against their index as a line with a band, on log scales.
 
-    low, middle, high (k,), as `statistics.band` gives them; returns the Axes.
+    low, middle, high: (k,) each, as `statistics.band` returns them.
+    ax: the Axes.
+    line_kw: for the line, whose colour the band takes.
     """
     ax = _axes(ax)
     index = np.arange(1, middle.size + 1)
@@ -38,20 +44,39 @@ def plot_band(
 def plot_histogram(
     s: np.ndarray, total: int, bins: np.ndarray, ax: Axes | None = None, **stairs_kw: Any
 ) -> Axes:
-    """Share of `total` values that lie in each of `bins`, as steps; returns the Axes.
+    """Draw as steps the share of `total` values that lies in each bin.
 
-    s (k,) holds the values that are not zero by construction, total counts those too, so that
-    capacities can be compared. The scale of the axis is the caller's, as its bins are.
+    s: (k,), the values that are not zero by construction.
+    total: the number of all values, including those zeros, so that capacities can be compared.
+    bins: (bins + 1,), ascending edges; the scale of the axis is left to the caller.
+    ax: the Axes.
+    stairs_kw: for `Axes.stairs`.
     """
     ax = _axes(ax)
     counts, _ = np.histogram(s, bins)
     ax.stairs(counts / total, bins, **stairs_kw)
-    ax.set(xlabel="singular value", ylabel="share of values a bin")
+    ax.set(xlabel="singular value", ylabel="share of values per bin")
+    return ax
+
+
+def plot_ecdf(values: np.ndarray, ax: Axes | None = None, **line_kw: Any) -> Axes:
+    """Draw as steps the share of values that are at most x, against x.
+
+    values (n,), in any order. The scale of the axis is left to the caller.
+    """
+    ax = _axes(ax)
+    ax.ecdf(values, **line_kw)
+    ax.set(xlabel="singular value", ylabel="share of values at most this")
     return ax
 
 
 def plot_zeros(shares: Mapping[str, float], colors: Sequence[str], ax: Axes | None = None) -> Axes:
-    """A bar a method: the share of values that its parametrisation keeps at zero, in [0, 1]."""
+    """Draw one bar per method: the share of singular values that are zero by its parametrisation.
+
+    shares: method -> share in [0, 1].
+    colors: one per bar.
+    ax: the Axes.
+    """
     ax = _axes(ax)
     bars = ax.bar(list(shares), list(shares.values()), color=list(colors))
     ax.bar_label(bars, fmt="{:.0%}")
@@ -61,10 +86,10 @@ def plot_zeros(shares: Mapping[str, float], colors: Sequence[str], ax: Axes | No
 
 
 def plot_phi(grid: np.ndarray, ax: Axes | None = None, **image_kw: Any) -> Axes:
-    """φ(i, j), or its chance level, as a heat map from 0 to 1; returns the Axes.
+    """Draw φ(i, j), or its chance level, as a heat map from 0 to 1.
 
-    grid (k₁, k₂), φ(i, j) at [i − 1, j − 1], nan left blank. The image is ax.images[-1], from
-    which the caller's figure makes the colour bar.
+    grid (k₁, k₂) has φ(i, j) at [i − 1, j − 1]; nan is left blank. The image is ax.images[-1], for
+    a colour bar of the caller's figure.
     """
     ax = _axes(ax)
     k1, k2 = grid.shape
@@ -82,10 +107,13 @@ def plot_matrix(
     form: str = "{:.2f}",
     **image_kw: Any,
 ) -> Axes:
-    """A heat map with its numbers written in; returns the Axes, whose caller names them.
+    """Draw a heat map with its numbers written in; the caller labels the axes.
 
-    values (len(rows), len(columns)), nan left blank: a metric by layer and projection, or what
-    pairs of runs share.
+    values: (len(rows), len(columns)), such as a metric by layer and kind; nan is left blank.
+    rows, columns: tick labels.
+    ax: the Axes.
+    form: format of the numbers.
+    image_kw: for `Axes.imshow`.
     """
     ax = _axes(ax)
     usual: dict[str, Any] = {"cmap": "cividis", "aspect": "auto"}
@@ -108,9 +136,12 @@ def plot_steps(
     ax: Axes | None = None,
     **line_kw: Any,
 ) -> Axes:
-    """How a number moves over the steps of a run, a line with a band; returns the Axes.
+    """Draw a number over the steps of a run as a line with a band.
 
-    low, middle, high (len(steps),), nan where it is undefined.
+    steps: ascending.
+    low, middle, high: (len(steps),) each; nan if undefined.
+    ax: the Axes.
+    line_kw: for the line, whose colour the band takes.
     """
     ax = _axes(ax)
     (line,) = ax.plot(steps, middle, marker=".", **line_kw)
@@ -120,7 +151,7 @@ def plot_steps(
 
 
 def plot_angles(angles: np.ndarray, ax: Axes | None = None, **line_kw: Any) -> Axes:
-    """Principal angles (k,), radians, ascending, against their index; returns the Axes."""
+    """Draw principal angles (k,), in radians, ascending, against their index from 1."""
     ax = _axes(ax)
     ax.plot(np.arange(1, angles.size + 1), angles, **line_kw)
     ax.set(xlabel="index", ylabel="principal angle, radians", ylim=(0, 0.53 * np.pi))
@@ -137,15 +168,4 @@ def _axes(ax: Axes | None) -> Axes:
 
 def _label_spectrum(ax: Axes, ylabel: str) -> Axes:
     ax.set(xscale="log", yscale="log", xlabel="index", ylabel=ylabel)
-    return ax
-
-
-def plot_ecdf(values: np.ndarray, ax: Axes | None = None, **line_kw: Any) -> Axes:
-    """Share of the values that are at most x, against x, as steps; returns the Axes.
-
-    values (n,), in any order. The scale of the axis is the caller's.
-    """
-    ax = _axes(ax)
-    ax.ecdf(values, **line_kw)
-    ax.set(xlabel="singular value", ylabel="share of values at most this")
     return ax

@@ -1,88 +1,94 @@
-"""Results of an analysis → figures: colours, arrangement, files. Each function returns a Figure."""
+"""Draw the spectra of several checkpoints, and one number of every module."""
 
-import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from analysis import UserError, store
+from analysis import UserError
 from analysis.figures.plots import plot_band, plot_ecdf, plot_histogram, plot_matrix
+from analysis.names import run_key
 from analysis.numerics import statistics
-from analysis.pairs import dominance
-from analysis.pairs.dominance import Checkpoint
 from analysis.results import Row, Spectra, grouped
 
+Checkpoint = tuple[str, int | None]  # run and step
 Style = dict[str, Any]
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, but for the yellow, which is too
-# light for a line; and a line style each, for print.
+# The colours of Okabe and Ito, which colour-blind readers can tell apart, without yellow, which is
+# too light for a line; and as many line styles, for print.
 COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINES: tuple[Any, ...] = (
-    *("-", "--", "-.", ":"),
-    *((0, (3, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (5, 1, 1, 1))),
+    "-",
+    "--",
+    "-.",
+    ":",
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (8, 2)),
+    (0, (5, 1, 1, 1)),
 )
-LEGEND = 140  # letters that fit below a figure
+LEGEND = 140  # characters that fit into one line of a legend below the figure
 
 
 def style(i: int) -> Style:
-    """Colour and line style of the i-th of several things; 49 of them are different."""
+    """Return the colour and line style of the i-th line; 49 of them differ."""
     n = len(COLORS)
     return {"color": COLORS[i % n], "linestyle": LINES[(i + i // n) % n]}
 
 
-def save(figure: Figure, stem: Path) -> None:
-    """Write stem.png and stem.pdf, renamed into place; the same figure gives the same bytes."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    for kind, metadata in (("png", None), ("pdf", {"CreationDate": None})):
-        draw = functools.partial(figure.savefig, dpi=150, format=kind, metadata=metadata)
-        store.replace(stem.parent / f"{stem.name}.{kind}", draw)
-
-
 def compare_spectra(spectra: Spectra, labels: Mapping[Checkpoint, str] | None = None) -> Figure:
-    """The normalised spectra of several checkpoints: bands over modules, ECDF and histogram.
+    """Return a figure of the normalised spectra of all checkpoints: bands, ECDF and histogram.
 
-    labels: (run, step) -> what the legend calls it; else run@step, or the steps of a single run.
+    spectra: values below the rank cutoff count as 0, and updates without a value above it are
+        left out.
+    labels: (run, step) -> name in the legend; by default run@step, or the steps of a single run.
+
     The bands are over the modules that have the first k values, k the median capacity. The ECDF is
-    of all values that the capacities allow, and starts at the share of zeros; the histogram counts
-    values by module, so that capacities can be compared. What lies below the rank cutoff counts as
-    0. ΔW without a value above it is left out; ValueError where nothing else is there.
+    of all values that the capacities allow, so it starts at the share of zeros; the histogram
+    counts values per module, so that capacities can be compared. Raises UserError if every update
+    is left out.
     """
     values = _normalised(spectra)
     if not values:
         raise UserError("no update has a value above its rank cutoff; nothing to draw")
     runs = dict.fromkeys(run for run, _ in values)
     one_run = len(values) > len(runs) == 1
-    labels = labels or {c: _step(c) if one_run else dominance.name(c) for c in values}
+    labels = labels or {c: _step(c) if one_run else run_key(*c) for c in values}
     figure = Figure(figsize=(13, 4.8), layout="constrained")
-    axes = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
+    bands, ecdf, histogram = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
     bins = _bins([np.concatenate(of_run) for of_run in values.values()])
     for i, (checkpoint, of_run) in enumerate(values.items()):
-        _draw(axes, of_run, bins, len(values), style(i) | {"label": labels[checkpoint]})
-    axes[0].set_title("median and 10–90 % of modules")
-    axes[0].set_xscale("log", base=2)
-    axes[0].xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes[1].set(xscale="log", title="distribution, each within its own capacity")
-    axes[2].set(xscale="log", title="histogram", ylabel="values a module in each bin")
-    for ax in axes[1:]:
-        ax.set_xlabel(axes[0].get_ylabel())
+        line_kw = style(i) | {"label": labels[checkpoint]}
+        together = np.concatenate(of_run)
+        _draw_band(bands, of_run, len(values), line_kw)
+        plot_ecdf(together, ecdf, **line_kw)
+        plot_histogram(together, len(of_run), bins, histogram, linewidth=1.5, **line_kw)
+    bands.set_title("median and 10–90 % of modules")
+    bands.set_xscale("log", base=2)
+    bands.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ecdf.set(xscale="log", title="distribution, each within its own capacity")
+    histogram.set(xscale="log", title="histogram", ylabel="values per module in each bin")
+    for ax in (ecdf, histogram):
+        ax.set_xlabel(bands.get_ylabel())
     if one_run:
         figure.suptitle(*runs)
     widest = max(map(len, labels.values()))
-    handles, names = axes[0].get_legend_handles_labels()
+    handles, names = bands.get_legend_handles_labels()
     columns = max(1, LEGEND // (widest + 7))
     figure.legend(handles, names, loc="outside lower center", ncols=columns, handlelength=3)
     return figure
 
 
 def by_layer(rows: Sequence[Row], column: str) -> Figure:
-    """A number of every module, layer by projection, a panel a checkpoint on one scale.
+    """Return a figure of one number by layer and kind of module, one panel per checkpoint.
 
-    rows: of `spectrum.analyse`. The mean where a module has parts; modules without a layer in
-    their name are left out, ValueError where none has one.
+    rows: of `spectrum.analyse`; a module with parts is drawn by their mean.
+    column: the number; all panels share one colour scale.
+
+    Modules without a layer in their name, or without the number, are left out. Raises UserError if
+    this leaves none.
     """
     rows = [row for row in rows if row["layer"] is not None and row[column] is not None]
     if not rows:
@@ -95,14 +101,13 @@ def by_layer(rows: Sequence[Row], column: str) -> Figure:
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     values = [row[column] for row in rows]
     scale = {"vmin": min(values), "vmax": max(values)}
-    for ax, (checkpoint, of_panel) in zip(axes, panels.items(), strict=True):
+    for ax, ((run, step), of_panel) in zip(axes, panels.items(), strict=True):
         matrix = np.full((len(layers), len(kinds)), np.nan)
         for (layer, kind), of_module in grouped(of_panel, "layer", "kind").items():
             mean = np.mean([row[column] for row in of_module])
             matrix[layers.index(layer), kinds.index(kind)] = mean
         plot_matrix(matrix, [str(layer) for layer in layers], kinds, ax, "{:.3g}", **scale)
-        run, step = checkpoint
-        ax.set_title(dominance.name((run, step)))
+        ax.set_title(run_key(run, step))
         ax.tick_params("x", rotation=60)
     axes[0].set_ylabel("layer")
     figure.colorbar(axes[0].images[0], ax=list(axes), label=column.replace("_", " "))
@@ -114,7 +119,7 @@ def _step(checkpoint: Checkpoint) -> str:
 
 
 def _normalised(spectra: Spectra) -> dict[Checkpoint, list[np.ndarray]]:
-    """By checkpoint: s / ‖s‖_F of every module, zero below the rank cutoff."""
+    """s / ‖s‖_F of every module by checkpoint, with zeros below the rank cutoff."""
     values: dict[Checkpoint, list[np.ndarray]] = {}
     for row in spectra.rows:
         if row["rank"] > 0:
@@ -125,25 +130,34 @@ def _normalised(spectra: Spectra) -> dict[Checkpoint, list[np.ndarray]]:
 
 
 def _bins(values: Sequence[np.ndarray]) -> np.ndarray:
-    """Edges on a log scale around all positive values, 10 to 40 bins: √n of the fewest values."""
+    """Edges of bins on a log scale around all positive values: √n bins, from 10 to 40.
+
+    n: the number of positive values of the checkpoint that has fewest.
+    """
     positive = [s[s > 0] for s in values]
     least, top = (f(f(s) for s in positive) for f in (min, max))
     n = int(np.clip(np.sqrt(min(s.size for s in positive)), 10, 40))
     return np.geomspace(least / (1 + 1e-9), top * (1 + 1e-9), n + 1)
 
 
-def _draw(
-    axes: np.ndarray, values: Sequence[np.ndarray], bins: np.ndarray, of: int, kw: Style
-) -> None:
-    """One of several checkpoints on the three axes; values are its normalised spectra."""
+def _draw_band(ax: Axes, values: Sequence[np.ndarray], checkpoints: int, line_kw: Style) -> None:
+    """Draw the normalised spectra of a checkpoint as a median with a band.
+
+    ax: the Axes.
+    values: the spectra.
+    checkpoints: how many bands share the Axes; the more, the paler each.
+    line_kw: colour, line style and label.
+    """
     k = int(np.quantile([s.size for s in values], 0.5, method="lower"))
     band = statistics.band([s for s in values if s.size >= k], k=k)
     low, median, high = (np.where(s > 0, s, np.nan) for s in band)
-    # One value has no line; and many bands upon one another would be one grey without their edges.
-    bands = plot_band(low, median, high, axes[0], marker="o" if k == 1 else None, **kw)
-    face, edge = (kw["color"], min(0.2, 0.3 / of)), (kw["color"], 0.7)
-    area = bands.collections[-1]
-    area.set(alpha=None, facecolor=face, edgecolor=edge, linestyle=kw["linestyle"], linewidth=0.7)
-    together = np.concatenate(values)
-    plot_ecdf(together, axes[1], **kw)
-    plot_histogram(together, len(values), bins, axes[2], linewidth=1.5, **kw)
+    marker = "o" if k == 1 else None  # one value does not make a line
+    plot_band(low, median, high, ax, marker=marker, **line_kw)
+    # Without edges, many bands on top of one another would be one grey area.
+    ax.collections[-1].set(
+        alpha=None,
+        facecolor=(line_kw["color"], min(0.2, 0.3 / checkpoints)),
+        edgecolor=(line_kw["color"], 0.7),
+        linestyle=line_kw["linestyle"],
+        linewidth=0.7,
+    )

@@ -1,27 +1,37 @@
-"""One file a family of checkpoints: its file names, its key names, its scale rule.
+"""Readers of checkpoints: one file per family, with its file names, tensor names and scale rule.
 
-Its first docstring line says what it reads (`--formats` prints it). A family of directories has
-`recognises(path)` → bool and `read(path, options)`, one of single files `recognises(names)` and
-`read(file, tensors, options)`; both give entries (`analysis.update`): an update for each module,
-Skipped with a reason for each that cannot be analysed, Other for tensors that are no updates. A
-variant inside a family has a file of its own, of plain functions. No linear algebra here beyond
-what defines ΔW. To add one, copy the nearest file and put it into a list in `analysis.checkpoint`.
-What they share: `tensors` and `shards` open files, `base` finds W0, `rule` knows r and scale,
-`own` goes through the tensors of this project's own methods.
+A family is a module with two functions, `recognise` and `read` (`Family`). `read` yields entries
+(`analysis.update`): an update for each module, Skipped with a reason for each module that cannot
+be analysed, and Other for tensors that are not updates. `--formats` prints the first line of its
+docstring. A variant within a family has a file of its own, with plain functions. There is no
+linear algebra here beyond the definition of ΔW.
+
+To add a family, copy the nearest file and put it into one list of `analysis.checkpoint`: FORMATS
+if it reads directories, FILES if it reads single files.
+
+Shared by the families: `place` finds and parses files, `tensors` and `shards` open weights, `base`
+finds W0, `rule` gives r and scale, `own` reads the tensors of this project's own methods.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+from analysis.formats.place import Place
+from analysis.update import Entry
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user says about a checkpoint beside its path.
+    """Options for reading a checkpoint: facts that its files do not give.
 
-    base: directory (or name on the hub) of the model that was trained. base_rounded: W0 was itself
-    rounded after the training started from it. initial: the adapter before its training, for
-    starts that change the base. direction_only: of DoRA, B·A alone. factors: the patterns of the
-    names of A and of B; scale: what their product is multiplied by.
+    base: directory of the model that was trained, or its name on the hub.
+    base_rounded: True if W0 was itself rounded after the training had started from it.
+    initial: the adapter before its training, needed for starts that change the base.
+    direction_only: True to read B·A alone from DoRA.
+    factors: patterns of the names of A and of B, for files of unknown names.
+    scale: the number that B @ A is multiplied by if the file does not say.
     """
 
     base: Path | None = None
@@ -30,3 +40,26 @@ class Options:
     direction_only: bool = False
     factors: tuple[str, str] | None = None
     scale: float = 1.0
+
+
+class Family(Protocol):
+    """A module that reads one family of checkpoints."""
+
+    __name__: str
+
+    def recognise(self, place: Place) -> bool:
+        """Return whether the checkpoint at `place` belongs to this family, even if it is broken."""
+
+    def read(self, place: Place, options: Options) -> Iterator[Entry]:
+        """Yield the entries of a checkpoint that was recognised.
+
+        Raises CheckpointError if the checkpoint as a whole cannot be read.
+        """
+
+
+class DirectoryFamily(Family, Protocol):
+    """A family whose checkpoints are directories."""
+
+    @property
+    def STEMS(self) -> tuple[str, ...]:
+        """Names of the weight file in the directory, without suffix; the first one wins."""

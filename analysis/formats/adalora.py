@@ -1,11 +1,11 @@
-"""AdaLoRA: ΔW = scale · B diag(E) A, scale = α/(initial rank + 1e-5) (Zhang et al. 2023).
+"""PEFT AdaLoRA adapter (Zhang et al. 2023), whose rank differs between modules.
 
     base_model.model.<module>.lora_A     (r, d_in)
     base_model.model.<module>.lora_B     (d_out, r)
     base_model.model.<module>.lora_E     (r, 1)
 
-r differs between modules: what was pruned is not in the file. A module pruned to nothing has
-ΔW = 0. The scale stays that of the initial rank.
+ΔW = scale · B diag(E) A, scale = α/(initial rank + 1e-5) for every module. Pruned directions are
+not in the file; a module that lost all of them has ΔW = 0.
 """
 
 from typing import Any
@@ -20,13 +20,16 @@ PARTS = ("lora_A", "lora_B", "lora_E")
 
 
 def scale(config: dict[str, Any], where: str) -> float:
-    """The factor before B diag(E) A, one for all modules, as PEFT has it."""
+    """Return the number that B diag(E) A is multiplied by, the same for all modules, as in PEFT."""
     r, alpha = count(config, "init_r", where), number(config, "lora_alpha", where)
     return (alpha if alpha > 0 else r) / (r + 1e-5)
 
 
 def factors(parts: dict[str, Stored], where: str) -> tuple[np.ndarray, np.ndarray]:
-    """B (d_out, r) and diag(E) A (r, d_in)."""
+    """Return B (d_out, r) and diag(E) A (r, d_in); one row and column of zeros if r = 0.
+
+    Raises CheckpointError if a tensor is missing, unknown, or of a shape that does not fit.
+    """
     missing = [part for part in PARTS if part not in parts]
     extra = [part for part in parts if part not in PARTS]
     if missing or extra:
@@ -42,5 +45,5 @@ def factors(parts: dict[str, Stored], where: str) -> tuple[np.ndarray, np.ndarra
         )
     if A.shape[0] == 0:
         return np.zeros((B.shape[0], 1)), np.zeros((1, A.shape[1]))
-    with np.errstate(invalid="ignore"):  # Inf · 0, which is found later
+    with np.errstate(invalid="ignore"):  # Inf · 0, which is reported later
         return float64(B.load()), float64(E.load()) * float64(A.load())

@@ -1,4 +1,4 @@
-"""The model that was trained: its weights, by the names that its checkpoint gives them."""
+"""Read the weights of the model that was trained, and match their names with a checkpoint's."""
 
 import itertools
 import math
@@ -12,21 +12,25 @@ import numpy as np
 
 from analysis import CheckpointError
 from analysis.formats import shards
-from analysis.formats.tensors import FLOATS, Stored, read_json
+from analysis.formats.place import Place
+from analysis.formats.tensors import FLOATS, Stored
 from analysis.update import float64
 
 CONFIG = "config.json"
 STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
-# Transformers' models with Conv1D, whose weight is W0ᵀ, and the names of those layers.
+# Models of Transformers with Conv1D layers, whose weight is W0ᵀ, and the names of those layers.
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 CONV1D = ("c_attn", "q_attn", "c_proj", "c_fc")
-# Beside a float8 weight: its values mean nothing without these.
+# Endings of the tensors that a float8 weight is multiplied by.
 SCALES = ("_scale", "_scale_inv")
-ROWS = 1024  # in float64 at a time
+ROWS = 1024  # rows that are in float64 at a time
 
 
 def directory(base: Path) -> Path:
-    """The local directory of a model: `base` itself, or what the hub has under that name."""
+    """Return the local directory of a model: `base`, or the hub's snapshot of that name.
+
+    Raises CheckpointError if there is neither.
+    """
     if base.exists():
         return base
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(base)) or str(base).startswith("."):
@@ -36,31 +40,31 @@ def directory(base: Path) -> Path:
     files = ["config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json"]
     try:
         return Path(huggingface_hub.snapshot_download(str(base), allow_patterns=files))
-    except Exception as error:  # of the network, the hub, the cache
+    except Exception as error:  # from the network, the hub or the cache
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{base}: no such directory, and not on the hub: {reason}") from None
 
 
-def open_model(path: Path) -> tuple[Path, dict[str, Stored]]:
-    """Where a Transformers directory keeps its weights, and name → Stored.
+def open_model(place: Place) -> tuple[Path, dict[str, Stored]]:
+    """Return the weight file or index of a Transformers directory, and name → Stored.
 
-    Raises CheckpointError where there are none, or where they are quantised.
+    Raises CheckpointError if there are no weights, or if they are quantised.
     """
-    file = shards.locate(path, *STEMS)
+    file = shards.locate(place.path, *STEMS)
     if file is None:
         raise CheckpointError(
-            f"{path}: no weights here; expected {STEMS[0]}.safetensors, its"
+            f"{place.path}: no weights here; expected {STEMS[0]}.safetensors, its"
             " index, or pytorch_model.bin"
         )
-    if (path / CONFIG).is_file():
-        quantised = read_json(path / CONFIG).get("quantization_config")
+    if (place.path / CONFIG).is_file():
+        quantised = place.json(CONFIG).get("quantization_config")
         if quantised:
             method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
             raise CheckpointError(
-                f"{path / CONFIG}: the weights are quantised ({str(method)[:40]}); expected"
+                f"{place.path / CONFIG}: the weights are quantised ({str(method)[:40]}); expected"
                 " floating point, as dequantize() gives"
             )
-    tensors = shards.open_located(file)
+    tensors = dict(place.tensors(file))
     for name in [name for name in tensors if name.endswith(SCALES)]:
         weight = name.removesuffix("_inv").removesuffix("_scale")
         if weight in tensors:
@@ -68,30 +72,34 @@ def open_model(path: Path) -> tuple[Path, dict[str, Stored]]:
     return file, tensors
 
 
-def has_conv1d(path: Path) -> bool:
-    """Whether the layers of the model at `path` that are called as in CONV1D are of that kind."""
-    config = read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
+def has_conv1d(place: Place) -> bool:
+    """Return whether the layers of the model that have a name of CONV1D are Conv1D layers."""
+    config = place.json(CONFIG) if (place.path / CONFIG).is_file() else {}
     return config.get("model_type") in CONV1D_MODELS
 
 
 def align(ours: Collection[str], theirs: Collection[str]) -> dict[str, str]:
-    """Our name → theirs, after the one prefix on either side that lets most names meet.
+    """Return our name → their name, without the one prefix on either side that matches most names.
 
-    `model.layers.0.q.weight` of a causal model is `layers.0.q.weight` of the bare one.
+    `model.layers.0.q.weight` of a causal model is `layers.0.q.weight` of the bare model. Names
+    without a match are left out.
     """
     best: dict[str, str] = {}
     for cut_theirs in _prefixes(theirs):
         known = {name.removeprefix(cut_theirs): name for name in theirs}
         for cut_ours in _prefixes(ours):
             pairs = {name: known.get(name.removeprefix(cut_ours), "") for name in ours}
-            met = {name: other for name, other in pairs.items() if other}
-            if len(met) > len(best) and len(set(met.values())) == len(met):
-                best = met
+            matches = {name: other for name, other in pairs.items() if other}
+            if len(matches) > len(best) and len(set(matches.values())) == len(matches):
+                best = matches
     return best
 
 
 def _prefixes(names: Collection[str]) -> list[str]:
-    """ "", and the beginnings that most of the names have: no numbers, and not all but the leaf."""
+    """Return "" and the prefixes of up to three components that most of the names share.
+
+    A prefix ends before the first number, and leaves at least two components of the name.
+    """
     shared: Counter[str] = Counter()
     for name in names:
         components = name.split(".")[:-2]
@@ -101,9 +109,13 @@ def _prefixes(names: Collection[str]) -> list[str]:
 
 
 def as_matrix(W: np.ndarray, shape: tuple[int, int], transposed: bool) -> np.ndarray:
-    """W as (d_out, d_in): a convolution's kernel flattened, Conv1D and embeddings turned.
+    """Return W as (d_out, d_in): a kernel flattened, Conv1D and embeddings transposed.
 
-    Raises CheckpointError where it does not become `shape`.
+    W: the weight as it is stored.
+    shape: the shape of the result; an array that fits only after a transposition is transposed.
+    transposed: True if W is stored as W0ᵀ.
+
+    Raises CheckpointError if W cannot become `shape`.
     """
     matrix = W.reshape(W.shape[0], math.prod(W.shape[1:])) if W.ndim else W.reshape(1, 1)
     if matrix.T.shape == shape and (transposed or matrix.shape != shape):
@@ -114,26 +126,27 @@ def as_matrix(W: np.ndarray, shape: tuple[int, int], transposed: bool) -> np.nda
 
 
 def change(W: Stored, W0: Stored | None) -> str:
-    """What became of a tensor that is no update, in words."""
+    """Describe how a tensor that is not an update differs from the base, in words."""
     if W0 is None:
         return "not in the base"
     if W.shape != W0.shape:
         return f"{W.shape}, in the base {W0.shape}: not compared"
     if W.scaled or W0.scaled:
-        return "scaled by a tensor of its own (quantised): not compared"
+        return "scaled by another tensor (quantised): not compared"
     if W.dtype not in FLOATS or W0.dtype not in FLOATS:
         return f"{W.dtype}, in the base {W0.dtype}: not compared"
     return f"change of norm {distance(W.load(), W0.load()):.3g}"
 
 
 def distance(W: np.ndarray, W0: np.ndarray) -> float:
-    """‖W − W0‖_F, without either in float64 as a whole."""
+    """Return ‖W − W0‖_F, with neither array in float64 as a whole."""
     pairs = zip(_blocks(W), _blocks(W0), strict=True)
     with np.errstate(all="ignore"):
         return float(np.sqrt(sum(float(np.sum((a - b) ** 2)) for a, b in pairs)))
 
 
 def _blocks(W: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield W in float64, ROWS rows at a time."""
     W = np.atleast_1d(W)
     for i in range(0, len(W), ROWS):
         yield float64(W[i : i + ROWS])

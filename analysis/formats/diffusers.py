@@ -1,24 +1,25 @@
-"""diffusers, old and new: pytorch_lora_weights.safetensors without a config.
+"""File of diffusers, with old or new names: pytorch_lora_weights.safetensors.
 
-    <module>.lora_A.weight, .lora_B.weight               since PEFT; α may stand in the metadata
+    <module>.lora_A.weight, .lora_B.weight               since PEFT; α may be in the metadata
     <module>.lora.down.weight, .lora.up.weight           between
-    <module>.lora_linear_layer.down.weight, .up.weight   text encoders, then
+    <module>.lora_linear_layer.down.weight, .up.weight   text encoders of that time
     <block>.processor.to_q_lora.down.weight, .up.weight  attention processors, the oldest
 
-ΔW = α/r · B @ A. α stands in `<module>.alpha`, or else for the whole component in the
-metadata (`lora_adapter_metadata`); where it stands nowhere, diffusers takes α = r, and so do we.
+ΔW = α/r · B @ A. α is `<module>.alpha`, or else one number for the whole component (unet,
+text_encoder) in the metadata (`lora_adapter_metadata`). If it is given in neither, α = r, as
+diffusers assumes.
 """
 
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from analysis import CheckpointError
 from analysis.formats import Options, factors
-from analysis.formats.tensors import Stored, count, metadata, number
+from analysis.formats.place import Place
+from analysis.formats.tensors import count, number
 from analysis.update import Entry, Other
 
 KEY = re.compile(
@@ -30,16 +31,16 @@ ALPHA = re.compile(r"(?P<module>.+)\.alpha", re.DOTALL)
 ROLES = {"lora_A": "A", "lora_B": "B", "down": "A", "up": "B"}
 
 
-def recognises(names: Collection[str]) -> bool:
-    """Whether a file with tensors of these names is one of diffusers."""
-    return any(KEY.fullmatch(name) for name in names)
+def recognise(place: Place) -> bool:
+    """Return whether the file has factors under diffusers' names."""
+    return any(KEY.fullmatch(name) for name in place.tensors())
 
 
-def read(file: Path, tensors: Mapping[str, Stored], options: Options) -> Iterator[Entry]:
-    """The updates of the file, the components (unet, text_encoder) one after another."""
+def read(place: Place, options: Options) -> Iterator[Entry]:
+    """Yield the updates of the file; a module with `alpha` and no factors is skipped."""
+    file = place.path
     modules: factors.Modules = {}
-    alphas: dict[str, Stored] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in place.tensors().items():
         match, alpha = KEY.fullmatch(name), ALPHA.fullmatch(name)
         variant = factors.VARIANT.fullmatch(name)
         if match:
@@ -47,26 +48,24 @@ def read(file: Path, tensors: Mapping[str, Stored], options: Options) -> Iterato
             layer = f".{match['layer']}" if match["layer"] else ""
             parts = modules.setdefault(match["module"] + layer, {})
             if role in parts:
-                raise CheckpointError(f"{file}: {name}: a second {role} of one module")
+                raise CheckpointError(f"{file}: {name}: a second {role} of the same module")
             parts[role] = tensor
         elif alpha:
-            alphas[alpha["module"]] = tensor
+            modules.setdefault(alpha["module"], {})["alpha"] = tensor
         elif variant:
             modules.setdefault(variant["module"], {})[variant["part"]] = tensor
         else:
-            yield Other(name, "belongs to no pair of factors")
-    for module in modules.keys() & alphas.keys():
-        modules[module]["alpha"] = alphas[module]
-    scales = _scales(file)
+            yield Other(name, "is not part of a pair of factors")
+    scales = _scales(place)
     for module, parts in modules.items():
         component = next((c for c in scales if module.startswith(f"{c}.")), "")
         scale = options.scale * (1.0 if "alpha" in parts else scales.get(component, 1.0))
         yield from factors.updates({module: parts}, file, "diffusers", scale)
 
 
-def _scales(file: Path) -> dict[str, float]:
-    """Component → α/r, by the adapter's config that newer versions put into the metadata."""
-    text = metadata(file).get("lora_adapter_metadata")
+def _scales(place: Place) -> dict[str, float]:
+    """Return component → α/r, from the config that newer versions put into the metadata."""
+    file, text = place.path, place.metadata().get("lora_adapter_metadata")
     if text is None:
         return {}
     try:
@@ -74,7 +73,7 @@ def _scales(file: Path) -> dict[str, float]:
     except (ValueError, TypeError, RecursionError):
         config = None
     if not isinstance(config, dict):
-        raise CheckpointError(f"{file}: lora_adapter_metadata is no JSON object")
+        raise CheckpointError(f"{file}: lora_adapter_metadata is not a JSON object")
     scales = {}
     for key in config:
         component, _, setting = key.rpartition(".")
@@ -85,5 +84,8 @@ def _scales(file: Path) -> dict[str, float]:
             root = config.get(f"{component}.use_rslora")
             scales[component] = alpha / (math.sqrt(r) if root else r)
             if config.get(f"{component}.rank_pattern") or config.get(f"{component}.alpha_pattern"):
-                raise CheckpointError(f"{file}: {component}: rank_pattern is not read here")
+                raise CheckpointError(
+                    f"{file}: {component}: rank_pattern and alpha_pattern are not read in a file"
+                    " of diffusers; expected one rank and one α"
+                )
     return scales

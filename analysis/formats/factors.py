@@ -1,9 +1,9 @@
-"""Any two tensors that make an update, by the patterns of their names: --factors A B [--scale X].
+r"""Any file with pairs of factors, by patterns of their names: --factors A B [--scale X].
 
-    --factors 'w_a_(\\d+)' 'w_b_(\\d+)'     w_a_000 (r, d_in) and w_b_000 (d_out, r)
+    --factors 'w_a_(\d+)' 'w_b_(\d+)'     w_a_000 (r, d_in) and w_b_000 (d_out, r)
 
-What the groups catch names the module, and pairs an A with its B. ΔW = X · B @ A, X = 1 unless
-given. The other files of single adapters, and PEFT's, share what is here about two factors.
+The groups of a pattern name the module; an A and a B with equal groups are a pair. ΔW = X · B @ A,
+with X = 1 unless given. What the other readers share about two factors is here too.
 """
 
 import itertools
@@ -16,34 +16,40 @@ import numpy as np
 
 from analysis import CheckpointError, UserError
 from analysis.formats import Options
+from analysis.formats.place import Place
 from analysis.formats.tensors import Stored
 from analysis.update import Entry, LowRankUpdate, Other, Skipped
 
-# What other methods keep beside two factors, or instead of them; not the bias of a factor.
+# What other methods store next to two factors, or instead of them; the bias of a factor is not one.
 VARIANT = re.compile(
     r"(?P<module>.+?)\.(?P<part>(?:lora|dora|hada|lokr|oft)_[^.]+)(?:\..+)?(?<!\.bias)", re.DOTALL
 )
-# A file may store little of a matrix that is large: this many numbers, or times what is stored.
+# A file may store few numbers of which a large matrix is made: the matrix may have this many
+# entries, or this many times the stored numbers.
 LARGE, TIMES = 2**26, 1024
-Modules = dict[str, dict[str, Stored]]  # module → "A", "B", "alpha" and what else it has
+Modules = dict[str, dict[str, Stored]]  # module → "A", "B", "alpha" and any other tensor
 
 
-def read(file: Path, tensors: Mapping[str, Stored], options: Options) -> Iterator[Entry]:
-    """The updates that options.factors pairs; ValueError for a pattern that is none."""
+def read(place: Place, options: Options) -> Iterator[Entry]:
+    """Yield the updates that the patterns of options.factors pair.
+
+    Raises UserError if a pattern is not a regular expression, CheckpointError if no name matches.
+    """
     assert options.factors is not None
+    file = place.path
     try:
         patterns = dict(zip("AB", map(re.compile, options.factors), strict=True))
     except re.error as error:
-        raise UserError(f"--factors {options.factors}: no regular expression: {error}") from None
+        raise UserError(f"--factors {options.factors}: not a regular expression: {error}") from None
     modules: dict[tuple[str, ...], dict[str, Stored]] = {}
     names: list[str] = []
-    for name, tensor in tensors.items():
-        matches = {part: pattern.fullmatch(name) for part, pattern in patterns.items()}
-        found = [(part, match) for part, match in matches.items() if match]
-        if len(found) != 1:
-            yield Other(name, "matches both patterns" if found else "matches neither pattern")
+    for name, tensor in place.tensors().items():
+        matches = [(part, pattern.fullmatch(name)) for part, pattern in patterns.items()]
+        roles = [(part, match) for part, match in matches if match]
+        if len(roles) != 1:
+            yield Other(name, "matches both patterns" if roles else "matches neither pattern")
             continue
-        ((part, match),) = found
+        ((part, match),) = roles
         module = tuple(group or "" for group in match.groups())
         if part in modules.setdefault(module, {}):
             raise CheckpointError(f"{file}: {name}: a second {part} of {'.'.join(module)!r}")
@@ -56,7 +62,10 @@ def read(file: Path, tensors: Mapping[str, Stored], options: Options) -> Iterato
 
 
 def _name(groups: Sequence[str], names: Sequence[str]) -> str:
-    """What the groups caught; after a mere number what all names begin with: 000.w of w_a_000."""
+    """Return a module's name: the groups, and after a number what all names begin with.
+
+    w_a_000 and w_b_000 with the group 000 are 000.w.
+    """
     module = ".".join(groups)
     if module and not groups[-1].isdigit():
         return module
@@ -66,12 +75,17 @@ def _name(groups: Sequence[str], names: Sequence[str]) -> str:
 
 
 def updates(modules: Modules, file: Path, method: str, scale: float) -> Iterator[Entry]:
-    """An update for each module with A and B; alpha, where it has one, over r is its scale."""
+    """Yield an update for each module with A and B, and Skipped for any other module.
+
+    modules: module → its tensors; `alpha`, if present, multiplies the scale by alpha/r.
+    file: the file they come from.
+    method: the method that the updates get.
+    scale: the number that B @ A is multiplied by.
+    """
     for module, parts in modules.items():
         where = f"{file}: {module}"
         try:
-            refuse_more(parts, where)
-            B, A = pair(parts.get("B"), parts.get("A"), where)
+            B, A = pair(parts, where)
             factor = scale
             if "alpha" in parts:
                 factor *= alpha(parts["alpha"], where) / len(A)
@@ -80,15 +94,33 @@ def updates(modules: Modules, file: Path, method: str, scale: float) -> Iterator
             yield Skipped(module, str(error))
 
 
-def refuse_more(parts: Mapping[str, Stored], where: str) -> None:
-    """CheckpointError where a module has more than two factors: B·A is not all of its ΔW."""
-    rest = [part for part in parts if part not in ("A", "B", "alpha")]
-    if rest:
-        raise CheckpointError(f"{where}: {', '.join(rest)} is not read beside A and B")
+def pair(parts: Mapping[str, Stored], where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return B (d_out, r) and A (r, d_in·kernel) of a module.
+
+    Raises CheckpointError if they are not both there, or make no product, or if the module has
+    more than these and alpha: B·A is then not all of its ΔW.
+    """
+    require_pair(parts, where)
+    B, A = parts["B"], parts["A"]
+    check(B.shape, A.shape, where)
+    return matrices(B.load(), A.load())
+
+
+def require_pair(parts: Mapping[str, Stored], where: str) -> None:
+    """Raise CheckpointError unless a module has A and B, perhaps alpha, and no more."""
+    more = [part for part in parts if part not in ("A", "B", "alpha")]
+    if more:
+        raise CheckpointError(f"{where}: {', '.join(more)} is not read next to A and B")
+    missing = [part for part in "AB" if part not in parts]
+    if missing:
+        raise CheckpointError(
+            f"{where}: has {', '.join(parts)} but no {' and no '.join(missing)};"
+            " expected both factors, A and B"
+        )
 
 
 def alpha(stored: Stored, where: str) -> float:
-    """The one number in a tensor; CheckpointError where it holds more, or no finite one."""
+    """Return the number in a tensor; raise CheckpointError unless it is one finite number."""
     if int(np.prod(stored.shape)) != 1:
         raise CheckpointError(f"{where}: alpha is {stored.shape}; expected one number")
     value = float(stored.load().reshape(-1)[0])
@@ -97,17 +129,8 @@ def alpha(stored: Stored, where: str) -> float:
     return value
 
 
-def pair(B: Stored | None, A: Stored | None, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """B (d_out, r) and A (r, d_in·kernel); CheckpointError where they make no product."""
-    if B is None or A is None:
-        have, missing = "BA" if A is None else "AB"
-        raise CheckpointError(f"{where}: has {have} but no {missing}; expected both")
-    check(B.shape, A.shape, where)
-    return matrices(B.load(), A.load())
-
-
 def check(B: Sequence[int], A: Sequence[int], where: str) -> None:
-    """CheckpointError unless B (d_out, r, 1, …) and A (r, d_in, *kernel) make a product."""
+    """Raise CheckpointError unless the shapes B (d_out, r, 1, …) and A (r, d_in, *kernel) fit."""
     shapes = f"{where}: B is {B}, A is {A}"
     if len(A) != len(B) or not 2 <= len(A) <= 5 or any(n != 1 for n in B[2:]):
         raise CheckpointError(
@@ -126,7 +149,7 @@ def check(B: Sequence[int], A: Sequence[int], where: str) -> None:
 
 
 def refuse_large(shape: tuple[int, int], stored: int, where: str) -> None:
-    """CheckpointError for a matrix that is out of all proportion to the numbers it is made of."""
+    """Raise CheckpointError for a matrix far larger than the count of numbers it is made of."""
     limit = max(LARGE, TIMES * stored)
     if math.prod(shape) > limit:
         raise CheckpointError(
@@ -135,7 +158,10 @@ def refuse_large(shape: tuple[int, int], stored: int, where: str) -> None:
 
 
 def matrices(B: np.ndarray, A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """B (d_out, r) and A (r, d_in·kernel); that of a convolution in groups is block-diagonal."""
+    """Return B as (d_out, r) and A as (r, d_in·kernel).
+
+    B of a convolution in groups, which is stored as (d_out, r/groups, 1, …), is block-diagonal.
+    """
     (d_out, columns), r = B.shape[:2], len(A)
     B, A = B.reshape(d_out, columns), A.reshape(r, -1)
     groups = r // columns

@@ -1,7 +1,7 @@
-"""Full fine-tuning: delta.safetensors (ΔW by module name) beside delta_config.json.
+"""Full fine-tuning stored as ΔW by this project: delta_config.json and delta.safetensors.
 
-ΔW = W_tuned − W0 was taken when the checkpoint was written, with the noise floor of each module
-(`analysis.numerics.floor`), which stands in the config; there too, the norms of the 1-D changes.
+ΔW = W_tuned − W0 was taken when the checkpoint was written, by module name. The config holds the
+noise floor of each module (`analysis.numerics.floor`) and the norms of the changes of 1-D weights.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,34 +12,36 @@ import numpy as np
 
 from analysis import CheckpointError
 from analysis.formats import Options
-from analysis.formats.tensors import FLOATS, Stored, number, open_tensors, read_json, short
+from analysis.formats.place import Place
+from analysis.formats.tensors import FLOATS, Stored, number, short
 from analysis.update import DenseUpdate, Entry, Other, Skipped
 
 CONFIG, WEIGHTS = "delta_config.json", "delta.safetensors"
+STEMS = ("delta",)
 FORMAT, VERSION = "multilora-delta", 1
 
 
-def recognises(path: Path) -> bool:
-    """Whether `path` holds a stored difference; one without its config counts."""
-    return (path / CONFIG).exists() or (path / WEIGHTS).exists()
+def recognise(place: Place) -> bool:
+    """Return whether the directory holds a stored difference, or one of its two files."""
+    return (place.path / CONFIG).exists() or (place.path / WEIGHTS).exists()
 
 
-def read(path: Path, options: Options) -> Iterator[Entry]:
-    """The difference of each 2-D weight, read when it is needed."""
-    config, source = read_json(path / CONFIG), path / CONFIG
+def read(place: Place, options: Options) -> Iterator[Entry]:
+    """Yield the difference of each 2-D weight, whose values are read when they are needed."""
+    config, source = place.json(CONFIG), place.path / CONFIG
     kind, version = config.get("format"), config.get("version")
     if (kind, version) != (FORMAT, VERSION):
         raise CheckpointError(
             f"{source}: format {short(kind)}, version {short(version)};"
             f" expected {FORMAT!r}, version {VERSION}"
         )
-    modules, vectors = (_of_type(dict, config, key, source) for key in ("modules", "vectors"))
+    modules = _of_type(dict, config, "modules", source)
+    vectors = _of_type(dict, config, "vectors", source)
     tied = _of_type(list, config, "tied", source)
-    file = path / WEIGHTS
-    tensors = open_tensors(file)
+    tensors = place.tensors(place.path / WEIGHTS)
     for name in dict.fromkeys([*modules, *tensors]):
         try:
-            yield _update(name, modules.get(name), tensors.get(name), path)
+            yield _update(name, modules.get(name), tensors.get(name), place.path)
         except CheckpointError as error:
             yield Skipped(name, str(error))
     for name, change in vectors.items():
@@ -52,9 +54,10 @@ def read(path: Path, options: Options) -> Iterator[Entry]:
 
 
 def _update(name: str, facts: Any, tensor: Stored | None, path: Path) -> DenseUpdate:
+    """Return the update of a module; facts: what the config says about it."""
     if facts is None or tensor is None:
         has, lacks = (CONFIG, WEIGHTS) if tensor is None else (WEIGHTS, CONFIG)
-        raise CheckpointError(f"{path}: {name}: stands in {has}, not in {lacks}; expected both")
+        raise CheckpointError(f"{path}: {name}: is in {has}, not in {lacks}; expected both")
     if len(tensor.shape) != 2 or 0 in tensor.shape or tensor.dtype not in FLOATS:
         raise CheckpointError(
             f"{path / WEIGHTS}: {name}: is {tensor.dtype} {tensor.shape};"
@@ -69,7 +72,7 @@ def _update(name: str, facts: Any, tensor: Stored | None, path: Path) -> DenseUp
 
 
 def _widened(load: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
-    """The same values in a dtype that LAPACK has."""
+    """Return a function that reads the same values in a dtype that LAPACK has."""
 
     def widened() -> np.ndarray:
         x = load()
@@ -79,6 +82,7 @@ def _widened(load: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
 
 
 def _of_type(kind: type, config: dict[str, Any], key: str, path: Path) -> Any:
+    """Return config[key], empty if it is missing; raise CheckpointError for another type."""
     value = config.get(key) or kind()
     if not isinstance(value, kind):
         name = type(value).__name__

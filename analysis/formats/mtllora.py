@@ -1,4 +1,4 @@
-"""MTL-LoRA: adapter_config.json with peft_type MTLLORA beside adapter_model.safetensors.
+"""MTL-LoRA adapter: adapter_config.json (peft_type MTLLORA) and adapter_model.safetensors.
 
     base_model.model.<module>.mtllora_A         (r, d_in)
     base_model.model.<module>.mtllora_B         (d_out, n·r)    block of columns i is Bᵢ
@@ -6,8 +6,8 @@
     base_model.model.<module>.mtllora_w         (tasks, n)
 
 ΔW_t = scale · Σᵢ softmax(w_t/τ)ᵢ Bᵢ Λ_t A for task t (arXiv 2410.09437), scale = α/r, or α/√r with
-rsLoRA, τ and the names of the tasks in the config: one update a task, whose part is its name. The
-exact exports in lora/ are not read again.
+rsLoRA. The config has τ (temperature) and the names of the tasks. One update for each task, whose
+part is the task. The exports in lora/ are exactly the same updates and are not read.
 """
 
 import math
@@ -19,18 +19,24 @@ import numpy as np
 
 from analysis import CheckpointError
 from analysis.formats import Options, own, peft
-from analysis.formats.tensors import count, number, read_json, short
+from analysis.formats.place import Place
+from analysis.formats.tensors import count, number, short
 from analysis.update import Entry, LowRankUpdate
 
-
-def recognises(path: Path) -> bool:
-    """Whether `path` holds a PEFT adapter whose config says MTLLORA."""
-    return own.has_type(path, "MTLLORA")
+STEMS = (peft.STEM,)
 
 
-def read(path: Path, options: Options) -> Iterator[Entry]:
-    """One update a task and module; CheckpointError where the config lacks scale, τ or tasks."""
-    config, source = read_json(path / peft.CONFIG), path / peft.CONFIG
+def recognise(place: Place) -> bool:
+    """Return whether the directory holds a PEFT adapter of type MTLLORA."""
+    return own.has_type(place, "MTLLORA")
+
+
+def read(place: Place, options: Options) -> Iterator[Entry]:
+    """Yield one update for each task and module.
+
+    Raises CheckpointError if the config lacks r, α, τ or the tasks.
+    """
+    config, source = place.json(peft.CONFIG), place.path / peft.CONFIG
     n, r = count(config, "n", source), count(config, "r", source)
     scale = number(config, "lora_alpha", source) / (math.sqrt(r) if config.get("use_rslora") else r)
     tasks, tau = _tasks(config, source), number(config, "temperature", source)
@@ -40,7 +46,7 @@ def read(path: Path, options: Options) -> Iterator[Entry]:
 
     def fault(module: str, shapes: own.Shapes) -> str | None:
         A, B = (r, "d_in"), ("d_out", n * r)
-        wrong = own.against(shapes, {"A": A, "B": B, "lambda": lambdas, "w": (len(tasks), n)})
+        wrong = own.mismatch(shapes, {"A": A, "B": B, "lambda": lambdas, "w": (len(tasks), n)})
         return wrong and f"{wrong} for n = {n}, r = {r}, {len(tasks)} tasks"
 
     def updates(module: str, file: str, t: own.Tensors) -> Iterator[LowRankUpdate]:
@@ -52,10 +58,11 @@ def read(path: Path, options: Options) -> Iterator[Entry]:
                 module, left, t["A"], scale, part=task, method="mtllora", source=file
             )
 
-    yield from own.read(path, "mtllora_", ("A", "B", "lambda", "w"), fault, updates)
+    yield from own.read(place, "mtllora_", ("A", "B", "lambda", "w"), fault, updates)
 
 
 def _tasks(config: dict[str, Any], source: Path) -> list[str]:
+    """Return the tasks of the config; raise CheckpointError unless they are distinct names."""
     tasks = config.get("tasks")
     names = isinstance(tasks, list) and all(isinstance(task, str) and task for task in tasks)
     if not tasks or not names or len(set(tasks)) < len(tasks):
@@ -66,6 +73,6 @@ def _tasks(config: dict[str, Any], source: Path) -> list[str]:
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
-    """Rows of positive numbers that sum to 1, proportional to exp(x)."""
+    """Return exp(x), each row divided by its sum."""
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)

@@ -1,53 +1,58 @@
-"""The tensors of this project's own adapters: adapter_config.json beside adapter_model.safetensors.
+"""Read the tensors of this project's own adapters: MultiLoRA, R-LoRA and MTL-LoRA.
 
     base_model.model.<module>.<prefix><part>[.<adapter>]
 
-MultiLoRA, R-LoRA and MTL-LoRA have a file each, which says what the parts are and what ΔW is.
+in adapter_model.safetensors, with adapter_config.json. Each method has a file next to this one,
+which defines its parts and ΔW.
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.formats import peft, shards
-from analysis.formats.tensors import Stored, read_json
+from analysis.formats import peft
+from analysis.formats.place import Place
+from analysis.formats.tensors import Stored
 from analysis.update import Entry, LowRankUpdate, Other, Skipped, float64
 
 Shapes = Mapping[str, tuple[int, ...]]
 Tensors = Mapping[str, np.ndarray]
 
 
-def has_type(path: Path, peft_type: str) -> bool:
-    """Whether `path` holds a PEFT adapter whose config says `peft_type`."""
+def has_type(place: Place, peft_type: str) -> bool:
+    """Return whether the directory has an adapter config that names `peft_type`."""
     try:
-        return read_json(path / peft.CONFIG).get("peft_type") == peft_type
+        return place.json(peft.CONFIG).get("peft_type") == peft_type
     except CheckpointError:
         return False
 
 
 def read(
-    path: Path,
+    place: Place,
     prefix: str,
     parts: tuple[str, ...],
     fault: Callable[[str, Shapes], str | None],
     updates: Callable[[str, str, Tensors], Iterator[LowRankUpdate]],
 ) -> Iterator[Entry]:
-    """The updates of each module: `updates` of its name, the file's and its tensors in float64.
+    """Yield the updates of each module; a module with a missing or unfit tensor is skipped.
 
-    fault: why the shapes of a module's tensors, by part, do not fit one another; None where they
-    do. A module with a fault is Skipped.
+    place: the directory of the adapter.
+    prefix: what the names of its tensors begin with, after the module.
+    parts: what follows the prefix; every module needs a tensor for each.
+    fault: from the module's name and the shapes of its tensors by part, the reason why they do not
+        fit, or None.
+    updates: from the module's name, the weight file and the tensors in float64, its updates.
     """
-    file, key = peft.weights(path), _key(prefix, parts)
+    file, key = peft.weights(place), _key(prefix, parts)
     modules: dict[str, dict[str, Stored]] = {}
-    for name, tensor in shards.open_located(file).items():
+    for name, tensor in place.tensors(file).items():
         match = key.fullmatch(name)
         if match is None:
-            yield Other(name, peft.what(name))
+            yield Other(name, peft.describe(name))
         elif match["part"] in modules.setdefault(match["module"], {}):
-            raise CheckpointError(f"{file}: {name}: stands there twice, under two names")
+            raise CheckpointError(f"{file}: {name}: appears twice, under two names")
         else:
             modules[match["module"]][match["part"]] = tensor
     for module, stored in modules.items():
@@ -65,15 +70,15 @@ def read(
         except CheckpointError as error:
             yield Skipped(module, str(error))
             continue
-        with np.errstate(invalid="ignore", over="ignore"):  # NaN and Inf, which are found later
-            found = list(updates(module, str(file), values))
-        yield from found
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN and Inf are reported later
+            of_module = list(updates(module, str(file), values))
+        yield from of_module
 
 
-def modules(path: Path, prefix: str, parts: tuple[str, ...]) -> list[str]:
-    """The names of the modules that the adapter changes."""
+def modules(place: Place, prefix: str, parts: tuple[str, ...]) -> list[str]:
+    """Return the names of the modules that the adapter changes; arguments as for `read`."""
     key = _key(prefix, parts)
-    matches = (key.fullmatch(name) for name in shards.open_located(peft.weights(path)))
+    matches = (key.fullmatch(name) for name in place.tensors(peft.weights(place)))
     return list(dict.fromkeys(match["module"] for match in matches if match))
 
 
@@ -84,8 +89,11 @@ def _key(prefix: str, parts: tuple[str, ...]) -> re.Pattern[str]:
     )
 
 
-def against(shapes: Shapes, expected: Mapping[str, tuple[int | str, ...]]) -> str | None:
-    """Why `shapes` are not the expected ones, in which a word stands for one free size."""
+def mismatch(shapes: Shapes, expected: Mapping[str, tuple[int | str, ...]]) -> str | None:
+    """Return how the shapes differ from the expected ones, in words; None if they fit.
+
+    A word in an expected shape is a free size, the same wherever the word appears, and above 0.
+    """
     sizes: dict[int | str, int] = {}
     if all(
         len(shapes[part]) == len(wanted)
@@ -96,7 +104,7 @@ def against(shapes: Shapes, expected: Mapping[str, tuple[int | str, ...]]) -> st
         for part, wanted in expected.items()
     ):
         return None
-    found = ", ".join(f"{part} is {shapes[part]}" for part in expected)
-    return f"{found}; expected " + ", ".join(
+    actual = ", ".join(f"{part} is {shapes[part]}" for part in expected)
+    return f"{actual}; expected " + ", ".join(
         f"{part} ({', '.join(map(str, wanted))})" for part, wanted in expected.items()
     )

@@ -1,13 +1,13 @@
-"""PEFT LoRA and its variants: adapter_config.json beside adapter_model.safetensors (or .bin).
+"""PEFT LoRA adapter: adapter_config.json and adapter_model.safetensors (or .bin).
 
     base_model.model.<module>.lora_A[.<adapter>].weight     (r, d_in), or (r, d_in, *kernel)
     base_model.model.<module>.lora_B[.<adapter>].weight     (d_out, r), or (d_out, r, 1, …)
     base_model.model.<module>.lora_embedding_A[.<adapter>]  (r, entries); _B (width, r)
 
 ΔW = scale · B @ A, scale = α/r, or α/√r with rsLoRA (Kalajdzievski 2023). A and B have this
-orientation over Conv1D too, whatever `fan_in_fan_out` says about the base's own weight; an
-embedding is a matrix (width, entries), a convolution one (d_out, d_in·kernel). Several adapters
-in one file are parts of a module.
+orientation for Conv1D too: `fan_in_fan_out` is about the base's own weight. ΔW of an embedding is
+(width, entries), that of a convolution (d_out, d_in·kernel). Several adapters in one file are parts
+of a module.
 """
 
 import re
@@ -30,51 +30,50 @@ from analysis.formats import (
     starts,
     through_peft,
 )
+from analysis.formats.place import Place
 from analysis.formats.rule import Rule
-from analysis.formats.tensors import Stored, read_json, short
+from analysis.formats.tensors import Stored
 from analysis.update import Entry, LowRankUpdate, Other, Skipped
 
 CONFIG = "adapter_config.json"
 STEM = "adapter_model"
+STEMS = (STEM,)
 PREFIX = "base_model.model."
 
 KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+?)\.(?P<tensor>lora_[^.]+)(?:\.(?P<tail>.+))?", re.DOTALL
 )
-# What PEFT puts into the names of tensors that are the base's own.
+# What PEFT adds to the names of the base's own tensors.
 WRAPPING = re.compile(
     r"^base_model\.model\.|\.modules_to_save(\.default)?(?=\.)|\.original_module(?=\.)"
     r"|\.base_layer(?=\.)"
 )
-# Settings under which ΔW is made by a rule that only PEFT has.
-VARIANTS = {
-    "use_qalora": "QALoRA pools the inputs of A",
-    "use_bdlora": "BD-LoRA's factors are block-diagonal",
-    "kasa_config": "KaSA puts a diagonal between B and A and truncates the base",
-    "arrow_config": "Arrow routes among several adapters",
-    "monteclora_config": "MonteCLoRA samples its factors",
-    "target_parameters": "LoRA on parameters (target_parameters) stacks several updates",
-}
 
 
-def recognises(path: Path) -> bool:
-    """Whether `path` holds a PEFT adapter of any type; an adapter without its config counts."""
-    return (path / CONFIG).exists() or shards.locate(path, STEM) is not None
+def recognise(place: Place) -> bool:
+    """Return whether the directory holds a PEFT adapter of any type, or only its weights."""
+    return (place.path / CONFIG).exists() or shards.locate(place.path, STEM) is not None
 
 
-def read(path: Path, options: Options) -> Iterator[Entry]:
-    """The updates of an adapter; CheckpointError where the adapter as a whole has none."""
-    config, where = read_json(path / CONFIG), str(path / CONFIG)
-    foreign = _foreign(config)
-    if config.get("layer_replication") and (foreign or _needs_base(config, options)):
+def read(place: Place, options: Options) -> Iterator[Entry]:
+    """Yield the updates of an adapter.
+
+    Raises CheckpointError if the adapter as a whole cannot be read, or not with these options.
+    """
+    config, where = place.json(CONFIG), str(place.path / CONFIG)
+    reason = through_peft.reason(config)
+    if reason:
+        through_peft.refuse(config, where)
+    if config.get("layer_replication") and (reason or _needs_base(config, options)):
         raise CheckpointError(
-            f"{where}: layer_replication is set: a layer of the base stands for several; what needs"
-            " W0 is not read"
+            f"{where}: layer_replication is set: several layers share one layer of the base; an"
+            " adapter that needs W0 is not read then"
         )
-    if foreign:
+    if reason:
         if options.base is None:
-            raise CheckpointError(f"{where}: {foreign}; pass the model it belongs to, --base DIR")
-        yield from through_peft.read(path, config, options.base)
+            raise CheckpointError(f"{where}: {reason}; pass the model it belongs to, --base DIR")
+        _check_weights(place)
+        yield from through_peft.read(place.path, config, options.base)
         return
     starts.refuse(config, where, options.initial is not None)
     if _needs_base(config, options) and options.base is None:
@@ -82,7 +81,7 @@ def read(path: Path, options: Options) -> Iterator[Entry]:
             f"{where}: use_dora is set: DoRA rescales the rows of W0 + B·A; pass the base weights,"
             " --base DIR, or look at B·A alone, --direction-only"
         )
-    adapter = _open(path, config, options)
+    adapter = _open(place, config, options)
     for name in adapter.others:
         yield _other(name, adapter)
     for (module, part), parts in adapter.modules.items():
@@ -96,65 +95,89 @@ def read(path: Path, options: Options) -> Iterator[Entry]:
 
 
 def _needs_base(config: dict[str, Any], options: Options) -> bool:
+    """Return whether ΔW of this LoRA depends on W0."""
     return bool(config.get("use_dora")) and not options.direction_only
 
 
-def _foreign(config: dict[str, Any]) -> str:
-    """Why B and A do not tell ΔW; "" where they do."""
-    peft_type = config.get("peft_type")
-    if peft_type not in ("LORA", "ADALORA"):
-        return f"peft_type is {short(peft_type)}; expected 'LORA', which has factors of ΔW"
-    return next((f"{key} is set: {why}" for key, why in VARIANTS.items() if config.get(key)), "")
+def weights(place: Place) -> Path:
+    """Return the adapter's weight file, or the index of its shards.
 
-
-def weights(path: Path) -> Path:
-    """The adapter's weight file, or the index of its shards; CheckpointError without."""
-    file = shards.locate(path, STEM)
+    Raises CheckpointError if there is neither.
+    """
+    file = shards.locate(place.path, STEM)
     if file is None:
         raise CheckpointError(
-            f"{path}: has {CONFIG} but no weights; expected {STEM}.safetensors or {STEM}.bin"
+            f"{place.path}: has {CONFIG} but no weights; expected {STEM}.safetensors or {STEM}.bin"
         )
     return file
 
 
+def _check_weights(place: Place) -> None:
+    """Raise CheckpointError if PEFT would not find the weights here: it would ask the hub then."""
+    names = (f"{STEM}.safetensors", f"{STEM}.bin")
+    if not any((place.path / name).is_file() for name in names):
+        raise CheckpointError(f"{place.path}: has no weights; expected {' or '.join(names)}")
+
+
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """An opened adapter: what is needed to read each of its modules."""
+    """An opened adapter: what is needed to read each of its modules.
+
+    file: its weight file or index.
+    config: its config.
+    options: those of the user.
+    tensors: name → tensor.
+    others: the names that belong to no update.
+    modules: (module, part) → what a tensor is, as "lora_A.weight" → its name.
+    rule: rank and scale of each module; None for AdaLoRA, which has a rule of its own.
+    W0: the base's tensors, by `_in_base` of the adapter's names; {} without a base.
+    conv1d: True if the base has Conv1D layers, which their names tell.
+    turned: without that, True if the base stores W0ᵀ; None if a square W0 could be either.
+    starts: (module, part) → its update before the training; None without an initial adapter.
+    """
 
     file: Path
     config: dict[str, Any]
     options: Options
     tensors: dict[str, Stored]
     others: list[str]
-    modules: dict[tuple[str, str], dict[str, str]]  # module, part → "lora_A.weight" → name
-    rule: Rule | None  # None for AdaLoRA, which has its own
-    W0: dict[str, Stored]  # the base's weight by `_in_base` of our name
-    conv1d: bool  # the base has Conv1D where the name says so
-    turned: bool | None  # or else, whether W0 is stored as W0ᵀ; None: not known of a square one
+    modules: dict[tuple[str, str], dict[str, str]]
+    rule: Rule | None
+    W0: dict[str, Stored]
+    conv1d: bool
+    turned: bool | None
     starts: dict[tuple[str, str], LowRankUpdate] | None
 
 
-def _open(path: Path, config: dict[str, Any], options: Options) -> Adapter:
-    file = weights(path)
-    tensors = shards.open_located(file)
+def _open(place: Place, config: dict[str, Any], options: Options) -> Adapter:
+    """Open an adapter, and the base and the initial adapter if the options name them."""
+    file = weights(place)
+    tensors = place.tensors(file)
     others, modules = _sorted(tensors, file)
     names = list(dict.fromkeys(module for module, _ in modules))
-    own = config.get("peft_type") == "ADALORA"
-    rule = None if own else Rule(config, path / CONFIG, names)
+    is_adalora = config.get("peft_type") == "ADALORA"
     W0, conv1d = {}, False
     if options.base is not None:
-        directory = base.directory(options.base)
-        conv1d = base.has_conv1d(directory)
-        _, stored = base.open_model(directory)
+        base_place = Place(base.directory(options.base))
+        conv1d = base.has_conv1d(base_place)
+        _, stored = base.open_model(base_place)
         ours = [*(f"{module}.weight" for module in names), *map(_in_base, others)]
         W0 = {our: stored[their] for our, their in base.align(ours, stored).items()}
-    before = None if options.initial is None else _initial(options.initial)
     kinds = {shape == (A[1], B[0]) for B, A, shape in _rectangular(modules, tensors, W0)}
     by_config = bool(config.get("fan_in_fan_out"))
-    # PEFT saves the setting of the last layer, which is that of all where all are of one kind.
-    turned = by_config if kinds <= {by_config} else None
     return Adapter(
-        file, config, options, tensors, others, modules, rule, W0, conv1d, turned, before
+        file=file,
+        config=config,
+        options=options,
+        tensors=tensors,
+        others=others,
+        modules=modules,
+        rule=None if is_adalora else Rule(config, place.path / CONFIG, names),
+        W0=W0,
+        conv1d=conv1d,
+        # PEFT saves fan_in_fan_out of the last layer only; it holds for all if they are alike.
+        turned=by_config if kinds <= {by_config} else None,
+        starts=None if options.initial is None else _initial(Place(options.initial)),
     )
 
 
@@ -163,7 +186,7 @@ def _rectangular(
     tensors: dict[str, Stored],
     W0: dict[str, Stored],
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-    """The shapes of B, A and W0 of the layers whose W0 shows which way it lies."""
+    """Yield the shapes of B, A and W0 of the layers whose shape tells W0 from W0ᵀ."""
     for (module, _), names in modules.items():
         stored = W0.get(f"{module}.weight")
         if stored and {"lora_B.weight", "lora_A.weight"} <= names.keys():
@@ -172,14 +195,14 @@ def _rectangular(
                 yield B, A, stored.shape
 
 
-def _initial(path: Path) -> dict[tuple[str, str], LowRankUpdate]:
-    """The updates of the adapter as it was before its training, whatever its start."""
-    if not recognises(path):
-        raise CheckpointError(f"{path}: no adapter here; --initial expected {CONFIG}")
-    config = read_json(path / CONFIG) | {"init_lora_weights": True}
-    if _foreign(config):
-        raise CheckpointError(f"{path / CONFIG}: {_foreign(config)}")
-    adapter = _open(path, config, Options())
+def _initial(place: Place) -> dict[tuple[str, str], LowRankUpdate]:
+    """Return the updates of the adapter as it was before its training, with any start."""
+    if not recognise(place):
+        raise CheckpointError(f"{place.path}: no adapter here; --initial expected {CONFIG}")
+    config = place.json(CONFIG) | {"init_lora_weights": True}
+    if reason := through_peft.reason(config):
+        raise CheckpointError(f"{place.path / CONFIG}: {reason}")
+    adapter = _open(place, config, Options())
     entries = (e for key, parts in adapter.modules.items() for e in _module(*key, parts, adapter))
     return {(e.name, e.part): e for e in entries if isinstance(e, LowRankUpdate)}
 
@@ -187,7 +210,7 @@ def _initial(path: Path) -> dict[tuple[str, str], LowRankUpdate]:
 def _sorted(
     tensors: Iterable[str], file: Path
 ) -> tuple[list[str], dict[tuple[str, str], dict[str, str]]]:
-    """The names that belong to no update, and those that do by module, part and what they are."""
+    """Return the names that belong to no update, and the others as in `Adapter.modules`."""
     matches = {name: KEY.fullmatch(name) for name in tensors}
     several = len({_tail(match)[0] for match in matches.values() if match}) > 1
     others: list[str] = []
@@ -198,43 +221,49 @@ def _sorted(
             continue
         adapter, leaf = _tail(match)
         parts = modules.setdefault((match["module"], adapter if several else ""), {})
-        what = match["tensor"] + leaf
-        if what in parts:
-            raise CheckpointError(f"{file}: {name} and {parts[what]} are one tensor of one module")
-        parts[what] = name
+        tensor = match["tensor"] + leaf
+        if tensor in parts:
+            raise CheckpointError(
+                f"{file}: {name} and {parts[tensor]} are the same tensor of one module"
+            )
+        parts[tensor] = name
     return others, modules
 
 
 def _tail(match: re.Match[str]) -> tuple[str, str]:
-    """The adapter's name, "" where it was left out, and ".weight", ".bias" or ""."""
+    """Return the adapter's name, "" if it was left out, and ".weight", ".bias" or ""."""
     tail = match["tail"] or ""
     adapter, _, leaf = tail.rpartition(".")
     return (adapter, f".{leaf}") if leaf in ("weight", "bias") else (tail, "")
 
 
 def _in_base(name: str) -> str:
-    """What the base calls a tensor that PEFT wraps."""
+    """Return the base's name of a tensor that PEFT wraps."""
     return WRAPPING.sub("", name)
 
 
-def what(name: str) -> str:
-    """What a tensor is that belongs to no update."""
+def describe(name: str) -> str:
+    """Describe a tensor that belongs to no update, by its name."""
     if "trainable_tokens_" in name:
         return "trained rows of an embedding (trainable_token_indices)"
     return "bias" if name.endswith(".bias") else "saved weight (modules_to_save)"
 
 
 def _other(name: str, adapter: Adapter) -> Other:
+    """Return the entry of a tensor that belongs to no update, with its change if W0 is known."""
     if adapter.options.base is None:
-        return Other(name, what(name))
+        return Other(name, describe(name))
     W0 = adapter.W0.get(_in_base(name))
-    return Other(name, f"{what(name)}, {base.change(adapter.tensors[name], W0)}")
+    return Other(name, f"{describe(name)}, {base.change(adapter.tensors[name], W0)}")
 
 
 def _module(module: str, part: str, names: dict[str, str], adapter: Adapter) -> Iterator[Entry]:
-    """The update of one module, or several where its layer is fused; and the bias of its B."""
+    """Yield the update of one module, or several if its layer is fused; and the bias of its B.
+
+    module, part: a key of `Adapter.modules`; names: its value.
+    """
     where, source = f"{adapter.file}: {module}", str(adapter.file)
-    parts = {what: adapter.tensors[name] for what, name in names.items()}
+    parts = {tensor: adapter.tensors[name] for tensor, name in names.items()}
     config, rule = adapter.config, adapter.rule
     if rule is None:
         B, A = adalora.factors(parts, where)
@@ -268,7 +297,10 @@ def _module(module: str, part: str, names: dict[str, str], adapter: Adapter) -> 
 def _factors(
     B: Stored, A: Stored, rule: Rule, module: str, where: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """B (d_out, r) and A (r, d_in·kernel), of the rank that the config says."""
+    """Return B (d_out, r) and A (r, d_in·kernel); raise CheckpointError for another rank r.
+
+    B, A: the stored tensors; rule: gives the rank that the config says; where: for messages.
+    """
     factors.check(B.shape, A.shape, where)
     if A.shape[0] != rule.rank(module):
         raise CheckpointError(
@@ -279,22 +311,21 @@ def _factors(
 
 
 def _magnitude(parts: dict[str, Stored], where: str) -> Stored:
+    """Take DoRA's magnitude out of the tensors of a module."""
     names = [name for name in parts if name.removesuffix(".weight") == dora.MAGNITUDE]
     if not names:
-        raise CheckpointError(
-            f"{where}: has no {dora.MAGNITUDE}; expected it where use_dora is set"
-        )
+        raise CheckpointError(f"{where}: has no {dora.MAGNITUDE}; use_dora is set, expected it")
     return parts.pop(names[0])
 
 
 def _pair(parts: dict[str, Stored], where: str) -> tuple[Stored, Stored]:
-    """B and A of a layer; CheckpointError where there is less, or more."""
+    """Return B and A of a layer; raise CheckpointError unless it has both, and no more."""
     embedding = "lora_embedding_A" in parts or "lora_embedding_B" in parts
     names = [f"lora_embedding_{f}" if embedding else f"lora_{f}.weight" for f in "BA"]
     rest = [name for name in parts if name not in names]
     if rest:
         raise CheckpointError(
-            f"{where}: {', '.join(rest)} is not read beside {' and '.join(names)}"
+            f"{where}: {', '.join(rest)} is not read next to {' and '.join(names)}"
         )
     missing = [name.removesuffix(".weight") for name in names if name not in parts]
     if len(missing) == 2:

@@ -1,8 +1,8 @@
-"""What an adapter_config.json says of the rank and the scale of each module.
+"""Rank and scale of each module, from adapter_config.json.
 
-`rank_pattern` and `alpha_pattern` hold a stranger's regular expressions. The standard library sets
-no limit to a match, and `(a+)+$` takes longer than anyone waits: what has nothing but letters and
-dots cannot, and the rest is tried in a process that can be stopped.
+`rank_pattern` and `alpha_pattern` hold a stranger's regular expressions. The standard library has
+no time limit for a match, and `(a+)+$` can take practically forever. An expression of letters and
+dots cannot; any other is matched in a process that can be stopped.
 """
 
 import json
@@ -17,10 +17,12 @@ from analysis import CheckpointError
 from analysis.formats.tensors import count, number, short
 
 HARMLESS = re.compile(r"\^?(?:[\w-]|\\?\.)*\$?")
-LONG = 100_000  # letters of all expressions together; more are refused
-MANY = 1000  # expressions, and PAIRS of one with a name; more are tried in the other process too
+LONG = 100_000  # letters in all expressions together; more are refused
+# With more expressions than MANY, or more pairs of an expression and a name than PAIRS, harmless
+# expressions are matched in the other process too.
+MANY = 1000
 PAIRS = 10**6
-SECONDS = 2.0
+SECONDS = 2.0  # for the other process
 CODE = """
 import json, re, sys
 keys, modules = json.load(sys.stdin)
@@ -31,7 +33,11 @@ json.dump([[i for i, module in enumerate(modules) if key.match(module)] for key 
 
 
 class Rule:
-    """r and the factor before B @ A of each of `modules`: α/r, or α/√r with rsLoRA."""
+    """Rank r and scale of each module: α/r, or α/√r with rsLoRA.
+
+    config: the adapter's config; path: its file, for messages; modules: the names of the modules.
+    Raises CheckpointError if r, α or a pattern is not what it should be.
+    """
 
     def __init__(self, config: dict[str, Any], path: Path | str, modules: Collection[str]) -> None:
         self.path = path
@@ -44,7 +50,7 @@ class Rule:
     def _pattern(
         self, config: dict[str, Any], key: str, modules: Collection[str], least: float = -1e300
     ) -> dict[str, float]:
-        """Module → the value that the pattern gives it."""
+        """Return module → the value that the pattern `key` gives it."""
         pattern = config.get(key) or {}
         if not isinstance(pattern, dict):
             raise CheckpointError(f"{self.path}: {key} is {short(pattern)}; expected an object")
@@ -53,21 +59,21 @@ class Rule:
         return {module: values[name] for module, name in first.items()}
 
     def rank(self, module: str) -> float:
-        """The r that the config gives the module."""
+        """Return the r that the config gives the module."""
         return self.ranks.get(module, self.r)
 
     def scale(self, module: str) -> float:
-        """The factor before B @ A."""
+        """Return the number that B @ A is multiplied by."""
         r = self.rank(module)
         return self.alphas.get(module, self.alpha) / (math.sqrt(r) if self.rslora else r)
 
 
 def first_matches(keys: Collection[str], modules: Collection[str], where: str) -> dict[str, str]:
-    """Module → the first of `keys` that matches it, by PEFT's own rule for rank_pattern.
+    """Return module → the first of `keys` that matches it, by PEFT's own rule for rank_pattern.
 
-    The rule (peft.utils.other.get_pattern_key): an expression for the end of the module's path,
-    whole components only. Raises CheckpointError naming `where` for a key that is no expression,
-    and where they take too long.
+    By that rule (peft.utils.other.get_pattern_key) a key is an expression for the last components
+    of the module's path. Raises CheckpointError, which begins with `where`, if a key is not a
+    regular expression or if matching takes too long.
     """
     listed, names = list(keys), list(modules)
     length = sum(map(len, listed))
@@ -91,11 +97,11 @@ def first_matches(keys: Collection[str], modules: Collection[str], where: str) -
 
 
 def _apart(expressions: list[str], names: list[str], where: str) -> list[list[int]]:
-    """For each expression the places of the names it matches, found by a process of its own."""
-    import subprocess  # which few checkpoints need
+    """Return the indices of the names that each expression matches, found by another process."""
+    import subprocess  # few checkpoints need it
 
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-I", "-S", "-c", CODE],
             input=json.dumps([expressions, names]).encode(),
             capture_output=True,
@@ -108,4 +114,4 @@ def _apart(expressions: list[str], names: list[str], where: str) -> list[list[in
         ) from None
     except subprocess.CalledProcessError:
         raise CheckpointError(f"{where}: its expressions cannot be matched") from None
-    return json.loads(done.stdout)
+    return json.loads(process.stdout)

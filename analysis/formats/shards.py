@@ -1,22 +1,22 @@
-"""A directory → its tensors: one weight file, or several that an index lists.
+"""Find and open the weights of a directory: one file, or several that an index lists.
 
     <stem>.safetensors                 <stem>.bin
     <stem>.safetensors.index.json      <stem>.bin.index.json     {"weight_map": {name: file}}
 
-An index comes from a stranger: a shard must be a plain file name of the same directory, and no
+An index comes from a stranger: a shard must be a plain file name in the same directory, and not a
 link out of it.
 """
 
 from pathlib import Path
 
 from analysis import CheckpointError
-from analysis.formats.tensors import Stored, by_number, open_tensors, read_json, short
+from analysis.formats.tensors import Stored, TensorFile, by_number, open_file, read_json, short
 
 SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 
 
 def locate(directory: Path, *stems: str) -> Path | None:
-    """The weight file or index that `directory` has under one of the names; None without."""
+    """Return the weight file or index in `directory` with one of the stems; None if missing."""
     for suffix in SUFFIXES:
         for stem in stems:
             if (directory / (stem + suffix)).is_file():
@@ -24,33 +24,35 @@ def locate(directory: Path, *stems: str) -> Path | None:
     return None
 
 
-def open_located(file: Path) -> dict[str, Stored]:
-    """Name → Stored of a weight file, or of all the shards of an index, in natural order.
+def open_located(file: Path) -> TensorFile:
+    """Open a weight file, or all the shards of an index, with names in natural order.
 
     A tensor that the index leaves out is read with the shard that holds it, as Transformers does.
-    Raises CheckpointError where a shard is missing, leads out of the directory, or lacks a tensor
+    Raises CheckpointError if a shard is missing, leads out of the directory, or lacks a tensor
     that the index says it has.
     """
     if file.suffix != ".json":
-        return open_tensors(file)
+        return open_file(file)
     listed: dict[str, Stored] = {}
     held: dict[str, Stored] = {}
     for shard, names in _shards(file).items():
-        opened = open_tensors(file.parent / shard)
+        opened = open_file(file.parent / shard).tensors
         held |= opened
         for name in names:
             if name not in opened:
                 raise CheckpointError(f"{file}: {name}: not in {shard}, where the index puts it")
             listed[name] = opened[name]
     tensors = held | listed
-    return {name: tensors[name] for name in sorted(tensors, key=by_number)}
+    return TensorFile({name: tensors[name] for name in sorted(tensors, key=by_number)}, {})
 
 
 def _shards(index: Path) -> dict[str, list[str]]:
-    """Shard → the names of its tensors."""
+    """Return shard → the names of its tensors."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: weight_map is no object of name → file")
+        raise CheckpointError(
+            f"{index}: weight_map is {short(weight_map)}; expected an object of name → file"
+        )
     shards: dict[str, list[str]] = {}
     for name, shard in weight_map.items():
         shards.setdefault(shard if isinstance(shard, str) else "", []).append(name)
@@ -60,9 +62,9 @@ def _shards(index: Path) -> dict[str, list[str]]:
 
 
 def _refuse_outside(index: Path, shard: str) -> None:
-    """CheckpointError unless `shard` is a file of the index's own directory.
+    """Raise CheckpointError unless `shard` is a file in the index's own directory.
 
-    The hub's cache is the one exception: its snapshots link into the blobs beside them.
+    The cache of the hub is the one exception: its snapshots link into its directory of blobs.
     """
     allowed = [index.parent.resolve()]
     if allowed[0].parent.name == "snapshots":
@@ -72,8 +74,8 @@ def _refuse_outside(index: Path, shard: str) -> None:
             f"{index}: lists the shard {short(shard)}; expected a plain file name"
         )
     try:
-        place = (index.parent / shard).resolve(strict=True)
+        target = (index.parent / shard).resolve(strict=True)
     except (OSError, ValueError, RuntimeError):
         raise CheckpointError(f"{index.parent / shard}: no such file; the index lists it") from None
-    if place.parent not in allowed:
+    if target.parent not in allowed:
         raise CheckpointError(f"{index}: the shard {shard!r} is a link out of the directory")

@@ -1,8 +1,8 @@
-"""Starts that change the base weights: PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA.
+"""PEFT LoRA whose start changes W0 (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA); needs --initial.
 
-They put part of W0 into the factors and leave the rest as the base, so that at the start
-W = (W0 − s·B0 A0) + s·B0 A0. What training did is ΔW = s·B A − s·B0 A0, which takes the adapter
-as it was before its training: one factored update of rank 2r.
+Part of W0 is put into the factors at the start, and the rest is the base of the training: W = (W0 −
+s·B0 A0) + s·B0 A0. The training then made ΔW = s·B A − s·B0 A0, which needs the adapter as it was
+before its training: one factored update of rank 2r.
 """
 
 from dataclasses import replace
@@ -14,12 +14,15 @@ from analysis import CheckpointError
 from analysis.formats.tensors import short
 from analysis.update import LowRankUpdate, float64
 
-# Those that leave the base weight as it was, so that B·A is all of ΔW.
+# Values of init_lora_weights that leave the base weight as it was, so that B·A is all of ΔW.
 PLAIN = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
 def refuse(config: dict[str, Any], where: str, initial: bool) -> None:
-    """CheckpointError where ΔW needs the initial adapter and has none; DoRA, where it has one."""
+    """Raise CheckpointError if ΔW needs the initial adapter, and for DoRA if it is given.
+
+    config: the adapter's config; where: its file, for messages; initial: True if it is given.
+    """
     start = config.get("init_lora_weights", True)
     plain = start.lower() if isinstance(start, str) else start
     if plain not in PLAIN and not initial:
@@ -28,11 +31,18 @@ def refuse(config: dict[str, Any], where: str, initial: bool) -> None:
             " so that B·A is not ΔW; pass the adapter as it was before its training, --initial DIR"
         )
     if initial and config.get("use_dora"):
-        raise CheckpointError(f"{where}: DoRA with an initial adapter is not read; expected one")
+        raise CheckpointError(
+            f"{where}: use_dora is set and --initial is given; DoRA is not read with an initial"
+            " adapter"
+        )
 
 
 def subtract(update: LowRankUpdate, start: LowRankUpdate | None) -> LowRankUpdate:
-    """ΔW − ΔW_start as one factored update. CheckpointError where the two do not fit."""
+    """Return ΔW − ΔW_start as one factored update, each with its own scale.
+
+    update: ΔW of the trained adapter; start: that of the initial one, None if it lacks the module.
+    Raises CheckpointError if there is no start or if its shape differs.
+    """
     where = f"{update.source}: {update.name}"
     if start is None:
         raise CheckpointError(f"{where}: is not in the initial adapter")

@@ -1,4 +1,4 @@
-"""A file of tensors → one lazy entry a tensor: .safetensors without torch, .bin without code."""
+"""Open files of tensors lazily: .safetensors without torch, .bin without running its code."""
 
 import json
 import pickle
@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes  # before safetensors: numpy then knows bfloat16 and float8
 import numpy as np
@@ -24,73 +24,88 @@ FLOATS = {
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
 TORCH_NAMES = {
-    **{"torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16"},
-    **{"torch.bfloat16": "BF16", "torch.float8_e4m3fn": "F8_E4M3", "torch.float8_e5m2": "F8_E5M2"},
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.float8_e5m2": "F8_E5M2",
 }
 MAX_HEADER = 10**7  # bytes of JSON; a hundred thousand tensors need less
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: its shape and dtype (as FLOATS calls it) are known, load() its values."""
+    """A tensor in a file, whose values are read when they are needed.
+
+    shape: its shape.
+    dtype: its dtype, by the names of FLOATS.
+    load: reads the values; raises CheckpointError if they are not floating point.
+    tied: an earlier tensor of the file that shares its memory, else "".
+    scaled: True if it is quantised, so that its values mean nothing without another tensor.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     load: Callable[[], np.ndarray]
-    tied: str = ""  # an earlier tensor of the file with which it shares its memory
-    scaled: bool = False  # quantised: its values mean nothing without another tensor
+    tied: str = ""
+    scaled: bool = False
 
 
-def open_tensors(path: Path) -> dict[str, Stored]:
-    """Name → Stored for every tensor of a .safetensors or .bin file, layer 2 before layer 10.
+class TensorFile(NamedTuple):
+    """The tensors of a file by name, and the metadata that it was saved with."""
 
-    Raises CheckpointError for a file that is missing, cut short, or not what its name says.
+    tensors: dict[str, Stored]
+    metadata: dict[str, Any]
+
+
+def open_file(path: Path) -> TensorFile:
+    """Open a .safetensors or .bin file; the names are in natural order, layer 2 before layer 10.
+
+    Only safetensors has metadata. Raises CheckpointError for a file that is missing, cut short, or
+    not of the format that its name says.
     """
-    tensors = _open_safetensors(path) if path.suffix == ".safetensors" else _open_bin(path)
-    return {name: tensors[name] for name in sorted(tensors, key=by_number)}
+    is_safetensors = path.suffix == ".safetensors"
+    tensors, metadata = _open_safetensors(path) if is_safetensors else (_open_bin(path), {})
+    return TensorFile({name: tensors[name] for name in sorted(tensors, key=by_number)}, metadata)
 
 
 def by_number(name: str) -> list[tuple[int, str]]:
-    """A key to sort names by, the numbers in them as numbers."""
+    """Sort key for names, which compares the numbers in them as numbers."""
     pieces = re.split("([0-9]+)", name)
     return [(len(piece) if i % 2 else 0, piece) for i, piece in enumerate(pieces)]
 
 
-def _open_safetensors(path: Path) -> dict[str, Stored]:
+def _open_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     try:
         start, header = _header(path)
-        # The library's own parser says whether the offsets are sound. The values are read from the
-        # file itself: pages of a memory map would count as ours, and end the process if the file
-        # is cut short meanwhile.
+        # The library's own parser checks the offsets. The values are read from the file itself:
+        # the pages of a memory map would count as memory of this process, and would end it if the
+        # file were cut short meanwhile.
         with safe_open(path, framework="np"):
             pass
     except CheckpointError:
         raise
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file: {line(error)}") from None
-    header.pop("__metadata__", None)
-    return {name: _in_safetensors(path, name, start, entry) for name, entry in header.items()}
-
-
-def metadata(path: Path) -> dict[str, Any]:
-    """What a safetensors file that was opened says of itself, {} for other files."""
-    if path.suffix != ".safetensors":
-        return {}
-    found = _header(path)[1].get("__metadata__")
-    return found if isinstance(found, dict) else {}
+    metadata = header.pop("__metadata__", None)
+    tensors = {name: _in_safetensors(path, name, start, entry) for name, entry in header.items()}
+    return tensors, metadata if isinstance(metadata, dict) else {}
 
 
 def _header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Where the data begin, and name → entry. A name that stands twice is an error here: the
-    format's parser keeps the last."""
+    """Return the offset at which the data begin, and the header as name → entry.
+
+    Raises CheckpointError if a name appears twice: the format's own parser would keep the last.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        entries: dict[str, Any] = {}
         for name, value in pairs:
-            if name in found:
-                raise CheckpointError(f"{path}: the name {name!r} stands twice in the header")
-            found[name] = value
-        return found
+            if name in entries:
+                raise CheckpointError(f"{path}: the name {name!r} appears twice in the header")
+            entries[name] = value
+        return entries
 
     with path.open("rb") as file:
         size = file.seek(0, 2)
@@ -101,7 +116,7 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
             raise ValueError(f"a header of {length} bytes in a file of {size}")
         header = json.loads(file.read(length), object_pairs_hook=unique)
     if not isinstance(header, dict):
-        raise ValueError("the header is no object")
+        raise ValueError("the header is not a JSON object")
     return 8 + length, header
 
 
@@ -138,7 +153,7 @@ def _open_bin(path: Path) -> dict[str, Stored]:
             _refuse_compressed(path)
         # weights_only: a pickle that wants to do more than rebuild tensors is refused.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError:  # whose own message tells how to run a stranger's code
+    except pickle.UnpicklingError:  # its own message explains how to run a stranger's code
         raise CheckpointError(
             f"{path}: not a readable file of weights: its pickle is broken, or does more than"
             " rebuild tensors"
@@ -148,20 +163,23 @@ def _open_bin(path: Path) -> dict[str, Stored]:
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}; expected names → tensors")
-    places: dict[Any, str] = {}
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}; expected a dict of tensors")
+    memory: dict[Any, str] = {}
     tensors = {}
     for name, tensor in state.items():
         if isinstance(tensor, torch.Tensor):
-            place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if _plain(tensor) else name
-            first = places.setdefault(place, str(name)) if tensor.numel() else str(name)
+            view = (tensor.data_ptr(), tensor.shape, tensor.stride()) if _plain(tensor) else name
+            first = memory.setdefault(view, str(name)) if tensor.numel() else str(name)
             tied = "" if first == str(name) else first
             tensors[str(name)] = _in_bin(path, str(name), tensor, tied)
     return tensors
 
 
 def _refuse_compressed(path: Path) -> None:
-    """torch stores without compression; a small archive that unpacks to a large one is a trap."""
+    """Raise ValueError if a member is compressed.
+
+    torch stores without compression; a small archive that unpacks to a large one is a trap.
+    """
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED:
@@ -169,7 +187,7 @@ def _refuse_compressed(path: Path) -> None:
 
 
 def _plain(tensor: Any) -> bool:
-    """Whether its values lie in memory, one after the other: not sparse, quantised or on meta."""
+    """Return whether the values lie in memory as numbers: not sparse, quantised or on meta."""
     return (
         str(tensor.layout) == "torch.strided"
         and tensor.device.type == "cpu"
@@ -203,7 +221,10 @@ def _in_bin(path: Path, name: str, tensor: Any, tied: str) -> Stored:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; CheckpointError where it is missing, broken or no object."""
+    """Return the object in a JSON file.
+
+    Raises CheckpointError if the file is missing, too long, broken, or holds anything else.
+    """
     try:
         if path.stat().st_size > MAX_HEADER:
             raise ValueError(f"is over {MAX_HEADER} bytes long")
@@ -218,7 +239,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def number(config: dict[str, Any], key: str, where: Path | str, least: float = -1e300) -> float:
-    """config[key] as a finite number of at least `least`; CheckpointError naming `where` else."""
+    """Return config[key] as a finite number of at least `least`.
+
+    Raises CheckpointError, which begins with `where`, if it is anything else.
+    """
     value = config.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         raise CheckpointError(f"{where}: {key} is {short(value)}; expected a number")
@@ -228,7 +252,10 @@ def number(config: dict[str, Any], key: str, where: Path | str, least: float = -
 
 
 def count(config: dict[str, Any], key: str, where: Path | str) -> int:
-    """config[key] as a whole number of at least 1; CheckpointError naming `where` else."""
+    """Return config[key] as a whole number of at least 1.
+
+    Raises CheckpointError, which begins with `where`, if it is anything else.
+    """
     value = number(config, key, where, least=1)
     if value != int(value):
         raise CheckpointError(f"{where}: {key} is {value!r}; expected a whole number")
@@ -236,7 +263,7 @@ def count(config: dict[str, Any], key: str, where: Path | str) -> int:
 
 
 def short(value: Any) -> str:
-    """`value` for a message: a stranger's may be of any length."""
+    """Return `value` as text for a message, cut to 60 characters."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
@@ -245,5 +272,5 @@ def short(value: Any) -> str:
 
 
 def line(error: Exception) -> str:
-    """The first line of an error, which other libraries fill with advice."""
+    """Return the first line of an error's message; other libraries add advice below it."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,12 +1,12 @@
-"""Every other PEFT type (LoHa, LoKr, VeRA, IA³, OFT, …): merged minus base, by PEFT itself.
+"""Any other PEFT type (LoHa, LoKr, VeRA, IA³, OFT, …), merged by PEFT itself; needs --base.
 
-Their ΔW depends on W0, or follows a rule that only PEFT has. The base is loaded with Transformers,
-the adapter with PEFT; a layer at a time is copied to float64 and merged, so that the difference
-is exact to float64's own rounding, which its noise floor counts.
+ΔW is W0 after the merge, minus W0: for these types it depends on W0, or follows a rule that only
+PEFT implements. Transformers loads the base and PEFT the adapter. One layer at a time is copied to
+float64 and merged, so that the difference is exact up to the rounding of float64, which the noise
+floor counts.
 """
 
 import copy
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,18 +16,31 @@ import numpy as np
 
 from analysis import CheckpointError
 from analysis.formats import base
+from analysis.formats.place import Place
 from analysis.formats.tensors import line, short
 from analysis.numerics.floor import noise_floor
 from analysis.update import DenseUpdate, Entry, Other, Skipped
 
-# What has no one ΔW, or would let a config choose what is imported or downloaded.
+# Types of PEFT whose factors tell ΔW without W0.
+FACTORED = ("LORA", "ADALORA")
+# Settings of LoRA under which ΔW is not B·A, but follows a rule that only PEFT implements.
+SETTINGS = {
+    "use_qalora": "QALoRA pools the inputs of A",
+    "use_bdlora": "BD-LoRA's factors are block-diagonal",
+    "kasa_config": "KaSA puts a diagonal between B and A and truncates the base",
+    "arrow_config": "Arrow routes among several adapters",
+    "monteclora_config": "MonteCLoRA samples its factors",
+    "target_parameters": "LoRA on parameters (target_parameters) stacks several updates",
+}
+# Types without a single ΔW.
 REFUSED = {
     "XLORA": "mixes adapters anew for every input",
     "POLY": "mixes adapters anew for every task",
 }
+# Settings that would let a stranger's config choose what is imported or downloaded.
 UNSAFE = ("megatron_config", "arrow_config")
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-TASKS = {
+# The class of Transformers for each task_type of PEFT.
+CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
@@ -37,50 +50,64 @@ TASKS = {
 }
 
 
+def reason(config: dict[str, Any]) -> str:
+    """Return why an adapter has to be read through PEFT; "" if its factors tell ΔW."""
+    peft_type = config.get("peft_type")
+    if peft_type not in FACTORED:
+        return f"peft_type is {short(peft_type)}; expected 'LORA', which has factors of ΔW"
+    return next((f"{key} is set: {why}" for key, why in SETTINGS.items() if config.get(key)), "")
+
+
+def refuse(config: dict[str, Any], where: str) -> None:
+    """Raise CheckpointError if an adapter cannot be read through PEFT, or is not safe to load."""
+    peft_type = config.get("peft_type")
+    if not isinstance(peft_type, str):
+        raise CheckpointError(f"{where}: peft_type is {short(peft_type)}; expected 'LORA'")
+    if peft_type in REFUSED:
+        raise CheckpointError(
+            f"{where}: peft_type is {peft_type!r}, which {REFUSED[peft_type]} and has no single ΔW"
+        )
+    for key in UNSAFE:
+        if config.get(key):
+            raise CheckpointError(
+                f"{where}: {key} is set, which lets a config choose what is loaded; not read"
+            )
+
+
 def read(path: Path, config: dict[str, Any], base_path: Path) -> Iterator[Entry]:
-    """The difference that merging the adapter makes to each weight."""
+    """Yield, for each layer of the adapter, the difference that merging it makes to the weight.
+
+    path: the directory of the adapter, whose weights are there; config: its config; base_path: the
+    base. Raises CheckpointError if PEFT cannot load the adapter, or if it changes no weight.
+    """
     where, peft_type = str(path), config.get("peft_type")
-    _refuse(config, where)
-    # PEFT would look for it on the hub.
-    if not any((path / file).is_file() for file in WEIGHTS):
-        raise CheckpointError(f"{where}: has no weights; expected {' or '.join(WEIGHTS)}")
-    model, before = _open(path, config, base.directory(base_path))
+    model, marks = _open(path, config, Place(base.directory(base_path)))
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
 
-    found = False
+    adapted = False
     for name, layer in model.named_modules():
         module = re.sub(r"^base_model\.model\.", "", name)
         if isinstance(layer, AuxiliaryTrainingWrapper):
             yield Other(module, "saved weight (modules_to_save)")
         elif isinstance(layer, BaseTunerLayer):
-            found = True
+            adapted = True
             try:
-                _refuse_moved(layer, before.get(module), f"{where}: {module}")
+                _refuse_moved(layer, marks.get(module), f"{where}: {module}")
                 yield _update(module, layer, f"peft:{peft_type}", where)
             except CheckpointError as error:
                 yield Skipped(module, str(error))
-    if not found:
+    if not adapted:
         raise CheckpointError(f"{where}: peft_type {peft_type!r} changes no weight of the model")
 
 
-def _refuse(config: dict[str, Any], where: str) -> None:
-    peft_type = config.get("peft_type")
-    if not isinstance(peft_type, str):
-        raise CheckpointError(
-            f"{where}: peft_type is {short(peft_type)}; expected a name, as 'LORA'"
-        )
-    if peft_type in REFUSED:
-        raise CheckpointError(f"{where}: {peft_type} {REFUSED[peft_type]}; it has no one ΔW")
-    for key in UNSAFE:
-        if config.get(key):
-            raise CheckpointError(f"{where}: {key} is set, which is not loaded from a stranger")
-
-
 def _open(
-    path: Path, config: dict[str, Any], directory: Path
+    path: Path, config: dict[str, Any], base_place: Place
 ) -> tuple[Any, dict[str, tuple[float, float]]]:
-    """The base with the adapter in it, not merged; and the marks of its weights before."""
+    """Return the base with the adapter in it, not merged, and the base's marks before that.
+
+    The marks are those of `_mark`, by module.
+    """
     import warnings
 
     import transformers
@@ -91,18 +118,18 @@ def _open(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            load = _model_class(config, directory).from_pretrained
-            model = load(directory, dtype="auto")
+            load = _model_class(config, base_place).from_pretrained
+            model = load(base_place.path, dtype="auto")
             marks = {name: _mark(layer) for name, layer in model.named_modules()}
             return PeftModel.from_pretrained(model, path).eval(), marks
-    except Exception as error:  # two libraries meet a stranger's files here: anything
+    except Exception as error:  # two libraries read a stranger's files here: anything can come
         raise CheckpointError(
-            f"{path}: PEFT cannot put it into the base {directory}: {line(error)}"
+            f"{path}: PEFT cannot put it into the base {base_place.path}: {line(error)}"
         ) from None
 
 
 def _mark(layer: Any) -> tuple[float, float]:
-    """Two sums that change when the layer's weight does."""
+    """Return two sums of a layer's weight that change when the weight does."""
     weight = getattr(layer, "weight", None)
     if weight is None:
         return 0.0, 0.0
@@ -111,26 +138,27 @@ def _mark(layer: Any) -> tuple[float, float]:
 
 
 def _refuse_moved(layer: Any, mark: tuple[float, float] | None, where: str) -> None:
-    """CheckpointError where loading the adapter has changed the base: the difference is lost."""
+    """Raise CheckpointError if loading the adapter changed W0, so that the difference is lost."""
     if _mark(layer.get_base_layer()) != mark:
         raise CheckpointError(f"{where}: PEFT changes the base weight when it loads this adapter")
 
 
-def _model_class(config: dict[str, Any], directory: Path) -> Any:
-    """The class the adapter was trained on: by its config, its task, or the base's own."""
+def _model_class(config: dict[str, Any], base_place: Place) -> Any:
+    """Return the class that the adapter was trained on: by its config, its task, or the base's."""
     import transformers
 
     mapping = config.get("auto_mapping") or {}
-    architectures = json.loads((directory / "config.json").read_bytes()).get("architectures")
-    names = [mapping.get("base_model_class"), TASKS.get(config.get("task_type") or "")]
+    architectures = base_place.json(base.CONFIG).get("architectures")
+    names = [mapping.get("base_model_class"), CLASSES.get(config.get("task_type") or "")]
     for name in [*names, *(architectures or [])]:
-        found = getattr(transformers, name, None) if isinstance(name, str) else None
-        if hasattr(found, "from_pretrained"):
-            return found
+        model_class = getattr(transformers, name, None) if isinstance(name, str) else None
+        if hasattr(model_class, "from_pretrained"):
+            return model_class
     return transformers.AutoModel
 
 
 def _update(module: str, layer: Any, method: str, where: str) -> DenseUpdate:
+    """Return the update of one layer, which is merged when the values are needed."""
     weight = getattr(layer.get_base_layer(), "weight", None)
     if weight is None or weight.ndim < 2:
         raise CheckpointError(f"{where}: {module}: its layer has no matrix; expected one")
@@ -148,7 +176,7 @@ def _update(module: str, layer: Any, method: str, where: str) -> DenseUpdate:
             before = double.get_base_layer().weight.detach().clone()
             double.merge()
             after = double.get_base_layer().weight.detach()
-        except Exception as error:  # a type that cannot merge says so in its own way
+        except Exception as error:  # types that cannot be merged raise errors of many kinds
             raise CheckpointError(f"{where}: {module}: not merged: {line(error)}") from None
         W0, W = (W.reshape(rows, columns).numpy() for W in (before, after))
         return (W0.T, W.T) if turned else (W0, W)

@@ -1,7 +1,7 @@
-"""An update → its singular values, or its singular vectors too, with a bound on their error.
+"""Compute the singular values of an update, or its singular vectors too, with an error bound.
 
-A low-rank update is never multiplied out. With L_B L_Bᵀ = BᵀB and L_A L_Aᵀ = AAᵀ there are Q_B
-and Q_A of orthonormal columns such that B = Q_B L_Bᵀ and A = L_A Q_Aᵀ; so the singular values of
+A low-rank update is never multiplied out. If L_B L_Bᵀ = BᵀB and L_A L_Aᵀ = AAᵀ, there are Q_B
+and Q_A with orthonormal columns such that B = Q_B L_Bᵀ and A = L_A Q_Aᵀ; so the singular values of
 B A are those of the small core L_BᵀL_A.
 """
 
@@ -14,19 +14,23 @@ from analysis.numerics import metrics
 from analysis.update import DenseUpdate, LowRankUpdate, Update, float64
 
 EPS = float(np.finfo(np.float64).eps)
-MAX_CONDITION = 1e3  # beyond it, QR of the factors instead of Cholesky of their Grams
-# The same for vectors, whose orthogonality suffers by the square of it.
+# Cholesky of the Gram matrices is used up to this condition number, QR of the factors beyond it.
+MAX_CONDITION = 1e3
+# The same for singular vectors, whose orthogonality suffers by the square of the condition number.
 MAX_CONDITION_OF_VECTORS = 1e2
-SMALLEST_SQUARE = 1e-200  # below it, the squares in a Gram matrix have lost digits
-LARGEST = 1e300  # beyond it, sums over the values of several modules would overflow
-ROWS = 2048  # of a dense update in float64 at a time
+SMALLEST_SQUARE = 1e-200  # squares in a Gram matrix that are smaller have lost digits
+LARGEST = 1e300  # beyond it, sums over the singular values of several modules would overflow
+ROWS = 2048  # rows of a dense update that are converted to float64 at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """s (capacity,), float64, descending; |s − exact| <= error_bound; by which algorithm.
+    """Singular values of an update, and how they were computed.
 
-    floor: the largest singular value of the rounding noise in ΔW, None where nothing was rounded.
+    s: (capacity,), float64, descending.
+    algorithm: "cholesky" or "qr" of the factors; "gram" or "svd" of a dense update.
+    error_bound: |s − exact| is at most this.
+    floor: the noise floor of ΔW; None if nothing was rounded.
     """
 
     s: np.ndarray
@@ -36,16 +40,29 @@ class Spectrum:
 
 
 def singular_values(update: Update, method: str = "auto") -> np.ndarray:
-    """Singular values of ΔW (capacity,), float64, descending; all zero for ΔW = 0."""
+    """Singular values of ΔW, (capacity,), float64, descending; all zero for ΔW = 0.
+
+    method and errors: as for `spectrum`.
+
+    >>> update = LowRankUpdate("q_proj", B=np.diag([3.0, 4.0]), A=np.eye(2), scale=0.5)
+    >>> singular_values(update).round(6).tolist()
+    [2.0, 1.5]
+    """
     return spectrum(update, method).s
 
 
 def spectrum(update: Update, method: str = "auto") -> Spectrum:
-    """Singular values of ΔW with the algorithm that was used and its error bound.
+    """Return the singular values of ΔW, the algorithm that was used and its error bound.
 
-    method: "auto", the fastest that keeps its bound (Cholesky or QR of the factors; for a dense
-    update the eigenvalues of its Gram matrix), or "svd", the most accurate (QR of the factors;
-    a full SVD). Raises CheckpointError where ΔW holds NaN or Inf.
+    method: "auto", the fastest algorithm that keeps its bound (Cholesky or QR of the factors; for
+    a dense update the eigenvalues of its Gram matrix), or "svd", the most accurate one (QR of the
+    factors; a full SVD). Raises CheckpointError if ΔW holds NaN or Inf.
+
+    >>> nearly_equal = np.array([[1.0, 1.0], [0.0, 1e-9]])  # its columns
+    >>> spectrum(LowRankUpdate("q_proj", B=np.eye(2), A=np.eye(2))).algorithm
+    'cholesky'
+    >>> spectrum(LowRankUpdate("q_proj", B=nearly_equal, A=np.eye(2))).algorithm
+    'qr'
     """
     if method not in ("auto", "svd"):
         raise ValueError(f"method is {method!r}; expected 'auto' or 'svd'")
@@ -60,17 +77,20 @@ def spectrum(update: Update, method: str = "auto") -> Spectrum:
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """Orthonormal columns M @ P, (d, k); P None stands for the identity. Never multiplied out."""
+    """Orthonormal vectors in R^d, the columns of M @ P, (d, k), which is not multiplied out.
+
+    P: None stands for the identity.
+    """
 
     M: np.ndarray
     P: np.ndarray | None = None
 
     def vectors(self, k: int | None = None) -> np.ndarray:
-        """The first k of the columns, (d, k)."""
+        """Return the first k vectors as columns, (d, k); all of them by default."""
         return self.M[:, :k] if self.P is None else self.M @ self.P[:, :k]
 
     def against(self, other: "Basis") -> np.ndarray:
-        """The cosines of our columns with those of `other`, (k, other's k), signs free."""
+        """Return the cosines of these vectors with those of `other`, (k, other's k)."""
         C = self.M.T @ other.M
         C = C if self.P is None else self.P.T @ C
         return C if other.P is None else C @ other.P
@@ -78,10 +98,14 @@ class Basis:
 
 @dataclass(frozen=True, eq=False)
 class Decomposition:
-    """ΔW = U diag(s) Vᵀ: left is U (d_out, k), right is V (d_in, k), k the capacity.
+    """ΔW = U diag(s) Vᵀ, with k = capacity.
 
-    rank: how many of the values are told from zero, and from the rounding noise of a difference;
-    beyond it the vectors are noise, or an arbitrary orthonormal completion. error_bound: of s.
+    left: U, k vectors in R^d_out.
+    s: (k,), float64, descending.
+    right: V, k vectors in R^d_in.
+    rank: number of singular values above the rank cutoff (see `rank`); the vectors beyond it are
+        noise or an arbitrary orthonormal completion.
+    error_bound: of s, as in `Spectrum`.
     """
 
     left: Basis
@@ -92,10 +116,19 @@ class Decomposition:
 
 
 def decomposition(update: Update, method: str = "auto") -> Decomposition:
-    """Singular values and vectors of ΔW; the vectors of a low-rank one are never multiplied out.
+    """Return the singular values and vectors of ΔW; those of a low-rank one as factors.
 
-    Signs are free, and vectors rotate within ties. method: as for `spectrum`; "svd" always takes
-    QR of the factors. Raises CheckpointError where ΔW holds NaN or Inf.
+    The signs of vectors are free, and vectors of equal values rotate into one another. method: as
+    for `spectrum`; "svd" always uses QR of the factors. Raises CheckpointError if ΔW holds NaN or
+    Inf.
+
+    >>> B, A = np.array([[0.0], [2.0], [0.0]]), np.array([[3.0, 4.0]])
+    >>> update = LowRankUpdate("q_proj", B, A)
+    >>> result = decomposition(update)
+    >>> result.s.round(6).tolist(), result.rank
+    ([10.0], 1)
+    >>> abs(result.right.vectors()).round(6).tolist()
+    [[0.6], [0.8]]
     """
     if isinstance(update, DenseUpdate):
         import torch
@@ -121,17 +154,31 @@ def decomposition(update: Update, method: str = "auto") -> Decomposition:
 
 
 def svd(update: Update) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """U (d_out, k), s (k,), Vh (k, d_in) of ΔW, k its capacity, as `scipy.linalg.svd` gives them.
+    """Return U (d_out, k), s (k,), Vh (k, d_in) of ΔW as `scipy.linalg.svd` does, k = capacity.
 
-    Signs are free, and vectors rotate within ties; where s = 0 they are an arbitrary orthonormal
-    completion. Raises CheckpointError where ΔW holds NaN or Inf.
+    The signs of vectors are free, vectors of equal values rotate into one another, and vectors of
+    value 0 are an arbitrary orthonormal completion. Raises CheckpointError if ΔW holds NaN or Inf.
+
+    >>> update = LowRankUpdate("q_proj", B=np.array([[0.0], [2.0]]), A=np.array([[3.0, 0.0, 4.0]]))
+    >>> U, s, Vh = svd(update)
+    >>> (U * s @ Vh).round(6).tolist() == update.dense().tolist()
+    True
     """
-    found = decomposition(update, "svd")
-    return found.left.vectors(), found.s, found.right.vectors().T
+    result = decomposition(update, "svd")
+    return result.left.vectors(), result.s, result.right.vectors().T
 
 
 def rank(s: np.ndarray, error_bound: float, update: Update, floor: float | None = None) -> int:
-    """How many of the values are told from zero: from their error, rounding and the noise floor."""
+    """Return the number of singular values above the rank cutoff.
+
+    The cutoff is the largest of `error_bound`, the noise floor (None: no noise) and the rounding
+    of ΔW to float64, max(d_out, d_in) · eps · s₁; s (k,) descending, in units of ΔW.
+
+    >>> update = LowRankUpdate("q_proj", B=np.ones((8, 4)), A=np.ones((4, 8)))
+    >>> s = np.array([2.0, 1.0, 1e-9, 1e-17])
+    >>> rank(s, 1e-15, update), rank(s, 1e-15, update, floor=0.1)
+    (3, 2)
+    """
     rounding = max(update.shape) * EPS * s[0]
     return metrics.rank(s, max(error_bound, floor or 0.0, rounding))
 
@@ -142,10 +189,13 @@ def _floor(update: DenseUpdate) -> float | None:
 
 @dataclass(frozen=True, eq=False)
 class _Roots:
-    """B (d_out, r) and A, turned, (d_in, r), in float64, with L Lᵀ the Gram matrix of each.
+    """Both factors in float64, with a root L of the Gram matrix of each: L Lᵀ is that matrix.
 
-    After "qr", B and A are the orthonormal columns of each instead, if they were asked for.
-    condition: the larger condition of the two L, scaled to unit rows.
+    B (d_out, r), A (d_in, r): the factors, A transposed; after "qr" their orthonormal columns
+        instead, if these were asked for.
+    L_B, L_A: (r, r), or fewer columns after "qr" of a factor that has fewer rows than columns.
+    algorithm: "cholesky" or "qr".
+    condition: the larger condition number of the two L, scaled to rows of length 1.
     """
 
     B: np.ndarray
@@ -156,10 +206,10 @@ class _Roots:
     condition: float
 
     def error_bound(self, s1: float) -> float:
-        """Of the singular values of L_BᵀL_A, the largest of which is s1.
+        """Error bound of the singular values of L_BᵀL_A, the largest of which is s1.
 
-        ΔW is a sum of products bᵢaᵢ; where they cancel, s₁ is smaller than the largest of them
-        and its error is not. (Row i of L is as long as column i of its factor.)
+        ΔW is a sum of products bᵢaᵢ; if they cancel, s₁ is smaller than the largest of them, but
+        its error is not. (Row i of L is as long as column i of its factor.)
         """
         products = np.linalg.norm(self.L_B, axis=1) * np.linalg.norm(self.L_A, axis=1)
         size = max(s1, float(products.max()))
@@ -167,7 +217,12 @@ class _Roots:
 
 
 def _roots(update: LowRankUpdate, cholesky: bool, max_condition: float, bases: bool) -> _Roots:
-    """Cholesky of both Gram matrices where they are well conditioned, else QR of both factors."""
+    """Return roots of both Gram matrices, from Cholesky if that is accurate, else from QR.
+
+    cholesky: False uses QR in any case.
+    max_condition: the largest condition number for which Cholesky is used.
+    bases: True if the orthonormal columns of the factors are needed after QR.
+    """
     B, A = float64(update.B), float64(update.A).T
     root_B = _cholesky(B, max_condition) if cholesky else None
     root_A = _cholesky(A, max_condition) if root_B else None
@@ -183,12 +238,15 @@ def _roots(update: LowRankUpdate, cholesky: bool, max_condition: float, bases: b
 
 
 def _through(M: np.ndarray, L: np.ndarray, X: np.ndarray, algorithm: str) -> Basis:
-    """The vectors that X is in the coordinates of the core; M = Q Lᵀ, or Q itself after "qr"."""
+    """Return the singular vectors Q X of ΔW, X being those of the core.
+
+    M = Q Lᵀ after "cholesky"; M = Q after "qr".
+    """
     return Basis(M, X if algorithm == "qr" else np.linalg.solve(L.T, X))
 
 
 def _low_rank(update: LowRankUpdate, method: str) -> Spectrum:
-    with np.errstate(all="ignore"):  # NaN, Inf and overflow are found by what they lead to
+    with np.errstate(all="ignore"):  # NaN, Inf and overflow show in the core and in s
         roots = _roots(update, method == "auto", MAX_CONDITION, bases=False)
         core = _finite(roots.L_B.T @ roots.L_A, "B·A", update)
         s = np.linalg.svd(core, compute_uv=False)[: update.capacity]
@@ -197,11 +255,11 @@ def _low_rank(update: LowRankUpdate, method: str) -> Spectrum:
 
 
 def _cholesky(M: np.ndarray, max_condition: float) -> tuple[np.ndarray, float] | None:
-    """L with L Lᵀ = MᵀM and the condition of L scaled to unit rows; None where QR must do.
+    """Return L with L Lᵀ = MᵀM, and the condition number of L scaled to rows of length 1.
 
-    A Gram matrix of more columns than M has rows is singular, and of any size. Unit diagonal
-    first: columns of M of very different length would be bad conditioning only in appearance
-    (van der Sluis 1969).
+    None if QR must be used instead. A Gram matrix of more columns than M has rows is singular, and
+    could have any size. It is scaled to a unit diagonal first: columns of M of very different
+    length only look badly conditioned (van der Sluis 1969).
     """
     if M.shape[1] > M.shape[0]:
         return None
@@ -222,7 +280,7 @@ def _cholesky(M: np.ndarray, max_condition: float) -> tuple[np.ndarray, float] |
 
 
 def _dense_gram(update: DenseUpdate) -> Spectrum:
-    """Square roots of the eigenvalues of the smaller Gram matrix, in float64."""
+    """Singular values as square roots of the eigenvalues of the smaller Gram matrix, in float64."""
     import torch  # its LAPACK is 3 to 4 times faster here than scipy's, and 2 s slower to import
 
     W = update.load()
@@ -232,7 +290,7 @@ def _dense_gram(update: DenseUpdate) -> Spectrum:
         return Spectrum(np.zeros(update.capacity), "gram", 0.0)
     G = torch.zeros(W.shape[1], W.shape[1], dtype=torch.float64)
     for i in range(0, W.shape[0], ROWS):
-        # By size, so that no square overflows or vanishes.
+        # Divided by the largest entry, so that no square overflows or vanishes.
         rows = torch.from_numpy(float64(W[i : i + ROWS]) / size)
         G.addmm_(rows.T, rows)
     values = torch.linalg.eigvalsh(G).numpy()[::-1]
@@ -250,13 +308,14 @@ def _dense_svd(update: DenseUpdate) -> Spectrum:
 
 
 def _magnitude(W: np.ndarray, update: DenseUpdate) -> float:
-    """max |W|; CheckpointError for NaN or Inf."""
-    low, high = W.min(), W.max()  # both carry a NaN on
+    """Return max |W|; CheckpointError if W holds NaN or Inf."""
+    low, high = W.min(), W.max()  # NaN if any entry is NaN
     _finite(np.array([low, high]), "ΔW", update)
     return max(float(high), -float(low))
 
 
 def _finite(x: np.ndarray, what: str, update: Update) -> np.ndarray:
+    """Return x; CheckpointError if it holds NaN or Inf."""
     if not np.isfinite(x).all():
         raise CheckpointError(f"{_label(update)}: {what} holds NaN or Inf; expected finite numbers")
     return x
@@ -264,7 +323,10 @@ def _finite(x: np.ndarray, what: str, update: Update) -> np.ndarray:
 
 def _check_size(s: np.ndarray, error_bound: float, update: Update) -> None:
     if not max(s.sum(), error_bound) < LARGEST:
-        raise CheckpointError(f"{_label(update)}: ΔW is too large for float64")
+        raise CheckpointError(
+            f"{_label(update)}: ΔW is too large for float64; expected singular values that sum to"
+            f" less than {LARGEST:g}"
+        )
 
 
 def _label(update: Update) -> str:

@@ -1,8 +1,10 @@
-"""What a spectrum would be by chance, so that a number can be read.
+"""Spectra and angles of random updates, the null that measured numbers are compared with.
 
-Low rank (capacity < min(d_out, d_in)): a product of two Gaussian factors of that rank. Dense:
-one Gaussian matrix. Neither is ever formed: the spectra are drawn from their small equivalents,
-which depend on the shape only, with a fixed seed, and kept for the next module of that shape.
+The null of a low-rank update (capacity < min(d_out, d_in)) is a product of two Gaussian factors of
+that rank, that of a dense update one Gaussian matrix. Neither is formed: spectra are drawn from
+small matrices that have the same distribution of singular values. They depend only on the shape
+and a fixed seed, and are cached for further modules of the same shape. d_small and d_large are
+min(d_out, d_in) and max(d_out, d_in).
 """
 
 import functools
@@ -15,49 +17,73 @@ from analysis.numerics import metrics
 SEED = 0
 EDGE_DRAWS, EDGE_QUANTILE = 1000, 0.99
 ANGLE_DRAWS = 16
-SMALL = 64  # up to it, numpy's batched solver is faster than a loop over scipy's tridiagonal one
+SMALL = 64  # up to this size, numpy's batched solver is faster than scipy's tridiagonal one
 
 
 def democracy(s: np.ndarray, d_out: int, d_in: int) -> float:
-    """effective_rank(s) over its mean under the null of len(s) values; nan for ΔW = 0.
+    """Return effective_rank(s) over its mean under the null of capacity len(s); nan for ΔW = 0.
 
-    1: as even as chance makes it; below: more concentrated. Of values within one's own capacity.
+    1: as even as a random update; below 1: more concentrated.
+
+    >>> s = null_spectra(200, 100, capacity=8, draws=1, rng=np.random.default_rng(0))[0]
+    >>> round(democracy(s, 200, 100), 2)
+    1.0
+    >>> democracy(np.array([1.0] + [0.1] * 7), 200, 100) < 0.6
+    True
     """
     return metrics.effective_rank(s) / null_effective_rank(*sorted((d_out, d_in)), s.size)
 
 
 def outliers(s: np.ndarray, d_out: int, d_in: int) -> int:
-    """Number of s above the edge of noise, for a dense update: q · median(s).
+    """Number of values above the edge of noise q · median(s), for a dense update; 0 for ΔW = 0.
 
-    q is the 99 % quantile of s₁/median(s) under the null: a Marchenko–Pastur edge whose scale
-    spikes do not inflate, with one false alarm in a hundred matrices. 0 for ΔW = 0.
+    q is the 99 % quantile of s₁/median(s) under the null. This is a Marchenko–Pastur edge whose
+    scale is not inflated by the outliers, with one false alarm in a hundred matrices.
+
+    >>> noise = np.random.default_rng(0).standard_normal((40, 30))
+    >>> outliers(np.linalg.svd(noise, compute_uv=False), 40, 30)
+    0
+    >>> outliers(np.linalg.svd(noise + 1, compute_uv=False), 40, 30)
+    1
     """
     return int(np.count_nonzero(s > null_edge(*sorted((d_out, d_in))) * np.median(s)))
 
 
 @functools.cache
 def null_effective_rank(d_small: int, d_large: int, capacity: int) -> float:
-    """Mean effective rank under the null, over as many draws as keep its error near 0.1 %."""
+    """Mean effective rank under the null, with an error of about 0.1 %.
+
+    >>> round(null_effective_rank(100, 200, capacity=8), 1)
+    7.9
+    """
     spectra = _enough_spectra(d_small, d_large, capacity)
     return float(np.mean([metrics.effective_rank(s) for s in spectra]))
 
 
 @functools.cache
 def null_top_share(d_small: int, d_large: int, capacity: int, k: int = 1) -> float:
-    """Mean share of the energy in the k largest values under the null, in (0, 1]."""
+    """Mean share of the energy in the k largest values under the null, in (0, 1].
+
+    >>> round(null_top_share(100, 200, capacity=8), 2)
+    0.2
+    """
     spectra = _enough_spectra(d_small, d_large, capacity)
     return float(np.mean([metrics.top_share(s, k) for s in spectra]))
 
 
 def _enough_spectra(d_small: int, d_large: int, capacity: int) -> np.ndarray:
-    """Draws of the null, more of them the smaller they are: (draws, capacity)."""
+    """Return spectra of the null, (draws, capacity); more draws for a smaller capacity."""
     draws = max(4, min(4096, 2**16 // capacity**2))
     return null_spectra(d_small, d_large, capacity, draws, _rng(d_small, d_large, capacity))
 
 
 @functools.cache
 def null_edge(d_small: int, d_large: int) -> float:
-    """The 99 % quantile of s₁ / median(s) of a Gaussian matrix."""
+    """Return the 99 % quantile of s₁ / median(s) of a Gaussian matrix.
+
+    >>> round(null_edge(30, 40), 1)
+    2.3
+    """
     rng = _rng(d_small, d_large)
     if d_small <= SMALL:
         spectra = null_spectra(d_small, d_large, d_small, EDGE_DRAWS, rng)
@@ -69,9 +95,12 @@ def null_edge(d_small: int, d_large: int) -> float:
 
 @functools.cache
 def null_angles(d: int, k: int) -> np.ndarray:
-    """Mean principal angles between two random subspaces of dimension k of R^d, (k,), ascending.
+    """Mean principal angles between two random k-dimensional subspaces of R^d, (k,), ascending.
 
-    By symmetry, between a random one and the first k axes.
+    By symmetry, between a random subspace and the first k axes. Radians.
+
+    >>> null_angles(1000, 2).round(1).tolist()
+    [1.5, 1.6]
     """
     rng = _rng(d, k)
     draws = [np.linalg.qr(rng.standard_normal((d, k)))[0][:k] for _ in range(ANGLE_DRAWS)]
@@ -82,7 +111,16 @@ def null_angles(d: int, k: int) -> np.ndarray:
 def null_spectra(
     d_out: int, d_in: int, capacity: int, draws: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Singular values of `draws` random matrices of the null, (draws, capacity), descending."""
+    """Singular values of random updates under the null, (draws, capacity), descending.
+
+    d_out, d_in: the shape of the update, in either order.
+    capacity: min(d_out, d_in) for a dense update, else smaller.
+    draws: the number of updates.
+    rng: the source of randomness.
+
+    >>> null_spectra(200, 100, capacity=8, draws=5, rng=np.random.default_rng(0)).shape
+    (5, 8)
+    """
     if capacity < min(d_out, d_in):
         L_B, L_A = (_bartlett(d, capacity, draws, rng) for d in (d_out, d_in))
         return np.linalg.svd(L_B.swapaxes(-1, -2) @ L_A, compute_uv=False)
@@ -101,7 +139,10 @@ def _rng(*shape: int) -> np.random.Generator:
 
 
 def _bartlett(d: int, k: int, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """L (draws, k, k) lower triangular, L Lᵀ distributed as MᵀM, M (d, k) Gaussian (Bartlett)."""
+    """Return lower triangular L (draws, k, k); L Lᵀ is distributed as MᵀM, M (d, k) Gaussian.
+
+    This is Bartlett's decomposition.
+    """
     L = np.tril(rng.standard_normal((draws, k, k)), -1)
     j = np.arange(k)
     L[:, j, j] = np.sqrt(rng.chisquare(d - j, (draws, k)))
@@ -111,9 +152,10 @@ def _bartlett(d: int, k: int, draws: int, rng: np.random.Generator) -> np.ndarra
 def _bidiagonal(
     d_out: int, d_in: int, draws: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Diagonal (draws, k) and superdiagonal (draws, k − 1) of a Gaussian matrix's bidiagonal form.
+    """Return diagonal (draws, k) and superdiagonal (draws, k − 1) of a random bidiagonal matrix.
 
-    Its singular values are distributed as the matrix's (Silverstein 1985; Dumitriu & Edelman 2002).
+    Its singular values are distributed as those of a Gaussian matrix (Silverstein 1985; Dumitriu &
+    Edelman 2002). k = min(d_out, d_in).
     """
     k, d = sorted((d_out, d_in))
     diagonal = np.sqrt(rng.chisquare(d - np.arange(k), (draws, k)))
@@ -121,6 +163,7 @@ def _bidiagonal(
 
 
 def _bidiagonal_matrices(d_out: int, d_in: int, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the matrices of `_bidiagonal` in full, (draws, k, k)."""
     diagonal, above = _bidiagonal(d_out, d_in, draws, rng)
     k = diagonal.shape[1]
     C = np.zeros((draws, k, k))
@@ -131,7 +174,7 @@ def _bidiagonal_matrices(d_out: int, d_in: int, draws: int, rng: np.random.Gener
 
 
 def _tridiagonal(d_out: int, d_in: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Diagonal and off-diagonal of CᵀC, C one draw of the bidiagonal form."""
+    """Return diagonal and off-diagonal of CᵀC, C being one draw of `_bidiagonal`."""
     (diagonal,), (above,) = _bidiagonal(d_out, d_in, 1, rng)
     squares = diagonal**2
     squares[1:] += above**2
@@ -139,7 +182,7 @@ def _tridiagonal(d_out: int, d_in: int, rng: np.random.Generator) -> tuple[np.nd
 
 
 def _top_over_median(d_out: int, d_in: int, rng: np.random.Generator) -> float:
-    """One draw of s₁ / median(s), from three eigenvalues instead of all."""
+    """Draw s₁ / median(s) once, from three eigenvalues instead of all."""
     from scipy.linalg import eigvalsh_tridiagonal
 
     diagonal, off = _tridiagonal(d_out, d_in, rng)

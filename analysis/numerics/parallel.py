@@ -1,4 +1,4 @@
-"""Many small computations at a time, in the order they are asked for."""
+"""Run many small computations in parallel, with results in the order of the items."""
 
 import os
 from collections import deque
@@ -17,9 +17,13 @@ Result = TypeVar("Result")
 def in_order(
     function: Callable[[Item], Result], items: Iterable[Item]
 ) -> Iterator[tuple[Item, Result]]:
-    """Each item with function(item): small kernels, one BLAS thread each, several at a time.
+    """Yield each item with function(item), computed in several threads with one BLAS thread each.
 
-    Only a few items are held at once, so that memory does not grow with the checkpoint.
+    Only a few items are held at once, so that memory does not grow with the checkpoint. An
+    exception in `function` is raised when its item is due.
+
+    >>> list(in_order(len, ["q", "up_proj"]))
+    [('q', 1), ('up_proj', 7)]
     """
     threads = min(8, os.cpu_count() or 1)  # each holds an item's matrices in float64
     waiting: deque[tuple[Item, Future[Result]]] = deque()
@@ -34,7 +38,13 @@ def in_order(
 
 
 def with_bar(items: list[Item], progress: bool, label: str, unit: str) -> Iterable[Item]:
-    """The items, with a bar on stderr where they take over two seconds."""
+    """Return the items, with a progress bar on stderr if they take longer than two seconds.
+
+    progress: False shows no bar; label: text before the bar; unit: what is counted, singular.
+
+    >>> list(with_bar([1, 2], progress=False, label="comparing", unit="module"))
+    [1, 2]
+    """
     if not progress:
         return items
     from tqdm import tqdm

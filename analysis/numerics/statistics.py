@@ -1,5 +1,7 @@
-"""Tables → what is said about them: bands over modules, measures that hold between capacities,
-differences between methods over runs, and verdicts on claims that were fixed beforehand.
+"""Summarise numbers over modules and runs, and judge claims that were fixed beforehand.
+
+Bands of spectra over modules, measures that may be compared between capacities, paired differences
+between methods over runs, and verdicts on claims.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +14,11 @@ from analysis.numerics import metrics
 
 
 def normalised(s: np.ndarray) -> np.ndarray:
-    """s / ‖s‖_F, so that spectra of updates of any size lie on one axis; zeros for ΔW = 0."""
+    """Return s / ‖s‖_F, so that updates of any size can share an axis; zeros for ΔW = 0.
+
+    >>> normalised(np.array([4.0, 3.0])).tolist()
+    [0.8, 0.6]
+    """
     norm = metrics.frobenius_norm(s)
     return s / norm if norm > 0 else s
 
@@ -20,11 +26,16 @@ def normalised(s: np.ndarray) -> np.ndarray:
 def band(
     spectra: Sequence[np.ndarray], quantile: float = 0.1, k: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(low, median, high) over modules of the normalised singular values, index by index.
+    """Return (low, median, high) of the normalised singular values over modules, three arrays (k,).
 
-    spectra: arrays of one length k -> three arrays (k,); low and high are the `quantile` and
-    1 − `quantile` quantiles. k: look at the first k values only, of norms that count all. Spectra
-    that have different lengths even then are a ValueError.
+    spectra: one array per module; each is divided by its norm over all its values.
+    quantile: low and high are the `quantile` and 1 − `quantile` quantiles.
+    k: use only the first k values; all of them by default. Raises ValueError if the spectra then
+        differ in length.
+
+    >>> low, median, high = band([np.array([4.0, 3.0]), np.array([3.0, 0.0])], quantile=0)
+    >>> low.tolist(), median.round(6).tolist(), high.tolist()
+    ([0.8, 0.0], [0.9, 0.3], [1.0, 0.6])
     """
     values = [normalised(s)[:k] for s in spectra]
     lengths = {value.size for value in values}
@@ -35,15 +46,22 @@ def band(
 
 
 def comparable(s: np.ndarray, k: int) -> dict[str, float]:
-    """The measures of concentration that may be compared between capacities of at least k.
+    """Return the measures of concentration that may be compared between capacities of at least k.
 
-    top_share_1, 4 and 16 of the whole spectrum; effective_rank and gini of s[:k], and held_k,
-    the share of the energy that s[:k] holds. nan for ΔW = 0.
+    top_share_1, 4 and 16 of the whole spectrum; effective_rank_k and gini_k of s[:k]; held_k, the
+    share of the energy that s[:k] holds. nan for ΔW = 0. Raises ValueError if s has fewer than k
+    values.
+
+    >>> measures = comparable(np.array([4.0, 3.0, 0.0]), k=2)
+    >>> {name: round(value, 3) for name, value in measures.items() if name.endswith(("_1", "_k"))}
+    {'top_share_1': 0.64, 'effective_rank_k': 1.98, 'gini_k': 0.071, 'held_k': 1.0}
     """
     if s.size < k:
         raise ValueError(f"s has {s.size} values; expected at least k = {k}")
     return {
-        **{f"top_share_{top}": metrics.top_share(s, top) for top in (1, 4, 16)},
+        "top_share_1": metrics.top_share(s, 1),
+        "top_share_4": metrics.top_share(s, 4),
+        "top_share_16": metrics.top_share(s, 16),
         "effective_rank_k": metrics.effective_rank(s[:k]),
         "gini_k": metrics.gini(s[:k]),
         "held_k": metrics.top_share(s, k),
@@ -51,26 +69,36 @@ def comparable(s: np.ndarray, k: int) -> dict[str, float]:
 
 
 def median(values: Iterable[float | None]) -> float | None:
-    """The median of the values that are defined; None where none is."""
+    """Return the median of the values that are not None; None if all are.
+
+    >>> median([1.0, None, 3.0, 4.0]), median([None])
+    (3.0, None)
+    """
     defined = [value for value in values if value is not None]
     return float(np.median(defined)) if defined else None
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are defined; None where none is."""
+    """Return the mean of the values that are not None; None if all are.
+
+    >>> mean([1.0, None, 3.0]), mean([None])
+    (2.0, None)
+    """
     defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if defined else None
 
 
-CONFIDENCE = 0.95
+CONFIDENCE = 0.95  # of every interval
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference between two methods over runs.
+    """A paired difference a − b between two methods over runs.
 
-    values: a − b, in the order of the seeds; low and high: the Student interval of their mean, nan
-    for one run; positive and negative: how many of the values are.
+    values: one difference per seed, in the order of the seeds.
+    mean: of the values.
+    low, high: Student's interval of the mean, nan for one run.
+    positive, negative: the numbers of values above and below 0.
     """
 
     values: tuple[float, ...]
@@ -82,10 +110,14 @@ class Difference:
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
-    """a − b over the runs of two methods, by seed.
+    """Return the difference a − b between the runs of two methods, paired by seed.
 
-    a, b: seed -> value, for the same seeds; the unit is the run, so that a value is already an
-    average over modules. Raises ValueError where the seeds differ, or a value is not finite.
+    a, b: seed -> value of that run, usually a mean over modules. Raises ValueError if the seeds
+    differ, if there is none, or if a value is not finite.
+
+    >>> difference = paired({0: 0.5, 1: 0.75}, {0: 0.25, 1: 0.25})
+    >>> difference.values, difference.mean, difference.positive
+    ((0.25, 0.5), 0.375, 2)
     """
     if a.keys() != b.keys() or not a:
         raise ValueError(f"seeds are {sorted(a)} and {sorted(b)}; expected the same, at least one")
@@ -106,23 +138,36 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
 def paired_in_common(
     a: Mapping[int, float | None], b: Mapping[int, float | None]
 ) -> tuple[Difference | None, list[int]]:
-    """(`paired` over the seeds at which both are defined, the other seeds, ascending).
+    """Return (`paired` over the seeds that have a value in both, the other seeds, ascending).
 
-    The difference is None where there is no such seed.
+    The difference is None if there is no such seed.
+
+    >>> difference, lost = paired_in_common({0: 0.5, 1: 0.75, 2: None}, {0: 0.25, 2: 0.25})
+    >>> difference.values, lost
+    ((0.25,), [1, 2])
     """
-    known = [{seed: v for seed, v in of.items() if v is not None} for of in (a, b)]
-    common = known[0].keys() & known[1].keys()
+    known_a, known_b = (
+        {seed: value for seed, value in values.items() if value is not None} for values in (a, b)
+    )
+    common = known_a.keys() & known_b.keys()
     lost = sorted((a.keys() | b.keys()) - common)
     if not common:
         return None, lost
-    return paired(*({seed: of[seed] for seed in common} for of in known)), lost
+    difference = paired(
+        {seed: known_a[seed] for seed in common}, {seed: known_b[seed] for seed in common}
+    )
+    return difference, lost
 
 
 def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(low, high): Student's t interval of the mean at CONFIDENCE, over the last axis.
+    """Return (low, high), Student's t interval of the mean over the last axis.
 
-    values (…, n) -> two arrays (…); nan for n = 1. Exact for normal values at any n ≥ 2, where a
-    bootstrap of so few covers far less than it says.
+    values (…, n) -> two arrays (…), nan for n = 1; the confidence is CONFIDENCE. Exact for normal
+    values at any n ≥ 2; a bootstrap of so few values covers far less than it claims.
+
+    >>> low, high = interval(np.array([1.0, 2.0, 3.0]))
+    >>> round(float(low), 3), round(float(high), 3)
+    (-0.484, 4.484)
     """
     from scipy.special import stdtrit
 
@@ -136,11 +181,13 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Claim:
-    """What is claimed of a difference, fixed before it is measured.
+    """A claim about a difference, fixed before the difference is measured.
 
-    primary: the measure that decides; direction: +1 or −1, the side on which its difference is
-    claimed to lie; delta: the smallest difference that matters, ≥ 0; secondary: the directions
-    of other measures, which can only disagree.
+    name: the claim in words.
+    primary: the measure that decides.
+    direction: +1 or −1, the sign that its difference is claimed to have.
+    delta: the smallest difference that matters, ≥ 0.
+    secondary: other measures -> their directions; they can disagree, but not decide.
     """
 
     name: str
@@ -158,7 +205,7 @@ class Claim:
 
 
 class Outcome(StrEnum):
-    """What a measurement says of a claim."""
+    """The judgement of a claim in one word."""
 
     SUPPORTED = "supported"
     CONTRADICTED = "contradicted"
@@ -168,7 +215,10 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim's outcome; the secondary measures that say the opposite; all of it in one line."""
+    """The judgement of a claim.
+
+    disagree: the secondary measures that contradict the outcome; line: everything in one sentence.
+    """
 
     outcome: Outcome
     disagree: tuple[str, ...]
@@ -176,13 +226,18 @@ class Verdict:
 
 
 def verdict(claim: Claim, differences: Mapping[str, Difference]) -> Verdict:
-    """What the differences say of the claim.
+    """Judge a claim by the measured differences, which are given by measure.
 
-    Supported: the primary interval lies wholly beyond delta on the claimed side; contradicted:
-    wholly beyond 0 on the other; else undecided, as after one run; not measured where the primary
-    measure is not in `differences`. A secondary measure disagrees where its interval lies wholly
-    beyond 0 on the side opposite to the claimed one, or, of a claim that is contradicted, on the
-    claimed one.
+    Supported: the whole interval of the primary measure lies beyond delta on the claimed side.
+    Contradicted: it lies beyond 0 on the other side. Undecided: neither, as after one run. Not
+    measured: the primary measure is not in `differences`. A secondary measure disagrees if its
+    whole interval lies beyond 0 on the side opposite to the claimed one or, if the claim is
+    contradicted, on the claimed side.
+
+    >>> claim = Claim("LoRA is dominated", primary="gini", direction=1, delta=0.05)
+    >>> difference = paired({0: 0.5, 1: 0.51, 2: 0.52}, {0: 0.25, 1: 0.25, 2: 0.25})
+    >>> print(verdict(claim, {"gini": difference}).outcome)
+    supported
     """
     if claim.primary not in differences:
         outcome = Outcome.NOT_MEASURED
@@ -209,7 +264,10 @@ def verdict(claim: Claim, differences: Mapping[str, Difference]) -> Verdict:
 
 
 def _beyond(difference: Difference, side: int, bound: float) -> bool:
-    """Whether the interval lies wholly beyond `bound` on a side; never for the nan of one run."""
+    """Return whether the whole interval lies beyond `bound` on a side, +1 or −1.
+
+    False for one run, which has no interval.
+    """
     nearest = difference.low if side > 0 else -difference.high
     return nearest > bound
 

@@ -1,8 +1,8 @@
-"""Checkpoints → a weighted sum of their updates, as merging and federated averaging make them.
+"""Combine checkpoints into a weighted sum of their updates, as merging and federated averaging do.
 
-The sum Σ wᵢ ΔWᵢ is factored where all ΔWᵢ are, B = [w₁s₁B₁ … wₙsₙBₙ] and A = [A₁; …; Aₙ], and a
-matrix otherwise. Averaging the factors instead, s (Σ wᵢBᵢ)(Σ wᵢAᵢ), is what federated averaging of
-adapters does, and differs by the cross terms.
+The sum Σ wᵢ ΔWᵢ is kept as factors if every ΔWᵢ is, B = [w₁s₁B₁ … wₙsₙBₙ] and A = [A₁; …; Aₙ], and
+is a matrix otherwise. Federated averaging of adapters averages the factors instead,
+s (Σ wᵢBᵢ)(Σ wᵢAᵢ), which differs from the sum by the cross terms.
 """
 
 import re
@@ -16,8 +16,8 @@ from analysis import CheckpointError, UserError, checkpoint
 from analysis.formats import Options
 from analysis.update import DenseUpdate, Entry, LowRankUpdate, Other, Skipped, Update, float64
 
-PLAIN = "lora"  # the method whose files are averaged tensor by tensor
-Weighted = list[tuple[float, Update]]
+PLAIN = "lora"  # the method whose factors are averaged
+Weighted = list[tuple[float, Update]]  # updates of one module with their weights in a sum
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,10 @@ class Term:
 
 
 def parse(text: str) -> Term:
-    """0.5:path → Term; ValueError where there is no weight."""
+    """Return the term that a text such as 0.5:path stands for.
+
+    Raises UserError if the weight is missing or is not a finite number.
+    """
     match = re.fullmatch(r"([-+0-9.eE]+):(.+)", text, re.DOTALL)
     try:
         weight = float(match[1]) if match else float("nan")
@@ -41,15 +44,15 @@ def parse(text: str) -> Term:
 
 
 def sums(terms: Sequence[Term], options: Options) -> Iterator[Entry]:
-    """Σ wᵢ ΔWᵢ for every module that any of the checkpoints has, ΔWᵢ = 0 where one lacks it.
+    """Yield Σ wᵢ ΔWᵢ for every module of any checkpoint; ΔWᵢ = 0 if checkpoint i lacks the module.
 
-    A module that one of them cannot read is skipped: a sum without it would be another sum.
-    Raises CheckpointError where a checkpoint as a whole cannot be read.
+    A module that cannot be read from one of the checkpoints is skipped, since its sum would lack a
+    term. Raises CheckpointError if a checkpoint as a whole cannot be read.
     """
-    found, rest = _collected(terms, options)
+    by_module, rest = _collected(terms, options)
     yield from rest
     faults = {entry.name for entry in rest if isinstance(entry, Skipped)}
-    for (name, _), weighted in found.items():
+    for (name, _), weighted in by_module.items():
         if name not in faults:
             try:
                 yield weighted_sum(weighted)
@@ -58,19 +61,20 @@ def sums(terms: Sequence[Term], options: Options) -> Iterator[Entry]:
 
 
 def averages(terms: Sequence[Term], options: Options) -> Iterator[Entry]:
-    """s (Σ wᵢBᵢ)(Σ wᵢAᵢ) for every module that is plain LoRA, of one shape and scale, everywhere.
+    """Yield s (Σ wᵢBᵢ)(Σ wᵢAᵢ) for every module that is plain LoRA in all checkpoints.
 
-    Other methods are not averaged by their factors, nor is what has an initial adapter in it.
-    Nothing where a checkpoint cannot be read, which `sums` says.
+    Other methods are not averaged by their factors. Factors of different shapes or scales, and
+    factors that contain an initial adapter, are listed as Other. Yields nothing if a checkpoint
+    cannot be read, which `sums` reports.
     """
     if options.initial is not None:
-        yield Other("--initial", "factors with an initial adapter in them: not averaged")
+        yield Other("--initial", "factors that contain an initial adapter: not averaged")
         return
     try:
-        found, _ = _collected(terms, options)
+        by_module, _ = _collected(terms, options)
     except CheckpointError:
         return
-    for weighted in found.values():
+    for weighted in by_module.values():
         factored = [
             (w, u) for w, u in weighted if isinstance(u, LowRankUpdate) and u.method == PLAIN
         ]
@@ -78,19 +82,24 @@ def averages(terms: Sequence[Term], options: Options) -> Iterator[Entry]:
             continue
         first = factored[0][1]
         if len({(u.B.shape, u.A.shape, u.scale) for _, u in factored}) > 1:
-            yield Other(first.name, "factors of other shape or scale: not averaged")
+            yield Other(first.name, "factors of different shapes or scales: not averaged")
         else:
-            B = np.sum([w * float64(u.B) for w, u in factored], axis=0)
-            A = np.sum([w * float64(u.A) for w, u in factored], axis=0)
-            method, scale = "average of factors", first.scale
-            yield LowRankUpdate(first.name, B, A, scale, first.part, method, first.source)
+            yield LowRankUpdate(
+                first.name,
+                B=np.sum([w * float64(u.B) for w, u in factored], axis=0),
+                A=np.sum([w * float64(u.A) for w, u in factored], axis=0),
+                scale=first.scale,
+                part=first.part,
+                method="average of factors",
+                source=first.source,
+            )
 
 
 def _collected(
     terms: Sequence[Term], options: Options
 ) -> tuple[dict[tuple[str, str], Weighted], list[Entry]]:
-    """The updates of all checkpoints by module and part, with their weights; and what else."""
-    found: dict[tuple[str, str], Weighted] = {}
+    """Return the weighted updates of all checkpoints by (module, part), and all other entries."""
+    by_module: dict[tuple[str, str], Weighted] = {}
     rest: list[Entry] = []
     for term in terms:
         for entry in checkpoint.scan(term.path, options):
@@ -99,15 +108,16 @@ def _collected(
             elif isinstance(entry, Other):
                 rest.append(Other(f"{term.path}: {entry.name}", entry.what))
             else:
-                found.setdefault((entry.name, entry.part), []).append((term.weight, entry))
-    return found, rest
+                by_module.setdefault((entry.name, entry.part), []).append((term.weight, entry))
+    return by_module, rest
 
 
 def weighted_sum(weighted: Weighted) -> Update:
-    """Σ wᵢ ΔWᵢ: exact factors side by side where all are factored, else a matrix, made when needed.
+    """Return Σ wᵢ ΔWᵢ: factors side by side, without rounding, if all ΔWᵢ are low-rank, else dense.
 
-    [(wᵢ, ΔWᵢ), …], at least one, all of one shape; the name and the part are the first one's.
-    Raises CheckpointError for different shapes.
+    weighted: [(wᵢ, ΔWᵢ), …], at least one, all of the same shape; name and part of the sum are
+    those of the first. A dense sum is computed when it is loaded. Raises CheckpointError if the
+    shapes differ.
     """
     first = weighted[0][1]
     if len({update.shape for _, update in weighted}) > 1:
@@ -115,16 +125,21 @@ def weighted_sum(weighted: Weighted) -> Update:
         raise CheckpointError(f"{first.name}: shapes differ, {each}; expected equal shapes")
     factored = [(w, u) for w, u in weighted if isinstance(u, LowRankUpdate)]
     if len(factored) < len(weighted):
-        return _dense(weighted)
-    with np.errstate(invalid="ignore"):  # a signalling NaN, which is found later
+        return _dense_sum(weighted)
+    with np.errstate(invalid="ignore"):  # signalling NaNs, which are reported later
         B = np.hstack([u.B for _, u in factored], dtype=np.float64)
         A = np.vstack([u.A for _, u in factored], dtype=np.float64)
     B *= np.repeat([w * u.scale for w, u in factored], [u.B.shape[1] for _, u in factored])
-    return LowRankUpdate(first.name, B, A, 1.0, first.part, "sum", first.source)
+    return LowRankUpdate(
+        first.name, B, A, scale=1.0, part=first.part, method="sum", source=first.source
+    )
 
 
-def _dense(weighted: Weighted) -> DenseUpdate:
-    """The sum as a matrix. Floors add as they are: W0's rounding may be the same in all."""
+def _dense_sum(weighted: Weighted) -> DenseUpdate:
+    """Return the sum as a matrix.
+
+    The noise floors add up, and not their squares: the rounding of W0 may be the same in all terms.
+    """
     first = weighted[0][1]
 
     def load() -> np.ndarray:
@@ -138,5 +153,13 @@ def _dense(weighted: Weighted) -> DenseUpdate:
     def floor() -> float:
         return sum(w * (f() if callable(f) else f or 0.0) for w, f in floors)
 
-    rounded = floor if any(f is not None for _, f in floors) else None
-    return DenseUpdate(first.name, first.shape, load, rounded, first.part, "sum", first.source)
+    rounded = any(f is not None for _, f in floors)
+    return DenseUpdate(
+        first.name,
+        first.shape,
+        load,
+        floor=floor if rounded else None,
+        part=first.part,
+        method="sum",
+        source=first.source,
+    )

@@ -1,10 +1,10 @@
-"""Two checkpoints' spectra, module by module: which rests on fewer directions, how far apart.
+"""Compare the spectra of two checkpoints, module by module, and say which is more dominated.
 
-Only measures that hold between capacities are read, in two families. The energy shares top_share_1,
-4 and 16 look at the whole spectrum: how much of ΔW's energy lies in a fixed number of directions.
-effective_rank and gini of s[:k], k the smaller of the two capacities, look at how even these k
-values are, whatever else there is; held_k says how much of the energy they hold. Where only one
-family tells the two apart, the sentence at the end says so.
+Only measures that may be compared between capacities are used, in two families. The energy shares
+top_share_1, 4 and 16 look at the whole spectrum: the share of ΔW's energy in a fixed number of
+directions. effective_rank and gini of s[:k], k being the smaller of the two capacities, look at how
+even these k values are, whatever lies beyond them; held_k is the share of the energy that they
+hold. If only one family tells the two apart, the sentence at the end says so.
 """
 
 import itertools
@@ -24,29 +24,33 @@ SHARES = {"top_share_1": 1, "top_share_4": 4, "top_share_16": 16}
 WITHIN = ("effective_rank_k", "gini_k")
 MEASURES = (*SHARES, *WITHIN)
 COLUMNS = (
-    *("run_a", "step_a", "run_b", "step_b", "module", "layer", "kind", "part"),
-    *("capacity_a", "capacity_b", "k"),
-    *(f"{measure}_{side}" for measure in (*MEASURES, "held_k") for side in "ab"),
-    *("log_distance", "wasserstein"),
-)
+    "run_a", "step_a", "run_b", "step_b", "module", "layer", "kind", "part",
+    "capacity_a", "capacity_b", "k",
+    "top_share_1_a", "top_share_1_b", "top_share_4_a", "top_share_4_b",
+    "top_share_16_a", "top_share_16_b", "effective_rank_k_a", "effective_rank_k_b",
+    "gini_k_a", "gini_k_b", "held_k_a", "held_k_b",
+    "log_distance", "wasserstein",
+)  # fmt: skip
 
-# A measure is clear where one side is the more dominated in this share of the modules,
+# A measure is clear if one side is more dominated in at least this share of the modules,
 CLEAR = 0.75
-# and the median difference is at least this part of the measure's range: 1, or k directions.
+# and the median difference is at least this part of the measure's range, which is 1, or k
+# directions for an effective rank.
 SMALLEST = 0.01
-# Values closer than this, relative to them, are equal: what rounding leaves of one spectrum.
+# Values that differ by less than this, relative to them, are equal: rounding of the same spectrum.
 TIE = 1e-9
 
-Checkpoint = tuple[str, int | None]  # run and step
+Checkpoint = tuple[str, int | None]  # run, step
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two checkpoints, module by module.
+    """The measures of two checkpoints, module by module.
 
-    rows: one a module that both have, keyed by COLUMNS, None where a number is undefined; only_a,
-    only_b: the names of the others; zero: modules left out because ΔW = 0 on a side; shapes:
-    modules left out because they are not of one shape.
+    rows: one per module that both have, keyed by COLUMNS; None if a number is undefined.
+    only_a, only_b: modules that only one of them has.
+    zero: modules left out because ΔW = 0 in one of them.
+    shapes: modules left out because their shapes differ.
     """
 
     a: Checkpoint
@@ -62,9 +66,11 @@ class Comparison:
 class Reading:
     """One measure over the modules.
 
-    a, b, difference: medians, of a − b for the last; more_a, more_b: in how many of `modules` each
-    is the more dominated. modules: those whose capacities leave the measure free; medians are over
-    them, or over all where there is none. more: "a" or "b" where that is clear, else None.
+    a, b, difference: medians of the measure for a, for b, and of a − b, over the modules counted
+        below, or over all if there are none.
+    more_a, more_b: the numbers of modules in which a, and b, is more dominated.
+    modules: the number of modules whose capacities do not determine the measure.
+    more: "a" or "b", the one that is clearly more dominated; None if neither is.
     """
 
     a: float
@@ -77,7 +83,7 @@ class Reading:
 
 
 class Agreement(StrEnum):
-    """What the measures say together."""
+    """The result of all measures together."""
 
     ALL = "all measures"
     BOTH = "energy shares and within s[:k]"
@@ -91,10 +97,15 @@ class Agreement(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """A comparison, what each measure says, what they say together, and that in a sentence.
+    """A comparison with its result.
 
-    more: "a" or "b", the more dominated, or None. Medians over modules, None without any: held,
-    of both sides, and the two distances.
+    comparison: the rows of the two checkpoints.
+    readings: measure -> its reading; empty without common modules.
+    held: medians of held_k of a and of b; None without common modules.
+    log_distance, wasserstein: medians over the modules; None if there is no value.
+    agreement: the result of all measures together.
+    more: "a" or "b", the more dominated one; None if neither is.
+    sentence: the result in words.
     """
 
     comparison: Comparison
@@ -102,31 +113,32 @@ class Finding:
     held: tuple[float, float] | None
     log_distance: float | None
     wasserstein: float | None
-    outcome: Agreement
+    agreement: Agreement
     more: str | None
     sentence: str
 
 
 def findings(spectra: Spectra) -> list[Finding]:
-    """What there is to say about every pair of checkpoints that `pairs` chooses."""
+    """Return a finding for every pair of checkpoints that `pairs` chooses."""
     return [judge(pair_spectra(spectra, a, b)) for a, b in pairs(spectra.rows)]
 
 
-def rows(found: Iterable[Finding]) -> list[Row]:
-    """The rows of all comparisons, one after the other."""
-    return [row for finding in found for row in finding.comparison.rows]
+def rows(findings: Iterable[Finding]) -> list[Row]:
+    """Return the rows of all comparisons, one after the other."""
+    return [row for finding in findings for row in finding.comparison.rows]
 
 
 def checkpoints(rows: Iterable[Row]) -> list[Checkpoint]:
-    """Runs and steps, in order of first appearance."""
+    """Return the checkpoints (run, step) of the rows, in order of first appearance."""
     return list(dict.fromkeys((row["run"], row["step"]) for row in rows))
 
 
 def pairs(rows: Iterable[Row]) -> list[tuple[Checkpoint, Checkpoint]]:
-    """Which checkpoints are compared: every two runs, and the steps of each run.
+    """Return the pairs of checkpoints to compare: every two runs, and the steps of each run.
 
-    Of a run with several steps, its last meets the other runs; inside the run each step meets the
-    next, and the first the last. A checkpoint without a step comes after those that have one.
+    A run with several steps is compared with other runs by its last step; inside the run each step
+    is compared with the next, and the first with the last. A checkpoint without a step comes after
+    those with one.
     """
     runs: dict[str, list[Checkpoint]] = {}
     for run, step in checkpoints(rows):
@@ -142,35 +154,35 @@ def pairs(rows: Iterable[Row]) -> list[tuple[Checkpoint, Checkpoint]]:
 
 
 def name(checkpoint: Checkpoint) -> str:
-    """run, or run@step, as in the keys of the rows."""
+    """Return run, or run@step, as in the keys of the rows."""
     return run_key(*checkpoint)
 
 
 def pair_spectra(spectra: Spectra, a: Checkpoint, b: Checkpoint) -> Comparison:
-    """The spectra of two checkpoints, paired by module and part.
+    """Return the comparison of two checkpoints in `spectra`, matched by module and part.
 
-    Where one side of a module has no parts, it meets each part of the other.
+    If one of them has a module without parts, it is compared with each part of the other.
     """
     of_a, of_b = (
         grouped((row for row in spectra.rows if (row["run"], row["step"]) == c), "module")
         for c in (a, b)
     )
-    found = Comparison(a, b, rows=[], only_a=[], only_b=[], zero=[], shapes=[])
+    comparison = Comparison(a, b, rows=[], only_a=[], only_b=[], zero=[], shapes=[])
     for module in dict.fromkeys([*of_a, *of_b]):
-        met, only_a, only_b = meeting.meeting(
+        matches, only_a, only_b = meeting.match_parts(
             of_a.get(module, []), of_b.get(module, []), lambda row: row["part"]
         )
-        found.only_a.extend(map(_name, only_a))
-        found.only_b.extend(map(_name, only_b))
-        for row_a, row_b in met:
+        comparison.only_a.extend(map(_name, only_a))
+        comparison.only_b.extend(map(_name, only_b))
+        for row_a, row_b in matches:
             if any(row_a[d] != row_b[d] for d in ("d_out", "d_in")):
-                found.shapes.append(_name(row_a))
+                comparison.shapes.append(_name(row_a))
             elif 0 in (row_a["spectral_norm"], row_b["spectral_norm"]):
-                found.zero.append(_name(row_a))
+                comparison.zero.append(_name(row_a))
             else:
                 s_a, s_b = (spectra.s[row["key"]] for row in (row_a, row_b))
-                found.rows.append(_row(row_a, s_a, row_b, s_b))
-    return found
+                comparison.rows.append(_row(row_a, s_a, row_b, s_b))
+    return comparison
 
 
 def _name(row: Row) -> str:
@@ -178,32 +190,36 @@ def _name(row: Row) -> str:
 
 
 def _row(row_a: Row, s_a: np.ndarray, row_b: Row, s_b: np.ndarray) -> Row:
-    """The line of one module, by COLUMNS."""
+    """Return the row of one module, by COLUMNS."""
     k = min(s_a.size, s_b.size)
     distance = log_distance(s_a, s_b, min(k, row_a["rank"], row_b["rank"]))
-    measures = zip(
-        statistics.comparable(s_a, k).items(), statistics.comparable(s_b, k).values(), strict=True
-    )
-    line: Row = {
-        **{"run_a": row_a["run"], "step_a": row_a["step"]},
-        **{"run_b": row_b["run"], "step_b": row_b["step"]},
-        **{column: row_a[column] for column in ("module", "layer", "kind")},
+    row: Row = {
+        "run_a": row_a["run"],
+        "step_a": row_a["step"],
+        "run_b": row_b["run"],
+        "step_b": row_b["step"],
+        "module": row_a["module"],
+        "layer": row_a["layer"],
+        "kind": row_a["kind"],
         "part": row_a["part"] or row_b["part"],
-        **{"capacity_a": s_a.size, "capacity_b": s_b.size, "k": k},
+        "capacity_a": s_a.size,
+        "capacity_b": s_b.size,
+        "k": k,
         "log_distance": None if np.isnan(distance) else distance,
         "wasserstein": wasserstein(s_a, s_b, min(row_a["d_out"], row_a["d_in"])),
     }
-    for (measure, a), b in measures:
-        line |= {f"{measure}_a": a, f"{measure}_b": b}
-    return {column: line[column] for column in COLUMNS}
+    for side, s in (("a", s_a), ("b", s_b)):
+        for measure, value in statistics.comparable(s, k).items():
+            row[f"{measure}_{side}"] = value
+    return {column: row[column] for column in COLUMNS}
 
 
 def log_distance(a: np.ndarray, b: np.ndarray, common: int) -> float:
-    """Root mean square of log(aᵢ/‖a‖_F) − log(bᵢ/‖b‖_F) over i = 1…common.
+    """Root mean square of log(aᵢ/‖a‖_F) − log(bᵢ/‖b‖_F) over i = 1…common, at least 0.
 
-    common: how many values both have above their rank cutoff, since the logarithm of a value
-    below it is one of rounding or noise; the norms count all values. At least 0, unchanged by
-    scaling a or b; 0.69 is a factor of 2. nan where common is 0.
+    a, b: singular values, descending; the norms are over all of them. common: the number of values
+    that both have above their rank cutoff, since the logarithm of a smaller value is that of
+    rounding or noise. Unchanged by scaling a or b; 0.69 is a factor of 2. nan if common is 0.
     """
     if common == 0:
         return float("nan")
@@ -212,13 +228,13 @@ def log_distance(a: np.ndarray, b: np.ndarray, common: int) -> float:
 
 
 def wasserstein(a: np.ndarray, b: np.ndarray, d: int) -> float:
-    """Wasserstein-1 distance of the distributions of all d singular values of ΔW/‖ΔW‖_F.
+    """Wasserstein-1 distance between the distributions of all d singular values of ΔW/‖ΔW‖_F.
 
-    a, b descending; d = min(d_out, d_in). What a parametrisation does not have is zero in ΔW, and
-    counts as that, so that the number is one of the two matrices, whatever they are factored
-    into: (1/d) Σᵢ |aᵢ/‖a‖_F − bᵢ/‖b‖_F|, i = 1…d, for sorted values are an optimal coupling. Over
-    the first k values only it would change with the capacity that is not used, and pairs of
-    different k could not be compared. Lies in [0, 1/√d], of the order of 1/d for low ranks.
+    a, b: singular values, descending; d = min(d_out, d_in). Values that a parametrisation does not
+    have are zero in ΔW and count as zero, so that the number depends on the two matrices and not on
+    their factors: (1/d) Σᵢ |aᵢ/‖a‖_F − bᵢ/‖b‖_F|, i = 1…d, since pairing sorted values is an
+    optimal coupling. Over the first k values only, it would change with unused capacity, and pairs
+    of different k could not be compared. Lies in [0, 1/√d]; of the order of 1/d for low ranks.
     """
     k = max(a.size, b.size)
     difference = np.zeros(k)
@@ -228,71 +244,91 @@ def wasserstein(a: np.ndarray, b: np.ndarray, d: int) -> float:
 
 
 def judge(comparison: Comparison) -> Finding:
-    """Which of the two is the more dominated, by which measures.
+    """Return which of the two checkpoints is more dominated, and by which measures.
 
-    A measure says so where it is clear: in at least CLEAR of the modules one side is the more
-    dominated (a larger share or Gini coefficient, a smaller effective rank), and the median
-    difference on that side is at least SMALLEST of the measure's range. Modules count for a
-    measure only where the smaller capacity leaves it free: top_share_4 of an adapter of rank 4 is
-    1 by construction, as is the effective rank of one value. Outcomes: all measures that count
-    say the same; some of both families do, and none contradicts; one family only; they disagree;
-    none is clear; no measure counts, since one side has a single value; no module in common.
+    A measure is clear if one side is more dominated (a larger share or Gini coefficient, a smaller
+    effective rank) in at least CLEAR of the modules, and the median difference on that side is at
+    least SMALLEST of the measure's range. A module counts for a measure only if the smaller
+    capacity does not determine it: top_share_4 of an adapter of rank 4 is 1 by construction, as is
+    the effective rank of one value. See `Agreement` for the results: all measures that count are
+    clear and agree; some of both families; those of one family only; they disagree; none is clear;
+    no measure counts, because one side has a single value; there is no common module.
     """
     rows = comparison.rows
     readings = {measure: reading(rows, measure) for measure in MEASURES} if rows else {}
-    said = {measure: r.more for measure, r in readings.items() if r.more}
-    free = sum(reading.modules > 0 for reading in readings.values())
-    more = next(iter(said.values()), None)
-    if not rows:
-        outcome = Agreement.NOTHING
-    elif not free:
-        outcome = Agreement.CAPACITY
-    elif not said:
-        outcome = Agreement.NONE
-    elif len(set(said.values())) == 2:
-        outcome, more = Agreement.DISAGREE, None
-    elif len(said) == free:
-        outcome = Agreement.ALL
-    elif not said.keys() & set(WITHIN):
-        outcome = Agreement.SHARES
-    else:
-        outcome = Agreement.BOTH if said.keys() & SHARES.keys() else Agreement.WITHIN
-    held_a, held_b, log, far = (
+    clear = {measure: r.more for measure, r in readings.items() if r.more}
+    agreement, more = _agreement(readings, clear)
+    held_a, held_b, distance, wasserstein_distance = (
         statistics.median([row[column] for row in rows])
         for column in ("held_k_a", "held_k_b", "log_distance", "wasserstein")
     )
     held = None if held_a is None or held_b is None else (held_a, held_b)
-    sentence = _sentence(comparison, outcome, said, held)
-    return Finding(comparison, readings, held, log, far, outcome, more, sentence)
+    return Finding(
+        comparison,
+        readings,
+        held=held,
+        log_distance=distance,
+        wasserstein=wasserstein_distance,
+        agreement=agreement,
+        more=more,
+        sentence=_sentence(comparison, agreement, clear, held),
+    )
+
+
+def _agreement(readings: dict[str, Reading], clear: dict[str, str]) -> tuple[Agreement, str | None]:
+    """Return the result of all measures, and the side, "a" or "b", that is more dominated.
+
+    clear: measure -> the side that is more dominated, for the measures that are clear.
+    """
+    counting = sum(reading.modules > 0 for reading in readings.values())
+    if not readings:
+        return Agreement.NOTHING, None
+    if not counting:
+        return Agreement.CAPACITY, None
+    if not clear:
+        return Agreement.NONE, None
+    if len(set(clear.values())) == 2:
+        return Agreement.DISAGREE, None
+    more = next(iter(clear.values()))
+    if len(clear) == counting:
+        return Agreement.ALL, more
+    if not clear.keys() & set(WITHIN):
+        return Agreement.SHARES, more
+    return (Agreement.BOTH if clear.keys() & SHARES.keys() else Agreement.WITHIN), more
 
 
 def reading(rows: Sequence[Row], measure: str) -> Reading:
-    """What one measure says of the modules; at least one."""
+    """Return the reading of one measure over the rows, of which there is at least one."""
     free = [row for row in rows if row["k"] > SHARES.get(measure, 1)]
     counted = free or rows
     a, b, k = (np.array([row[c] for row in counted]) for c in (f"{measure}_a", f"{measure}_b", "k"))
-    rank = measure == "effective_rank_k"
-    # Positive where a is the more dominated, in parts of the measure's range.
-    excess = (b - a) / k if rank else a - b
+    # Positive if a is more dominated, as a part of the measure's range.
+    excess = (b - a) / k if measure == "effective_rank_k" else a - b
     excess[np.abs(a - b) <= TIE * np.maximum(np.abs(a), np.abs(b))] = 0
     more_a, more_b = (int(np.count_nonzero(side * excess > 0)) for side in (1, -1))
     more = None
     for label, count, side in (("a", more_a, 1), ("b", more_b, -1)):
         if free and count >= CLEAR * len(free) and side * np.median(excess) >= SMALLEST:
             more = label
-    difference = float(np.median(a - b))
-    medians = float(np.median(a)), float(np.median(b)), difference
-    return Reading(*medians, *((more_a, more_b) if free else (0, 0)), len(free), more)
+    return Reading(
+        a=float(np.median(a)),
+        b=float(np.median(b)),
+        difference=float(np.median(a - b)),
+        more_a=more_a if free else 0,
+        more_b=more_b if free else 0,
+        modules=len(free),
+        more=more,
+    )
 
 
 def k_range(rows: Sequence[Row]) -> str:
-    """k of the modules in words: 8, or 4…8."""
+    """Return the range of k over the rows in words: 8, or 4…8."""
     k = {row["k"] for row in rows}
     return f"{min(k)}" if len(k) == 1 else f"{min(k)}…{max(k)}"
 
 
 def heading(measure: str, k: str) -> str:
-    """What a measure is called in words."""
+    """Return the name of a measure in words, for tables and sentences."""
     if measure in SHARES:
         return f"top-{SHARES[measure]}"
     return f"{'eff. rank' if measure == 'effective_rank_k' else 'Gini'} of s[:{k}]"
@@ -300,57 +336,66 @@ def heading(measure: str, k: str) -> str:
 
 def _sentence(
     comparison: Comparison,
-    outcome: Agreement,
-    said: dict[str, str],
+    agreement: Agreement,
+    clear: dict[str, str],
     held: tuple[float, float] | None,
 ) -> str:
-    """The outcome, as one says it of these two."""
+    """Return the result in a sentence; the arguments are those of `Finding` and `_agreement`."""
     names = {"a": name(comparison.a), "b": name(comparison.b)}
     both = f"{names['a']} and {names['b']}"
-    if outcome is Agreement.NOTHING or held is None:
+    if agreement is Agreement.NOTHING or held is None:
         return f"{both} have no update in common that could be compared."
     k = k_range(comparison.rows)
     by = {
-        side: ", ".join(heading(measure, k) for measure, more in said.items() if more == side)
+        side: ", ".join(heading(measure, k) for measure, more in clear.items() if more == side)
         for side in "ab"
     }
-    if outcome is Agreement.CAPACITY:
-        return f"Which of {both} is the more dominated follows from the capacities: k = {k}."
-    if outcome is Agreement.NONE:
+    if agreement is Agreement.CAPACITY:
+        return f"Which of {both} is more dominated follows from the capacities: k = {k}."
+    if agreement is Agreement.NONE:
         return f"No clear difference in how dominated {both} are by their top values."
-    if outcome is Agreement.DISAGREE:
+    if agreement is Agreement.DISAGREE:
         return (
-            f"The measures disagree: {names['a']} is the more dominated by {by['a']},"
+            f"The measures disagree: {names['a']} is more dominated by {by['a']},"
             f" {names['b']} by {by['b']}."
         )
-    (side,) = set(said.values())
+    (side,) = set(clear.values())
     other = names["b" if side == "a" else "a"]
-    clear = f"{names[side]} is more dominated than {other}"
-    if outcome is Agreement.ALL:
-        return f"{clear}, by all measures."
-    if outcome is Agreement.BOTH:
-        return f"{clear}, by {by[side]}; the other measures are not clear."
-    if outcome is Agreement.SHARES:
-        return f"{clear}, by energy shares only ({by[side]}); within s[:{k}] it is not clear."
+    result = f"{names[side]} is more dominated than {other}"
+    if agreement is Agreement.ALL:
+        return f"{result}, by all measures."
+    if agreement is Agreement.BOTH:
+        return f"{result}, by {by[side]}; the other measures are not clear."
+    if agreement is Agreement.SHARES:
+        return f"{result}, by energy shares only ({by[side]}); within s[:{k}] it is not clear."
     return (
-        f"{clear}, within s[:{k}] only, which holds {held[0]:.3f} and {held[1]:.3f} of the energy;"
+        f"{result}, within s[:{k}] only, which holds {held[0]:.3f} and {held[1]:.3f} of the energy;"
         " by energy shares it is not clear."
     )
 
 
 def as_json(finding: Finding) -> Row:
-    """All but the rows of a finding, as strict JSON can hold it."""
+    """Return the finding as a dict for strict JSON, without the rows of its modules."""
     comparison = finding.comparison
     (run_a, step_a), (run_b, step_b) = comparison.a, comparison.b
     more = {"a": name(comparison.a), "b": name(comparison.b)}
+    held_a, held_b = finding.held or (None, None)
     return {
-        **{"run_a": run_a, "step_a": step_a, "run_b": run_b, "step_b": step_b},
+        "run_a": run_a,
+        "step_a": step_a,
+        "run_b": run_b,
+        "step_b": step_b,
         "modules": len(comparison.rows),
-        **{part: getattr(comparison, part) for part in ("only_a", "only_b", "zero", "shapes")},
+        "only_a": comparison.only_a,
+        "only_b": comparison.only_b,
+        "zero": comparison.zero,
+        "shapes": comparison.shapes,
         "measures": {measure: vars(reading) for measure, reading in finding.readings.items()},
-        **{"held_a": finding.held and finding.held[0], "held_b": finding.held and finding.held[1]},
-        **{"log_distance": finding.log_distance, "wasserstein": finding.wasserstein},
-        "outcome": finding.outcome.value,
+        "held_a": held_a,
+        "held_b": held_b,
+        "log_distance": finding.log_distance,
+        "wasserstein": finding.wasserstein,
+        "outcome": finding.agreement.value,
         "more_dominated": more[finding.more] if finding.more else None,
         "sentence": finding.sentence,
     }

@@ -1,4 +1,4 @@
-"""Checkpoints → the updates that meet: by the name of the module, then by the part."""
+"""Collect the updates of several checkpoints and match them by module and part."""
 
 import difflib
 import re
@@ -9,20 +9,21 @@ from typing import TypeVar
 from analysis import CheckpointError, UserError, checkpoint
 from analysis.checkpoint import Run
 from analysis.formats import Options
-from analysis.update import LowRankUpdate, Other, Skipped, Update
+from analysis.update import Entry, LowRankUpdate, Other, Skipped, Update
 
-Rename = tuple[str, str]
+Rename = tuple[str, str]  # a regular expression and its replacement
 Item = TypeVar("Item")
 Pairs = list[tuple[Run, Run]]
 
 
 @dataclass(frozen=True, eq=False)
 class Collected:
-    """What several checkpoints hold.
+    """The updates of several checkpoints, and what could not be read or compared.
 
-    modules: module -> run key -> its updates, one a part; skipped: {run, module, reason} of what
-    could not be read or compared; zero: those of them where ΔW = 0, which is no fault; other:
-    {run, name, what} of tensors that are no updates.
+    modules: module -> run key -> its updates, one per part.
+    skipped: {run, module, reason} for each update that could not be read or compared.
+    zero: the entries of `skipped` that are no fault, because ΔW = 0.
+    other: {run, name, what} for each tensor that is not an update.
     """
 
     modules: dict[str, dict[str, list[Update]]] = field(default_factory=dict)
@@ -30,65 +31,63 @@ class Collected:
     zero: list[dict[str, str]] = field(default_factory=list)
     other: list[dict[str, str]] = field(default_factory=list)
 
+    def add(
+        self, run: Run, entry: Entry, wanted: re.Pattern[str], rename: Sequence[Rename]
+    ) -> None:
+        """Add one entry of a run's checkpoint; `wanted` and `rename` as for `collect`."""
+        if isinstance(entry, Other):
+            self.other.append({"run": run.key, "name": entry.name, "what": entry.what})
+            return
+        name = renamed(entry.name, rename)
+        if not wanted.search(name):
+            return
+        if isinstance(entry, Skipped):
+            self.skip(run, name, entry.reason)
+            return
+        updates = self.modules.get(name, {}).get(run.key, [])
+        if any(update.part == entry.part for update in updates):
+            self.skip(run, name, f"{run.path}: {name}: appears twice in the checkpoint")
+        else:
+            self.modules.setdefault(name, {}).setdefault(run.key, []).append(entry)
+
     def skip(self, run: Run, module: str, reason: str) -> None:
-        """Note that a module, or "", a whole run, could not be analysed."""
+        """Note that a module could not be analysed; module "" stands for the whole run."""
         self.skipped.append({"run": run.key, "module": module, "reason": reason})
 
     def names(self, run: Run) -> list[str]:
-        """The modules that a run has."""
+        """Names of the modules of which the run has an update."""
         return [module for module, by_run in self.modules.items() if run.key in by_run]
 
     def updates(self, run: Run) -> list[Update]:
-        """The updates that a run has, in all modules."""
+        """All updates of the run."""
         return [u for by_run in self.modules.values() for u in by_run.get(run.key, [])]
 
 
 def collect(
     runs: Sequence[Run], options: Options, wanted: re.Pattern[str], rename: Sequence[Rename] = ()
 ) -> Collected:
-    """The updates of all checkpoints, those of a low rank in memory as they are stored.
+    """Return the updates of all runs; low-rank ones are kept in memory in their stored dtype.
 
-    wanted: what a module's name must contain. rename: patterns and their replacements, applied in
-    turn to the names of every checkpoint, so that modules of other names can meet. Raises
-    ValueError for a pattern that is none.
+    runs: the checkpoints to read; one that cannot be read is noted as skipped.
+    options: what a checkpoint does not say of itself.
+    wanted: only modules whose name has a match.
+    rename: (pattern, replacement), applied in turn to the names of every checkpoint, so that
+        modules with different names can be matched. Raises UserError for an invalid pattern.
     """
-    found = Collected()
+    collected = Collected()
     for run in runs:
         try:
-            _collect_run(run, options, wanted, rename, found)
+            for entry in checkpoint.scan(run, options):
+                collected.add(run, entry, wanted, rename)
         except CheckpointError as error:
-            found.skip(run, "", str(error))
+            collected.skip(run, "", str(error))
         except MemoryError:
-            found.skip(run, "", f"{run.path}: does not fit into memory")
-    return found
-
-
-def _collect_run(
-    run: Run,
-    options: Options,
-    wanted: re.Pattern[str],
-    rename: Sequence[Rename],
-    found: Collected,
-) -> None:
-    seen = set()
-    for entry in checkpoint.scan(run.path, options):
-        if isinstance(entry, Other):
-            found.other.append({"run": run.key, "name": entry.name, "what": entry.what})
-            continue
-        name = renamed(entry.name, rename)
-        if not wanted.search(name):
-            continue
-        if isinstance(entry, Skipped):
-            found.skip(run, name, entry.reason)
-        elif (name, entry.part) in seen:
-            found.skip(run, name, f"{run.path}: {name}: stands twice in the checkpoint")
-        else:
-            seen.add((name, entry.part))
-            found.modules.setdefault(name, {}).setdefault(run.key, []).append(entry)
+            collected.skip(run, "", f"{run.path}: does not fit into memory")
+    return collected
 
 
 def renamed(name: str, rename: Sequence[Rename]) -> str:
-    """`name` after every replacement; ValueError for a pattern that is no regular expression."""
+    """Return `name` after every replacement; UserError if a pattern or replacement is invalid."""
     for pattern, replacement in rename:
         try:
             name = re.sub(pattern, replacement, name)
@@ -97,50 +96,53 @@ def renamed(name: str, rename: Sequence[Rename]) -> str:
     return name
 
 
-def sharing(pairs: Pairs, found: Collected) -> Pairs:
-    """The pairs that have a module in common; what one lacks and another has is noted in `found`.
+def sharing(pairs: Pairs, collected: Collected) -> Pairs:
+    """Return the pairs of runs that have a module in common.
 
-    A pair that shares nothing is noted once, with the names that are most alike as a hint.
+    A module that only one run of a pair has is noted as skipped in `collected`. A pair without a
+    common module is noted once, with the most similar names as a hint.
     """
-    faults = {(skip["run"], skip["module"]) for skip in found.skipped}
+    faults = {(skip["run"], skip["module"]) for skip in collected.skipped}
     kept = []
     lacking: dict[tuple[Run, str], list[str]] = {}
     for a, b in pairs:
         if (a.key, "") in faults or (b.key, "") in faults:
             continue
-        names_a, names_b = found.names(a), found.names(b)
+        names_a, names_b = collected.names(a), collected.names(b)
         if set(names_a).isdisjoint(names_b):
             reason = f"{a.path} and {b.path} share no module; {_closest(names_a, names_b)}"
-            found.skip(a, "", reason)
+            collected.skip(a, "", reason)
             continue
         kept.append((a, b))
         for here, names, there in ((a, names_a, b), (b, names_b, a)):
-            for module in set(names) - set(found.names(there)):
+            for module in set(names) - set(collected.names(there)):
                 lacking.setdefault((there, module), []).append(str(here.path))
     for (there, module), having in sorted(lacking.items(), key=lambda item: item[0][1]):
         if (there.key, module) not in faults:
-            where = ", ".join(dict.fromkeys(having))
-            found.skip(there, module, f"{there.path}: {module}: is not in it, but in {where}")
+            paths = ", ".join(dict.fromkeys(having))
+            collected.skip(there, module, f"{there.path}: {module}: is missing, but is in {paths}")
     return kept
 
 
 def _closest(names_a: Sequence[str], names_b: Sequence[str]) -> str:
-    """A hint for two checkpoints that share no module: the names that are most alike."""
+    """Return a hint for two checkpoints without a common module: the most similar names."""
     if not names_a or not names_b:
         return "one of them has no update at all"
     for name in names_a:
         near = difflib.get_close_matches(name, names_b, n=1, cutoff=0.5)
         if near:
             return f"the closest names are {name} and {near[0]}: see --map"
-    return f"they have names as {names_a[0]} and {names_b[0]}"
+    return f"their names look like {names_a[0]} and {names_b[0]}"
 
 
-def meeting(
+def match_parts(
     a: Sequence[Item], b: Sequence[Item], part: Callable[[Item], str | None]
 ) -> tuple[list[tuple[Item, Item]], list[Item], list[Item]]:
-    """Of what two runs have of one module, the pairs of equal parts; what only a has; only b.
+    """Match what two runs have of one module by part.
 
-    Where one side has no parts, it meets each part of the other.
+    a, b: the items of each run; `part` returns the part of an item. Returns the pairs of equal
+    parts, the items that only a has and the items that only b has. If one run has the module
+    without parts, its item is paired with each part of the other.
     """
     of_a, of_b = ({part(item) or "": item for item in items} for items in (a, b))
     if a and b and set(of_a).isdisjoint(of_b) and {""} in (set(of_a), set(of_b)):
@@ -151,10 +153,10 @@ def meeting(
 
 
 def parts(updates: Sequence[Update]) -> Iterator[Update]:
-    """The parts of one module in one run that read the same input and write the same output.
+    """Yield the parts of one module in one run that have the same inputs and outputs.
 
-    A stack of modules is taken apart. A block of the layer's rows is no such part; neither is what
-    is made of the other parts, as a mean of heads, nor the only update of a module.
+    Stacked modules are yielded one by one. Left out are blocks of the layer's rows, updates that
+    are computed from the other parts (a mean of heads), and an update without parts.
     """
     for update in updates:
         if isinstance(update, LowRankUpdate) and update.stacked > 1:

@@ -1,4 +1,4 @@
-"""The updates that meet, decomposed once each: what every comparison walks over."""
+"""Cache of one module's decomposed updates, shared by all comparisons of that module."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -10,35 +10,40 @@ from analysis.checkpoint import Run
 from analysis.names import kind_of, layer_of, update_key
 from analysis.numerics import decompose, parallel
 from analysis.numerics.decompose import Decomposition
-from analysis.pairs import meeting as pairing
+from analysis.pairs import meeting
 from analysis.pairs.meeting import Collected, Pairs
 from analysis.results import Row
 from analysis.update import DenseUpdate, Update
 
+# Columns that name one update,
 ONE = (
-    *("key", "run", "step", "part", "method"),
-    *("module", "layer", "kind", "d_out", "d_in", "capacity"),
-)
+    "key", "run", "step", "part", "method",
+    "module", "layer", "kind", "d_out", "d_in", "capacity",
+)  # fmt: skip
+# and columns that name two updates of one module.
 PAIR = (
-    *("key", "run_a", "step_a", "part_a", "method_a", "run_b", "step_b", "part_b", "method_b"),
-    *("module", "layer", "kind", "d_out", "d_in", "capacity_a", "capacity_b"),
-)
-OF_EITHER = ("run", "step", "part", "method", "capacity")
+    "key", "run_a", "step_a", "part_a", "method_a", "run_b", "step_b", "part_b", "method_b",
+    "module", "layer", "kind", "d_out", "d_in", "capacity_a", "capacity_b",
+)  # fmt: skip
+OF_EITHER = ("run", "step", "part", "method", "capacity")  # columns of ONE that PAIR has twice
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """An update of a run, decomposed; module: its name where modules meet, --map applied."""
+    """An update of a run with its decomposition.
+
+    module: its name after --map, by which the updates of different runs are matched.
+    """
 
     run: Run
     module: str
     update: Update
-    found: Decomposition
+    decomposition: Decomposition
 
     @property
     def columns(self) -> Row:
-        """Which update this is, by ONE; key is run[@step]/module[#part], as the run calls it."""
+        """The columns ONE of this update; the key has its name before --map."""
         d_out, d_in = self.update.shape
         return {
             "key": update_key(self.run.key, self.update.name, self.update.part),
@@ -56,18 +61,19 @@ class Member:
 
 
 def pair_columns(a: Member, b: Member) -> Row:
-    """Which updates are compared, by PAIR; key is the keys of both with a ~ between."""
-    of_a, of_b = a.columns, b.columns
-    line = of_a | {"key": f"{of_a['key']}~{of_b['key']}"}
+    """Return the columns PAIR of two members; the key is that of a, ~ and that of b."""
+    columns_a, columns_b = a.columns, b.columns
+    row = columns_a | {"key": f"{columns_a['key']}~{columns_b['key']}"}
     for name in OF_EITHER:
-        line |= {f"{name}_a": of_a[name], f"{name}_b": of_b[name]}
-    return {column: line[column] for column in PAIR}
+        row |= {f"{name}_a": columns_a[name], f"{name}_b": columns_b[name]}
+    return {column: row[column] for column in PAIR}
 
 
 class Members:
-    """The updates of one module, each decomposed once; what cannot be compared is noted.
+    """The updates of one module; each is decomposed once, when it is first needed.
 
-    skipped: {run, module, reason}; zero: those of them that are no fault, where ΔW = 0.
+    skipped: {run, module, reason} for each update that cannot be compared.
+    zero: the entries of `skipped` that are no fault, because ΔW = 0.
     """
 
     def __init__(self, module: str, collected: Collected) -> None:
@@ -75,78 +81,82 @@ class Members:
         self.skipped: list[dict[str, str]] = []
         self.zero: list[dict[str, str]] = []
         self._by_run = collected.modules[module]
-        self._found: dict[Update, Member | None] = {}
+        self._members: dict[Update, Member | None] = {}  # None: could not be decomposed
 
     def of(self, run: Run) -> list[Member]:
-        """All updates of a run, ΔW = 0 too."""
-        return self._known(run, self._by_run.get(run.key, []))
+        """Return all members of a run, those with ΔW = 0 too."""
+        return self._decomposed(run, self._by_run.get(run.key, []))
 
     def parts(self, run: Run) -> list[Member]:
-        """The parts of the module in a run that can be compared with one another."""
-        parts = list(pairing.parts(self._by_run.get(run.key, [])))
-        return self._moved(run, parts) if len(parts) > 1 else []
+        """Return the parts of the module in a run that can be compared with one another."""
+        parts = list(meeting.parts(self._by_run.get(run.key, [])))
+        return self._nonzero(run, parts) if len(parts) > 1 else []
 
     def pairs(self, pairs: Pairs) -> Iterator[tuple[Member, Member]]:
-        """The updates of two runs that meet, have one shape, and are not zero."""
+        """Yield the members of each two runs that match in part and shape and are not zero."""
         for a, b in pairs:
             if a.key not in self._by_run or b.key not in self._by_run:
                 continue
-            meeting, only_a, only_b = pairing.meeting(
+            matches, only_a, only_b = meeting.match_parts(
                 self._by_run[a.key], self._by_run[b.key], lambda update: update.part
             )
             for here, only, there in ((a, only_a, b), (b, only_b, a)):
                 for update in only:
-                    where = f"{there.path}: {self._name(update)}: is not in it, but in {here.path}"
-                    self.skip(there, where)
-            for x, y in meeting:
+                    name = self._name(update)
+                    self.skip(there, f"{there.path}: {name}: is missing, but is in {here.path}")
+            for x, y in matches:
                 if x.shape != y.shape:
-                    where = f"{self._name(x)}: is {x.shape} in {a.path} and {y.shape} in {b.path}"
-                    self.skip(a, f"{where}; expected one shape")
+                    shapes = f"is {x.shape} in {a.path} and {y.shape} in {b.path}"
+                    self.skip(a, f"{self._name(x)}: {shapes}; expected equal shapes")
                 else:
-                    yield from itertools.product(self._moved(a, [x]), self._moved(b, [y]))
+                    yield from itertools.product(self._nonzero(a, [x]), self._nonzero(b, [y]))
 
     def skip(self, run: Run, reason: str) -> None:
-        """Note why the module of a run is not compared; the same is noted once."""
+        """Note why the module of a run is not compared; the same note is kept once."""
         note = {"run": run.key, "module": self.module, "reason": reason}
         if note not in self.skipped:
             self.skipped.append(note)
 
-    def _moved(self, run: Run, updates: Sequence[Update]) -> list[Member]:
-        """Those that are not zero."""
-        known = self._known(run, updates)
-        for member in known:
-            if member.found.rank == 0:
+    def _nonzero(self, run: Run, updates: Sequence[Update]) -> list[Member]:
+        """Return the members whose ΔW is not zero; note the others."""
+        members = self._decomposed(run, updates)
+        for member in members:
+            if member.decomposition.rank == 0:
                 name = self._name(member.update)
-                reason = f"{run.path}: {name}: ΔW is zero; it has no direction"
+                reason = f"{run.path}: {name}: ΔW is zero; it has no directions"
                 self.skip(run, reason)
                 self.zero += [note for note in self.skipped if note["reason"] == reason]
-        return [member for member in known if member.found.rank]
+        return [member for member in members if member.decomposition.rank > 0]
 
     def _name(self, update: Update) -> str:
         return f"{self.module} {update.part}".strip()
 
-    def _known(self, run: Run, updates: Sequence[Update]) -> list[Member]:
+    def _decomposed(self, run: Run, updates: Sequence[Update]) -> list[Member]:
+        """Return the members of these updates, without those that cannot be decomposed."""
         for update in updates:
-            if update not in self._found:
-                self._found[update] = self._decomposed(run, update)
-        return [member for update in updates if (member := self._found[update])]
+            if update not in self._members:
+                self._members[update] = self._decompose(run, update)
+        return [member for update in updates if (member := self._members[update])]
 
-    def _decomposed(self, run: Run, update: Update) -> Member | None:
+    def _decompose(self, run: Run, update: Update) -> Member | None:
         try:
-            found = decompose.decomposition(update)
+            decomposition = decompose.decomposition(update)
         except CheckpointError as error:
             self.skip(run, str(error))
         except MemoryError:
             self.skip(run, f"{run.path}: {self.module}: does not fit into memory")
         else:
-            return Member(run, self.module, update, found)
+            return Member(run, self.module, update, decomposition)
         return None
 
 
 def over_modules(
     job: Callable[[Members], Result], collected: Collected, progress: bool
 ) -> Iterator[Result]:
-    """What `job` makes of each module: low-rank ones several at a time, then the dense ones."""
+    """Yield job(members) for each module: low-rank ones in parallel, then dense ones one by one.
+
+    What the job could not compare is added to `collected`. progress: show a bar for dense modules.
+    """
 
     def work(module: str) -> tuple[Members, Result]:
         members = Members(module, collected)
@@ -166,5 +176,6 @@ def over_modules(
 
 
 def _is_dense(module: str, collected: Collected) -> bool:
+    """Return whether any run has the module as a matrix."""
     updates = itertools.chain.from_iterable(collected.modules[module].values())
     return any(isinstance(update, DenseUpdate) for update in updates)

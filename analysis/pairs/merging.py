@@ -1,15 +1,16 @@
-"""Two updates, before they are merged → what adding or averaging them keeps, cancels and needs.
+"""Measure, before two updates are merged, what adding or averaging them keeps and cancels.
 
-Merging adds ΔW_a + ΔW_b to one base (task arithmetic, Ilharco et al., arXiv 2212.04089), or their
-average ½(ΔW_a + ΔW_b). ΔW = U diag(s) Vᵀ: an update reads the directions V and writes the
-directions U. Two updates of which each reads and writes its own do not interfere in this layer;
-where they meet they strengthen or cancel one another, as the cosine tells.
+Merging adds ΔW_a + ΔW_b to the same base (task arithmetic, Ilharco et al., arXiv 2212.04089), or
+their average ½(ΔW_a + ΔW_b). ΔW = U diag(s) Vᵀ: an update reads the directions V and writes the
+directions U. Two updates that read and write different directions do not interfere in this layer;
+where they overlap they strengthen or cancel one another, as the cosine shows.
 
-Every number but the signs comes from s and from the small matrices of cosines U_aᵀU_b and V_aᵀV_b.
-How much of one update lies in the top left directions of another is, up to a root, the subspace
-alignment ratio of Marczak et al. (arXiv 2502.04959); LoRA updates meet less than those of full
-fine-tuning (KnOTS, Stoica et al., arXiv 2410.19735). Opposite signs are the conflicts that
-TIES-Merging resolves (Yadav et al., arXiv 2306.01708), which looks at the largest entries only.
+Every number except the signs is computed from s and from the small matrices of cosines U_aᵀU_b and
+V_aᵀV_b. The share of one update that lies in the top left directions of another is, up to a root,
+the subspace alignment ratio of Marczak et al. (arXiv 2502.04959); LoRA updates overlap less than
+those of full fine-tuning (KnOTS, Stoica et al., arXiv 2410.19735). Opposite signs are the conflicts
+that TIES-Merging resolves (Yadav et al., arXiv 2306.01708), which looks only at the largest
+entries.
 """
 
 import zlib
@@ -31,94 +32,109 @@ from analysis.results import Merging, Row
 from analysis.update import LowRankUpdate, Update, float64
 
 COLUMNS = (
-    *("rank_90_a", "rank_99_a", "rank_90_b", "rank_99_b"),
-    *("shared_left_a", "shared_right_a", "shared_both_a", "private_a"),
-    *("shared_left_b", "shared_right_b", "shared_both_b", "private_b"),
-    *("chance_left_a", "chance_right_a", "chance_left_b", "chance_right_b"),
-    *("cosine", "norm_ratio", "opposite_sign", "sampled", "sample_seed"),
-    *("sum_energy", "sum_spectral_norm", "sum_effective_rank"),
-    *("sum_rank_90", "sum_rank_99", "sum_capacity"),
-)
-
+    "rank_90_a", "rank_99_a", "rank_90_b", "rank_99_b",
+    "shared_left_a", "shared_right_a", "shared_both_a", "private_a",
+    "shared_left_b", "shared_right_b", "shared_both_b", "private_b",
+    "chance_left_a", "chance_right_a", "chance_left_b", "chance_right_b",
+    "cosine", "norm_ratio", "opposite_sign", "sampled", "sample_seed",
+    "sum_energy", "sum_spectral_norm", "sum_effective_rank",
+    "sum_rank_90", "sum_rank_99", "sum_capacity",
+)  # fmt: skip
 ROW_COLUMNS = (*PAIR, *COLUMNS)
-TOP = 0.9  # the top directions of an update are those that hold this share of its energy
-SAMPLE = 1000  # rows and columns of which signs are compared: 10⁶ entries
+TOP = 0.9  # the top directions of an update hold at least this share of its energy
+SAMPLE = 1000  # signs are compared in a sample of this many rows and columns: 10⁶ entries
 
 
 def analyse(
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path | checkpoint.Run],
     *,
     options: Options | None = None,
     modules: str | None = None,
     rename: Sequence[meeting.Rename] = (),
     progress: bool = False,
 ) -> Merging:
-    """Of the two checkpoints at `paths`, module by module, what adding them keeps and cancels.
+    """Return, for each module of the two checkpoints at `paths`, the effect of merging them.
 
-    Arguments as for `similarity.analyse`. Raises ValueError where they are not two.
+    The arguments are those of `similarity.analyse`:
+
+    paths: two checkpoints. Raises UserError if there are not two.
+    options: what a checkpoint does not say of itself.
+    modules: a regular expression that a module's name must contain.
+    rename: (pattern, replacement), applied to the names before they are matched.
+    progress: show a bar on stderr if dense modules take longer than two seconds.
     """
     runs = checkpoint.runs(paths)
     if len(runs) != 2:
         raise UserError(f"--merge: {len(runs)} checkpoints; expected two")
     collected = meeting.collect(runs, options or Options(), names.expression(modules), rename)
     pairs = meeting.sharing([(runs[0], runs[1])], collected)
-    found = Merging(skipped=collected.skipped, other=collected.other)
-    for lines in over_modules(partial(_rows, pairs=pairs), collected, progress):
-        for line, s in lines:
-            found.rows.append(line)
-            found.s[line["key"]] = s
-    return found
+    result = Merging(skipped=collected.skipped, other=collected.other)
+    for rows in over_modules(partial(_rows, pairs=pairs), collected, progress):
+        for row, s in rows:
+            result.rows.append(row)
+            result.s[row["key"]] = s
+    return result
 
 
 def _rows(members: Members, pairs: Pairs) -> list[tuple[Row, np.ndarray]]:
-    """The lines of one module, each with the spectrum of the sum."""
-    lines = []
+    """Return the rows of one module, each with the spectrum of the sum."""
+    rows = []
     for a, b in members.pairs(pairs):
         try:
-            line, s = merge_row(a.update, b.update, a.found, b.found)
-            lines.append((pair_columns(a, b) | line, s))
+            row, s = merge_row(a.update, b.update, a.decomposition, b.decomposition)
+            rows.append((pair_columns(a, b) | row, s))
         except CheckpointError as error:
             members.skip(a.run, str(error))
-    return lines
+    return rows
 
 
 def merge_row(
-    a: Update, b: Update, found_a: Decomposition, found_b: Decomposition
+    a: Update, b: Update, decomposition_a: Decomposition, decomposition_b: Decomposition
 ) -> tuple[Row, np.ndarray]:
-    """What merging a and b means, by COLUMNS, None where undefined; and s of ΔW_a + ΔW_b.
+    """Return the effect of merging a and b, by COLUMNS, and the singular values of ΔW_a + ΔW_b.
 
-    With U_b and V_b the top directions of b, which hold 90 % of its energy (rank_90_b of them,
-    those tied with the last included): shared_left_a = ‖U_bᵀΔW_a‖²/‖ΔW_a‖², what a writes there;
-    shared_right_a = ‖ΔW_a V_b‖²/‖ΔW_a‖², what it reads there; shared_both_a =
-    ‖U_bᵀΔW_aV_b‖²/‖ΔW_a‖², what it does at once; private_a = 1 − left − right + both, what it does
-    neither; chance_left_a = rank_90_b/d_out and chance_right_a = rank_90_b/d_in, what random
-    directions hold. Likewise b in a. All are in [0, 1], unchanged by scaling a or b, and by a
-    rotation of both.
+    U_b and V_b are the top directions of b: rank_90_b of them hold 90 % of its energy, those tied
+    with the last included; rank_99_b of its directions hold 99 %.
 
-    norm_ratio: ‖ΔW_a‖_F/‖ΔW_b‖_F. opposite_sign: see there. sum_energy: ‖ΔW_a + ΔW_b‖² over
-    ‖ΔW_a‖² + ‖ΔW_b‖², in [0, 2]. sum_rank_90, sum_rank_99: how many directions of the sum hold so
-    much of its energy, of sum_capacity. The spectrum of the average is half the sum's: its ranks
-    are the same. Where the sum vanishes up to rounding its s and norms are 0, its ranks None.
-    Raises CheckpointError for different shapes, and where one of the updates is zero.
+    shared_left_a: ‖U_bᵀΔW_a‖²/‖ΔW_a‖², the share that a writes to the top directions of b.
+    shared_right_a: ‖ΔW_a V_b‖²/‖ΔW_a‖², the share that it reads from them.
+    shared_both_a: ‖U_bᵀΔW_aV_b‖²/‖ΔW_a‖², the share that does both.
+    private_a: 1 − shared_left_a − shared_right_a + shared_both_a, the share that does neither.
+    chance_left_a, chance_right_a: rank_90_b/d_out and rank_90_b/d_in, the shares in random
+        directions.
+    …_b: the same with a and b exchanged.
+    cosine, norm_ratio: ⟨ΔW_a, ΔW_b⟩/(‖ΔW_a‖‖ΔW_b‖) and ‖ΔW_a‖/‖ΔW_b‖, Frobenius norms.
+    opposite_sign, sampled, sample_seed: see `opposite_sign`.
+    sum_energy: ‖ΔW_a + ΔW_b‖²/(‖ΔW_a‖² + ‖ΔW_b‖²), in [0, 2].
+    sum_spectral_norm, sum_effective_rank, sum_capacity: of the sum.
+    sum_rank_90, sum_rank_99: the numbers of its directions that hold 90 % and 99 % of its energy.
+
+    All shares are in [0, 1], unchanged by scaling a or b, and by a rotation of both. The spectrum
+    of the average is half that of the sum, so its ranks are the same. If the sum is
+    indistinguishable from rounding, its singular values and norms are 0 and its ranks None. Raises
+    CheckpointError if the shapes differ or an update is zero.
     """
     total = combine.weighted_sum([(1.0, a), (1.0, b)])
-    for update, found in ((a, found_a), (b, found_b)):
-        if found.rank == 0:
+    for update, decomposition in ((a, decomposition_a), (b, decomposition_b)):
+        if decomposition.rank == 0:
             raise CheckpointError(f"{update.source}: {update.name}: ΔW is zero; nothing to merge")
     d_out, d_in = a.shape
-    norm_a, norm_b = (metrics.frobenius_norm(found.s) for found in (found_a, found_b))
-    s_a, s_b = found_a.s / norm_a, found_b.s / norm_b
-    left = found_a.left.against(found_b.left)
-    right = found_a.right.against(found_b.right)
-    top_a, top_b = top(found_a), top(found_b)
+    norm_a, norm_b = (
+        metrics.frobenius_norm(decomposition.s)
+        for decomposition in (decomposition_a, decomposition_b)
+    )
+    s_a, s_b = decomposition_a.s / norm_a, decomposition_b.s / norm_b
+    left = decomposition_a.left.against(decomposition_b.left)
+    right = decomposition_a.right.against(decomposition_b.right)
+    top_a, top_b = top(decomposition_a), top(decomposition_b)
     share, sampled, seed = opposite_sign(a, b)
     row: Row = {
         "rank_90_a": top_a,
         "rank_99_a": int(metrics.energy_rank(s_a, 0.99)),
         "rank_90_b": top_b,
         "rank_99_b": int(metrics.energy_rank(s_b, 0.99)),
-        **_shared("a", s_a, left[:, :top_b], right[:, :top_b]),
-        **_shared("b", s_b, left[:top_a].T, right[:top_a].T),
+        **_shared("a", s_a, left=left[:, :top_b], right=right[:, :top_b]),
+        **_shared("b", s_b, left=left[:top_a].T, right=right[:top_a].T),
         "chance_left_a": top_b / d_out,
         "chance_right_a": top_b / d_in,
         "chance_left_b": top_a / d_out,
@@ -131,39 +147,53 @@ def merge_row(
         "sum_capacity": total.capacity,
     }
     spectrum = decompose.spectrum(total)
-    s = np.zeros_like(spectrum.s) if _vanishes(spectrum, a, found_a, found_b) else spectrum.s
-    row |= {"sum_spectral_norm": metrics.spectral_norm(s)}
-    # Relative to the larger norm, so that no square overflows or vanishes.
-    size = max(norm_a, norm_b)
-    energy = (norm_a / size) ** 2 + (norm_b / size) ** 2
-    row |= {"sum_energy": (metrics.frobenius_norm(s) / size) ** 2 / energy}
-    if s[0] > 0:
-        row |= {
-            "sum_effective_rank": metrics.effective_rank(s),
-            "sum_rank_90": int(metrics.energy_rank(s, 0.9)),
-            "sum_rank_99": int(metrics.energy_rank(s, 0.99)),
-        }
+    vanishes = _vanishes(spectrum, a, decomposition_a, decomposition_b)
+    s = np.zeros_like(spectrum.s) if vanishes else spectrum.s
+    row |= _of_sum(s, norm_a, norm_b)
     return {column: row.get(column) for column in COLUMNS}, s
 
 
-def top(found: Decomposition) -> int:
-    """How many of the first directions hold 90 % of the energy, and what is tied with the last.
+def _of_sum(s: np.ndarray, norm_a: float, norm_b: float) -> Row:
+    """Return the columns of the sum from its singular values and the Frobenius norms of its terms.
 
-    Among equal values the directions rotate freely: the span is a property of ΔW only if it has
-    all of them. ΔW = 0 has none: ValueError.
+    The ranks are missing if the sum is zero.
     """
-    last = found.s[int(metrics.energy_rank(found.s, TOP)) - 1]
-    return min(metrics.rank(found.s, last - TIE * found.error_bound), found.rank)
+    # Relative to the larger norm, so that no square overflows or vanishes.
+    size = max(norm_a, norm_b)
+    energy = (norm_a / size) ** 2 + (norm_b / size) ** 2
+    row: Row = {
+        "sum_energy": (metrics.frobenius_norm(s) / size) ** 2 / energy,
+        "sum_spectral_norm": metrics.spectral_norm(s),
+    }
+    if s[0] > 0:
+        row["sum_effective_rank"] = metrics.effective_rank(s)
+        row["sum_rank_90"] = int(metrics.energy_rank(s, 0.9))
+        row["sum_rank_99"] = int(metrics.energy_rank(s, 0.99))
+    return row
+
+
+def top(decomposition: Decomposition) -> int:
+    """Return the number of top directions, which hold a share TOP of the energy.
+
+    Directions tied with the last one are included: among equal values the directions rotate
+    freely, and their span is a property of ΔW only if it has all of them. Raises ValueError for
+    ΔW = 0.
+    """
+    s = decomposition.s
+    last = s[int(metrics.energy_rank(s, TOP)) - 1]
+    return min(metrics.rank(s, last - TIE * decomposition.error_bound), decomposition.rank)
 
 
 def _shared(which: str, s: np.ndarray, left: np.ndarray, right: np.ndarray) -> Row:
-    """How the energy of an update, Σs² = 1, lies to the other's top directions.
+    """Return the shares of an update's energy in the top directions of the other update.
 
-    left, right (k, j): the cosines of its own directions with them.
+    which: "a" or "b", the end of the columns.
+    s: (k,), the singular values of the update, scaled to Σs² = 1.
+    left, right: (k, j), the cosines of its own directions with the j top ones of the other.
     """
-    written, read = s[:, None] * left, s[:, None] * right
-    in_left, in_right = float(np.sum(written**2)), float(np.sum(read**2))
-    in_both = float(np.sum((left.T @ read) ** 2))
+    in_left = float(np.sum((s[:, None] * left) ** 2))
+    in_right = float(np.sum((s[:, None] * right) ** 2))
+    in_both = float(np.sum((left.T @ (s[:, None] * right)) ** 2))
     shares = {
         "shared_left": in_left,
         "shared_right": in_right,
@@ -174,22 +204,25 @@ def _shared(which: str, s: np.ndarray, left: np.ndarray, right: np.ndarray) -> R
 
 
 def _vanishes(
-    spectrum: Spectrum, a: Update, found_a: Decomposition, found_b: Decomposition
+    total: Spectrum, a: Update, decomposition_a: Decomposition, decomposition_b: Decomposition
 ) -> bool:
-    """Whether nothing of the sum is told from the rounding of its terms."""
-    of_terms = found_a.error_bound + found_b.error_bound
-    rounding = max(a.shape) * EPS * (found_a.s[0] + found_b.s[0])
-    return bool(spectrum.s[0] <= max(spectrum.error_bound, of_terms, rounding))
+    """Return whether the sum is indistinguishable from the rounding error of its terms.
+
+    total: the spectrum of the sum; a: one of the terms, for its shape.
+    """
+    of_terms = decomposition_a.error_bound + decomposition_b.error_bound
+    rounding = max(a.shape) * EPS * (decomposition_a.s[0] + decomposition_b.s[0])
+    return bool(total.s[0] <= max(total.error_bound, of_terms, rounding))
 
 
 def opposite_sign(a: Update, b: Update) -> tuple[float, int, int | None]:
-    """Share of the entries of opposite sign; of how many entries; the seed that chose them.
+    """Return the share of entries with opposite signs, their number, and the seed of the sample.
 
-    In [0, 1], and 1/2 where signs are independent. An entry that is exactly zero on either side
-    counts, and is not opposite. All entries where they are at most 10⁶, seed None; else 1,000 rows
-    by 1,000 columns (more of the one where there are fewer of the other), the same for every pair
-    of one shape and name. Computed in float64: the sign of an entry far below the others would be
-    lost in float32.
+    The share is in [0, 1], and 1/2 if signs are independent. An entry that is exactly zero in
+    either update counts as not opposite. Up to 10⁶ entries are all used, with seed None; of larger
+    matrices 1,000 rows by 1,000 columns (more of one if there are fewer of the other), the same for
+    every pair of the same shape and name. Computed in float64: float32 would lose the signs of
+    entries far below the others.
     """
     seed, rows, cols = _sample(min(a.name, b.name), *a.shape)
     x, y = _entries(a, rows, cols), _entries(b, rows, cols)
@@ -198,7 +231,7 @@ def opposite_sign(a: Update, b: Update) -> tuple[float, int, int | None]:
 
 
 def _sample(name: str, d_out: int, d_in: int) -> tuple[int | None, np.ndarray, np.ndarray]:
-    """Rows and columns of a matrix, ascending, and the seed that drew them."""
+    """Return the seed and the rows and columns of the sample, ascending; see `opposite_sign`."""
     if d_out * d_in <= SAMPLE**2:
         return None, np.arange(d_out), np.arange(d_in)
     seed = zlib.crc32(f"{name} {d_out} {d_in}".encode())
@@ -211,7 +244,7 @@ def _sample(name: str, d_out: int, d_in: int) -> tuple[int | None, np.ndarray, n
 
 
 def _entries(update: Update, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    """These entries of ΔW, up to a positive factor, (rows, cols)."""
+    """Return the entries of ΔW in these rows and columns, up to a positive factor."""
     if isinstance(update, LowRankUpdate):
         sign = -1.0 if update.scale < 0 else 1.0
         return (sign * float64(update.B[rows])) @ float64(update.A[:, cols])

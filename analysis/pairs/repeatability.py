@@ -1,4 +1,4 @@
-"""Runs of several seeds → how alike two methods are, beside how alike the seeds of one are."""
+"""Compare methods over runs of several seeds, next to the repeatability of each method."""
 
 import itertools
 import json
@@ -19,34 +19,34 @@ from analysis.results import Row
 
 @dataclass(frozen=True)
 class Label:
-    """What a run is one of: a method, and which of its seeds; None where nothing says it."""
+    """The method and seed of a run; seed is None if unknown."""
 
     method: str
     seed: int | None
 
 
 def labels(runs: Sequence[Run], groups: Sequence[Sequence[str]] = ()) -> dict[str, Label]:
-    """Run key → its label, for the runs of which a group or their run.json says it.
+    """Return the labels of the runs by run key; a run without run.json or group has none.
 
-    groups: name, path, path, …: the runs of one method. A seed is what run.json says, else the
-    place in the group. Raises ValueError for a path that stands for several runs, which are no
-    seeds of one method.
+    groups: (name, path, path, …) for each method, with the paths of its runs. The seed of a run is
+    the one in its run.json, else its place in the group. Raises UserError for a path that holds
+    several checkpoints, since the steps of a run are not seeds of a method.
     """
-    found = {run.key: label for run in runs if (label := _from_file(run.path))}
-    places = {os.path.abspath(run.path): run for run in runs}
+    by_run = {run.key: label for run in runs if (label := _from_file(run.path))}
+    by_path = {os.path.abspath(run.path): run for run in runs}
     for name, *paths in groups:
-        for seed, path in enumerate(paths):
+        for place, path in enumerate(paths):
             of_path = checkpoint.runs([path])
-            run = places.get(os.path.abspath(of_path[0].path))
+            run = by_path.get(os.path.abspath(of_path[0].path))
             if len(of_path) > 1 or run is None:
                 raise UserError(f"--group {name}: {path}: {len(of_path)} checkpoints; expected one")
-            known = found.get(run.key)
-            found[run.key] = Label(name, known.seed if known else seed)
-    return found
+            known = by_run.get(run.key)
+            by_run[run.key] = Label(name, known.seed if known else place)
+    return by_run
 
 
 def _from_file(directory: Path) -> Label | None:
-    """What the run.json of a training run says; None where there is none, or another's."""
+    """Return the label in the run.json of a training run; None if it is missing or another's."""
     try:
         facts = json.loads((directory / "run.json").read_bytes())
         method, seed = facts["method"], facts["seed"]
@@ -63,12 +63,18 @@ def between(
     labels: Mapping[str, Label],
     k: int | None = None,
 ) -> list[Row]:
-    """One row a pair of methods: φ over pairs of different seeds, so that all have one footing.
+    """Return one row per pair of methods: the mean φ over pairs of runs with different seeds.
 
-    rows, arrays: of `similarity.analyse`. A method against itself is its repeatability: a
-    reference for the others, not a bound. k, the number of directions, is by default the smallest
-    of all rows; where it is given, and two methods have fewer, their row has the k that they have.
-    Means over modules, then over pairs of runs. Empty where no method has two seeds.
+    A method paired with itself gives its repeatability, a reference for the other rows and not a
+    bound. Pairs of runs with the same seed are left out, so that all rows are means over the same
+    kind of pair.
+
+    rows, arrays: `Similarity.rows` and `Similarity.phi`.
+    labels: run key -> label; runs without one are left out.
+    k: the number of directions; by default the smallest of all rows. If it is given and two
+        methods have fewer, their row has the k that they have.
+
+    Values are means over modules, then over pairs of runs. Empty if no method has two seeds.
     """
     order = list(dict.fromkeys(label.method for label in labels.values()))
     pairs: dict[tuple[str, str], list[Row]] = {}
@@ -85,7 +91,7 @@ def between(
         {
             "method_a": one,
             "method_b": other,
-            **_at_most(k, pairs[one, other], arrays, ("cosine",)),
+            **_means_at(k, pairs[one, other], arrays, ("cosine",)),
         }
         for one, other in itertools.combinations_with_replacement(order, 2)
         if (one, other) in pairs
@@ -95,11 +101,14 @@ def between(
 def by_seed(
     rows: Sequence[Row], arrays: Mapping[str, np.ndarray], labels: Mapping[str, Label], k: int
 ) -> list[Row]:
-    """One row a run and method: how near the run is to that method's runs of other seeds.
+    """Return one row per run and reference method: the mean φ to its runs with other seeds.
 
-    rows: of `similarity.analyse`, with `log_distance` beside; k as in `between`. The run's own
-    method is among the references: its repeatability. Means over modules, then over the
-    reference's runs.
+    rows, arrays: `Similarity.rows`, each with a further column log_distance, and `Similarity.phi`.
+    labels: run key -> label, for all runs.
+    k: the number of directions, as for `between`.
+
+    The run's own method is among the references: that row is its repeatability. Values are means
+    over modules, then over the runs of the reference.
     """
     order = list(dict.fromkeys(labels.values()))
     references = list(dict.fromkeys(label.method for label in order))
@@ -114,7 +123,7 @@ def by_seed(
             "method": label.method,
             "seed": label.seed,
             "reference": reference,
-            **_at_most(k, groups[label, reference], arrays, ("cosine", "log_distance")),
+            **_means_at(k, groups[label, reference], arrays, ("cosine", "log_distance")),
         }
         for label in order
         for reference in references
@@ -123,14 +132,14 @@ def by_seed(
 
 
 def _directions(rows: Sequence[Row], arrays: Mapping[str, np.ndarray]) -> int:
-    """How many directions all of the rows have."""
+    """Return the number of directions that all of the rows have."""
     return min(len(arrays[f"{row['key']}#left"]) for row in rows)
 
 
-def _at_most(
+def _means_at(
     k: int, rows: Sequence[Row], arrays: Mapping[str, np.ndarray], columns: Sequence[str]
 ) -> Row:
-    """Means of φ at k, or at what the rows have, and of some of their columns."""
+    """Return the means of φ at k and of `columns`; at fewer directions if the rows have fewer."""
     k = min(k, _directions(rows, arrays))
     return {"k": k, **_mean_over_runs(rows, arrays, k, columns)}
 
@@ -142,7 +151,7 @@ def _run_key(row: Row, side: str) -> str:
 def _mean_over_runs(
     rows: Sequence[Row], arrays: Mapping[str, np.ndarray], k: int, columns: Sequence[str]
 ) -> Row:
-    """Means over the modules of each pair of runs, then over the pairs."""
+    """Return means over the modules of each pair of runs, then over the pairs."""
     by_runs: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         at_k = {column: row[column] for column in columns}
@@ -160,5 +169,5 @@ def _mean_over_runs(
 
 
 def _means(rows: Sequence[Row]) -> Row:
-    """Column by column, over the rows where it is defined; None where it is in none."""
+    """Return the mean of each column over the rows in which it is not None; None if in none."""
     return {name: statistics.mean(row[name] for row in rows) for name in rows[0]}

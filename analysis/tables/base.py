@@ -1,4 +1,4 @@
-"""Rows of `against_base` → what a person reads: sizes, amplification, where ΔW lands."""
+"""Print updates compared with their base: sizes, amplification, and where ΔW lands in W0."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,16 +6,18 @@ from analysis.base.landing import DECILES, landing_chance
 from analysis.numerics.statistics import median
 from analysis.numerics.subspaces import SIDES
 from analysis.results import Row, grouped
-from analysis.tables.text import aligned, cell
+from analysis.tables.text import aligned, cell, run_heading
 
 EXPLANATION = """\
-‖ΔW‖/‖W0‖ in the spectral and the Frobenius norm. amplified: ‖ΔW‖_F over ‖U_kᵀW0V_k‖_F, what W0 does
-between the top k directions of ΔW (Hu et al. 2021, 7.3), at k = 4, 16 and its rank. lands: share of
-ΔW's energy in the tenth of W0's singular vectors with the largest values, and in the tenth with the
-smallest, in brackets by chance; left: output directions, right: input. intruders: of the top 10
-left singular vectors of W0 + ΔW, how many are not in W0, |cosine| < 0.5 (arXiv 2410.21228). Numbers
-are medians over modules; – is undefined, or was not asked for."""
+‖ΔW‖/‖W0‖ in the spectral and the Frobenius norm. amplified: ‖ΔW‖_F / ‖U_kᵀ W0 V_k‖_F, the size of
+ΔW over what W0 does between the top k directions of ΔW (Hu et al. 2021, 7.3), at k = 4, 16 and its
+rank. lands: share of ΔW's energy in the tenth of W0's singular vectors with the largest values, and
+in the tenth with the smallest; in brackets what random directions would have; left: output
+directions, right: input. intruders: how many of the top 10 left singular vectors of W0 + ΔW
+resemble none of W0, |cosine| < 0.5 (arXiv 2410.21228). Numbers are medians over modules; – means
+undefined."""
 
+# Heading, column, format.
 PRINTED = (
     ("‖ΔW‖₂/‖W0‖₂", "relative_spectral", ".3g"),
     ("‖ΔW‖_F/‖W0‖_F", "relative_frobenius", ".3g"),
@@ -23,33 +25,44 @@ PRINTED = (
     ("16", "amplification_16", ".3g"),
     ("rank", "amplification_k", ".3g"),
 )
+ENDS = {"first": 1, "last": DECILES}  # the printed deciles of W0's singular vectors
 
 
 def lines(rows: Sequence[Row]) -> Iterator[str]:
-    """A block a checkpoint, a line a projection."""
+    """Yield one table per checkpoint, one line per kind of module.
+
+    rows: of `landing.analyse`. Landing and intruders are shown if they were computed.
+    """
     for (run, step), of_run in grouped(rows, "run", "step").items():
-        yield f"{run}{'' if step is None else f'  step {step}'}  beside its base"
+        yield f"{run_heading(run, step)}  compared with its base"
         landed = any(row["left_1"] is not None for row in of_run)
         counted = any(row["intruders"] is not None for row in of_run)
-        headings = ["kind", "modules", *(heading for heading, _, _ in PRINTED)]
-        headings += [f"lands {side} {end}" for side in SIDES for end in ENDS] if landed else []
-        cells = [[*headings, *(["intruders"] if counted else [])]]
+        cells = [_headings(landed, counted)]
         kinds = {kind: group for (kind,), group in grouped(of_run, "kind").items()}
         for kind, group in [*kinds.items(), ("all", of_run)]:
-            numbers = [cell(median(row[c] for row in group), form) for _, c, form in PRINTED]
-            numbers += _landed(group) if landed else []
-            if counted:
-                numbers.append(cell(median(row["intruders"] for row in group), "g"))
-            cells.append([kind, str(len(group)), *numbers])
+            cells.append([kind, str(len(group)), *_numbers(group, landed, counted)])
         yield from aligned(cells)
         yield ""
 
 
-ENDS = {"first": 1, "last": DECILES}
+def _headings(landed: bool, counted: bool) -> list[str]:
+    headings = ["kind", "modules", *(heading for heading, _, _ in PRINTED)]
+    if landed:
+        headings += [f"lands {side} {end}" for side in SIDES for end in ENDS]
+    return [*headings, "intruders"] if counted else headings
+
+
+def _numbers(rows: Sequence[Row], landed: bool, counted: bool) -> list[str]:
+    numbers = [cell(median(row[column] for row in rows), form) for _, column, form in PRINTED]
+    if landed:
+        numbers += _landed(rows)
+    if counted:
+        numbers.append(cell(median(row["intruders"] for row in rows), "g"))
+    return numbers
 
 
 def _landed(rows: Sequence[Row]) -> list[str]:
-    """The first and last decile of either side, with chance."""
+    """The first and last deciles of both sides, with those of random directions in brackets."""
     cells = []
     for side in SIDES:
         for decile in ENDS.values():

@@ -1,54 +1,45 @@
-"""Tables of the steps of a run, and what they say in words."""
+"""Print how an update changes over the steps of a run, as tables and in words."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 from analysis.numerics.statistics import median
 from analysis.numerics.subspaces import SIDES
 from analysis.results import Row, grouped
-from analysis.tables.text import aligned, cell
+from analysis.tables.text import aligned, cell, counted
 
 PLACE = ("run", "step", "module", "layer", "kind", "part")
-
-
 SIZES = (
-    *("spectral_norm", "frobenius_norm", "top_share_1", "top_share_4", "top_share_16"),
-    *("effective_rank", "democracy"),
+    "spectral_norm",
+    "frobenius_norm",
+    "top_share_1",
+    "top_share_4",
+    "top_share_16",
+    "effective_rank",
+    "democracy",
 )
-
-
+# Columns of `analysis.similarity` that compare a step with each of OTHERS.
 SHARED = (
-    *("left_phi_1", "right_phi_1", "left_phi_k", "right_phi_k"),
-    *("left_chance_k", "right_chance_k", "left_above_chance", "right_above_chance", "cosine"),
+    "left_phi_1",
+    "right_phi_1",
+    "left_phi_k",
+    "right_phi_k",
+    "left_chance_k",
+    "right_chance_k",
+    "left_above_chance",
+    "right_above_chance",
+    "cosine",
 )
-
-
 OTHERS = ("previous", "last")
-
-
-COLUMNS = (
-    *PLACE,
-    *SIZES,
-    *(f"{column}_{other}" for other in OTHERS for column in SHARED),
-)
-
+NUMBERS = (*SIZES, *(f"{column}_{other}" for other in OTHERS for column in SHARED))
+COLUMNS = (*PLACE, *NUMBERS)
 
 EXPLANATION = """\
-‖ΔW‖_F, top-1, eff. rank, democracy: as analysis.spectrum prints them. φ(1), φ(k): how much of the
-top direction, of the top k, lies in those of the other step, from 0 to 1, with k the smaller rank;
-cosine: of the two ΔW as vectors. The A of a LoRA starts random and moves little, so that its input
-side looks settled early. Numbers are medians over modules. Directions are those of the last step
-from where φ(k) with it stays at 0.9 of what it can be above chance."""
-
-
-def summary(rows: Sequence[Row]) -> list[Row]:
-    """A line a run and step: medians over modules where they are defined."""
-    numbers = COLUMNS[len(PLACE) :]
-    return [
-        {"run": run, "step": step, "modules": len(of_step)}
-        | {name: median(row[name] for row in of_step) for name in numbers}
-        for (run, step), of_step in sorted(grouped(rows, "run", "step").items())
-    ]
-
+‖ΔW‖_F, top-1, eff. rank, democracy: as analysis.spectrum prints them. φ(1), φ(k): share of the top
+direction, and of the top k, that lies in those of the other step, from 0 to 1, with k the smaller
+rank; cosine: between the two ΔW as vectors. The A of a LoRA starts random and moves little, so its
+input side looks settled early. Numbers are medians over modules. In words, directions are those of
+the last step from the step on at which φ(k) with it stays at least 0.9 of the way from chance to
+1."""
 
 # Heading, column of the summary, format.
 PRINTED = (
@@ -59,47 +50,72 @@ PRINTED = (
     ("eff. rank", "effective_rank", ".2f"),
     ("democracy", "democracy", ".3f"),
 )
-
-
 SHARED_HEADINGS = (
-    *("step", "side", "with the one before: φ(1)", "φ(k)", "cosine"),
-    *("with the last: φ(1)", "φ(k)", "cosine"),
+    "step",
+    "side",
+    "with the previous step: φ(1)",
+    "φ(k)",
+    "cosine",
+    "with the last: φ(1)",
+    "φ(k)",
+    "cosine",
 )
+SETTLED = 0.9  # of the way from chance to 1: φ(k) with the last step, once directions have settled
 
 
-SETTLED = 0.9  # of what φ(k) with the last step can be above chance: it has found its place
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """Return one row per run and step: the median of each of NUMBERS over modules, if defined."""
+    return [
+        {"run": run, "step": step, "modules": len(of_step)}
+        | {name: median(row[name] for row in of_step) for name in NUMBERS}
+        for (run, step), of_step in sorted(grouped(rows, "run", "step").items())
+    ]
 
 
 def lines(rows: Sequence[Row], verdicts: Mapping[str, str]) -> Iterator[str]:
-    """What a person reads: two tables a run, and below them what they say in words."""
-    for (run,), of_run in grouped(summary(rows), "run").items():
-        yield f"{run}, {of_run[0]['modules']} modules"
-        sizes = [["step", *(heading for heading, _, _ in PRINTED)]]
-        for line in of_run:
-            sizes.append([str(line["step"]), *(cell(line[c], form) for _, c, form in PRINTED)])
-        yield from aligned(sizes)
+    """Yield two tables per run, sizes and shared directions, and below them what they say in words.
+
+    rows, verdicts: of `dynamics.analyse`.
+    """
+    for (run,), steps in grouped(summary(rows), "run").items():
+        yield f"{run}, {counted(steps[0]['modules'], 'module')}"
+        yield from _sizes(steps)
         yield ""
-        shared = [list(SHARED_HEADINGS)]
-        for line in of_run:
-            for side in SIDES:
-                numbers = [
-                    line[f"{column}_{other}"]
-                    for other in OTHERS
-                    for column in (f"{side}_phi_1", f"{side}_phi_k", "cosine")
-                ]
-                cells = [cell(number, ".3f") for number in numbers]
-                if side != SIDES[0]:
-                    cells[2] = cells[5] = ""
-                shared.append([str(line["step"]) if side == SIDES[0] else "", side, *cells])
-        yield from aligned(shared)
+        yield from _shared(steps)
         yield ""
-        yield from words(of_run)
+        yield from words(steps)
         yield verdicts[run]
         yield ""
 
 
+def _sizes(steps: Sequence[Row]) -> Iterator[str]:
+    """Yield one line per step with the size and the concentration of the update."""
+    cells = [["step", *(heading for heading, _, _ in PRINTED)]]
+    for line in steps:
+        numbers = [cell(line[column], form) for _, column, form in PRINTED]
+        cells.append([str(line["step"]), *numbers])
+    return aligned(cells)
+
+
+def _shared(steps: Sequence[Row]) -> Iterator[str]:
+    """Yield two lines per step, left and right, with what it shares with the other steps."""
+    cells = [list(SHARED_HEADINGS)]
+    for line in steps:
+        for side in SIDES:
+            first = side == SIDES[0]
+            numbers = []
+            for other in OTHERS:
+                numbers += [
+                    cell(line[f"{side}_phi_1_{other}"], ".3f"),
+                    cell(line[f"{side}_phi_k_{other}"], ".3f"),
+                    cell(line[f"cosine_{other}"], ".3f") if first else "",
+                ]
+            cells.append([str(line["step"]) if first else "", side, *numbers])
+    return aligned(cells)
+
+
 def words(steps: Sequence[Row]) -> Iterator[str]:
-    """What the summary of one run says: how ΔW grew, and when its directions settled."""
+    """Yield in words how ΔW of one run grew and when its directions settled; steps: its summary."""
     first, last = steps[0], steps[-1]
     sizes = first["frobenius_norm"], last["frobenius_norm"]
     if sizes[0]:
@@ -119,7 +135,7 @@ def words(steps: Sequence[Row]) -> Iterator[str]:
 
 
 def _settled(steps: Sequence[Row], side: str) -> int | None:
-    """The first step from which on the directions are those of the last; None where none is."""
+    """The first step from which on the directions stay those of the last step; None if none."""
     settled = None
     for step in reversed(steps[:-1]):
         excess = _excess(step, side)
@@ -130,9 +146,9 @@ def _settled(steps: Sequence[Row], side: str) -> int | None:
 
 
 def _excess(step: Row, side: str) -> float | None:
-    """φ(k) with the last step, as far above chance as it can be: from 0, by chance, to 1.
+    """φ(k) with the last step on a scale from 0 (chance) to 1 (the same directions).
 
-    None where it is undefined, or where random directions would share half of it.
+    None if it is undefined, or if random directions would share half or more.
     """
     shared, chance = step[f"{side}_phi_k_last"], step[f"{side}_chance_k_last"]
     if shared is None or chance >= 0.5:

@@ -1,4 +1,4 @@
-"""Rows of `merging` → what a person reads: a table by projection, and a line in words on each."""
+"""Print the effect of merging two updates: a table by kind of module, and each kind in words."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,120 +8,41 @@ import numpy as np
 from analysis.numerics import statistics
 from analysis.numerics.subspaces import SIDES
 from analysis.pairs import merging
-from analysis.results import Row, grouped
-from analysis.tables.text import aligned
+from analysis.results import RUNS, Row, grouped
+from analysis.tables.text import aligned, run_heading
 
-# With |cosine| below it, ‖ΔW_a + ΔW_b‖² is within 10 % of ‖ΔW_a‖² + ‖ΔW_b‖², whatever the norms.
+# Below this |cosine|, ‖ΔW_a + ΔW_b‖² is within 10 % of ‖ΔW_a‖² + ‖ΔW_b‖², whatever the norms.
 UNRELATED = 0.1
-# From it on, at most 5 % of the energy of two updates of one norm is off what they have in common.
+# From this |cosine| on, at most 5 % of the energy of two updates of equal norm lies outside their
+# common direction.
 SAME = 0.9
-# Of the energy that chance leaves to one's own directions, how much lies in the other's.
+# Shares of an update's energy inside the other's directions, in excess of chance.
 SOME, MUCH = 0.1, 0.5
-# Norm ratios: the smaller update has at most a tenth, at most a hundredth of the larger's energy.
+# Norm ratios from which the smaller update has at most a tenth, a hundredth of the larger's energy.
 LARGER, DWARFS = 10**0.5, 10.0
 
 EXPLANATION = f"""\
 ΔW = U diag(s) Vᵀ reads the directions V and writes the directions U; its top directions are those
 that hold 90 % of its energy Σs². cosine: ⟨ΔW_a, ΔW_b⟩/(‖ΔW_a‖‖ΔW_b‖); a/b: ‖ΔW_a‖_F/‖ΔW_b‖_F;
 writes, reads: share of the energy of one update that lies in the other's top left (output) and top
-right (input) directions, in brackets what random directions would hold; opposite: share of the
-entries of opposite sign, 0.5 by chance, and arccos(cosine)/π where the entries are Gaussian, from a
-seeded sample of 10⁶ entries where there are more (standard error 0.0005 for independent entries, up
-to 0.016 for those of very low rank); an entry that is exactly zero opposes nothing. Of the sum
-ΔW_a + ΔW_b: energy: ‖ΔW_a + ΔW_b‖²/(‖ΔW_a‖² + ‖ΔW_b‖²), 1 where nothing is cancelled or
-strengthened; ‖sum‖₂: s₁; eff. rank: exp of the entropy of s; 90 %, 99 %: how many directions it
-needs for so much of its energy, as a and b do in "a 99 %" and "b 99 %". The average ½(ΔW_a + ΔW_b)
-has half the s and half the norms, and the same ranks. Numbers are medians over modules.
-In words: a cosine between −{UNRELATED:g} and {UNRELATED:g} is unrelated, from ±{SAME:g} on it is
-nearly the same or opposite; of the energy that chance leaves outside the other's directions,
-{100 * SOME:g} % inside are a partial overlap, {100 * MUCH:g} % an overlap; an update of less than
-1/{DWARFS:g} of the other's norm hardly counts.
+right (input) directions, in brackets what random directions would hold; opposite: share of entries
+with opposite signs, 0.5 by chance, and arccos(cosine)/π for Gaussian entries; if there are more
+than 10⁶ entries, it is estimated from a seeded sample of 10⁶ entries (standard error 0.0005 for
+independent entries, up to 0.016 for entries of very low rank); an entry that is exactly zero is
+opposite to none.
+Of the sum ΔW_a + ΔW_b: energy: ‖ΔW_a + ΔW_b‖²/(‖ΔW_a‖² + ‖ΔW_b‖²), 1 if nothing is cancelled or
+strengthened; ‖sum‖₂: s₁; eff. rank: exp of the entropy of s/Σs; 90 %, 99 %: number of directions
+that hold this share of its energy; "a 99 %" and "b 99 %": the same of a and b. The average
+½(ΔW_a + ΔW_b) has half the s, half the norms, and the same ranks. Numbers are medians over modules.
+In words: a |cosine| below {UNRELATED:g} is unrelated; from {SAME:g} on, the direction is nearly the
+same or opposite. Updates overlap if at least {100 * MUCH:g} % of the energy that chance leaves
+outside the other's directions lies inside them, and overlap partly from {100 * SOME:g} % on. An
+update of less than 1/{DWARFS:g} of the other's norm hardly counts.
 These numbers do not tell the accuracy of the merged model, which depends on the inputs and on all
 layers together: only an evaluation on both tasks tells it. Updates that share nothing can disturb
-one another through the layers between, and updates that conflict can merge well."""
+one another through the layers in between, and updates that conflict can merge well."""
 
-
-def relation(row: Row) -> str:
-    """How two updates of one module lie to one another, in a word or two; a key of `MEANING`."""
-    cosine = row["cosine"]
-    if cosine >= SAME:
-        return "nearly the same direction"
-    if cosine <= -SAME:
-        return "nearly opposite"
-    if cosine >= UNRELATED:
-        return "partly aligned"
-    if cosine <= -UNRELATED:
-        return "conflicting"
-    writes, reads = (max(_excess(row, side, one) for one in "ab") for side in SIDES)
-    if max(writes, reads) < SOME:
-        chance = min(max(row[f"chance_{side}_{one}"] for one in "ab") for side in SIDES)
-        return "almost independent" if chance < SOME else "independent, meeting as by chance"
-    if min(writes, reads) >= MUCH:
-        return "overlapping, with unrelated content"
-    if writes >= MUCH and reads < SOME:
-        return "writing the same directions, reading others"
-    if reads >= MUCH and writes < SOME:
-        return "reading the same directions, writing others"
-    return "partly overlapping, with unrelated content"
-
-
-def _excess(row: Row, side: str, one: str) -> float:
-    """Of the energy that chance leaves outside the other's directions, what lies inside them.
-
-    1: all; 0: as by chance, and also where the directions are all there are, which tells nothing.
-    """
-    shared, chance = row[f"shared_{side}_{one}"], row[f"chance_{side}_{one}"]
-    return (shared - chance) / (1 - chance) if chance < 1 else 0.0
-
-
-# What the sum does, by the relation of two updates of which neither dwarfs the other.
-MEANING = {
-    "nearly the same direction": "the sum counts what they share twice, the average once",
-    "nearly opposite": "the sum cancels {cancelled} of their energy",
-    "partly aligned": (
-        "the sum strengthens what they share ({gained} more energy than the two apart)"
-    ),
-    "conflicting": "the sum cancels {cancelled} of their energy",
-    "almost independent": "the sum keeps both",
-    "independent, meeting as by chance": (
-        "both fill so many directions that each changes what the other does; the sum cancels little"
-    ),
-    "overlapping, with unrelated content": (
-        "each changes what the other does; the sum cancels little"
-    ),
-    "writing the same directions, reading others": (
-        "the sum keeps both where an input holds the directions of one only"
-    ),
-    "reading the same directions, writing others": (
-        "the sum answers one input with what both write"
-    ),
-    "partly overlapping, with unrelated content": (
-        "where they meet, each changes what the other does; the sum keeps most of both"
-    ),
-}
-
-
-def lines(rows: Sequence[Row]) -> Iterator[str]:
-    """What a person reads: for each two runs a table by projection, and a line in words on each."""
-    for (run_a, step_a, run_b, step_b), of_pair in grouped(
-        rows, "run_a", "step_a", "run_b", "step_b"
-    ).items():
-        for name, run, step in (("a", run_a, step_a), ("b", run_b, step_b)):
-            methods = ", ".join(dict.fromkeys(row[f"method_{name}"] for row in of_pair))
-            yield f"{name}: {run}{'' if step is None else f'  step {step}'}  ({methods})"
-        kinds = {kind: group for (kind,), group in grouped(of_pair, "kind").items()}
-        cells = [["kind", "modules", *(heading for heading, _ in PRINTED)]]
-        for kind, group in [*kinds.items(), ("all", of_pair)]:
-            numbers = [_cell(group, form) for _, form in PRINTED]
-            cells.append([kind, str(len(group)), *numbers])
-        yield from aligned(cells)
-        yield ""
-        for kind, group in kinds.items():
-            yield f"{kind}: {sentence(group)}"
-        yield ""
-
-
-# Heading, and the columns and formats of a cell.
+# Heading, and the columns and formats that make a cell.
 PRINTED = (
     ("cosine", (("cosine", "{:.3f}"),)),
     ("a/b", (("norm_ratio", "{:.3g}"),)),
@@ -139,47 +60,90 @@ PRINTED = (
     ("b 99 %", (("rank_99_b", "{:g}"),)),
 )
 
+# The effect of the sum, by the relation of two updates if neither is much the larger.
+MEANING = {
+    "nearly the same direction": "the sum counts what they share twice, the average once",
+    "nearly opposite": "the sum cancels {cancelled} of their energy",
+    "partly aligned": (
+        "the sum strengthens what they share ({gained} more energy than the two apart)"
+    ),
+    "conflicting": "the sum cancels {cancelled} of their energy",
+    "almost independent": "the sum keeps both",
+    "independent, overlapping only by chance": (
+        "both fill so many directions that each changes what the other does; the sum cancels little"
+    ),
+    "overlapping, with unrelated content": (
+        "each changes what the other does; the sum cancels little"
+    ),
+    "writing the same directions, reading others": (
+        "the sum keeps both for inputs that hold the directions of only one"
+    ),
+    "reading the same directions, writing others": "for one input, the sum writes what both write",
+    "partly overlapping, with unrelated content": (
+        "where they meet, each changes what the other does; the sum keeps most of both"
+    ),
+}
 
-def _cell(rows: Sequence[Row], form: tuple[tuple[str, str], ...]) -> str:
-    numbers = [(_median(rows, column), text) for column, text in form]
-    return "".join("–" if number is None else text.format(number) for number, text in numbers)
+
+def lines(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield for each pair of runs a table by kind of module, and each kind in words."""
+    for (run_a, step_a, run_b, step_b), of_pair in grouped(rows, *RUNS).items():
+        for name, run, step in (("a", run_a, step_a), ("b", run_b, step_b)):
+            methods = ", ".join(dict.fromkeys(row[f"method_{name}"] for row in of_pair))
+            yield f"{name}: {run_heading(run, step)}  ({methods})"
+        kinds = {kind: group for (kind,), group in grouped(of_pair, "kind").items()}
+        cells = [["kind", "modules", *(heading for heading, _ in PRINTED)]]
+        for kind, group in [*kinds.items(), ("all", of_pair)]:
+            numbers = [_cell(group, formats) for _, formats in PRINTED]
+            cells.append([kind, str(len(group)), *numbers])
+        yield from aligned(cells)
+        yield ""
+        for kind, group in kinds.items():
+            yield f"{kind}: {sentence(group)}"
+        yield ""
+
+
+def _cell(rows: Sequence[Row], formats: Sequence[tuple[str, str]]) -> str:
+    """The medians of one or more columns, each in its format; a dash if one is undefined."""
+    numbers = [(_median(rows, column), form) for column, form in formats]
+    return "".join("–" if number is None else form.format(number) for number, form in numbers)
 
 
 def _median(rows: Sequence[Row], column: str) -> float | None:
-    """Of a column; of a ratio, by its logarithm, so that exchanging a and b inverts it."""
+    """Median of a column (geometric for norm_ratio, so swapping a and b inverts it)."""
     if column == "norm_ratio":
         return math.exp(float(np.median([math.log(row[column]) for row in rows])))
     return statistics.median(row[column] for row in rows)
 
 
 def sentence(rows: Sequence[Row]) -> str:
-    """The modules of a projection in words: the relation that most have, and which others have.
+    """Describe the modules of one kind in words: their most common case, and how many differ.
 
-    Two modules are of one sort if their relation is, and which of the updates dwarfs the other.
-    Numbers are medians over the modules of the commonest sort.
+    A case is a relation together with which update, if either, dwarfs the other. Numbers are
+    medians over the modules of the most common case. rows: at least one.
     """
-    sorts: dict[tuple[str, str], list[Row]] = {}
+    cases: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        sorts.setdefault((relation(row), _dwarfing(row["norm_ratio"])), []).append(row)
-    (name, large), main = max(sorts.items(), key=lambda item: len(item[1]))
+        cases.setdefault((relation(row), _dwarfing(row["norm_ratio"])), []).append(row)
+    (name, large), main = max(cases.items(), key=lambda item: len(item[1]))
     words = f"{name} ({_evidence(main)}): {_consequence(name, large, main)}{_needs(main)}"
-    if len(sorts) == 1:
+    if len(cases) == 1:
         return words
     others = "; ".join(
         f"{len(group)} {name}{f', {large} much the larger' if large else ''}"
-        for (name, large), group in sorts.items()
+        for (name, large), group in cases.items()
         if group is not main
     )
     return f"in {len(main)} of {len(rows)} modules {words}. Others: {others}"
 
 
 def _dwarfing(norm_ratio: float) -> str:
-    """Which of a and b has over 99 % of their energy; "" for neither."""
+    """The update, "a" or "b", with over 99 % of the energy of both; "" if neither."""
     return "a" if norm_ratio >= DWARFS else "b" if norm_ratio <= 1 / DWARFS else ""
 
 
 def _evidence(rows: Sequence[Row]) -> str:
-    """The cosine, and for either side the update of which more lies in the other's directions."""
+    """The cosine and, per side, the larger share of an update in the other's directions."""
     middle = {column: _median(rows, column) for column in merging.COLUMNS}
     words = [f"cosine {round(middle['cosine'] or 0.0, 2) + 0.0:.2f}"]  # 0.0: no minus before zero
     for side, verb in zip(SIDES, ("written to", "read from"), strict=True):
@@ -191,7 +155,10 @@ def _evidence(rows: Sequence[Row]) -> str:
 
 
 def _consequence(name: str, large: str, rows: Sequence[Row]) -> str:
-    """What the sum does to both."""
+    """The effect of the sum on both updates.
+
+    name: their relation. large: the update that dwarfs the other, or "".
+    """
     ratio = _median(rows, "norm_ratio") or 1.0
     times = max(ratio, 1 / ratio)
     if large:
@@ -209,7 +176,7 @@ def _consequence(name: str, large: str, rows: Sequence[Row]) -> str:
 
 
 def _needs(rows: Sequence[Row]) -> str:
-    """How many directions the sum needs, unless it vanishes."""
+    """The number of directions that the sum needs, or that nothing is left of it."""
     needed, capacity = _median(rows, "sum_rank_99"), _median(rows, "sum_capacity")
     if needed is None:
         return ", and nothing is left"
@@ -217,8 +184,41 @@ def _needs(rows: Sequence[Row]) -> str:
 
 
 def _percent(share: float) -> str:
-    """In words' precision: 3 %, 0.4 %, below 0.1 %."""
+    """A share with the precision of a sentence: 3 %, 0.4 %, under 0.1 %."""
     percent = 100 * share
     if percent < 0.1:
         return "under 0.1 %"
     return f"{percent:.2g} %" if percent < 1 else f"{percent:.0f} %"
+
+
+def relation(row: Row) -> str:
+    """Return the relation of two updates of one module in words; a key of `MEANING`."""
+    cosine = row["cosine"]
+    if cosine >= SAME:
+        return "nearly the same direction"
+    if cosine <= -SAME:
+        return "nearly opposite"
+    if cosine >= UNRELATED:
+        return "partly aligned"
+    if cosine <= -UNRELATED:
+        return "conflicting"
+    writes, reads = (max(_excess(row, side, one) for one in "ab") for side in SIDES)
+    if max(writes, reads) < SOME:
+        chance = min(max(row[f"chance_{side}_{one}"] for one in "ab") for side in SIDES)
+        return "almost independent" if chance < SOME else "independent, overlapping only by chance"
+    if min(writes, reads) >= MUCH:
+        return "overlapping, with unrelated content"
+    if writes >= MUCH and reads < SOME:
+        return "writing the same directions, reading others"
+    if reads >= MUCH and writes < SOME:
+        return "reading the same directions, writing others"
+    return "partly overlapping, with unrelated content"
+
+
+def _excess(row: Row, side: str, one: str) -> float:
+    """Share of update `one` in the other's directions, on a scale from 0 (chance) to 1 (all).
+
+    0 also if those directions span the whole space, so that the share says nothing.
+    """
+    shared, chance = row[f"shared_{side}_{one}"], row[f"chance_{side}_{one}"]
+    return (shared - chance) / (1 - chance) if chance < 1 else 0.0

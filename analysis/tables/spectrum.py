@@ -1,38 +1,21 @@
-"""Rows → what a person reads: a summary by projection, aligned in columns."""
+"""Summarise the rows of `analysis.spectrum` by kind of module, and print the summary."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from analysis import results
 from analysis.numerics import statistics
 from analysis.results import Row, grouped
-from analysis.tables.text import aligned, cell
+from analysis.tables.text import aligned, cell, counted, run_heading
 
 EXPLANATION = """\
 ‖ΔW‖₂ = s₁, ‖ΔW‖_F = √Σs²; top-k: share of the energy in the k largest values; eff. rank: exp of
-the entropy of s; stable: Σs²/s₁²; used: eff. rank / capacity; democracy: eff. rank / its mean for
-a random update of that capacity (1: as even as chance). Numbers are medians over modules. Eff.
-rank, used and democracy hold within one capacity; between capacities compare the energy shares."""
+the entropy of s/Σs; stable: Σs²/s₁²; used: eff. rank / capacity; democracy: eff. rank / its mean
+for random updates of that shape and capacity (1: as even as chance); zero: modules with ΔW = 0.
+Numbers are medians over modules. Compare eff. rank, used and democracy only within one capacity;
+between capacities compare the energy shares."""
 
-# Rows are summarised by the median of each of these.
+# The columns whose medians make the summary.
 MEASURES = results.COLUMNS[results.COLUMNS.index("capacity") : results.COLUMNS.index("algorithm")]
-
-
-def summary(rows: Sequence[Row]) -> list[Row]:
-    """One line a run, step and kind, then kind "all": counts, and medians where defined."""
-    summarised = []
-    for (run, step), of_run in grouped(rows, "run", "step").items():
-        kinds = grouped(of_run, "kind")
-        for kind, of_kind in [
-            *((kind[0], group) for kind, group in kinds.items()),
-            ("all", of_run),
-        ]:
-            zero = sum(row["spectral_norm"] == 0 for row in of_kind)
-            line: Row = {"run": run, "step": step, "kind": kind}
-            line |= {"modules": len(of_kind), "zero": zero}
-            line |= {name: statistics.median(row[name] for row in of_kind) for name in MEASURES}
-            summarised.append(line)
-    return summarised
-
 
 # Heading, column of the summary, format.
 PRINTED = (
@@ -49,12 +32,29 @@ PRINTED = (
 )
 
 
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """Return one row per checkpoint and kind, then one with kind "all".
+
+    Each has the number of modules, how many of them have ΔW = 0 (`zero`), and the median of each of
+    MEASURES over the modules in which it is defined; None if it is defined in none.
+    """
+    summarised = []
+    for (run, step), of_run in grouped(rows, "run", "step").items():
+        kinds = [(kind, group) for (kind,), group in grouped(of_run, "kind").items()]
+        for kind, of_kind in [*kinds, ("all", of_run)]:
+            line: Row = {"run": run, "step": step, "kind": kind, "modules": len(of_kind)}
+            line["zero"] = sum(row["spectral_norm"] == 0 for row in of_kind)
+            line |= {name: statistics.median(row[name] for row in of_kind) for name in MEASURES}
+            summarised.append(line)
+    return summarised
+
+
 def lines(rows: Sequence[Row]) -> Iterator[str]:
-    """The lines of the summary that a person reads: a block a checkpoint, a line a projection."""
+    """Yield the printed summary: one table per checkpoint, one line per kind of module."""
     summarised = grouped(summary(rows), "run", "step")
     for (run, step), of_run in grouped(rows, "run", "step").items():
         methods = ", ".join(dict.fromkeys(row["method"] for row in of_run))
-        yield f"{run}{'' if step is None else f'  step {step}'}  ({methods})"
+        yield f"{run_heading(run, step)}  ({methods})"
         cells = [["kind", "modules", "d_out×d_in", *(heading for heading, _, _ in PRINTED)]]
         for line in summarised[run, step]:
             numbers = [cell(line[column], form) for _, column, form in PRINTED]
@@ -65,6 +65,23 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _shape(rows: Iterable[Row], kind: str) -> str:
-    """d_out×d_in of the modules of a kind, or how many different shapes they have."""
+    """d_out×d_in of the modules of a kind, or the number of different shapes."""
     shapes = {f"{row['d_out']}×{row['d_in']}" for row in rows if kind in (row["kind"], "all")}
     return shapes.pop() if len(shapes) == 1 else f"{len(shapes)} shapes"
+
+
+def remarks(rows: Iterable[Row], other: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Yield what the table does not show: updates lost in rounding noise, tensors left out."""
+    faint = sum(_mostly_below_floor(row) for row in rows)
+    if faint:
+        modules = counted(faint, "module")
+        yield f"In {modules} more than half of the values lie below the rounding noise."
+    if other:
+        reasons = "heads, biases, tensors missing in the base"
+        yield f"{counted(len(other), 'tensor')} not analysed ({reasons}): --json lists them."
+
+
+def _mostly_below_floor(row: Row) -> bool:
+    """True if more than half of the values that the capacity allows lie below the noise floor."""
+    moved = row["spectral_norm"] > 0
+    return row["floor"] is not None and moved and 2 * row["above_floor"] < row["capacity"]

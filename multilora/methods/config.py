@@ -1,4 +1,4 @@
-"""The settings of an adapter method, stored as `adapter_config.json` beside its weights."""
+"""Settings of the adapter methods, stored as `adapter_config.json` next to the weights."""
 
 import copy
 import enum
@@ -11,7 +11,7 @@ from peft.utils.other import get_pattern_key
 
 
 class MethodType(enum.StrEnum):
-    """The peft_type of each method; its own enum, because PEFT's cannot be extended."""
+    """The `peft_type` of each method, in an enum of our own because PEFT's cannot be extended."""
 
     MULTILORA = "MULTILORA"
     RLORA = "RLORA"
@@ -20,13 +20,15 @@ class MethodType(enum.StrEnum):
 
 @dataclass
 class AdapterConfig(PeftConfig):
-    """What the methods have in common: n modules of rank r in each of the chosen layers."""
+    """Settings that all methods share: n modules of rank r in each adapted layer."""
 
     method: ClassVar[MethodType]
 
     r: int = field(default=8, metadata={"help": "rank of each module"})
     n: int = field(default=3, metadata={"help": "number of parallel modules"})
-    lora_alpha: float = field(default=16, metadata={"help": "gives the scale of ΔW, with r"})
+    lora_alpha: float = field(
+        default=16, metadata={"help": "sets the scale of ΔW, together with r"}
+    )
     lora_dropout: float = field(default=0.0, metadata={"help": "dropout within the adapter"})
     target_modules: list[str] | set[str] | str | None = field(
         default=None,
@@ -36,13 +38,14 @@ class AdapterConfig(PeftConfig):
         default=None, metadata={"help": "modules to leave out, by the same rules"}
     )
     layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "indices of the layers to adapt; all of them by default"}
+        default=None, metadata={"help": "indices of the layers to adapt; all by default"}
     )
     layers_pattern: list[str] | str | None = field(
-        default=None, metadata={"help": "name of the layers' list, for layers_to_transform"}
+        default=None,
+        metadata={"help": "name of the model's list of layers, for layers_to_transform"},
     )
     modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "modules that are trained and saved whole"}
+        default=None, metadata={"help": "modules to train and save in full"}
     )
 
     def __post_init__(self) -> None:
@@ -55,7 +58,7 @@ class AdapterConfig(PeftConfig):
         self._check()
 
     def _check(self) -> None:
-        """Raise ValueError for what cannot be trained."""
+        """Raise ValueError for settings that cannot be trained."""
         for name in ("r", "n"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -66,45 +69,48 @@ class AdapterConfig(PeftConfig):
             raise ValueError(f"lora_alpha is {self.lora_alpha}; expected a finite number")
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise ValueError(
-                f"layers_to_transform needs a list of names; target_modules is the expression"
-                f" {self.target_modules!r}, which chooses layers by itself"
+                "layers_to_transform is set and target_modules is the regex"
+                f" {self.target_modules!r}, which chooses layers by itself; expected target_modules"
+                " as a list of names"
             )
         if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("layers_pattern needs layers_to_transform beside it")
+            raise ValueError("layers_pattern is set without layers_to_transform; expected both")
 
     def for_module(self, name: str) -> "AdapterConfig":
-        """The settings of one target module, where some have their own."""
+        """Return the settings of one target module; a method may set some of them per module."""
         return self
 
     @property
     def scale(self) -> float:
-        """What a product of factors is multiplied with: lora_alpha / r, or / √r with rsLoRA."""
+        """Factor on each product B·A: lora_alpha / r, or lora_alpha / √r with rsLoRA."""
         return self.lora_alpha / (self.r**0.5 if getattr(self, "use_rslora", False) else self.r)
 
 
 @dataclass
 class MultiLoraConfig(AdapterConfig):
-    """MultiLoRA: n parallel low-rank modules a layer (arXiv 2311.11501, section 4).
+    """MultiLoRA: n parallel low-rank modules per layer (arXiv 2311.11501, section 4).
 
     ΔW = scale · Σᵢ diag(sᵢ) Bᵢ Aᵢ, scale = lora_alpha / r, or lora_alpha / √r with use_rslora.
-    It has the parameters of a LoRA of rank n·r, and n·d_out scales a layer. By default every Aᵢ
-    and Bᵢ starts Kaiming-uniform and every sᵢ at zero, so that ΔW = 0 at the start. With
-    scale_per="module" every sᵢ is one number, and a layer has n of them.
+    A layer has the parameters of a LoRA of rank n·r, plus n·d_out scales. By default every Aᵢ and
+    Bᵢ is initialised Kaiming-uniform and every sᵢ to zero, so that ΔW = 0 at the start. With
+    scale_per="module" every sᵢ is one number, so that a layer has n scales.
     """
 
     method = MethodType.MULTILORA
 
     use_rslora: bool = field(default=False, metadata={"help": "scale is lora_alpha / sqrt(r)"})
-    start_b: str = field(default="kaiming", metadata={"help": "start of B: 'kaiming' or 'zero'"})
-    start_s: float = field(default=0.0, metadata={"help": "start of s: 0, or 1 with start_b zero"})
+    start_b: str = field(default="kaiming", metadata={"help": "initial B: 'kaiming' or 'zero'"})
+    start_s: float = field(default=0.0, metadata={"help": "initial s: 0, or 1 if start_b is zero"})
     scale_per: str = field(
-        default="feature", metadata={"help": "sᵢ scales each output 'feature', or the 'module'"}
+        default="feature",
+        metadata={"help": "sᵢ scales each output 'feature' or the whole 'module'"},
     )
     rank_pattern: dict[str, int] = field(
-        default_factory=dict, metadata={"help": "r of some target modules, by PEFT's rules"}
+        default_factory=dict, metadata={"help": "r of single target modules, by PEFT's rules"}
     )
     alpha_pattern: dict[str, float] = field(
-        default_factory=dict, metadata={"help": "lora_alpha of some target modules, likewise"}
+        default_factory=dict,
+        metadata={"help": "lora_alpha of single target modules, by PEFT's rules"},
     )
 
     def for_module(self, name: str) -> "MultiLoraConfig":
@@ -128,25 +134,29 @@ class MultiLoraConfig(AdapterConfig):
         if not math.isfinite(self.start_s):
             raise ValueError(f"start_s is {self.start_s}; expected a finite number")
         if self.start_b == "zero" and self.start_s == 0:
-            raise ValueError("start_b='zero' with start_s=0: no gradient would ever flow")
+            raise ValueError(
+                "start_b is 'zero' and start_s is 0: no gradient would flow; expected start_s = 1"
+            )
         if self.start_b == "kaiming" and self.start_s != 0:
-            raise ValueError("start_b='kaiming' with start_s != 0: ΔW would not start at zero")
+            raise ValueError(
+                "start_b is 'kaiming' and start_s is not 0: ΔW would not start at zero"
+            )
 
 
 @dataclass
 class RLoraConfig(AdapterConfig):
-    """R-LoRA: one A and n heads Bᵢ, mixed for every input by a router (arXiv 2502.15455).
+    """R-LoRA: one A and n heads Bᵢ, mixed for every input by a router R (arXiv 2502.15455).
 
-    ΔW(x) = scale · (Σᵢ softmax(R x)ᵢ Bᵢ A − mean B0ᵢ A0), scale = lora_alpha / √r; A0 and B0ᵢ are
-    the random start, kept beside the weights. Dropout falls on A x, for each head separately.
-    With the zero router the update starts at zero, up to rounding; router_init="kaiming" is the
-    released code's start, which is off the base from the first step.
+    ΔW(x) = scale · (Σᵢ softmax(R x)ᵢ Bᵢ A − mean B0ᵢ A0), scale = lora_alpha / √r. A0 and B0ᵢ are
+    the random initial values, saved with the weights. Dropout is applied to A x, separately for
+    each head. With router_init="zero" the update is zero at the start, up to rounding;
+    router_init="kaiming" follows the released code, whose update is not zero at the start.
     """
 
     method = MethodType.RLORA
 
     router_init: str = field(
-        default="zero", metadata={"help": "start of the router R: 'zero' or 'kaiming'"}
+        default="zero", metadata={"help": "initial router R: 'zero' or 'kaiming'"}
     )
 
     def _check(self) -> None:
@@ -156,38 +166,38 @@ class RLoraConfig(AdapterConfig):
 
     @property
     def scale(self) -> float:
-        """lora_alpha / √r, always."""
+        """Factor on each product B·A: lora_alpha / √r."""
         return self.lora_alpha / self.r**0.5
 
 
 @dataclass
 class MtlLoraConfig(AdapterConfig):
-    """MTL-LoRA: an update for each task, made of shared factors (arXiv 2410.09437).
+    """MTL-LoRA: one update per task, built from shared factors (arXiv 2410.09437).
 
     ΔW_t = scale · Σᵢ softmax(w_t / τ)ᵢ Bᵢ Λ_t A for task t, scale = lora_alpha / r, or
-    lora_alpha / √r with use_rslora; Bᵢ starts at zero, and so does every ΔW_t. The batch carries
-    `multilora_task_ids`, the index of each row's task in `tasks`.
+    lora_alpha / √r with use_rslora. Bᵢ is zero at the start, and so is every ΔW_t. Every batch
+    carries `multilora_task_ids`, the index in `tasks` of each row's task.
     """
 
     method = MethodType.MTLLORA
 
     tasks: list[str] = field(default_factory=list, metadata={"help": "names of the tasks"})
     temperature: float = field(default=0.5, metadata={"help": "τ of the softmax over w_t / τ"})
-    diagonal: bool = field(default=False, metadata={"help": "Λ_t is diagonal, else (r, r)"})
+    diagonal: bool = field(default=False, metadata={"help": "make Λ_t diagonal instead of (r, r)"})
     use_rslora: bool = field(default=False, metadata={"help": "scale is lora_alpha / sqrt(r)"})
 
     def _check(self) -> None:
         super()._check()
         if not isinstance(self.tasks, list | tuple) or not self.tasks:
-            raise ValueError(f"tasks is {self.tasks!r}; expected the names of the tasks, a list")
+            raise ValueError(f"tasks is {self.tasks!r}; expected a list of task names")
         self.tasks = list(self.tasks)
         for task in self.tasks:
-            # An export has a directory for each task.
+            # An export writes one directory per task.
             if not isinstance(task, str) or not task or task[0] == "." or set(task) & set("/\\\0"):
                 raise ValueError(
-                    f"task {task!r}: expected a name that a directory can have, no slash in it"
+                    f"task {task!r}: not a valid directory name; expected one without slashes"
                 )
         if len(set(self.tasks)) < len(self.tasks):
-            raise ValueError(f"tasks {self.tasks}: a name stands there twice")
+            raise ValueError(f"tasks {self.tasks}: a name appears twice")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; expected a number above 0")

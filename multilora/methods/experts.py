@@ -1,18 +1,20 @@
-"""Task experts: one LoRA a task, nothing shared (the isolation of CORAL, arXiv 2603.09298).
+"""Task experts: one LoRA per task, nothing shared (the isolation of CORAL, arXiv 2603.09298).
 
 bank = ExpertBank(model, LoraConfig(r=8, target_modules="all-linear"), ["law", "medicine"])
 bank(input_ids=ids, labels=labels, multilora_task_ids=torch.tensor([0, 1, 1]))
-bank.choose("law")  # for all batches without ids
-bank.merge("law")  # the layers are plain layers now; bank.unmerge() undoes it
-bank.add("chemistry")  # the other experts keep their bits
-bank.save_pretrained("bank")  # a PEFT LoRA a task, and experts.json
+bank.choose("law")  # used for batches without ids
+bank.merge("law")  # the layers are now plain layers; bank.unmerge() undoes it
+bank.add("chemistry")  # the weights of the other experts do not change
+bank.save_pretrained("bank")  # one PEFT LoRA per task, and experts.json
 bank = ExpertBank.from_pretrained(model, "bank")
 """
 
 import copy
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from multilora import record
+from multilora.methods.task_ids import KEY, TaskIds, checkpointed, recomputed
 
+# The file that makes a directory of LoRAs a bank; analysis.formats.experts reads the same format.
 CONFIG = "experts.json"
 FORMAT = "multilora-experts"
 VERSION = 1
@@ -34,25 +38,26 @@ _IGNORED = -100  # the label without loss
 
 
 class ExpertBank(PeftModelForCausalLM):
-    """A causal model with one PEFT LoRA a task, each trained as if it were alone.
+    """A causal model with one PEFT LoRA per task, each trained as if it were alone.
 
-    A batch says by `multilora_task_ids` (batch,), indices into `tasks`, which expert each of its
-    rows is for; the ids come before what `choose` has set. In training the rows of every task pass
-    through the model on their own, with their expert active, and the gradient of the loss is that
-    of the *sum* over tasks of the mean loss of their labelled tokens: each expert gets what it
-    would get alone from its rows, and an expert without rows gets no gradient at all (None), so
-    that no optimiser of torch moves it. The loss's value is the mean over all tokens of the batch,
-    as for any model. What couples parameters beyond the gradient couples experts too: clip with
-    `clip_grad_norm`, as multilora.train does, or not at all. When gradients are accumulated over
-    batches or processes, `count_labels` lets the mean be over all of them.
+    A batch carries `multilora_task_ids` (batch,), indices into `tasks`, which take precedence over
+    `choose`. In training the rows of every task pass through the model separately, with their
+    expert active. The gradient is that of the *sum* over tasks of the mean loss of their labelled
+    tokens: each expert gets the gradient that it would get from its rows alone, and an expert
+    without rows gets none (None), so that no optimiser of torch moves it. The value of the loss is
+    the mean over all labelled tokens of the batch, as for any model. Anything that couples
+    parameters beyond the gradient also couples experts: clip with `clip_grad_norm`, as
+    multilora.train does, or not at all. When gradients are accumulated over batches or processes,
+    `count_labels` makes the means those over all of them.
 
-    Otherwise rows of several tasks pass through together, by PEFT's mixed batches.
+    Outside training, rows of several tasks pass through together, by PEFT's mixed batches.
 
-    model: with PEFT's usual target modules. config: of every expert, copied. tasks: their names,
-    which become names of directories.
+    model: the base, with PEFT's usual target modules.
+    config: the LoRA settings of every expert; it is copied.
+    tasks: their names, which become names of directories.
     """
 
-    # The expert for batches without ids, and the one that is merged.
+    # The expert for batches without ids, and the one that is merged; None if there is none.
     chosen: str | None = None
     merged: str | None = None
 
@@ -60,23 +65,24 @@ class ExpertBank(PeftModelForCausalLM):
         self, model: nn.Module, config: LoraConfig, tasks: Sequence[str], **options: Any
     ) -> None:
         if not tasks:
-            raise ValueError("no tasks; expected the name of at least one")
+            raise ValueError("tasks is empty; expected the name of at least one")
         self._before_merge: list[tuple[nn.Parameter, torch.Tensor]] = []
         first = _as_expert(config)
         _check(tasks[0], first, model)
-        super().__init__(model, first, adapter_name=tasks[0], **options)
+        with _any_name():
+            super().__init__(model, first, adapter_name=tasks[0], **options)
         for task in tasks[1:]:
             self.add(task, config)
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks' names, in the order of their indices."""
+        """Names of the tasks, in the order of their indices."""
         return list(self.peft_config)
 
     # The experts.
 
     def choose(self, task: str | None) -> None:
-        """Use the expert of `task` for batches that bring no ids; with None, ids are needed."""
+        """Use the expert of `task` for batches without ids; with None, batches need ids."""
         if task is not None:
             self._check_task(task)
             self.set_adapter(task)
@@ -85,21 +91,21 @@ class ExpertBank(PeftModelForCausalLM):
         self.chosen = task
 
     def add(self, task: str, config: LoraConfig | None = None) -> None:
-        """Add an expert at its start, ΔW = 0, after the others; with the first one's settings."""
+        """Append an untrained expert, ΔW = 0; by default with the settings of the first."""
         self.add_adapter(task, _as_expert(config or self.peft_config[self.tasks[0]]))
 
     def remove(self, task: str) -> None:
-        """Take an expert away; the indices of those behind it move down."""
+        """Remove an expert; the indices of the experts after it decrease by one."""
         self._check_task(task)
         if len(self.tasks) == 1:
-            raise ValueError(f"{task!r} is the only expert; expected one to be left")
+            raise ValueError(f"{task!r} is the only expert; expected at least one to remain")
         self.delete_adapter(task)
 
     def merge(self, task: str) -> None:
-        """Choose an expert and add its ΔW to the weights: its layers then cost what the base's do.
+        """Choose an expert and add its ΔW to the weights, so that its layers cost no more.
 
-        The weights as they were are kept, and take the memory of the adapted layers once more.
-        Raises ValueError, and leaves everything as it was, where a merged weight is not finite.
+        The previous weights are kept, which takes the memory of the adapted layers a second time.
+        Raises ValueError, and changes nothing, if a merged weight is not finite.
         """
         self.choose(task)
         layers = [layer for layer in self.modules() if isinstance(layer, LoraLayer)]
@@ -109,14 +115,14 @@ class ExpertBank(PeftModelForCausalLM):
         self.merged = task
         try:
             for layer in layers:
-                # A safe merge puts a new tensor in the place of the old one, which is kept.
+                # A safe merge assigns a new tensor, so that the kept one is not modified.
                 layer.merge(safe_merge=True, adapter_names=[task])
         except BaseException:
             self.unmerge()
             raise
 
     def unmerge(self) -> None:
-        """Put the weights back as they were before `merge`, to the last bit."""
+        """Restore the weights from before `merge`, bit for bit."""
         for p, before in self._before_merge:
             p.data = before
         self._before_merge = []
@@ -126,13 +132,13 @@ class ExpertBank(PeftModelForCausalLM):
         self.merged = None
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """The base with the chosen expert in its weights, for good; arguments as those of PEFT."""
+        """Return the base with the chosen expert merged permanently; arguments as in PEFT."""
         if self.chosen is None:
-            raise ValueError(f"no expert is chosen; choose one of {self.tasks} to be merged")
+            raise ValueError(f"no expert is chosen; choose one of {self.tasks} to merge")
         return self.base_model.merge_and_unload(*args, **{"adapter_names": [self.chosen]} | kwargs)
 
     def parameters_of(self, task: str) -> Iterator[nn.Parameter]:
-        """All that is trained for a task, and for no other."""
+        """Yield all parameters that are trained for a task; no other task uses them."""
         self._check_task(task)
         for layer in _switched(self):
             for name in layer.adapter_layer_names:
@@ -142,33 +148,33 @@ class ExpertBank(PeftModelForCausalLM):
                     yield from [entry] if isinstance(entry, nn.Parameter) else entry.parameters()
 
     def clip_grad_norm(self, max_norm: float) -> torch.Tensor:
-        """Clip the gradients of each expert by their own norm; the norm of all, before."""
+        """Clip the gradients of each expert by their own norm; return the total norm before."""
         norms = [
             nn.utils.clip_grad_norm_(self.parameters_of(task), max_norm) for task in self.tasks
         ]
         return torch.stack(norms).norm()
 
-    # PEFT's own ways to the same: they keep what is trainable, which PEFT's would not.
+    # PEFT's own methods, overridden so that every expert stays trainable.
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
-        """Activate an adapter for what PEFT does with the active one; `choose` is for batches."""
+        """Activate an adapter for PEFT's own methods; use `choose` to set it for batches."""
         self.unmerge()
         with self._same_trainable():
             super().set_adapter(adapter_name, inference_mode)
 
     def add_adapter(self, adapter_name: str, peft_config: LoraConfig, **options: Any) -> None:
-        """Add an expert; ValueError for a name or settings that cannot be one's."""
+        """Add an expert; raise ValueError for a name or settings that an expert cannot have."""
         if adapter_name in self.tasks:
-            raise ValueError(f"there is an expert {adapter_name!r} already")
+            raise ValueError(f"expert {adapter_name!r} exists already; expected a new name")
         _check(adapter_name, peft_config, self)
         self.unmerge()
-        with self._same_trainable():
+        with self._same_trainable(), _any_name():
             super().add_adapter(adapter_name, peft_config, **options)
         for p in self.parameters_of(adapter_name):
             p.requires_grad_(not peft_config.inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Take an expert away."""
+        """Remove an expert; see `remove`."""
         if adapter_name == self.active_adapter:
             self.set_adapter(next(task for task in self.tasks if task != adapter_name))
         self.unmerge()
@@ -179,6 +185,7 @@ class ExpertBank(PeftModelForCausalLM):
 
     @contextmanager
     def _same_trainable(self) -> Iterator[None]:
+        """Restore afterwards which parameters are trained."""
         before = [(p, p.requires_grad) for p in self.parameters()]
         yield
         for p, requires_grad in before:
@@ -196,11 +203,13 @@ class ExpertBank(PeftModelForCausalLM):
         multilora_label_counts: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The model's output, each row by its task's expert.
+        """Return the model's output, with each row computed by the expert of its task.
 
-        multilora_task_ids (batch,): indices into `tasks`; needed unless an expert is chosen.
-        multilora_label_counts (tasks,): see `count_labels`. In training with ids, only `loss` and
-        `logits` are given.
+        input_ids, attention_mask, inputs_embeds, labels: as in transformers.
+        multilora_task_ids (batch,): indices into `tasks`; required unless an expert is chosen.
+        multilora_label_counts (tasks,): see `count_labels`.
+
+        In training the output has only `loss` and `logits`.
         """
         rows = input_ids if input_ids is not None else inputs_embeds
         experts = self._experts(multilora_task_ids, rows)
@@ -216,7 +225,7 @@ class ExpertBank(PeftModelForCausalLM):
     def generate(
         self, *args: Any, multilora_task_ids: torch.Tensor | None = None, **kwargs: Any
     ) -> Any:
-        """Continue each row by its task's expert; arguments as those of transformers."""
+        """Continue each row by the expert of its task; other arguments as in transformers."""
         rows = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
         rows = kwargs.get("inputs_embeds") if rows is None else rows
         experts = self._experts(multilora_task_ids, rows)
@@ -228,85 +237,73 @@ class ExpertBank(PeftModelForCausalLM):
     def _train(
         self, experts: list[str], label_counts: torch.Tensor | None, inputs: dict[str, Any]
     ) -> CausalLMOutput:
-        """Loss and logits, the rows of each task on their own."""
-        whole = inputs.pop("num_items_in_batch", None)  # Trainer's: labels of an accumulated batch
-        layers, checkpointed, tasks = _switched(self), _checkpointed(self), self.tasks
+        """Loss and logits in training, with the rows of each task passed through separately.
+
+        experts (batch,): the expert of each row. label_counts: see `count_labels`.
+        """
+        whole = inputs.pop("num_items_in_batch", None)  # Trainer's: labels of all batches of a step
+        layers, again, tasks = _switched(self), checkpointed(self), self.tasks
         order: list[int] = []
         logits: list[torch.Tensor] = []
-        losses: list[tuple[int, int, torch.Tensor]] = []  # task, number of labels, their mean
+        losses: list[TaskLoss] = []
         for task in dict.fromkeys(experts):
             rows = [i for i, of_row in enumerate(experts) if of_row == task]
             part = {name: _rows(given, rows, len(experts)) for name, given in inputs.items()}
-            with _active(layers, task), _recomputed(checkpointed, layers, task):
+            active = partial(_active, layers, task)
+            with active(), recomputed(again, active):
                 output = super().forward(**part)
             order += rows
             logits.append(output.logits)
             n = 0 if part["labels"] is None else int((part["labels"][:, 1:] != _IGNORED).sum())
             if n:
-                losses.append((tasks.index(task), n, output.loss))
+                losses.append(TaskLoss(tasks.index(task), n, output.loss))
         together = torch.cat(logits)[torch.tensor(order).argsort()]
         if inputs["labels"] is None:
             return CausalLMOutput(logits=together)
-        count = sum(n for _, n, _ in losses)
-        if not count:
-            raise ValueError("no token of the batch has a label; expected some with loss")
-        whole = count if whole is None else whole
-        if label_counts is None:
-            gradient = sum(loss for _, _, loss in losses) * (count / whole)
-        else:
-            gradient = sum(loss * (n / label_counts[i]) for i, n, loss in losses)
-        value = sum(loss.detach() * n for _, n, loss in losses) / whole
-        # The value of one, the gradient of the other.
-        return CausalLMOutput(loss=gradient + (value - gradient).detach(), logits=together)
+        return CausalLMOutput(loss=_total(losses, whole, label_counts), logits=together)
 
     def _experts(self, ids: torch.Tensor | None, rows: torch.Tensor | None) -> list[str]:
-        """The expert of each row; [] where the layers as they are do it: merged or disabled."""
+        """Return the expert of each row; [] if the layers need none: merged or disabled."""
         if rows is None:
-            raise ValueError("a batch without input_ids and inputs_embeds")
-        tasks = self.tasks
+            raise ValueError("the batch has neither input_ids nor inputs_embeds; expected one")
         if not self.has_active_enabled_adapter:
             return []
-        if ids is None:
-            if self.chosen is None:
-                raise ValueError(
-                    "the batch has no multilora_task_ids, and no expert is chosen; expected an"
-                    f" index into {tasks} for each row, or choose(task) before"
-                )
+        tasks = self.tasks
+        if ids is not None:
+            indices = TaskIds.of(ids).for_rows(len(rows), tasks=len(tasks))
+            experts = [tasks[i] for i in indices.tolist()]
+        elif self.chosen is not None:
             experts = [self.chosen] * len(rows)
         else:
-            ids = torch.as_tensor(ids)
-            if ids.is_floating_point() or ids.dtype == torch.bool or ids.shape != rows.shape[:1]:
-                raise ValueError(
-                    f"multilora_task_ids is {tuple(ids.shape)}, {ids.dtype}; expected a whole"
-                    f" number for each of {len(rows)} rows"
-                )
-            wrong = [i for i in ids.tolist() if not 0 <= i < len(tasks)]
-            if wrong:
-                raise ValueError(
-                    f"multilora_task_ids holds {wrong[0]}; expected 0 to {len(tasks) - 1}, indices"
-                    f" into {tasks}"
-                )
-            experts = [tasks[i] for i in ids.tolist()]
+            raise ValueError(
+                f"the batch has no {KEY}, and no expert is chosen; expected an index into {tasks} "
+                "for each row, or a call of choose(task) before"
+            )
         if self.merged is None:
             return experts
+        self._check_merged(experts)
+        return []
+
+    def _check_merged(self, experts: list[str]) -> None:
+        """Raise ValueError if the merged expert cannot compute the rows of a batch."""
         if self.training:
-            raise ValueError(f"the expert {self.merged!r} is merged; unmerge() before training")
+            raise ValueError(f"expert {self.merged!r} is merged; call unmerge() before training")
         other = next((task for task in experts if task != self.merged), None)
         if other is not None:
             raise ValueError(
-                f"the expert {self.merged!r} is merged and the batch has rows of {other!r};"
-                " unmerge() first"
+                f"expert {self.merged!r} is merged and the batch has rows of {other!r}; call "
+                "unmerge() first"
             )
-        return []
 
     def _check_task(self, task: str) -> None:
+        """Raise ValueError if no expert has this name."""
         if task not in self.tasks:
             raise ValueError(f"no expert {task!r}; expected one of {self.tasks}")
 
     # Files.
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
-        """Write a PEFT LoRA a task into directories of their names, and at last experts.json."""
+        """Write one PEFT LoRA per task into directories of their names, then experts.json."""
         out = Path(save_directory)
         if options.get("is_main_process", True):
             (out / CONFIG).unlink(missing_ok=True)
@@ -320,9 +317,9 @@ class ExpertBank(PeftModelForCausalLM):
     def from_pretrained(
         cls, model: nn.Module, path: str | Path, is_trainable: bool = False, **options: Any
     ) -> "ExpertBank":
-        """The bank that `save_pretrained` wrote, on the same base; ValueError where it is broken.
+        """Load what `save_pretrained` wrote, on the same base; raise ValueError if it is broken.
 
-        Without `is_trainable` the experts are frozen and the model is in evaluation.
+        Without `is_trainable` the experts are frozen and the model is in evaluation mode.
         """
         tasks = saved_tasks(Path(path))
         configs = {task: _saved_config(Path(path) / task, is_trainable) for task in tasks}
@@ -330,104 +327,164 @@ class ExpertBank(PeftModelForCausalLM):
         for task in tasks[1:]:
             bank.add_adapter(task, configs[task])
         for task in tasks:
-            found = bank.load_adapter(str(Path(path) / task), task, is_trainable=is_trainable)
-            # PEFT counts what other experts have, where one's name is a part of theirs.
-            missing = [key for key in found.missing_keys if task in key.split(".")]
-            if missing or found.unexpected_keys:
-                key = (*missing, *found.unexpected_keys)[0]
-                what = "is missing" if missing else "has no place in the model"
-                raise ValueError(f"{Path(path) / task}: {key} {what}")
+            keys = bank.load_adapter(str(Path(path) / task), task, is_trainable=is_trainable)
+            # PEFT also lists keys of other experts if one name is part of another.
+            missing = [key for key in keys.missing_keys if task in key.split(".")]
+            if missing or keys.unexpected_keys:
+                key = (*missing, *keys.unexpected_keys)[0]
+                problem = "is missing" if missing else "does not belong to the model"
+                raise ValueError(f"{Path(path) / task}: {key} {problem}")
             for p in bank.parameters_of(task):
                 p.requires_grad_(is_trainable)
         return bank
 
 
-def count_labels(batches: Iterable[Mapping[str, torch.Tensor]], tasks: int) -> torch.Tensor:
-    """Labelled tokens of each task in all of `batches`, (tasks,).
+@dataclass(frozen=True)
+class TaskLoss:
+    """The loss of one task in a batch: index of the task, number of labels, their mean loss."""
 
-    Put into each of the batches as `multilora_label_counts`, it makes the gradients add up to those
-    of one batch with all the rows: an expert's loss is then the mean over its tokens in all of
-    them. Over several processes it must be the sum over these, divided by their number where
+    task: int
+    labels: int
+    mean: torch.Tensor
+
+
+def _total(
+    losses: Sequence[TaskLoss], whole: Any, label_counts: torch.Tensor | None
+) -> torch.Tensor:
+    """Loss of a batch: its value is the mean over labels, its gradient that of a sum over tasks.
+
+    losses: of the tasks with labels.
+    whole: number of labels in all batches of the step; None if this batch is the only one.
+    label_counts (tasks,): number of labels of each task in all batches of the step. If it is None,
+        the gradient is scaled by the share of the step's labels that this batch holds.
+
+    Raises ValueError if no task has labels.
+    """
+    count = sum(loss.labels for loss in losses)
+    if not count:
+        raise ValueError("no token of the batch has a label; expected some with loss")
+    whole = count if whole is None else whole
+    if label_counts is None:
+        gradient = sum(loss.mean for loss in losses) * (count / whole)
+    else:
+        gradient = sum(loss.mean * (loss.labels / label_counts[loss.task]) for loss in losses)
+    value = sum(loss.mean.detach() * loss.labels for loss in losses) / whole
+    return gradient + (value - gradient).detach()
+
+
+def count_labels(batches: Iterable[Mapping[str, torch.Tensor]], tasks: int) -> torch.Tensor:
+    """Return the number of labelled tokens of each task in all of `batches`, (tasks,).
+
+    Passed with each of the batches as `multilora_label_counts`, it makes their gradients add up to
+    those of one batch with all the rows: the loss of an expert is then the mean over its tokens in
+    all of them. With several processes, pass the sum over processes, divided by their number if
     gradients are averaged.
     """
     counts = torch.zeros(tasks, dtype=torch.long)
     for batch in batches:
         of_row = (batch["labels"][:, 1:] != _IGNORED).sum(1).cpu()
-        counts.index_add_(0, batch["multilora_task_ids"].cpu(), of_row)
+        counts.index_add_(0, batch[KEY].cpu(), of_row)
     return counts
 
 
 def saved_tasks(path: Path) -> list[str]:
-    """The names in a saved bank's experts.json; ValueError where it is broken."""
+    """Return the task names in a saved bank's experts.json; raise ValueError if it is broken."""
     try:
         listed = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         tasks = [str(task) for task in listed["tasks"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path / CONFIG}: not readable as a bank's: {error}") from None
+        raise ValueError(f"{path / CONFIG}: not the file of a bank of experts: {error}") from None
     if listed.get("format") != FORMAT or listed.get("version") != VERSION:
         raise ValueError(
             f"{path / CONFIG}: format {listed.get('format')!r}, version {listed.get('version')!r};"
             f" expected {FORMAT!r}, {VERSION}"
         )
     if not tasks or len(set(tasks)) < len(tasks):
-        raise ValueError(f"{path / CONFIG}: tasks are {tasks}; expected some, each once")
+        raise ValueError(f"{path / CONFIG}: tasks are {tasks}; expected at least one, each once")
     return tasks
 
 
 def _saved_config(path: Path, is_trainable: bool) -> LoraConfig:
+    """Read the LoRA settings of a saved expert."""
     if not (path / "adapter_config.json").is_file():
-        raise ValueError(f"{path}: no adapter_config.json; {CONFIG} beside it names this expert")
+        raise ValueError(f"{path}: no adapter_config.json; {CONFIG} lists this expert")
     config = PeftConfig.from_pretrained(str(path))
     config.inference_mode = not is_trainable
     return config
 
 
 def _as_expert(config: LoraConfig) -> LoraConfig:
-    """A copy, since PEFT writes into an adapter's config."""
+    """Copy the settings of an expert, since PEFT modifies an adapter's config."""
     config = copy.deepcopy(config)
     config.task_type = config.task_type or "CAUSAL_LM"
     return config
 
 
-# Names that PEFT gives to parts of its modules, and "default", which it saves where the bank lies.
-_TAKEN = {"default", "__base__", "base_model", "model", "base_layer", "modules_to_save"}
+# Names that PEFT uses for parts of its layers and wrappers, and "default", an adapter that PEFT
+# saves without a directory of its own.
+_TAKEN = {
+    "default",
+    "__base__",
+    "base_model",
+    "model",
+    "base_layer",
+    "modules_to_save",
+    *LoraLayer.adapter_layer_names,
+}
 
 
 def _check(task: str, config: LoraConfig, model: nn.Module) -> None:
-    """Raise ValueError where PEFT's LoRA could not keep such an expert apart from the others."""
-    # A task's name is a key of PEFT's dictionaries of modules, and a directory.
-    if not task or task.startswith(".") or set(task) & set("./\\\0"):
-        raise ValueError(f"an expert cannot be called {task!r}; expected the name of a directory")
-    # PEFT tells the adapters' tensors apart by a component of their names.
-    parts = {part for name, _ in model.named_parameters() for part in name.split(".")}
-    like_lora = task in "lora_" or task.startswith("lora_")
-    if like_lora or task in _TAKEN | parts or hasattr(nn.ModuleDict(), task):
-        raise ValueError(
-            f"an expert cannot be called {task!r}, as a part of the model is; expected another name"
-        )
+    """Raise ValueError if PEFT's LoRA could not keep such an expert apart from the others."""
+    _check_name(task, model)
     if type(config) is not LoraConfig:
         raise ValueError(f"the config is a {type(config).__name__}; expected peft.LoraConfig")
     if config.init_lora_weights not in (True, "gaussian"):
         raise ValueError(
-            f"init_lora_weights is {config.init_lora_weights!r}, which does not start at ΔW = 0 on"
-            " the base as it is; expected True or 'gaussian'"
+            f"init_lora_weights is {config.init_lora_weights!r}, with which ΔW does not start at 0"
+            " on unchanged base weights; expected True or 'gaussian'"
         )
     for field in ("use_dora", "trainable_token_indices", "target_parameters", "layer_replication"):
         if getattr(config, field):
-            raise ValueError(f"{field} is set; a mixed batch cannot tell such experts apart")
+            raise ValueError(f"{field} is set, which mixed batches do not support; expected unset")
     if config.bias != "none":
-        raise ValueError(f"bias is {config.bias!r}: experts would share it; expected 'none'")
+        raise ValueError(f"bias is {config.bias!r}, which all experts would share; expected 'none'")
+
+
+def _check_name(task: str, model: nn.Module) -> None:
+    """Raise ValueError for a task name that cannot name an adapter of PEFT and a directory.
+
+    PEFT uses the name as a key of its dictionaries of modules and as one component of the names of
+    an adapter's tensors, by which it tells adapters apart.
+    """
+    if not task or task.startswith(".") or set(task) & set("./\\\0"):
+        raise ValueError(
+            f"an expert cannot be named {task!r}; expected a directory name without dots or slashes"
+        )
+    parts = {part for name, _ in model.named_parameters() for part in name.split(".")}
+    if task in _TAKEN | parts or hasattr(nn.ModuleDict(), task):
+        raise ValueError(
+            f"an expert cannot be named {task!r}, which is a part of the model; expected another "
+            "name"
+        )
+
+
+@contextmanager
+def _any_name() -> Iterator[None]:
+    """Silence PEFT's warning about names that are part of "lora_"; they save and load well."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Adapter name .* should not be contained in the prefix")
+        yield
 
 
 def _switched(model: nn.Module) -> list[Any]:
-    """The modules that hold a part of every expert and use that of the active one."""
+    """Return the modules that hold parameters of every expert and use those of the active one."""
     kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
     return [module for module in model.modules() if isinstance(module, kinds)]
 
 
 @contextmanager
 def _active(layers: Sequence[Any], task: str) -> Iterator[None]:
-    """Every layer uses one expert; unlike PEFT's set_adapter, the others stay trainable."""
+    """Activate one expert in every layer; unlike PEFT's set_adapter, the others stay trainable."""
     before = [layer._active_adapter for layer in layers]
     for layer in layers:
         layer._active_adapter = [task]
@@ -438,39 +495,9 @@ def _active(layers: Sequence[Any], task: str) -> Iterator[None]:
             layer._active_adapter = active
 
 
-_FUNCTION = "_gradient_checkpointing_func"  # where transformers keeps it, in each layer
-
-
-def _checkpointed(model: nn.Module) -> list[tuple[nn.Module, Any]]:
-    """The layers under gradient checkpointing, each with the function that does it."""
-    return [(m, vars(m)[_FUNCTION]) for m in model.modules() if _FUNCTION in vars(m)]
-
-
-@contextmanager
-def _recomputed(
-    checkpointed: Sequence[tuple[nn.Module, Any]], layers: Sequence[Any], task: str
-) -> Iterator[None]:
-    """What gradient checkpointing runs again in backward, it runs with the same expert."""
-
-    def checkpoint(original: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with _active(layers, task):
-                return function(*args, **kwargs)
-
-        return original(run, *args, **kwargs)
-
-    for module, original in checkpointed:
-        setattr(module, _FUNCTION, partial(checkpoint, original))
-    try:
-        yield
-    finally:
-        for module, original in checkpointed:
-            setattr(module, _FUNCTION, original)
-
-
 @contextmanager
 def _mixed(model: nn.Module, experts: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """How PEFT is told the expert of each row: by an argument, or the active one if all agree."""
+    """Yield the arguments that give PEFT the expert of each row; none if all rows have the same."""
     if len(set(experts)) > 1:
         yield {"adapter_names": list(experts)}
         return
@@ -479,6 +506,6 @@ def _mixed(model: nn.Module, experts: Sequence[str]) -> Iterator[dict[str, Any]]
 
 
 def _rows(value: Any, rows: list[int], batch: int) -> Any:
-    """The rows of a tensor (batch, …); anything else as it is."""
+    """Select rows of a tensor (batch, …); return anything else unchanged."""
     per_row = isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == batch
     return value[rows] if per_row else value

@@ -1,6 +1,6 @@
-"""The adapter layers: each wraps a frozen linear layer and adds its ΔW to what comes out.
+"""Adapter layers: each wraps a frozen linear layer and adds the output of its update ΔW.
 
-Here is what all methods share, and MultiLoRA; R-LoRA and MTL-LoRA have files of their own.
+This file holds the base class of all methods and MultiLoRA; `rlora` and `mtllora` hold the others.
 """
 
 import math
@@ -20,13 +20,13 @@ from multilora.methods.config import AdapterConfig, MultiLoraConfig
 class AdapterLinear(nn.Module, BaseTunerLayer):
     """A Linear or Conv1D with adapters, each with its n, r, scale, dropout and parameters.
 
-    A method's subclass names the parameters (the first is A) and says how they start (`start`),
-    what an adapter adds for an input (`added`), and what its ΔW is (`factors`).
+    The subclass of a method names the parameters (the first is A), initialises them (`start`),
+    computes what an adapter adds to the output (`added`) and gives its ΔW (`factors`).
     """
 
     prefix: str
-    buffer_names: tuple[str, ...] = ()  # tensors of an adapter that are saved and never trained
-    setting_names: tuple[str, ...] = ("n", "r", "scale")  # adapter -> value
+    buffer_names: tuple[str, ...] = ()  # tensors that are saved but not trained
+    setting_names: tuple[str, ...] = ("n", "r", "scale")  # dicts: adapter -> value
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: AdapterConfig) -> None:
         super().__init__()
@@ -48,15 +48,15 @@ class AdapterLinear(nn.Module, BaseTunerLayer):
 
     @property
     def other_param_names(self) -> tuple[str, ...]:
-        """What PEFT deletes with an adapter, beside its parameters."""
+        """Attributes from which PEFT deletes an adapter's entries, other than parameters."""
         return (f"{self.prefix}dropout", *self.buffer_names, *self.setting_names)
 
     def update_layer(self, adapter_name: str, config: AdapterConfig) -> None:
-        """Add an adapter, at its start; ValueError while another is merged."""
+        """Add an adapter with initial values; raise ValueError while another is merged."""
         if self.merged:
             raise ValueError(
                 f"adapter {adapter_name!r} cannot be added to a layer into which "
-                f"{', '.join(self.merged_adapters)} is merged: call unmerge_adapter first"
+                f"{', '.join(self.merged_adapters)} is merged; call unmerge_adapter first"
             )
         self.n[adapter_name], self.r[adapter_name] = config.n, config.r
         self.scale[adapter_name] = config.scale
@@ -67,28 +67,30 @@ class AdapterLinear(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def start(self, adapter: str, config: Any) -> None:
-        """Make the adapter's parameters, with the values that training starts from."""
+        """Create the adapter's parameters with their initial values."""
         raise NotImplementedError
 
     def added(self, adapter: str, x: torch.Tensor) -> torch.Tensor:
-        """What the adapter adds to the output for the input x (batch, …, d_in)."""
+        """Output that the adapter adds for the input x (batch, …, d_in): (batch, …, d_out)."""
         raise NotImplementedError
 
     def factors(self, adapter: str, scaled: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-        """ΔW = left @ right; with `scaled` false, for an export, ΔW / scale in float32 or wider."""
+        """Factors (left, right) of ΔW; if not `scaled`, of ΔW / scale in float32 or wider."""
         raise NotImplementedError
 
     def check_merge(self, adapter: str) -> None:
-        """Raise ValueError where the adapter has no single ΔW that could be merged."""
+        """Raise ValueError if the adapter has no single ΔW that could be merged."""
 
     def get_delta_weight(self, adapter: str, **part: Any) -> torch.Tensor:
         """ΔW in the layout of the base weight: (d_out, d_in), for Conv1D (d_in, d_out).
 
-        `part` is what a method's `factors` takes beside, as the task of MTL-LoRA.
+        part: further arguments of the method's `factors`, such as the task of MTL-LoRA.
         """
         left, right = self.factors(adapter, **part)
         if left.device.type == "cpu" and left.dtype in (torch.float16, torch.bfloat16):
-            delta = (left.float() @ right.float()).to(left.dtype)  # half products are slow there
+            delta = (left.float() @ right.float()).to(
+                left.dtype
+            )  # half-precision products are slow on the CPU
         else:
             delta = left @ right
         return delta.T if self.fan_in_fan_out else delta
@@ -108,7 +110,7 @@ class AdapterLinear(nn.Module, BaseTunerLayer):
         return result.to(dtype)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add ΔW to the base weight; with `safe_merge` only if the sum is finite (ValueError)."""
+        """Add ΔW to the base weight; `safe_merge` raises ValueError if the sum is not finite."""
         A = getattr(self, self.adapter_layer_names[0])
         adapters = [name for name in check_adapters_to_merge(self, adapter_names) if name in A]
         for adapter in adapters:
@@ -117,14 +119,16 @@ class AdapterLinear(nn.Module, BaseTunerLayer):
             weight = self.get_base_weight()
             merged = weight + self.get_delta_weight(adapter).to(weight)
             if safe_merge and not torch.isfinite(merged).all():
-                raise ValueError(f"adapter {adapter!r}: NaN or Inf in the merged weights")
+                raise ValueError(
+                    f"adapter {adapter!r}: NaN or Inf in the merged weights; expected finite ones"
+                )
             self.set_base_weight(merged)
             self.merged_adapters.append(adapter)
 
     def unmerge(self) -> None:
-        """Take every merged ΔW out again, up to rounding."""
+        """Subtract every merged ΔW from the base weight again, exact up to rounding."""
         if not self.merged:
-            warnings.warn("no adapter is merged: nothing to unmerge", stacklevel=2)
+            warnings.warn("no adapter is merged; nothing to unmerge", stacklevel=2)
         while self.merged_adapters:
             adapter = self.merged_adapters.pop()
             weight = self.get_base_weight()
@@ -135,17 +139,17 @@ class AdapterLinear(nn.Module, BaseTunerLayer):
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    """x, or its copy in float32 where a product of it would be rounded to half precision."""
+    """Return x, copied to float32 if its own dtype is narrower."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class MultiLoraLinear(AdapterLinear):
     """A Linear or Conv1D with MultiLoRA adapters (arXiv 2311.11501, section 4).
 
-    An adapter holds its n modules stacked, A (n·r, d_in), B (d_out, n·r), s (d_out, n), or (1, n)
-    with one scale a module: rows i·r … (i+1)·r of A and the same columns of B are module i.
-    Folding scale and s into B makes them one factored update, so forward costs two products,
-    whatever n.
+    An adapter holds its n modules stacked: A (n·r, d_in), B (d_out, n·r), and s (d_out, n), or
+    (1, n) with one scale per module. Rows i·r … (i+1)·r of A and the same columns of B are module
+    i. With scale and s folded into B, all modules are one factored update, so that a forward pass
+    costs two products for any n.
     """
 
     prefix = "multilora_"
@@ -166,9 +170,9 @@ class MultiLoraLinear(AdapterLinear):
                     nn.init.kaiming_uniform_(self.multilora_B[adapter][:, module], a=math.sqrt(5))
 
     def factors(self, adapter: str, scaled: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-        """ΔW = left @ right: left (d_out, n·r), right (n·r, d_in).
+        """Factors of ΔW = left @ right: left (d_out, n·r), right (n·r, d_in).
 
-        s is folded into left, and scale unless `scaled` is false: then it is ΔW / scale.
+        s is folded into left, and so is scale if `scaled`; otherwise the factors give ΔW / scale.
         """
         A, B, s = (getattr(self, name)[adapter] for name in self.adapter_layer_names)
         if not scaled:

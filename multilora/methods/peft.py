@@ -1,8 +1,8 @@
-"""PEFT's own methods by name: `peft:DORA`, `peft:VERA`, … → the PEFT config that trains them.
+"""Train PEFT's own methods by name: `peft:DORA`, `peft:VERA`, ….
 
-LoRA's options have names of their own here, since tables compare them as methods. Rank, scale and
-dropout are those of the command for LoRA and its kin; every other method keeps PEFT's defaults but
-for its target modules. Any field of the config can be given beside, as JSON.
+Options of PEFT's LoRA have names of their own here, because tables compare them as methods. LoRA
+and its variants take rank, scale and dropout from the command; every other method keeps PEFT's
+defaults except for its target modules. Fields of the PEFT config can also be given as JSON.
 """
 
 import json
@@ -19,11 +19,11 @@ from peft import LoraConfig, PeftConfig, PeftModel, PeftType, PromptLearningConf
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 PREFIX = "peft:"
-# Where the adapter as it starts lies, below the trained one; a directory directly below a
-# checkpoint would be read as another adapter of the same model.
+# Path of the untrained adapter relative to the trained one. It is two levels down because a
+# directory directly below a checkpoint would be read as another adapter of the same model.
 INITIAL = Path("initial", "adapter")
 
-# Options of PEFT's LoRA that go by a name of their own.
+# Options of PEFT's LoRA that are methods here, by name.
 LORA_KIN: dict[str, dict[str, Any]] = {
     "LORA": {},
     "RSLORA": {"use_rslora": True},
@@ -32,42 +32,44 @@ LORA_KIN: dict[str, dict[str, Any]] = {
     "OLORA": {"init_lora_weights": "olora"},
 }
 
-# What a method needs beside its target modules.
+# Fields that a method needs in addition to its target modules.
 OWN: dict[str, dict[str, Any]] = {"IA3": {"feedforward_modules": []}}
 
-# Starts that need data or quantised weights before training, which this command does not give.
+# Initialisations that need data or quantised weights before training, which are not available.
 STARTS_REFUSED = ("eva", "corda", "loftq", "lora_ga")
-# Starts that put part of the base's weight into the adapter: ΔW is what came after them.
+# Initialisations that move part of W0 into the adapter, so that ΔW is relative to them.
 STARTS_MOVING = ("pissa", "olora")
 
 REFUSED = {
-    "ADAPTION_PROMPT": "it changes activations and no weight, so that there is no ΔW",
+    "ADAPTION_PROMPT": "it changes activations and no weights, so there is no ΔW",
     "TRAINABLE_TOKENS": "it trains embeddings, which are frozen for every method",
-    "LN_TUNING": "it trains layers as they are (method full) or norms, which are frozen",
-    "XLORA": "it mixes trained adapters anew for every input, so that there is no one ΔW",
-    "POLY": "it mixes adapters by task, so that there is no one ΔW",
-    "SHADOW": "Transformers' layers do not take the activations that it passes on",
+    "LN_TUNING": "it trains whole layers (use method full) or norms, which are frozen here",
+    "XLORA": "it mixes trained adapters by input, so there is no single ΔW",
+    "POLY": "it mixes adapters by task, so there is no single ΔW",
+    "SHADOW": "the layers of transformers do not accept the activations that it passes on",
 }
 
 
 def is_named(method: str) -> bool:
-    """Whether `method` is one of PEFT's: peft:NAME."""
+    """Return whether `method` is one of PEFT's, `peft:NAME`."""
     return method.startswith(PREFIX)
 
 
 def is_kin(method: str) -> bool:
-    """Whether `peft:NAME` is LoRA or one of its kin, which take the command's rank and scale."""
+    """Return whether `method` is PEFT's LoRA or a variant, with the command's rank and scale."""
     return is_named(method) and _name(method) in (*LORA_KIN, "ADALORA")
 
 
 def check(method: str, given: str) -> None:
-    """ValueError for `peft:NAME` that PEFT does not have or that cannot be trained here.
+    """Raise ValueError if a method `peft:NAME` is unknown or cannot be trained here.
 
-    given: the fields of its config, as JSON; they must be its own.
+    given: fields of its PEFT config, as JSON; unknown fields are refused.
     """
     name, cls = _name(method), _config_class(method)
     if issubclass(cls, PromptLearningConfig):
-        raise ValueError(f"{method}: it adds tokens and changes no weight, so that there is no ΔW")
+        raise ValueError(
+            f"{method} cannot be trained here: it adds tokens and changes no weights: no ΔW"
+        )
     if name in REFUSED:
         raise ValueError(f"{method} cannot be trained here: {REFUSED[name]}")
     known = _fields(cls)
@@ -75,22 +77,30 @@ def check(method: str, given: str) -> None:
     if unknown:
         raise ValueError(
             f"peft_config: {cls.__name__} has no field {', '.join(unknown)}; "
-            f"it has {', '.join(sorted(known))}"
+            f"expected fields among {', '.join(sorted(known))}"
         )
 
 
 def wrap(model: Any, method: str, given: str, r: int, steps: int, common: dict[str, Any]) -> Any:
-    """The model with the adapter of `peft:NAME`; `given`, fields in JSON, come last of all.
+    """Return the model with the adapter of a method `peft:NAME`.
 
-    r: 0 for the method's own. steps: of the optimiser in all, for AdaLoRA's schedule. common:
-    lora_alpha, lora_dropout, target_modules, task_type. Raises ValueError for what PEFT refuses.
+    model: the base.
+    method: `peft:NAME`.
+    given: fields of the PEFT config, as JSON; they override all others.
+    r: rank; 0 for the method's default.
+    steps: total number of optimiser steps, for AdaLoRA's schedule.
+    common: lora_alpha, lora_dropout, target_modules and task_type.
+
+    Raises ValueError for settings that PEFT refuses.
     """
     try:
         return get_peft_model(model, _config(method, given, r, steps, common))
     except (ValueError, TypeError, AttributeError, ImportError, AssertionError) as error:
         text = " ".join(str(error).split())
         targets = f"target_modules {common['target_modules']!r}"
-        raise ValueError(f"{method}: {text} ({targets}; its fields: --peft_config JSON)") from error
+        raise ValueError(
+            f"{method}: {text} ({targets}; set its other fields by --peft_config JSON)"
+        ) from error
 
 
 def _config(method: str, given: str, r: int, steps: int, common: Mapping[str, Any]) -> PeftConfig:
@@ -105,12 +115,15 @@ def _config(method: str, given: str, r: int, steps: int, common: Mapping[str, An
     config = cls(**(own | dict(common) | _parse(given)))
     start = str(getattr(config, "init_lora_weights", "")).lower()
     if start in STARTS_REFUSED:
-        raise ValueError(f"init_lora_weights {start!r} needs data or quantised weights beforehand")
+        raise ValueError(
+            f"init_lora_weights is {start!r}, which needs data or quantised weights before "
+            "training; expected another initialisation"
+        )
     return config
 
 
 def _adalora(r: int, steps: int) -> dict[str, Any]:
-    """AdaLoRA prunes from a rank of 1.5·r to r on average, from a tenth of the run to its half."""
+    """Settings of AdaLoRA: prune rank 1.5·r to a mean of r between 10 % and 50 % of the steps."""
     schedule = {"tinit": steps // 10, "tfinal": steps // 2, "deltaT": max(1, steps // 100)}
     return {"init_r": math.ceil(1.5 * r), "target_r": r, "total_step": steps} | schedule
 
@@ -125,7 +138,8 @@ def _config_class(method: str) -> type:
     theirs = {key.value: cls for key, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items() if key in PeftType}
     if _name(method) not in theirs:
         raise ValueError(
-            f"method is {method!r}; of PEFT's there are {', '.join(sorted({*LORA_KIN, *theirs}))}"
+            f"method is {method!r}; expected peft: and one of "
+            f"{', '.join(sorted({*LORA_KIN, *theirs}))}"
         )
     return theirs[_name(method)]
 
@@ -136,38 +150,38 @@ def _fields(cls: type) -> set[str]:
 
 def _parse(given: str) -> dict[str, Any]:
     try:
-        found = json.loads(given or "{}")
+        values = json.loads(given or "{}")
     except ValueError as error:
-        raise ValueError(f"peft_config {given!r} is no JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"""peft_config is {given!r}; expected an object, as '{{"r": 8}}'""")
-    return found
+        raise ValueError(f"peft_config {given!r} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"""peft_config is {given!r}; expected an object such as '{{"r": 8}}'""")
+    return values
 
 
-# While it trains.
+# During training.
 
 
 class AllocateRanks(transformers.TrainerCallback):
-    """AdaLoRA moves its ranks after every optimiser step, while the gradients are still there."""
+    """Reallocate AdaLoRA's ranks after every optimiser step, before the gradients are cleared."""
 
     def on_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        """Trainer counts the step only afterwards."""
+        """Update the ranks; `state.global_step` does not count the current step yet."""
         model.base_model.update_and_allocate(state.global_step)
 
 
 def callbacks(method: str) -> list[transformers.TrainerCallback]:
-    """What must be called beside Trainer for the method to be trained as it is meant to."""
+    """Trainer callbacks that a method needs."""
     return [AllocateRanks()] if _is_adalora(method) else []
 
 
 def check_resumable(method: str) -> None:
-    """ValueError for a method whose state is not all in a checkpoint."""
+    """Raise ValueError if training with `method` cannot resume from a checkpoint."""
     if _is_adalora(method):
         raise ValueError(
-            f"{method} cannot go on from a checkpoint: the importance that it gives to its ranks "
-            "is not in it; start from the beginning, --resume_from_checkpoint no"
+            f"{method} cannot resume from a checkpoint, which lacks the importance of its ranks; "
+            "start from the beginning with --resume_from_checkpoint no"
         )
 
 
@@ -176,12 +190,12 @@ def _is_adalora(method: str) -> bool:
 
 
 def save_initial(model: Any, out: Path) -> None:
-    """Keep the untrained adapter in out/initial/adapter where its start changes the base weights.
+    """Save the untrained adapter in out/initial/adapter if its initialisation changes the base.
 
-    Of such a method ΔW is the adapter less this one (`analysis.spectrum --initial`).
+    ΔW of such a method is the trained adapter minus this one (`analysis.spectrum --initial`).
     """
     target = (out / INITIAL).parent
-    shutil.rmtree(target, ignore_errors=True)  # an older run's
+    shutil.rmtree(target, ignore_errors=True)  # from an earlier run
     if not isinstance(model, PeftModel):
         return
     config = model.active_peft_config
@@ -190,7 +204,7 @@ def save_initial(model: Any, out: Path) -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".initial-", dir=out) as temporary:
-        config.init_lora_weights = True  # it is read as the plain adapter that it is
+        config.init_lora_weights = True  # so that it is read as a plain adapter
         try:
             model.save_pretrained(f"{temporary}/initial/{INITIAL.name}")
         finally:

@@ -1,4 +1,4 @@
-"""The PEFT tuners: they put the adapter layers into a model."""
+"""PEFT tuners: replace the target layers of a model by adapter layers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from multilora.methods.layers import AdapterLinear, MultiLoraLinear
 class AdapterModel(BaseTuner):
     """A model whose target layers are wrapped in a method's adapter layers."""
 
-    method: str  # as messages call it
+    method: str  # its name in messages
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     def _create_and_replace(
@@ -40,7 +40,7 @@ class AdapterModel(BaseTuner):
         self._check_layer(target, current_key)
         layer = self._new_layer(target, adapter_name, peft_config)
         if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)  # a further adapter is not trained until it is chosen
+            layer.requires_grad_(False)  # a further adapter is not trained until it is active
         self._replace_module(parent, target_name, layer, target)
 
     def _new_layer(
@@ -49,19 +49,19 @@ class AdapterModel(BaseTuner):
         return self.tuner_layer_cls(target, adapter_name, config)
 
     def adapter_layers(self, adapter: str) -> list[Any]:
-        """The layers that have the adapter; ValueError where none has it."""
-        found = [
+        """Return the layers that have the adapter; raise ValueError if none has it."""
+        layers = [
             module
             for module in self.model.modules()
             if isinstance(module, AdapterLinear) and adapter in module.scale
         ]
-        if not found:
-            raise ValueError(f"there is no adapter {adapter!r}; {', '.join(self.peft_config)} are")
-        return found
+        if not layers:
+            raise ValueError(f"no adapter {adapter!r}; expected one of {list(self.peft_config)}")
+        return layers
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """PEFT enters this before a forward pass; ValueError for what would be ignored in it."""
+        """Context of PEFT around a forward pass; raises ValueError for arguments ignored in it."""
         if kwargs.get("adapter_names") is not None:
             raise ValueError(
                 f"{self.method} cannot mix adapters within a batch (adapter_names); call "
@@ -70,20 +70,20 @@ class AdapterModel(BaseTuner):
         yield
 
     def _check_layer(self, target: nn.Module, name: str) -> None:
-        """Raise ValueError for a layer that has no plain floating-point weight matrix."""
+        """Raise ValueError for a layer without a plain floating-point weight matrix."""
         if isinstance(target, BaseTunerLayer):
             raise ValueError(
                 f"target module {name} carries an adapter of another method "
-                f"({type(target).__module__}): merge it and unload the model first"
+                f"({type(target).__module__}); merge it and unload the model first"
             )
         if isinstance(target, NonDynamicallyQuantizableLinear):
             raise ValueError(
                 f"target module {name} is part of a torch.nn.MultiheadAttention, a fused layer "
-                f"that reads its weights past {self.method}: leave it out (exclude_modules)"
+                f"that bypasses {self.method}; leave it out (exclude_modules)"
             )
         if not isinstance(target, (nn.Linear, Conv1D)):
             raise ValueError(
-                f"target module {name} is a {type(target).__name__}; "
+                f"target module {name} is of type {type(target).__name__}; "
                 f"{self.method} adapts torch.nn.Linear and transformers' Conv1D"
             )
         quantised = resolve_quantization_backend(target) is not None
@@ -91,12 +91,12 @@ class AdapterModel(BaseTuner):
             raise ValueError(
                 f"target module {name} is quantised "
                 f"({type(target).__name__}, {target.weight.dtype}); {self.method} needs a "
-                "floating-point weight: load the model without quantisation"
+                "floating-point weight; load the model without quantisation"
             )
 
 
 class MultiLoraModel(AdapterModel):
-    """A model whose target layers are wrapped in `MultiLoraLinear`; made by get_peft_model."""
+    """A model whose target layers are wrapped in `MultiLoraLinear`; get_peft_model builds it."""
 
     method = "MultiLoRA"
     prefix = "multilora_"

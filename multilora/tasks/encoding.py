@@ -1,4 +1,4 @@
-"""Examples → tokens: prompt and answer, of which the answer alone carries loss."""
+"""Turn examples into rows of tokens, of which only the answer's carry loss."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,10 +12,12 @@ IGNORED = -100  # the label that torch's cross entropy leaves out
 
 
 class Encoded(NamedTuple):
-    """Token ids of a prompt followed by an answer, and how many of them are the answer's.
+    """A prompt and its answer as one row of tokens.
 
-    task: the index of its task, for a model that tells tasks apart; cut: how many of the
-    prompt's tokens did not fit.
+    ids: token ids of the prompt, followed by those of the answer
+    answer: how many of the ids belong to the answer
+    task: index of the example's task, for a model that distinguishes tasks; otherwise None
+    cut: how many tokens of the prompt did not fit into the context
     """
 
     ids: list[int]
@@ -25,7 +27,7 @@ class Encoded(NamedTuple):
 
 
 class TooLongError(ValueError):
-    """An answer that does not fit into the context by itself."""
+    """Raised for an answer that does not fit into the context even without a prompt."""
 
 
 def encode(
@@ -36,87 +38,111 @@ def encode(
     end: bool = True,
     task: int | None = None,
 ) -> Encoded:
-    """The prompt with the tokenizer's beginning, the answer and, with `end`, the end token.
+    """Tokenise a prompt and its answer into one row.
 
-    What does not fit into `context` tokens is cut off the prompt's left. Raises ValueError when
-    the tokenizer has no tokens for the text or no end token, TooLongError when the answer alone
-    does not fit.
+    tokenizer: a tokenizer of Transformers; its beginning token, if it has one, starts the row
+    prompt: text of the prompt
+    answer: text of the answer, which follows the prompt after one space
+    context: maximum number of tokens of the row; what does not fit is cut off the prompt's left
+    end: whether the tokenizer's end token follows the answer
+    task: index of the example's task, copied into the row
+
+    Raises UserError if the tokenizer has no tokens for a text or no end token, TooLongError if the
+    answer does not fit even without the prompt.
     """
-    prompts, answers = ids_of(tokenizer, [prompt]), answers_of(tokenizer, [answer])
-    return join(tokenizer, prompts[0], answers[0], context, end, task)
+    (prompt_ids,) = ids_of(tokenizer, [prompt])
+    (answer_ids,) = answers_of(tokenizer, [answer])
+    return join(tokenizer, prompt_ids, answer_ids, context=context, end=end, task=task)
 
 
 def ids_of(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, without what the tokenizer would put around it.
+    """Token ids of each text, without the tokenizer's special tokens around it.
 
-    Raises ValueError, naming the text, where there are none.
+    Raises UserError, naming the text, if the tokenizer has no tokens for it.
     """
     if not texts:
         return []
-    found = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
-    for text, ids in zip(texts, found, strict=True):
+    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
+    for text, ids in zip(texts, rows, strict=True):
         if not ids:
             raise UserError(
-                f"tokenizer {tokenizer.name_or_path!r}: no tokens for {text!r}; expected some: "
-                "are the tokenizer's files beside the model?"
+                f"tokenizer {tokenizer.name_or_path!r}: no tokens for {text!r}; expected at least "
+                "one (are the tokenizer's files next to the model?)"
             )
-    return found
+    return rows
 
 
 def answers_of(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
-    """Token ids of each answer as it follows a prompt, after one blank.
+    """Token ids of each answer as they follow a prompt, after one space.
 
-    A tokenizer that puts a blank before every text by itself, as LLaMA's first two do, is given
-    none: it would make a token of its own out of the second.
+    A tokenizer that puts a space before every text by itself, as those of LLaMA 1 and 2 do, gets
+    the answer without one: it would make a separate token of the second space.
     """
-    first, both, blank = (
+    first, both, space = (
         tokenizer(text, add_special_tokens=False).input_ids for text in ("a", "a a", " a")
     )
-    own = both[len(first) :] == first != blank
-    return ids_of(tokenizer, answers if own else [f" {answer}" for answer in answers])
+    adds_space = both[len(first) :] == first != space
+    return ids_of(tokenizer, answers if adds_space else [f" {answer}" for answer in answers])
 
 
 def join(
     tokenizer: Any, prompt: list[int], answer: list[int], context: int, end: bool, task: int | None
 ) -> Encoded:
-    """One row of a prompt's and an answer's ids; raises as `encode` does."""
+    """Concatenate the ids of a prompt and of an answer into one row; see `encode`.
+
+    tokenizer: gives the beginning token and the end token
+    prompt: ids of the prompt, without special tokens
+    answer: ids of the answer, without special tokens
+    context: maximum number of tokens of the row
+    end: whether the end token follows the answer
+    task: index of the example's task, copied into the row
+    """
     if end:
         if tokenizer.eos_token_id is None:
-            raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no end token")
+            raise UserError(
+                f"tokenizer {tokenizer.name_or_path!r} has no end token; expected one (eos_token)"
+            )
         answer = [*answer, tokenizer.eos_token_id]
     if tokenizer.bos_token_id is not None:
         prompt = [tokenizer.bos_token_id, *prompt]
     room = context - len(answer)
     if room < 1:
-        raise TooLongError(f"the answer has {len(answer)} tokens; the context is {context}")
-    return Encoded(prompt[-room:] + answer, len(answer), task, max(len(prompt) - room, 0))
+        raise TooLongError(
+            f"the answer has {len(answer)} tokens; expected fewer than the context, {context}"
+        )
+    cut = max(len(prompt) - room, 0)
+    return Encoded(prompt[-room:] + answer, len(answer), task, cut)
 
 
 def context_of(model: Any, tokenizer: Any) -> int:
-    """How many tokens the model takes: its positions, else the tokenizer's limit."""
+    """Maximum number of tokens of a row: the model's positions, otherwise the tokenizer's limit."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return int(positions or tokenizer.model_max_length)
 
 
 def tasks_of(model: Any) -> list[str]:
-    """The tasks that a model wants to be told of each row: its own, or its adapter's; most none."""
+    """Tasks that the model or its active adapter distinguishes; empty for most models."""
     config = getattr(model, "active_peft_config", None)
     return getattr(model, "tasks", None) or getattr(config, "tasks", None) or []
 
 
 def index_of(task: str, tasks: Sequence[str]) -> int | None:
-    """Where `task` stands in what `tasks_of` gives; None where that is empty."""
+    """Index of `task` in the result of `tasks_of`; None if that is empty.
+
+    Raises UserError if the task is not among them.
+    """
     if tasks and task not in tasks:
-        raise UserError(f"task {task!r} is none of the adapter's: {', '.join(tasks)}")
+        raise UserError(f"task {task!r} is not one of the adapter's tasks: {', '.join(tasks)}")
     return tasks.index(task) if tasks else None
 
 
 def encode_all(
     tokenizer: Any, examples: Sequence[Example], context: int, tasks: Sequence[str] = ()
 ) -> list[Encoded | None]:
-    """Every example's prompt and answer, as they are trained on; its task's index in `tasks`.
+    """Encode the prompt and the answer of every example, with the end token, for training.
 
-    None stands for an example whose answer alone does not fit into `context`.
+    A row carries the index of its task in `tasks`. It is None for an example whose answer does
+    not fit into `context` even without the prompt.
     """
     indices = [index_of(e.task, tasks) for e in examples]
     prompts = ids_of(tokenizer, [e.prompt for e in examples])
@@ -124,21 +150,20 @@ def encode_all(
     rows: list[Encoded | None] = []
     for prompt, answer, task in zip(prompts, answers, indices, strict=True):
         try:
-            rows.append(join(tokenizer, prompt, answer, context, True, task))
+            rows.append(join(tokenizer, prompt, answer, context=context, end=True, task=task))
         except TooLongError:
             rows.append(None)
     return rows
 
 
 def collate(batch: Sequence[Encoded | Sequence[Encoded]], pad: int) -> dict[str, torch.Tensor]:
-    """Right-padded `input_ids` and `labels` (batch, longest), labels only on answers.
+    """Return right-padded `input_ids` and `labels` (batch, longest), with labels only on answers.
 
-    Rows that know their task add `multilora_task_ids` (batch,). Where each row is a list of
-    examples, packed one behind another, `position_ids` (batch, longest) start anew with each of
-    them: that is what keeps them apart in transformers' attention.
+    Rows with a task index add `multilora_task_ids` (batch,). If each row is a list of examples,
+    packed one after another, `position_ids` (batch, longest) restart at each example, which keeps
+    them apart in the attention of Transformers.
 
-    No attention mask is needed: attention is causal, and what stands behind an answer is never
-    looked at.
+    No attention mask is needed: attention is causal, so no answer depends on the padding after it.
     """
     rows = [[row] if isinstance(row, Encoded) else row for row in batch]
     longest = max(sum(len(e.ids) for e in row) for row in rows)

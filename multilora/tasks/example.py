@@ -1,4 +1,4 @@
-"""One example of a task, the record that every part of training and evaluation passes on."""
+"""An example of a task, the value that training and evaluation pass on."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and its answer; the answer's tokens alone carry loss.
+    """A prompt and its answer; only the answer's tokens carry loss.
 
-    With `options` (the answer among them) it is scored by the likelihood of each option,
-    without by exact match of the greedy continuation.
+    With `options`, which contain the answer, it is scored by the likelihood of each option;
+    without, by exact match of the greedy continuation.
     """
 
     task: str
@@ -23,5 +23,5 @@ class Example:
 
     @property
     def chance(self) -> float:
-        """Expected score of a guess: 1 / number of options, 0 for free text."""
+        """Expected score of a random guess: 1 / number of options, or 0 for free text."""
         return 1 / len(self.options) if self.options else 0.0

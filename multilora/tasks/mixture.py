@@ -1,7 +1,7 @@
-"""The order in which examples are trained on, fixed before training starts.
+"""Draw the order in which examples are trained on, before training starts.
 
-A run's data order depends on nothing but the examples' tasks and lengths, the batch and the seed:
-not on the method, the number of workers or of processes, or where a run was interrupted.
+The order depends only on the tasks and lengths of the examples, the batch size and the seed: not
+on the method, on the number of workers or processes, or on where a run was interrupted.
 """
 
 import itertools
@@ -11,15 +11,16 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 from analysis import UserError
 
-_WINDOW = 50  # batches within which examples of like length are put together
-_PACKED = 200  # rows, likewise, among which examples are packed
+_WINDOW = 50  # number of batches within which `bucket` sorts examples by length
+_PACKED = 200  # number of rows, about, within which `pack` places examples
 PROPORTIONAL, EQUAL = "proportional", "equal"
 
 
 def temperature(mixture: str) -> float:
-    """T of a mixture, by which a task of N examples is drawn with probability ∝ N^(1/T).
+    """Temperature T of a mixture: a task of N examples is drawn with probability ∝ N^(1/T).
 
-    'proportional' is 1, 'equal' infinity, a number itself. Raises ValueError for anything else.
+    'proportional' is 1, 'equal' is infinity, and a number stands for itself. Raises UserError for
+    anything else.
     """
     try:
         value = {PROPORTIONAL: 1.0, EQUAL: math.inf}.get(mixture) or float(mixture)
@@ -33,23 +34,25 @@ def temperature(mixture: str) -> float:
 
 
 def draw(tasks: Sequence[Hashable], rng: random.Random, temperature: float = 1) -> Iterator[int]:
-    """Endless indices of examples, of which example i belongs to `tasks[i]`.
+    """Yield indices of examples without end; `tasks[i]` is the task of example i.
 
-    At temperature 1 epoch follows epoch, each of them every example once in random order. Else
-    each draw first chooses a task, with probability ∝ N^(1/T) for one of N examples, and every
-    task goes through epochs of its own.
+    At temperature 1, epoch follows epoch; each of them has every example once, in random order.
+    At another temperature T, each draw first chooses a task, with probability ∝ N^(1/T) for a task
+    of N examples, and every task goes through epochs of its own.
     """
+    if not tasks:
+        return
     if temperature == 1:
-        while tasks:
+        while True:
             yield from rng.sample(range(len(tasks)), len(tasks))
     members: dict[Hashable, list[int]] = {}
     for i, task in enumerate(tasks):
         members.setdefault(task, []).append(i)
     names = list(members)
-    largest = max(map(len, members.values()), default=0)
+    largest = max(map(len, members.values()))
     weights = [(len(members[task]) / largest) ** (1 / temperature) for task in names]
-    left: dict[Hashable, list[int]] = {task: [] for task in names}
-    while names:
+    left: dict[Hashable, list[int]] = {task: [] for task in names}  # of the task's epoch
+    while True:
         task = rng.choices(names, weights)[0]
         if not left[task]:
             left[task] = rng.sample(members[task], len(members[task]))
@@ -59,10 +62,10 @@ def draw(tasks: Sequence[Hashable], rng: random.Random, temperature: float = 1) 
 def bucket(
     indices: Sequence[int], lengths: Sequence[int], batch: int, rng: random.Random
 ) -> list[int]:
-    """The indices in batches of like length.
+    """Reorder the indices so that the examples of a batch have similar lengths.
 
-    Within a window of batches examples are sorted by length, which saves padding, and the batches
-    shuffled again.
+    Within each window of batches, examples are sorted by length, which saves padding, and the
+    batches are shuffled. A batch that is not full comes last in its window.
     """
     batches = []
     for start in range(0, len(indices), _WINDOW * batch):
@@ -81,44 +84,57 @@ def pack(
     rng: random.Random,
     groups: Sequence[Hashable] = (),
 ) -> Iterator[list[int]]:
-    """Rows of at most `size` tokens, each several examples one behind another.
+    """Yield packed rows, each a list of examples that have at most `size` tokens together.
 
-    Within a window of rows each begins with the longest example left and is filled with those
-    that leave least room. groups: of each example; no row holds examples of two. Raises
-    ValueError where an example is longer than a row.
+    indices: examples in the order in which they are drawn; consumed window by window
+    lengths: number of tokens of each example
+    size: number of tokens of a row
+    rng: shuffles the examples of a row and the rows of a window
+    groups: group of each example; a row has examples of one group only
+
+    Within a window of about 200 rows, each row starts with the longest example left and is filled
+    with those that leave the least room. Raises UserError if an example is longer than a row.
     """
     if max(lengths, default=0) > size:
-        raise UserError(f"an example has {max(lengths)} tokens; a packed row has {size}")
-    of = groups or [None] * len(lengths)
+        raise UserError(
+            f"an example has {max(lengths)} tokens; expected at most {size}, the size of a "
+            "packed row"
+        )
+    group_of = groups or [None] * len(lengths)
     window = max(1, _PACKED * size * len(lengths) // max(sum(lengths), 1))
     while chosen := list(itertools.islice(indices, window)):
-        left: dict[Hashable, dict[int, list[int]]] = {}  # group -> length -> examples
+        members: dict[Hashable, list[int]] = {}
         for i in chosen:
-            left.setdefault(of[i], {}).setdefault(lengths[i], []).append(i)
-        rows = [row for of_group in left.values() for row in _fill(of_group, size)]
+            members.setdefault(group_of[i], []).append(i)
+        rows = [row for of_group in members.values() for row in _rows(of_group, lengths, size)]
         for row in rows:
             rng.shuffle(row)
         rng.shuffle(rows)
         yield from rows
 
 
-def _fill(left: dict[int, list[int]], size: int) -> Iterator[list[int]]:
-    """Rows of `size` tokens out of the examples of each length, which are used up."""
+def _rows(examples: Sequence[int], lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Yield rows of at most `size` tokens that together have each example once."""
+    left: dict[int, list[int]] = {}  # examples not yet in a row, by length
+    for i in examples:
+        left.setdefault(lengths[i], []).append(i)
     while left:
         longest = max(left)
         row = []
-        for length in (longest, *_best(left, longest, size - longest)):
+        for length in (longest, *_best_fill(left, longest, size - longest)):
             row.append(left[length].pop())
             if not left[length]:
                 del left[length]
         yield row
 
 
-def _best(left: Mapping[int, Sequence[int]], first: int, room: int) -> list[int]:
-    """The lengths, of those that are left beside `first`, that fill the room best.
+def _best_fill(left: Mapping[int, Sequence[int]], first: int, room: int) -> list[int]:
+    """Lengths of the examples that best fill the `room` next to one of length `first`.
 
-    A sum that can be reached is a bit: adding a length shifts them all. Of equals the longest
-    lengths are taken, because short ones go in anywhere.
+    left: examples by length, among them the one of length `first`
+
+    Bit k of a number says whether some lengths sum to k; adding a length shifts the bits. Among
+    equally good fills the longest lengths are taken, because short ones fit anywhere.
     """
     items: list[int] = []
     for length in sorted(length for length in left if length <= room):
@@ -135,6 +151,3 @@ def _best(left: Mapping[int, Sequence[int]], first: int, room: int) -> list[int]
             chosen.append(length)
             total -= length
     return chosen
-
-
-# NEEDIMPORT

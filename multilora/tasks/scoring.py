@@ -1,5 +1,6 @@
-"""How a model answers: the likelihood of each option, or the text that greedy decoding writes."""
+"""Score a model on examples, by the likelihood of each option or by greedy decoding."""
 
+import itertools
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,20 +25,23 @@ from multilora.tasks.encoding import (
 )
 from multilora.tasks.example import FAMILIES, Example
 
-_TOKENS = 8192  # of one batch, at most, unless a single row is longer
-_ROWS = 128
-_SLACK = 4  # tokens beyond the answer's, for the same text in other tokens
+_TOKENS = 8192  # maximum of a batch, unless a single row has more
+_ROWS = 128  # maximum of a batch
+_SLACK = 4  # tokens generated beyond the answer's length: the same text can have more tokens
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model makes of one example.
+    """A model's answer to an example.
 
-    answer: the likeliest option, or the text that greedy decoding writes, as far as the right
-    answer is long; None where the right answer is too long for the context, which counts as
-    wrong. by_length: the likeliest option per character, None without options. log_likelihoods:
-    of each option, or of the right answer with its end. cut: tokens of the prompt that did not
-    fit.
+    example: the example
+    answer: the most likely option, or the text that greedy decoding writes, up to a few tokens
+        more than the right answer has; None if the right answer does not fit into the context,
+        which counts as wrong
+    by_length: the most likely option per character; None without options
+    log_likelihoods: natural logarithm of the likelihood of each option; without options, of the
+        right answer and the end token
+    cut: number of tokens of the prompt that did not fit into the context
     """
 
     example: Example
@@ -48,80 +52,110 @@ class Prediction:
 
     @property
     def right(self) -> bool:
-        """Whether `answer` is the example's."""
+        """True if `answer` is the example's, apart from white space around them."""
         return self.answer is not None and self.answer.strip() == self.example.answer.strip()
 
     @property
     def right_by_length(self) -> bool:
-        """Whether `by_length` is the example's answer; `right` without options."""
+        """True if `by_length` is the example's answer; without options the same as `right`."""
         return self.right if self.by_length is None else self.by_length == self.example.answer
 
 
 def predict(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[Prediction]:
-    """What the model answers to each example.
+    """Return the model's answer to each example.
 
-    With options: the one whose tokens are likeliest, together, after the prompt; the first of
-    equals. Without: what greedy decoding writes until the end token. Raises ValueError where the
-    model's log-likelihoods are no numbers.
+    With options, it is the one whose tokens together are most likely after the prompt (the first
+    of equals). Without options, it is the text that greedy decoding writes before the end token.
+    Raises UserError if a log-likelihood is not finite, or if the model distinguishes tasks and an
+    example's task is not one of them.
     """
-    context, tasks = context_of(model, tokenizer), tasks_of(model)
-    rows: list[Encoded] = []
-    owner: list[int] = []  # whose row it is
-    prompts = ids_of(tokenizer, [e.prompt for e in examples])
-    choices = [e.options or (e.answer,) for e in examples]
-    answers = iter(answers_of(tokenizer, [answer for of_one in choices for answer in of_one]))
-    for i, (e, prompt) in enumerate(zip(examples, prompts, strict=True)):
-        own, task = [next(answers) for _ in choices[i]], index_of(e.task, tasks)
-        try:
-            made = [join(tokenizer, prompt, ids, context, not e.options, task) for ids in own]
-        except TooLongError:
-            continue
-        rows += made
-        owner += [i] * len(made)
+    context = context_of(model, tokenizer)
+    candidates = _encode_candidates(tokenizer, examples, context, tasks_of(model))
     model.eval()
-    pad = tokenizer.pad_token_id or 0
-    likelihood, greedy = _score_rows(model, rows, context, pad)
-    of: dict[int, list[int]] = {i: [] for i in range(len(examples))}
-    for row, i in enumerate(owner):
-        of[i].append(row)
+    rows = [row for own in candidates for row in own]
+    likelihoods, greedy = _score_rows(model, rows, context, tokenizer.pad_token_id or 0)
+    starts = list(itertools.accumulate(map(len, candidates), initial=0))
     # Where every token of the answer is the likeliest, greedy decoding writes just the answer.
-    unsure = [of[i][0] for i, e in enumerate(examples) if not e.options and of[i]]
-    unsure = [row for row in unsure if not greedy[row]]
-    texts = _write(model, tokenizer, [rows[row] for row in unsure], context)
-    written = dict(zip(unsure, texts, strict=True))
-    found = []
-    for i, e in enumerate(examples):
-        values = tuple(likelihood[row] for row in of[i])
-        cut = max((rows[row].cut for row in of[i]), default=0)
-        if not values:
-            found.append(Prediction(e, None, None, (), 0))
-        elif e.options:
-            per_length = [v / len(option) for v, option in zip(values, e.options, strict=True)]
-            best, best_by_length = values.index(max(values)), per_length.index(max(per_length))
-            chosen = (e.options[best], e.options[best_by_length])
-            found.append(Prediction(e, *chosen, values, cut))
-        else:
-            found.append(Prediction(e, written.get(of[i][0], e.answer), None, values, cut))
-    return found
+    unsure = [
+        i
+        for i, (e, own) in enumerate(zip(examples, candidates, strict=True))
+        if own and not e.options and not greedy[starts[i]]
+    ]
+    texts = _generate(model, tokenizer, [rows[starts[i]] for i in unsure], context)
+    generated = dict(zip(unsure, texts, strict=True))
+    predictions = []
+    for i, (e, own) in enumerate(zip(examples, candidates, strict=True)):
+        values = tuple(likelihoods[starts[i] : starts[i + 1]])
+        predictions.append(_prediction(e, own, values, generated.get(i, e.answer)))
+    return predictions
+
+
+def _encode_candidates(
+    tokenizer: Any, examples: Sequence[Example], context: int, tasks: Sequence[str]
+) -> list[list[Encoded]]:
+    """Rows of each example: one per option, or that of the right answer with the end token.
+
+    An example with an answer that does not fit into the context has none.
+    """
+    prompts = ids_of(tokenizer, [e.prompt for e in examples])
+    texts = [e.options or (e.answer,) for e in examples]
+    answers = iter(answers_of(tokenizer, [answer for own in texts for answer in own]))
+    candidates: list[list[Encoded]] = []
+    for e, prompt, own in zip(examples, prompts, texts, strict=True):
+        ids, task = [next(answers) for _ in own], index_of(e.task, tasks)
+        end = not e.options
+        try:
+            rows = [
+                join(tokenizer, prompt, answer, context=context, end=end, task=task)
+                for answer in ids
+            ]
+        except TooLongError:
+            rows = []
+        candidates.append(rows)
+    return candidates
+
+
+def _prediction(
+    example: Example, rows: Sequence[Encoded], log_likelihoods: tuple[float, ...], generated: str
+) -> Prediction:
+    """Choose the answer to one example.
+
+    example: the example
+    rows: its rows; none if an answer does not fit into the context
+    log_likelihoods: log-likelihood of the answer in each row
+    generated: text that greedy decoding writes; used only without options
+    """
+    if not rows:
+        return Prediction(example, None, None, ())
+    cut = max(row.cut for row in rows)
+    if not example.options:
+        return Prediction(example, generated, None, log_likelihoods, cut)
+    per_character = [
+        value / len(option) for value, option in zip(log_likelihoods, example.options, strict=True)
+    ]
+    answer = example.options[log_likelihoods.index(max(log_likelihoods))]
+    by_length = example.options[per_character.index(max(per_character))]
+    return Prediction(example, answer, by_length, log_likelihoods, cut)
 
 
 def score(model: Any, tokenizer: Any, examples: Sequence[Example]) -> dict[str, Any]:
-    """The share of right answers of a model: `shares` of what it predicts."""
+    """Return the model's share of right answers, as `shares` does from its predictions."""
     return shares(predict(model, tokenizer, examples))
 
 
 def shares(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Share of right answers, in [0, 1]: {"tasks": …, "families": …, "mean": …, "chance": …}.
 
-    A family is the mean of its tasks, `mean` that of the families.
+    The share of a family is the mean of its tasks, and `mean` that of the families. `chance` is
+    the expected share of a random guess, by family.
     """
     tasks: dict[str, float] = {}
     chance: dict[str, float] = {}
     family_of = {p.example.task: p.example.family for p in predictions}
     for task in family_of:
-        chosen = [p for p in predictions if p.example.task == task]
-        tasks[task] = statistics.fmean(p.right for p in chosen)
-        chance[task] = statistics.fmean(p.example.chance for p in chosen)
+        of_task = [p for p in predictions if p.example.task == task]
+        tasks[task] = statistics.fmean(p.right for p in of_task)
+        chance[task] = statistics.fmean(p.example.chance for p in of_task)
 
     def by_family(values: dict[str, float]) -> dict[str, float]:
         return {
@@ -139,24 +173,26 @@ def shares(predictions: Sequence[Prediction]) -> dict[str, Any]:
     }
 
 
-def _batches(sizes: Sequence[tuple[int, int]], context: int, words: str) -> Iterator[list[int]]:
-    """Indices of rows in batches of like length, with a bar.
+def _batches(sizes: Sequence[tuple[int, int]], context: int, title: str) -> Iterator[list[int]]:
+    """Yield indices of rows in batches of similar length, with a progress bar.
 
-    sizes: tokens of each row's prompt and of what comes after it; the longest prompt of a batch
-    and the longest of what follows fit into the context together, unless one row does not.
+    sizes: for each row, the number of tokens of its prompt and of what follows the prompt
+    context: limit for the longest prompt of a batch plus the longest continuation; only a row that
+        exceeds it alone does, in a batch of its own
+    title: text of the progress bar
     """
-    left = sorted(range(len(sizes)), key=lambda i: sizes[i])
-    with tqdm(total=len(sizes), desc=words, leave=False, delay=2, disable=None) as bar:
+    order = sorted(range(len(sizes)), key=lambda i: sizes[i])
+    with tqdm(total=len(sizes), desc=title, leave=False, delay=2, disable=None) as bar:
         start = 0
-        while start < len(left):
-            stop, after = start + 1, sizes[left[start]][1]
-            while stop < len(left) and stop - start < _ROWS:
-                prompt, own = sizes[left[stop]]
+        while start < len(order):
+            stop, after = start + 1, sizes[order[start]][1]
+            while stop < len(order) and stop - start < _ROWS:
+                prompt, own = sizes[order[stop]]
                 widest = prompt + max(after, own)
                 if widest > context or widest * (stop - start + 1) > _TOKENS:
                     break
                 after, stop = max(after, own), stop + 1
-            yield left[start:stop]
+            yield order[start:stop]
             bar.update(stop - start)
             start = stop
 
@@ -165,62 +201,73 @@ def _batches(sizes: Sequence[tuple[int, int]], context: int, words: str) -> Iter
 def _score_rows(
     model: Any, rows: Sequence[Encoded], context: int, pad: int
 ) -> tuple[list[float], list[bool]]:
-    """Log-likelihood of each row's answer, and whether it is the greedy continuation."""
+    """Log-likelihood of each row's answer, and whether greedy decoding would write it."""
     device = next(model.parameters()).device
-    likelihood, greedy = [0.0] * len(rows), [False] * len(rows)
+    likelihoods, greedy = [0.0] * len(rows), [False] * len(rows)
     sizes = [(len(row.ids) - row.answer, row.answer) for row in rows]
-    for chosen in _batches(sizes, context, "likelihoods"):
-        inputs = collate([rows[i] for i in chosen], pad)
+    for batch in _batches(sizes, context, "likelihoods"):
+        inputs = collate([rows[i] for i in batch], pad)
         labels = inputs.pop("labels")[:, 1:]
         inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
         row, column = torch.nonzero(labels != IGNORED, as_tuple=True)
         wanted = labels[row, column]
-        # Of all logits, as large as the vocabulary, those of the answers alone are looked at.
+        # All logits are as large as the vocabulary; only those of the answers are moved and kept.
         logits = model(**inputs).logits[row.to(device), column.to(device)].float().cpu()
         losses = F.cross_entropy(logits, wanted, reduction="none")
-        sums = torch.zeros(len(chosen)).index_add(0, row, losses)
-        misses = torch.zeros(len(chosen)).index_add(0, row, (logits.argmax(-1) != wanted).float())
+        sums = torch.zeros(len(batch)).index_add(0, row, losses)
+        misses = torch.zeros(len(batch)).index_add(0, row, (logits.argmax(-1) != wanted).float())
         if not torch.isfinite(sums).all():
             raise UserError(
-                f"the log-likelihood of an answer is {float(-sums.sum())}; expected a number: the "
-                "model holds NaN or Inf, or overflows its dtype"
+                f"the log-likelihood of an answer is {float(-sums.sum())}; expected a finite "
+                "number (the model contains NaN or Inf, or overflows its dtype)"
             )
-        for i, loss, missed in zip(chosen, sums.tolist(), misses.tolist(), strict=True):
-            likelihood[i], greedy[i] = -loss, missed == 0
-    return likelihood, greedy
+        for i, loss, missed in zip(batch, sums.tolist(), misses.tolist(), strict=True):
+            likelihoods[i], greedy[i] = -loss, missed == 0
+    return likelihoods, greedy
 
 
 @torch.no_grad()
-def _write(model: Any, tokenizer: Any, rows: Sequence[Encoded], context: int) -> list[str]:
-    """What greedy decoding writes after each row's prompt, up to the end token.
+def _generate(model: Any, tokenizer: Any, rows: Sequence[Encoded], context: int) -> list[str]:
+    """Return the text that greedy decoding writes after each row's prompt, up to the end token.
 
-    It ends a few tokens after the length of the right answer, or where the context does.
+    Decoding stops a few tokens beyond the length of the right answer, or at the end of the context.
     """
-    device = next(model.parameters()).device
-    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id or 0
+    device, pad = next(model.parameters()).device, tokenizer.pad_token_id or 0
     prompts = [row.ids[: -row.answer] for row in rows]
-    limits = [min(row.answer + _SLACK, context - len(row.ids) + row.answer) for row in rows]
+    limits = [
+        min(row.answer + _SLACK, context - len(prompt))
+        for row, prompt in zip(rows, prompts, strict=True)
+    ]
     sizes = [(len(prompt), limit) for prompt, limit in zip(prompts, limits, strict=True)]
     texts = [""] * len(rows)
-    for chosen in _batches(sizes, context, "generation"):
-        longest = max(len(prompts[i]) for i in chosen)
-        ids = torch.full((len(chosen), longest), pad)
-        mask = torch.zeros_like(ids)
-        for row, i in enumerate(chosen):  # padded on the left: what is written comes behind
-            ids[row, longest - len(prompts[i]) :] = torch.tensor(prompts[i])
-            mask[row, longest - len(prompts[i]) :] = 1
-        given = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-        if rows[chosen[0]].task is not None:
-            tasks = torch.tensor([rows[i].task for i in chosen])
-            given["multilora_task_ids"] = tasks.to(device)
-        written = model.generate(
-            **given,
-            max_new_tokens=max(limits[i] for i in chosen),
+    for batch in _batches(sizes, context, "generation"):
+        inputs = _left_padded([prompts[i] for i in batch], pad)
+        if rows[batch[0]].task is not None:
+            inputs["multilora_task_ids"] = torch.tensor([rows[i].task for i in batch])
+        generated = model.generate(
+            **{name: tensor.to(device) for name, tensor in inputs.items()},
+            max_new_tokens=max(limits[i] for i in batch),
             do_sample=False,
-            eos_token_id=end,
+            eos_token_id=tokenizer.eos_token_id,
             pad_token_id=pad,
-        )[:, longest:].tolist()
-        for i, new in zip(chosen, written, strict=True):
-            new = new[: limits[i]]
-            texts[i] = tokenizer.decode(new[: new.index(end)] if end in new else new).strip()
+        )[:, inputs["input_ids"].shape[1] :].tolist()
+        for i, new in zip(batch, generated, strict=True):
+            texts[i] = _text_before_end(tokenizer, new[: limits[i]])
     return texts
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, torch.Tensor]:
+    """`input_ids` and `attention_mask` (batch, longest) of prompts that end in the last column."""
+    longest = max(map(len, prompts))
+    input_ids = torch.full((len(prompts), longest), pad)
+    attention_mask = torch.zeros_like(input_ids)
+    for i, prompt in enumerate(prompts):
+        input_ids[i, longest - len(prompt) :] = torch.tensor(prompt)
+        attention_mask[i, longest - len(prompt) :] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def _text_before_end(tokenizer: Any, ids: list[int]) -> str:
+    """Decode the ids before the first end token, without white space around the text."""
+    end = tokenizer.eos_token_id
+    return tokenizer.decode(ids[: ids.index(end)] if end in ids else ids).strip()

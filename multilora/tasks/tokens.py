@@ -1,6 +1,5 @@
-"""Tokens of many examples, kept on disk: a large file is tokenised once for each tokenizer."""
+"""Cache the tokens of examples on disk, so that a large file is tokenised once per tokenizer."""
 
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis import store
 from multilora import record
 from multilora.tasks import encoding
 from multilora.tasks.encoding import Encoded, encode_all, index_of
@@ -17,10 +17,17 @@ from multilora.tasks.example import Example
 def cached(
     tokenizer: Any, examples: Sequence[Example], context: int, tasks: Sequence[str], kept: Path
 ) -> list[Encoded | None]:
-    """`encode_all`, from the directory `kept` where it was asked for the same before.
+    """Return the rows of `encode_all`, from the cache if they are there.
 
-    The same are texts, tokenizer, context and code. A file that cannot be read is made anew.
-    None is kept of no examples, or for a tokenizer that cannot say what it is made of.
+    tokenizer: a tokenizer of Transformers
+    examples: examples to encode
+    context: maximum number of tokens of a row
+    tasks: tasks that the model distinguishes, as `encoding.tasks_of` returns them
+    kept: directory of the cache; made if necessary
+
+    A cached file is found by the texts, the tokenizer, the context and the code of `encoding`; one
+    that cannot be read is replaced. Nothing is cached if there are no examples, or for a tokenizer
+    without a backend that describes it (a slow one).
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not examples:
@@ -29,10 +36,10 @@ def cached(
     ends = [tokenizer.bos_token_id, tokenizer.eos_token_id, context]
     code = {"encoding": encoding}
     path = kept / f"{record.fingerprint(texts, backend.to_str(), ends, code)}.npz"
-    rows = _read(path, len(examples))
+    rows = _load(path, len(examples))
     if rows is None:
         rows = encode_all(tokenizer, examples, context)
-        _write(path, rows)
+        _save(path, rows)
     indices = [index_of(e.task, tasks) for e in examples]
     return [
         None if row is None else row._replace(task=index)
@@ -40,8 +47,8 @@ def cached(
     ]
 
 
-def _read(path: Path, count: int) -> list[Encoded | None] | None:
-    """The rows of a file; None where it is not there or is not whole."""
+def _load(path: Path, count: int) -> list[Encoded | None] | None:
+    """The `count` rows in a file; None if the file is missing or incomplete."""
     try:
         with np.load(path) as file:
             ids, lengths, answers, cuts = (file[k] for k in ("ids", "lengths", "answers", "cuts"))
@@ -58,16 +65,19 @@ def _read(path: Path, count: int) -> list[Encoded | None] | None:
     ]
 
 
-def _write(path: Path, rows: Sequence[Encoded | None]) -> None:
-    """The rows under a temporary name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _save(path: Path, rows: Sequence[Encoded | None]) -> None:
+    """Write the rows to a file; a row that is None has length 0."""
     whole = [Encoded([], 0) if row is None else row for row in rows]
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    np.savez(
-        temporary,
-        ids=np.concatenate([np.array(row.ids, np.int32) for row in whole]),
-        lengths=np.array([len(row.ids) for row in whole], np.int32),
-        answers=np.array([row.answer for row in whole], np.int32),
-        cuts=np.array([row.cut for row in whole], np.int32),
-    )
-    temporary.replace(path)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # np.savez would add .npz to a path
+            np.savez(
+                file,
+                ids=np.concatenate([np.array(row.ids, np.int32) for row in whole]),
+                lengths=np.array([len(row.ids) for row in whole], np.int32),
+                answers=np.array([row.answer for row in whole], np.int32),
+                cuts=np.array([row.cut for row in whole], np.int32),
+            )
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store.replace(path, write)

@@ -30,6 +30,7 @@ CODE = {
     "tuner": "multilora.methods.tuner",
     "rlora": "multilora.methods.rlora",
     "mtllora": "multilora.methods.mtllora",
+    "task_ids": "multilora.methods.task_ids",
     "experts": "multilora.methods.experts",
     "peft": "multilora.methods.peft",
     "delta": "multilora.delta",

@@ -1,10 +1,12 @@
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from analysis import CheckpointError, checkpoint
-from analysis.formats import Options
+from analysis import CheckpointError, UserError, checkpoint, dynamics, similarity, spectrum
+from analysis.formats import Options, tensors
 from analysis.spectrum import analyse
 from analysis.update import DenseUpdate, LowRankUpdate, Other, Skipped
 
@@ -146,7 +148,7 @@ def test_a_weight_file_stands_for_its_directory_only_where_it_is_read(adapter):
     assert update.scale == 2.0
     for name in ("adapter_model.bin", "model.safetensors"):
         (path / name).write_bytes((path / "adapter_model.safetensors").read_bytes())
-        with pytest.raises(CheckpointError, match=r"beside it lies adapter_model\.safetensors"):
+        with pytest.raises(CheckpointError, match=r"is read from adapter_model\.safetensors"):
             checkpoint.scan(path / name)
 
 
@@ -161,3 +163,164 @@ def test_an_adapter_and_a_stored_difference_in_one_place_are_refused(adapter, wr
     found = analyse([path, other])
     assert [row["run"] for row in found.rows] == ["other"]
     assert [skip["run"] for skip in found.skipped] == ["run"]
+
+
+def test_two_directories_of_one_step_are_refused(adapter):
+    for name in ("checkpoint-10", "checkpoint-2", "checkpoint-010"):
+        last = adapter(f"run/{name}")
+    words = r"checkpoint-10: is run@10, and so is .*checkpoint-010; expected one checkpoint per run"
+    with pytest.raises(CheckpointError, match=words):
+        checkpoint.runs([last.parent])
+    both = [adapter("other/checkpoint-01"), adapter("other/checkpoint-1")]
+    with pytest.raises(CheckpointError, match=r"checkpoint-1: is other@1, and so is .*point-01;"):
+        checkpoint.runs(both)
+    assert names(both[:1]) == [("other", 1)]  # negative control: one of them is a step
+
+
+def test_runs_that_were_found_are_not_looked_for_again(adapter, monkeypatch):
+    paths = [adapter("a/run/checkpoint-5"), adapter("b/run/checkpoint-5"), adapter("several")]
+    adapter("several/style")
+    runs = checkpoint.runs(paths)
+    for family in checkpoint.FORMATS:
+        monkeypatch.setattr(family, "recognise", lambda place: 1 / 0)
+    assert checkpoint.runs(runs) == runs
+    assert [len(list(checkpoint.read(run))) for run in runs] == [1, 1, 1, 1]
+    assert [len(checkpoint.inputs(run)) for run in runs] == [2, 2, 2, 2]
+    assert runs[0].source.place.json("adapter_config.json")["r"] == 4
+
+
+def test_a_run_that_is_not_from_disk_is_looked_for_at_its_path(adapter):
+    run = checkpoint.Run(adapter("mine"), "in memory", 3)
+    assert run.key == "in memory@3"
+    assert checkpoint.passed_over(run) == 0
+    assert [update.name for update in checkpoint.read(run)] == ["q"]
+
+
+# Each file once
+
+
+LISTENING: list[list[Path]] = []
+
+
+def _listen(event, arguments):
+    if event == "open" and LISTENING and isinstance(arguments[0], str | Path):
+        for opened in LISTENING:
+            opened.append(Path(arguments[0]))
+
+
+sys.addaudithook(_listen)  # it cannot be removed, and listens only inside the fixture
+
+
+@pytest.fixture
+def opened():
+    """Every path that is opened in the test."""
+    paths: list[Path] = []
+    LISTENING.append(paths)
+    yield paths
+    LISTENING.remove(paths)
+
+
+@pytest.fixture
+def recognised(monkeypatch):
+    """(family, path) of every call of `recognise`."""
+    calls = []
+    for family in (*checkpoint.FORMATS, *checkpoint.FILES):
+
+        def recognise(place, of=family.__name__, really=family.recognise):
+            calls.append((of, place.path))
+            return really(place)
+
+        monkeypatch.setattr(family, "recognise", recognise)
+    return calls
+
+
+@pytest.fixture
+def headers(monkeypatch):
+    """The file of every header that is parsed."""
+    files = []
+    really = tensors._header
+    monkeypatch.setattr(tensors, "_header", lambda path: files.append(path) or really(path))
+    return files
+
+
+HASHED = {"--json": 1, "--out": 1, "": 0}
+
+
+@pytest.mark.parametrize("output", HASHED)
+def test_the_command_reads_each_file_of_an_adapter_once(
+    adapter, opened, recognised, headers, capsys, output, tmp_path
+):
+    path = adapter("run")
+    config, weights = path / "adapter_config.json", path / "adapter_model.safetensors"
+    options = {"--out": ["--out", str(tmp_path / "out")], "": []}.get(output, [output])
+    opened.clear()
+    assert spectrum.main([str(path), *options]) == 0
+    assert opened.count(config) == 1 + HASHED[output]
+    assert headers == [weights]
+    # One more for each of A and B, whose values are read when they are needed.
+    assert opened.count(weights) == 1 + 2 + HASHED[output]
+    assert recognised == [(family.__name__, path) for family in checkpoint.FORMATS]
+
+
+def test_the_other_commands_read_each_file_once_too(
+    adapter, opened, recognised, headers, capsys, tmp_path
+):
+    steps = [adapter(f"run/checkpoint-{step}") for step in (1, 2)]
+    out = ["--json", "--out", str(tmp_path / "out")]
+    for main, paths in [
+        (similarity.main, steps),
+        (similarity.main, [*steps, "--merge"]),
+        (dynamics.main, [steps[0].parent]),
+    ]:
+        for calls in (opened, recognised, headers):
+            calls.clear()
+        assert main([*map(str, paths), *out]) == 0
+        for step in steps:
+            assert opened.count(step / "adapter_config.json") == 2  # parsed, and hashed
+            assert headers.count(step / "adapter_model.safetensors") == 1
+            assert [place for _, place in recognised].count(step) == len(checkpoint.FORMATS)
+
+
+def test_the_command_reads_the_header_of_a_single_file_once(
+    adapter, opened, recognised, headers, capsys, tmp_path
+):
+    path = tmp_path / "style.safetensors"
+    file_of_kohya = {"m.lora_down.weight": np.ones((2, 3)), "m.lora_up.weight": np.ones((4, 2))}
+    save_file(file_of_kohya, path)
+    opened.clear()
+    assert spectrum.main([str(path), "--json"]) == 0
+    assert headers == [path]
+    assert opened.count(path) == 1 + 2 + 1
+    assert recognised == [("analysis.formats.kohya", path)]
+
+
+@pytest.mark.parametrize("config", [{"peft_type": "MULTILORA", "n": 2}, {"peft_type": "LORA"}])
+def test_reading_opens_the_config_and_the_header_once(write_adapter, opened, headers, config):
+    shapes = {"multilora_A": (4, 5), "multilora_B": (6, 4), "multilora_s": (6, 2)}
+    if config["peft_type"] == "LORA":
+        shapes = {"lora_A.weight": (4, 5), "lora_B.weight": (6, 4)}
+    tensors = {f"base_model.model.q.{name}": np.ones(shape) for name, shape in shapes.items()}
+    path = write_adapter(tensors, r=2 if "n" in config else 4, **config)
+    opened.clear()
+    assert len(list(checkpoint.read(path))) == 1
+    assert opened.count(path / "adapter_config.json") == 1
+    assert headers == [path / "adapter_model.safetensors"]
+
+
+def test_a_base_is_merged_into_options():
+    options = Options(scale=2.0)
+    assert checkpoint.with_base(None, None) == Options()
+    assert checkpoint.with_base(options, None) == options
+    assert checkpoint.with_base(options, "B") == Options(scale=2.0, base=Path("B"))
+    assert checkpoint.with_base(Options(base=Path("B")), "B/") == Options(base=Path("B"))
+    with pytest.raises(UserError, match=r"base is C, options\.base is B; expected one of them"):
+        checkpoint.with_base(Options(base=Path("B")), "C")
+
+
+def test_a_base_beside_options_is_read(tmp_path):
+    before, after = ({"q.weight": np.full((3, 2), x, "f4")} for x in (1, 2))
+    for name, weights in (("base", before), ("tuned", after)):
+        (tmp_path / name).mkdir()
+        save_file(weights, tmp_path / name / "model.safetensors")
+    (update,) = checkpoint.read(tmp_path / "tuned", tmp_path / "base", Options())
+    np.testing.assert_array_equal(update.dense(), np.ones((3, 2)))

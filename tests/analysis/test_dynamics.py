@@ -9,8 +9,9 @@ import pytest
 
 from analysis import CheckpointError, similarity, spectrum
 from analysis.dynamics import analyse, main
+from analysis.pairs import dominance
 from analysis.tables import dynamics as dynamics_table
-from analysis.tables.dynamics import summary, words
+from analysis.tables.dynamics import summary
 
 
 @pytest.fixture
@@ -23,14 +24,32 @@ def run(write_adapter, lora_tensors, tmp_path):
     return tmp_path / "run"
 
 
+def test_a_run_agrees_with_the_analyses_that_it_is_made_of(run):
+    result = analyse(run)
+    assert result.skipped == []
+    assert [line["step"] for line in summary(result.rows)] == [5, 10, 100]
+    spectra = {row["key"]: row for row in spectrum.analyse(run).rows}
+    pairs = {row["key"]: row for row in similarity.analyse(run).rows}
+    for row in result.rows:
+        step, module = row["step"], row["module"]
+        for column in dynamics_table.SIZES:
+            assert row[column] == spectra[f"run@{step}/{module}"][column]
+        previous, last = {5: (None, 100), 10: (5, 100), 100: (10, None)}[step]
+        for name, other in (("previous", previous), ("last", last)):
+            ends = sorted((other, step)) if other else ()
+            pair = pairs["~".join(f"run@{end}/{module}" for end in ends)] if ends else {}
+            for column in dynamics_table.SHARED:
+                assert row[f"{column}_{name}"] == pair.get(column)
+
+
 def test_a_real_run_agrees_with_its_parts(real_adapter):
     path = real_adapter("roberta-portuguese-run")
-    found = analyse(path)
-    assert found.skipped == []
-    assert [line["step"] for line in summary(found.rows)] == [500, 2500, 4500, 6500, 8610]
+    result = analyse(path)
+    assert result.skipped == []
+    assert [line["step"] for line in summary(result.rows)] == [500, 2500, 4500, 6500, 8610]
     spectra = {row["key"]: row for row in spectrum.analyse(path).rows}
     pairs = {row["key"]: row for row in similarity.analyse(path).rows}
-    for row in found.rows:
+    for row in result.rows:
         name, module = row["run"], row["module"]
         assert row["effective_rank"] == spectra[f"{name}@{row['step']}/{module}"]["effective_rank"]
         if row["step"] == 4500:
@@ -46,10 +65,10 @@ def test_a_real_run_agrees_with_its_parts(real_adapter):
 
 
 def test_rows_have_every_column(run):
-    found = analyse(run)
-    assert len(found.rows) == 6
-    assert all(tuple(row) == dynamics_table.COLUMNS for row in found.rows)
-    assert set(found.s) == {f"run@{step}/l.{i}.q" for step in (5, 10, 100) for i in (0, 1)}
+    result = analyse(run)
+    assert len(result.rows) == 6
+    assert all(tuple(row) == dynamics_table.COLUMNS for row in result.rows)
+    assert set(result.s) == {f"run@{step}/l.{i}.q" for step in (5, 10, 100) for i in (0, 1)}
 
 
 def test_directions_come_nearer_to_the_last(run):
@@ -65,50 +84,21 @@ def test_the_order_of_the_paths_does_not_matter(run):
 
 def test_several_runs_are_kept_apart(run, tmp_path):
     shutil.copytree(run, tmp_path / "other")
-    found = summary(analyse([run, tmp_path / "other"]).rows)
-    assert [(line["run"], line["step"]) for line in found] == [
+    result = summary(analyse([run, tmp_path / "other"]).rows)
+    assert [(line["run"], line["step"]) for line in result] == [
         (name, step) for name in ("other", "run") for step in (5, 10, 100)
     ]
 
 
-def line(step, norm, left=0.5, right=0.95, chance=0.1):
-    return {
-        "step": step,
-        "frobenius_norm": norm,
-        "left_phi_k_last": left,
-        "right_phi_k_last": right,
-        "left_chance_k_last": 0.1,
-        "right_chance_k_last": chance,
-    }
+def test_the_verdict_compares_the_first_step_with_the_last(run):
+    spectra = spectrum.analyse(run)
+    change = dominance.pair_spectra(spectra, ("run", 5), ("run", 100))
+    assert analyse(run).verdicts == {"run": dominance.judge(change).sentence}
 
 
-def test_words():
-    text = "\n".join(words([line(5, 1.0), line(9, 2.5, None, None)]))
-    assert "from 1 to 2.5, 2.5 times" in text
-    assert "output directions (left) move until the end" in text
-    assert "input directions (right) are those of the last step from step 5 on" in text
-
-
-def test_directions_that_come_and_go_have_not_settled():
-    steps = [line(1, 1.0, 1.0), line(2, 1.0, 0.2), line(3, 1.0, 0.95), line(4, 1.0, None, None)]
-    assert "(left) are those of the last step from step 3 on" in "\n".join(words(steps))
-    steps[2] = line(3, 1.0, 0.1)
-    assert "(left) move until the end" in "\n".join(words(steps))
-
-
-def test_nothing_is_said_where_chance_would_say_it_too():
-    """Of directions that nearly fill their space, and of those that are undefined."""
-    text = "\n".join(words([line(5, 1.0, None, 1.0, chance=0.9), line(9, 2.0, None, None)]))
-    assert "directions" not in text
-    # 0.95 is not near 1 where 0.49 is chance: nine tenths of the way from there are 0.949.
-    for right, settled in ((0.94, "move"), (0.96, "are those")):
-        steps = [line(5, 1.0, 0.5, right, chance=0.49), line(9, 2.0, None, None)]
-        assert f"(right) {settled}" in "\n".join(words(steps))
-
-
-def test_the_verdict_is_that_of_the_paired_comparison(real_adapter):
-    found = analyse(real_adapter("roberta-portuguese-run"))
-    assert "No clear difference" in found.verdicts["roberta-portuguese-run"]
+def test_the_verdict_of_a_real_run(real_adapter):
+    result = analyse(real_adapter("roberta-portuguese-run"))
+    assert "No clear difference" in result.verdicts["roberta-portuguese-run"]
 
 
 def test_a_nan_beside_a_zero_is_told_of(write_adapter, lora_tensors, tmp_path):
@@ -117,8 +107,8 @@ def test_a_nan_beside_a_zero_is_told_of(write_adapter, lora_tensors, tmp_path):
         tensors["base_model.model.l.0.q.lora_B.weight"][:] = 0
         tensors["base_model.model.l.0.v.lora_B.weight"][0, 0] = np.nan
         write_adapter(tensors, f"run/checkpoint-{step}")
-    found = analyse(tmp_path / "run")
-    assert [skip["module"] for skip in found.skipped] == ["l.0.v", "l.0.v"]
+    result = analyse(tmp_path / "run")
+    assert [skip["module"] for skip in result.skipped] == ["l.0.v", "l.0.v"]
 
 
 def test_a_step_without_an_update_has_no_directions(run, write_adapter, lora_tensors):
@@ -127,17 +117,24 @@ def test_a_step_without_an_update_has_no_directions(run, write_adapter, lora_ten
         if "lora_B" in name:
             tensors[name][:] = 0
     write_adapter(tensors, "run/checkpoint-1")
-    found = analyse(run)
-    first = summary(found.rows)[0]
+    result = analyse(run)
+    first = summary(result.rows)[0]
     assert (first["step"], first["frobenius_norm"], first["effective_rank"]) == (1, 0, None)
     assert first["left_phi_k_last"] is None
-    assert found.skipped == []
+    assert result.skipped == []
 
 
-@pytest.mark.parametrize("steps", [[], [5]])
-def test_what_is_no_series_of_steps(run, write_adapter, lora_tensors, steps, capfd):
-    path = run / "checkpoint-5" if steps else write_adapter(lora_tensors("q"), "alone")
-    with pytest.raises(CheckpointError, match="expected"):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("alone", "alone: is not a step of a run; expected a directory with checkpoint-N"),
+        ("run/checkpoint-5", "checkpoint-5: is the only step of run; expected two or more"),
+    ],
+)
+def test_what_is_not_a_series_of_steps(run, write_adapter, lora_tensors, name, words, capfd):
+    write_adapter(lora_tensors("q"), "alone")
+    path = run.parent / name
+    with pytest.raises(CheckpointError, match=words):
         analyse(path)
     assert main([str(path)]) == 2
     assert len(capfd.readouterr().err.splitlines()) == 1

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from analysis import checkpoint, similarity
+from analysis import UserError, checkpoint, similarity
 from analysis.base import landing
+from analysis.base import vectors as base_vectors
 from analysis.formats import Options
 from analysis.numerics import subspaces
+from analysis.results import AgainstBase
 from analysis.similarity import COLUMNS, analyse, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,13 +53,37 @@ def dense_phi(W1, W2, k):
     )
 
 
+def test_adapters_agree_with_dense_algebra(tmp_path, rng):
+    """Files of factors of ranks 2 and 6 that share some of their directions."""
+    common = rng.standard_normal((40, 2)), rng.standard_normal((2, 30))
+    for r in (2, 6):
+        tensors = {}
+        for i in range(3):
+            B, A = rng.standard_normal((40, r)), rng.standard_normal((r, 30))
+            B[:, :2], A[:2] = B[:, :2] + common[0], A[:2] + common[1]
+            tensors |= {f"w_a_{i}": A, f"w_b_{i}": B}
+        (tmp_path / f"rank{r}").mkdir()
+        save_file(tensors, tmp_path / f"rank{r}" / "factors.safetensors")
+    paths = [tmp_path / f"rank{r}" for r in (2, 6)]
+    result = analyse(paths, options=SAM)
+    assert (len(result.rows), result.skipped) == (3, [])
+    updates = [{u.name: u for u in checkpoint.read(path, options=SAM)} for path in paths]
+    for row in result.rows:
+        W1, W2 = (of_run[row["module"]].dense() for of_run in updates)
+        assert row["k"] == 2
+        want = dense_phi(W1, W2, 2)
+        assert (row["left_phi_k"], row["right_phi_k"]) == pytest.approx(want, abs=1e-10)
+        cosine = np.sum(W1 * W2) / np.linalg.norm(W1) / np.linalg.norm(W2)
+        assert row["cosine"] == pytest.approx(cosine, abs=1e-12)
+
+
 def test_real_adapters_agree_with_dense_algebra(real_adapter):
     paths = [real_adapter(f"sam-lora-ranks/rank{r}") for r in (2, 6)]
-    found = analyse(paths, options=SAM)
-    assert len(found.rows) == 24
-    assert found.skipped == []
+    compared = analyse(paths, options=SAM)
+    assert len(compared.rows) == 24
+    assert compared.skipped == []
     updates = [{u.name: u for u in checkpoint.read(path, options=SAM)} for path in paths]
-    for row in found.rows[::8]:
+    for row in compared.rows[::8]:
         W1, W2 = (of_run[row["module"]].dense() for of_run in updates)
         assert row["k"] == 2
         want = dense_phi(W1, W2, 2)
@@ -77,15 +103,15 @@ def test_a_row_says_which_updates_it_compares(pair):
 
 def test_every_pair_of_several(write_adapter, lora_tensors):
     paths = [write_adapter(lora_tensors("q", "v"), name) for name in "abc"]
-    found = analyse(paths)
-    assert [(row["run_a"], row["run_b"]) for row in found.rows if row["module"] == "q"] == [
+    compared = analyse(paths)
+    assert [(row["run_a"], row["run_b"]) for row in compared.rows if row["module"] == "q"] == [
         ("a", "b"),
         ("a", "c"),
         ("b", "c"),
     ]
-    assert set(found.phi) == {
+    assert set(compared.phi) == {
         f"{row['key']}#{name}"
-        for row in found.rows
+        for row in compared.rows
         for name in ("left", "right", "left_angles", "right_angles")
     }
 
@@ -111,9 +137,9 @@ def test_against_a_full_fine_tune(write_adapter, lora_tensors, write_delta, rng)
 
 def test_parts_of_multilora_are_compared_inside(write_adapter, rng):
     path = multilora(write_adapter, rng)
-    found = analyse(path)
-    assert found.rows == []
-    assert [(row["part_a"], row["part_b"]) for row in found.inside] == [
+    compared = analyse(path)
+    assert compared.rows == []
+    assert [(row["part_a"], row["part_b"]) for row in compared.inside] == [
         ("1", "2"),
         ("1", "3"),
         ("2", "3"),
@@ -121,7 +147,7 @@ def test_parts_of_multilora_are_compared_inside(write_adapter, rng):
     (update,) = checkpoint.read(path)
     one, two, _ = (part.dense() for part in update.unstacked())
     want = dense_phi(one, two, 2)
-    got = found.inside[0]["left_phi_k"], found.inside[0]["right_phi_k"]
+    got = compared.inside[0]["left_phi_k"], compared.inside[0]["right_phi_k"]
     assert got == pytest.approx(want, abs=1e-10)
 
 
@@ -149,12 +175,39 @@ def test_multilora_and_its_export_are_one_update(tmp_path):
     assert row["norm_ratio"] == pytest.approx(1, abs=1e-6)
 
 
+def test_every_two_steps_of_a_run_are_compared(write_adapter, lora_tensors):
+    first, last = lora_tensors("l.0.q", "l.1.q"), lora_tensors("l.0.q", "l.1.q")
+    for step, weight in ((500, 1.0), (1000, 0.01), (1200, 0.0)):
+        mixed = {name: weight * first[name] + (1 - weight) * last[name] for name in last}
+        path = write_adapter(mixed, f"run/checkpoint-{step}")
+    result = analyse(path.parent, modules=r"\.0\..*q")
+    assert [(row["run_a"], row["step_a"], row["step_b"]) for row in result.rows] == [
+        ("run", a, b) for a, b in ((500, 1000), (500, 1200), (1000, 1200))
+    ]
+    assert result.rows[-1]["left_phi_1"] > 0.9
+    assert result.rows[0]["left_phi_1"] < 0.9
+
+
+def test_a_base_beside_options_is_used(write_adapter, lora_tensors, tmp_path, rng):
+    for name in ("base", "tuned"):
+        (tmp_path / name).mkdir()
+        W = {"q.weight": rng.standard_normal((12, 10)).astype("f4")}
+        save_file(W, tmp_path / name / "model.safetensors")
+    base, paths = tmp_path / "base", [tmp_path / "tuned", write_adapter(lora_tensors("q"))]
+    want = analyse(paths, options=Options(base=base)).rows
+    assert len(want) == 1
+    for given in ({}, {"options": Options()}, {"options": Options(base=base)}):
+        assert analyse(paths, base=base, **given).rows == want
+    with pytest.raises(UserError, match="expected one of them"):
+        analyse(paths, base=base, options=Options(base=paths[0]))
+
+
 def test_steps_of_a_run_are_compared(real_adapter):
-    found = analyse(real_adapter("roberta-agnews-bias-all-run"), modules=r"\.0\..*query")
-    assert {(row["run_a"], row["step_a"], row["step_b"]) for row in found.rows} == {
+    compared = analyse(real_adapter("roberta-agnews-bias-all-run"), modules=r"\.0\..*query")
+    assert {(row["run_a"], row["step_a"], row["step_b"]) for row in compared.rows} == {
         ("roberta-agnews-bias-all-run", a, b) for a, b in ((500, 1000), (500, 1200), (1000, 1200))
     }
-    assert found.rows[-1]["left_phi_1"] > 0.9
+    assert compared.rows[-1]["left_phi_1"] > 0.9
 
 
 # What cannot be compared
@@ -166,8 +219,8 @@ def test_modules_of_one_side_only_are_said_and_counted(write_adapter, lora_tenso
     status, out, err = command(a, b)
     assert status == 1
     assert len(err) == 2
-    assert f"{a}: k: is not in it, but in {b}" in err[0]
-    assert "a ~ b, 1 modules" in out
+    assert f"{a}: k: is missing, but is in {b}" in err[0]
+    assert "a ~ b, 1 module" in out
 
 
 def test_shapes_that_differ_under_one_name(write_adapter, lora_tensors, command):
@@ -176,7 +229,7 @@ def test_shapes_that_differ_under_one_name(write_adapter, lora_tensors, command)
     status, _, err = command(a, b)
     assert status == 1
     assert err == [
-        f"analysis.similarity: v: is (12, 10) in {a} and (12, 8) in {b}; expected one shape"
+        f"analysis.similarity: v: is (12, 10) in {a} and (12, 8) in {b}; expected equal shapes"
     ]
 
 
@@ -186,7 +239,7 @@ def test_an_update_of_zero(write_adapter, lora_tensors, command):
     b = write_adapter(tensors, "b")
     status, out, err = command(a, b, "--json")
     assert status == 1
-    assert err == [f"analysis.similarity: {b}: v: ΔW is zero; it has no direction"]
+    assert err == [f"analysis.similarity: {b}: v: ΔW is zero; it has no directions"]
     result = json.loads(out)
     assert [row["module"] for row in result["rows"]] == ["q"]
     assert result["skipped"][0]["module"] == "v"
@@ -220,7 +273,7 @@ def test_a_bad_number_is_named(write_adapter, lora_tensors, command):
         (["{a}"], "one checkpoint without parts; expected two to compare"),
         (["{a}", "{a}"], "given twice"),
         (["{a}", "nowhere/at/all"], "no such file or directory"),
-        (["{a}", "{b}", "--modules", "("], "is no regular expression"),
+        (["{a}", "{b}", "--modules", "("], "regular expression"),
         (["{a}", "{b}", "--map", "(", "x"], "--map"),
     ],
 )
@@ -246,13 +299,13 @@ def test_files(pair, command, tmp_path):
     assert status == 0
     with (tmp_path / "out/similarity.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    found = analyse(pair)
-    assert [row["key"] for row in rows] == [row["key"] for row in found.rows]
-    assert float(rows[0]["left_phi_k"]) == found.rows[0]["left_phi_k"]
+    compared = analyse(pair)
+    assert [row["key"] for row in rows] == [row["key"] for row in compared.rows]
+    assert float(rows[0]["left_phi_k"]) == compared.rows[0]["left_phi_k"]
     assert rows[0]["right_phi_8"] == ""
     arrays = load_file(tmp_path / "out/phi.safetensors")
     key = "a/model.layers.0.q_proj~b/model.layers.0.q_proj"
-    np.testing.assert_array_equal(arrays[f"{key}#left"], found.phi[f"{key}#left"])
+    np.testing.assert_array_equal(arrays[f"{key}#left"], compared.phi[f"{key}#left"])
     assert arrays[f"{key}#right_angles"].shape == (4,)
     record = json.loads((tmp_path / "out/record.json").read_text())
     assert record["command"] == "analysis.similarity"
@@ -336,22 +389,6 @@ def test_the_public_names():
     assert "Exit status" in help_text
 
 
-def test_start_up_needs_neither_torch_nor_scipy(pair):
-    code = (
-        "import sys; from analysis.similarity import main; status = main(sys.argv[1:]);"
-        "heavy = {'torch', 'scipy', 'pandas', 'matplotlib', 'transformers'} & set(sys.modules);"
-        "sys.exit(f'{heavy}' if heavy else status)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, pair)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-
-
 # Before merging
 
 
@@ -413,7 +450,7 @@ def test_one_checkpoint_beside_its_base(pair, base, command, tmp_path):
     arguments = (pair[0], "--base", base, "--cache", cache)
     status, out, err = command(*arguments, "--out", tmp_path / "out")
     assert (status, err) == (0, [])
-    assert out.splitlines()[1] == "a  beside its base"
+    assert out.splitlines()[1] == "a  compared with its base"
     with (tmp_path / "out/base.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     update = next(iter(checkpoint.read(pair[0])))
@@ -446,7 +483,7 @@ def test_landing_is_left_out_where_it_takes_long(pair, base, command, monkeypatc
     status, out, err = command(pair[0], "--base", base)
     assert status == 0
     assert err == [
-        "analysis.similarity: where ΔW lands is left out, as it takes long: see --landing"
+        "analysis.similarity: the landing of ΔW is left out, because it takes long: see --landing"
     ]
     assert "lands" not in out.split("‖ΔW‖/‖W0‖ in the")[0]
 
@@ -473,6 +510,25 @@ def test_against_the_base_without_one(pair, command):
     with pytest.raises(SystemExit) as stopped:
         command(*pair, "--intruders")
     assert stopped.value.code == 2
+
+
+def test_options_of_the_base_reach_its_analysis(pair, base, command, monkeypatch, capfd):
+    calls = []
+
+    def recorded(*_, **given):
+        calls.append(given)
+        return AgainstBase([], [], [])
+
+    monkeypatch.setattr(landing, "analyse", recorded)
+    assert command(*pair, "--base", base)[0] == 0
+    assert command(*pair, "--base", base, "--landing", "--intruders", "--cache", "x/y")[0] == 0
+    default, given = calls
+    assert (default["landing"], default["intruders"]) == (False, False)
+    assert default["cache"] == base_vectors.default_cache()
+    assert (given["landing"], given["intruders"], given["cache"]) == (True, True, Path("x/y"))
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "full decomposition" in capfd.readouterr().out
 
 
 def test_figures(write_adapter, lora_tensors, command, tmp_path):
@@ -527,7 +583,7 @@ def test_parts_of_one_side_only_are_told(write_adapter, rng, command):
         status, _, err = command(*mode, *paths)
         assert status == 1
         assert len(err) == 2
-        assert f"{paths[1]}: l.0.qkv slice0: is not in it, but in {paths[0]}" in err[0]
+        assert f"{paths[1]}: l.0.qkv slice0: is missing, but is in {paths[0]}" in err[0]
         assert "slice2" in err[1]
 
 
@@ -546,7 +602,7 @@ def test_one_checkpoint_of_another_base_is_skipped(
     foreign = write_adapter(lora_tensors("encoder.block.q"), "foreign")
     status, out, err = command(*pair, foreign, "--base", base, "--json")
     assert status == 1
-    assert any("is that its base?" in line for line in err)
+    assert any("expected the base of the checkpoint" in line for line in err)
     assert {row["run"] for row in json.loads(out)["base"]} == {"a", "b"}
 
 
@@ -591,4 +647,4 @@ def test_a_zero_part_is_named(write_adapter, rng, command):
     save_file(tensors, path / "adapter_model.safetensors")
     status, _, err = command(path)
     assert status == 1
-    assert err == [f"analysis.similarity: {path}: q 1: ΔW is zero; it has no direction"]
+    assert err == [f"analysis.similarity: {path}: q 1: ΔW is zero; it has no directions"]

@@ -6,15 +6,19 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from analysis import CheckpointError, checkpoint, results, spectrum, store
-from analysis.pairs import dominance
+from analysis import CheckpointError, UserError, checkpoint, results, spectrum, store
+from analysis.formats import Options
+from analysis.pairs import combine, dominance
 from analysis.spectrum import analyse, main
 from analysis.tables.spectrum import summary
+from analysis.update import DenseUpdate, Other, Skipped
 
 ROOT = Path(__file__).resolve().parents[2]
 EPS = np.finfo(float).eps
@@ -36,7 +40,29 @@ def two_layers(write_adapter, lora_tensors):
     return write_adapter(lora_tensors(*modules))
 
 
-# Against numpy, on adapters that others trained
+# Against numpy: on made-up adapters, then on adapters that others trained
+
+
+@pytest.mark.parametrize(
+    ("d_out", "d_in", "r", "dtype", "config"),
+    [
+        (12, 10, 4, "f4", {}),
+        (12, 10, 4, "f4", {"use_rslora": True}),
+        (5, 9, 7, "f8", {"lora_alpha": -3}),
+        (30, 20, 1, "f2", {}),
+    ],
+)
+def test_adapters_agree_with_numpy(write_adapter, rng, d_out, d_in, r, dtype, config):
+    A, B = rng.standard_normal((r, d_in)).astype(dtype), rng.standard_normal((d_out, r))
+    tensors = {"lora_A": A, "lora_B": B.astype(dtype)}
+    tensors = {f"base_model.model.l.0.q.{name}.weight": x for name, x in tensors.items()}
+    spectra = analyse(write_adapter(tensors, r=r, **config))
+    scale = config.get("lora_alpha", 8) / (np.sqrt(r) if config.get("use_rslora") else r)
+    dense = scale * B.astype(dtype).astype(float) @ A.astype(float)
+    want = np.linalg.svd(dense, compute_uv=False)[: min(r, d_out, d_in)]
+    (s,) = spectra.s.values()
+    np.testing.assert_allclose(s, want, rtol=0, atol=1e-12 * want[0])
+    assert spectra.skipped == []
 
 
 @pytest.mark.parametrize(
@@ -50,37 +76,37 @@ def two_layers(write_adapter, lora_tensors):
 )
 def test_real_adapters_agree_with_numpy(real_adapter, name):
     path = real_adapter(name)
-    found = analyse(path)
-    assert found.skipped == []
-    assert len(found.rows) == len(found.s) > 0
+    spectra = analyse(path)
+    assert spectra.skipped == []
+    assert len(spectra.rows) == len(spectra.s) > 0
     for run in checkpoint.runs([path])[-1:]:
         # One update a projection is enough of numpy's dense decompositions here.
         for update in {u.name.split(".")[-1]: u for u in checkpoint.read(run.path)}.values():
-            s = found.s[f"{run.key}/{update.name}"]
+            s = spectra.s[f"{run.key}/{update.name}"]
             want = np.linalg.svd(update.dense(), compute_uv=False)[: s.size]
             np.testing.assert_allclose(s, want, rtol=0, atol=1e-12 * want[0])
 
 
 def test_real_rank_one_adapter_agrees_with_its_closed_form(real_adapter):
     path = real_adapter("opencalm1b-rank1-fp16")
-    found = analyse(path)
-    assert len(found.rows) == 24
+    spectra = analyse(path)
+    assert len(spectra.rows) == 24
     for update in checkpoint.read(path):
         # A dense decomposition of one 6144×2048 matrix takes 10 s; rank one has a closed form.
-        (s,) = found.s[f"{path.name}/{update.name}"]
+        (s,) = spectra.s[f"{path.name}/{update.name}"]
         B, A = update.B.astype(np.float64), update.A.astype(np.float64)
         want = update.scale * np.linalg.norm(B) * np.linalg.norm(A)
         assert abs(s - want) <= 1e-12 * want
-    assert max(row["spectral_norm"] for row in found.rows) == pytest.approx(517, abs=1)
+    assert max(row["spectral_norm"] for row in spectra.rows) == pytest.approx(517, abs=1)
 
 
 @pytest.mark.slow
 def test_every_module_of_a_real_run_agrees_with_numpy(real_adapter):
     path = real_adapter("roberta-portuguese-run")
-    found = analyse(path)
+    spectra = analyse(path)
     for run in checkpoint.runs([path]):
         for update in checkpoint.read(run.path):
-            s = found.s[f"{run.key}/{update.name}"]
+            s = spectra.s[f"{run.key}/{update.name}"]
             want = np.linalg.svd(update.dense(), compute_uv=False)[: s.size]
             np.testing.assert_allclose(s, want, rtol=0, atol=1e-12 * want[0])
 
@@ -89,8 +115,8 @@ def test_every_module_of_a_real_run_agrees_with_numpy(real_adapter):
 
 
 def test_a_row_says_what_the_numbers_are_of(two_layers):
-    found = analyse(two_layers)
-    row = found.rows[2]
+    spectra = analyse(two_layers)
+    row = spectra.rows[2]
     assert list(row) == list(results.COLUMNS)
     want = {
         "key": "adapter/model.layers.1.q_proj",
@@ -134,8 +160,8 @@ def test_untrained_modules_are_counted_not_errors(write_adapter, lora_tensors, c
     tensors = lora_tensors("q", "v")
     tensors["base_model.model.v.lora_B.weight"] *= 0
     path = write_adapter(tensors)
-    found = analyse(path)
-    row = {row["module"]: row for row in found.rows}["v"]
+    spectra = analyse(path)
+    row = {row["module"]: row for row in spectra.rows}["v"]
     undefined = {c for c in results.COLUMNS if row[c] is None}
     assert undefined == {
         *("step", "layer", "part", "floor", "outliers", "utilisation", "democracy", "gini"),
@@ -144,8 +170,8 @@ def test_untrained_modules_are_counted_not_errors(write_adapter, lora_tensors, c
         *("energy_rank_50", "energy_rank_90", "energy_rank_99"),
     }
     assert row["rank"] == row["spectral_norm"] == row["frobenius_norm"] == 0
-    np.testing.assert_array_equal(found.s["adapter/v"], np.zeros(4))
-    everything = summary(found.rows)[-1]
+    np.testing.assert_array_equal(spectra.s["adapter/v"], np.zeros(4))
+    everything = summary(spectra.rows)[-1]
     assert (everything["modules"], everything["zero"]) == (2, 1)
     status, out, err = command(path)
     assert (status, err) == (0, [])
@@ -193,30 +219,112 @@ def test_several_checkpoints_are_runs_and_steps_of_one_table(write_adapter, lora
     paths = [
         write_adapter(lora_tensors("q"), f"{run}/checkpoint-{n}") for run in "ab" for n in (1, 2)
     ]
-    found = analyse([paths[0], paths[1], paths[2].parent])
+    spectra = analyse([paths[0], paths[1], paths[2].parent])
     keys = ["a@1/q", "a@2/q", "b@1/q", "b@2/q"]
-    assert [row["key"] for row in found.rows] == list(found.s) == keys
-    totals = [line for line in summary(found.rows) if line["kind"] == "all"]
+    assert [row["key"] for row in spectra.rows] == list(spectra.s) == keys
+    totals = [line for line in summary(spectra.rows) if line["kind"] == "all"]
     steps = [(line["run"], line["step"]) for line in totals]
     assert steps == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
 
 
+def test_a_base_beside_options_is_used(tmp_path, rng):
+    for name in ("base", "tuned"):
+        (tmp_path / name).mkdir()
+        W = {"q.weight": rng.standard_normal((5, 4)).astype("f4")}
+        save_file(W, tmp_path / name / "model.safetensors")
+    tuned, base = tmp_path / "tuned", tmp_path / "base"
+    want = analyse(tuned, options=Options(base=base))
+    assert len(want.rows) == 1
+    for given in ({}, {"options": Options()}, {"options": Options(base=base)}):
+        assert analyse(tuned, base=base, **given).rows == want.rows
+    with pytest.raises(UserError, match="expected one of them"):
+        analyse(tuned, base=base, options=Options(base=tuned))
+
+
+def test_a_combination_does_not_hide_a_run_of_its_name(write_adapter, lora_tensors, command):
+    one, two = (write_adapter(lora_tensors("q"), name) for name in ("combined", "factors"))
+    terms = [combine.parse(f"0.5:{path}") for path in (one, two)]
+    spectra = analyse([one, two], terms=terms)
+    assert spectra.skipped == []
+    assert [row["run"] for row in spectra.rows] == [
+        "combined",
+        "factors",
+        "combined-2",
+        "factors-2",
+    ]
+    W = [next(iter(checkpoint.read(path))).dense() for path in (one, two)]
+    want = np.linalg.svd(sum(W) / 2, compute_uv=False)[:8]
+    np.testing.assert_allclose(spectra.s["combined-2/q"], want, rtol=0, atol=1e-12 * want[0])
+    status, out, _ = command(one, "--combine", f"0.5:{one}", f"0.5:{two}")
+    assert status == 0
+    assert "combined (a) against combined-2 (b)" in out
+
+
+def test_updates_in_memory_give_the_same_rows(two_layers):
+    run = checkpoint.runs([two_layers])[0]
+    spectra = spectrum.of_updates(checkpoint.read(two_layers), run)
+    assert spectra.rows == analyse(two_layers).rows
+
+
+def test_an_update_that_appears_twice_is_analysed_once(two_layers):
+    run = checkpoint.runs([two_layers])[0]
+    updates = list(checkpoint.read(two_layers))
+    spectra = spectrum.of_updates([*updates, updates[0]], run)
+    assert len(spectra.rows) == len(spectra.s) == 4
+    (skip,) = spectra.skipped
+    assert skip["module"] == updates[0].name
+    assert skip["reason"].endswith(f"{updates[0].name}: appears twice in the checkpoint")
+
+
+def test_entries_of_all_kinds_keep_their_order(two_layers, rng):
+    """Low-rank updates are analysed several at a time, dense ones one by one."""
+    run = checkpoint.runs([two_layers])[0]
+    low = list(checkpoint.read(two_layers))
+    dense = [
+        DenseUpdate(f"d{i}", (4, 3), partial(rng.standard_normal, (4, 3)), source="file")
+        for i in range(3)
+    ]
+    nan = DenseUpdate("nan", (4, 3), partial(np.full, (4, 3), np.nan), source="file")
+    entries = [low[0], Other("head", "a head"), dense[0], Skipped("lost", "reason"), dense[1]]
+    entries += [nan, low[1], dense[2], low[2], low[3]]
+    spectra = spectrum.of_updates(entries, run)
+    assert [row["module"] for row in spectra.rows] == [
+        entry.name for entry in entries if entry in (*low, *dense)
+    ]
+    assert [skip["module"] for skip in spectra.skipped] == ["lost", "nan"]
+    assert [other["name"] for other in spectra.other] == ["head"]
+
+
+def test_a_checkpoint_that_cannot_be_read_to_its_end_is_listed(two_adapters, monkeypatch):
+    read = checkpoint.scan
+
+    def broken(path, options):
+        yield from read(path, options)
+        if path.path == two_adapters[0]:
+            raise CheckpointError("the end is missing")
+
+    monkeypatch.setattr(checkpoint, "scan", broken)
+    spectra = analyse(two_adapters)
+    assert spectra.skipped == [{"run": "first", "module": "", "reason": "the end is missing"}]
+    assert sum(row["run"] == "second" for row in spectra.rows) == 4
+
+
 def test_modules_selects_by_name(two_layers):
-    found = analyse(two_layers, modules=r"layers\.1\..*q")
-    assert [row["module"] for row in found.rows] == ["model.layers.1.q_proj"]
-    with pytest.raises(ValueError, match="no regular expression"):
+    spectra = analyse(two_layers, modules=r"layers\.1\..*q")
+    assert [row["module"] for row in spectra.rows] == ["model.layers.1.q_proj"]
+    with pytest.raises(ValueError, match="regular expression"):
         analyse(two_layers, modules="(")
 
 
 def test_summary_is_medians_by_kind_then_over_all(two_layers):
-    found = analyse(two_layers)
-    lines = summary(found.rows)
+    spectra = analyse(two_layers)
+    lines = summary(spectra.rows)
     assert [(line["kind"], line["modules"]) for line in lines] == [
         *(("q_proj", 2), ("up_proj", 2), ("all", 4))
     ]
-    of_q = [row["gini"] for row in found.rows if row["kind"] == "q_proj"]
+    of_q = [row["gini"] for row in spectra.rows if row["kind"] == "q_proj"]
     assert lines[0]["gini"] == np.median(of_q)
-    assert lines[2]["gini"] == np.median([row["gini"] for row in found.rows])
+    assert lines[2]["gini"] == np.median([row["gini"] for row in spectra.rows])
     assert lines[0]["floor"] is None
 
 
@@ -242,8 +350,8 @@ def test_checkpoints_below_a_checkpoint_are_told_of(two_layers, command):
     assert status == 0
     assert out.count("all") >= 1
     assert err == [
-        f"analysis.spectrum: {two_layers}: is a checkpoint; 1 below it not read: "
-        f"{two_layers}/checkpoint-*"
+        f"analysis.spectrum: {two_layers}: is a checkpoint; 1 more below it not read;"
+        f" to read them, pass {two_layers}/checkpoint-*"
     ]
     status, out, err = command(two_layers / "checkpoint-5")
     assert (status, err) == (0, [])
@@ -279,21 +387,6 @@ def test_names_of_strangers_cannot_steer_the_terminal(write_adapter, lora_tensor
     assert len(err) == 1
     assert "\\x1b[2Jlost: has lora_A" in err[0]
     assert "\x1b" not in out + err[0]
-
-
-def test_heavy_packages_stay_out(two_layers):
-    code = (
-        "import sys; from analysis.spectrum import main; status = main(sys.argv[1:]);"
-        "heavy = {'torch', 'transformers', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules);"
-        "print(heavy or 'light', file=sys.stderr); sys.exit(status)"
-    )
-    done = shell("-c", code, two_layers)
-    assert (done.returncode, done.stderr) == (0, "light\n")
-    shutil.copytree(two_layers, two_layers.parent / "copy")
-    done = shell("-c", code, two_layers, two_layers.parent / "copy")
-    assert (done.returncode, done.stderr) == (0, "light\n")
-    # Negative control: a name that is there is found.
-    assert "numpy" in shell("-c", code.replace("'torch'", "'numpy'"), two_layers).stderr
 
 
 # Several checkpoints
@@ -392,6 +485,24 @@ def test_nothing_to_draw_is_said(write_adapter, lora_tensors, command, tmp_path)
     assert not (tmp_path / "figures").exists()
 
 
+def test_a_run_is_compared_step_by_step(write_adapter, rng, command):
+    """The first value falls to the size of the others, by less at each step."""
+    U, V = (np.linalg.qr(rng.standard_normal((d, 4)))[0].astype("f4") for d in (12, 10))
+    for step, first in ((5, 8), (10, 2), (20, 1.2), (40, 1)):
+        tensors = {
+            "base_model.model.q.lora_A.weight": V.T.copy(),
+            "base_model.model.q.lora_B.weight": U * np.array([first, 1, 1, 1], "f4"),
+        }
+        path = write_adapter(tensors, f"run/checkpoint-{step}")
+    status, out, _ = command(path.parent, "--json")
+    assert status == 0
+    verdicts = json.loads(out)["verdicts"]
+    assert [(v["step_a"], v["step_b"]) for v in verdicts] == [(5, 10), (10, 20), (20, 40), (5, 40)]
+    distances = [v["log_distance"] for v in verdicts]
+    assert distances[3] > distances[0] > distances[1] > distances[2] > 0
+    assert verdicts[3]["more_dominated"] == "run@5"
+
+
 def test_a_real_run_is_compared_step_by_step(real_adapter, command):
     status, out, _ = command(real_adapter("roberta-portuguese-run"), "--json")
     assert status == 0
@@ -426,6 +537,13 @@ def test_a_directory_without_a_checkpoint(command, tmp_path):
     assert_one_line(command(tmp_path), 2, str(tmp_path), "no checkpoint here", "expected")
 
 
+@pytest.mark.parametrize("kind", ["IA3", "UNILORA", "PREFIX_TUNING"])
+def test_adapters_of_other_types(command, write_adapter, kind):
+    tensors = {"base_model.model.q.ia3_l": np.ones((3, 1), "f4")}
+    path = write_adapter(tensors, peft_type=kind)
+    assert_one_line(command(path), 2, str(path), kind)
+
+
 @pytest.mark.parametrize("name", ["not-lora-ia3-opt350m", "not-lora-unilora"])
 def test_real_adapters_of_other_types(command, real_adapter, name):
     assert_one_line(command(real_adapter(name)), 2, name, "peft_type is", "expected 'LORA'")
@@ -447,7 +565,7 @@ def test_formats_lists_every_family(command, capfd):
     assert stop.value.code == 0
     out = capfd.readouterr().out
     families = {file.stem for file in (ROOT / "analysis" / "formats").glob("*.py")}
-    helpers = {"__init__", "tensors", "shards", "base", "rule", "own"}
+    helpers = {"__init__", "place", "tensors", "shards", "base", "rule", "own"}
     assert {line.split()[0] for line in out.splitlines()} == families - helpers
 
 
@@ -489,9 +607,9 @@ def test_a_bad_number_costs_its_module_only(command, write_adapter, lora_tensors
     path = write_adapter(tensors)
     words = ("adapter_model.safetensors: v: ", f"{factor} holds NaN or Inf", "expected finite")
     assert_one_line(command(path), 1, *words)
-    found = analyse(path)
-    assert [row["module"] for row in found.rows] == ["q"]
-    (skip,) = found.skipped
+    spectra = analyse(path)
+    assert [row["module"] for row in spectra.rows] == ["q"]
+    (skip,) = spectra.skipped
     assert (skip["run"], skip["module"]) == ("adapter", "v")
 
 
@@ -523,8 +641,8 @@ def test_only_bad_modules_is_nothing_analysed(command, write_adapter, lora_tenso
 def test_a_bad_checkpoint_beside_a_good_one(command, two_layers, tmp_path):
     (tmp_path / "empty").mkdir()
     assert_one_line(command(two_layers, tmp_path / "empty"), 1, "empty: no checkpoint here")
-    found = analyse([two_layers, tmp_path / "empty"])
-    assert [(skip["run"], skip["module"]) for skip in found.skipped] == [("empty", "")]
+    spectra = analyse([two_layers, tmp_path / "empty"])
+    assert [(skip["run"], skip["module"]) for skip in spectra.skipped] == [("empty", "")]
 
 
 def test_nothing_to_analyse_is_an_error(command, two_layers, write_adapter):
@@ -534,7 +652,7 @@ def test_nothing_to_analyse_is_an_error(command, two_layers, write_adapter):
 
 
 def test_bad_usage(command, two_layers, capfd):
-    assert_one_line(command(two_layers, "--modules", "("), 2, "no regular expression")
+    assert_one_line(command(two_layers, "--modules", "("), 2, "regular expression")
     (two_layers.parent / "file").write_text("")
     got = command(two_layers, "--out", two_layers.parent / "file")
     assert_one_line(got, 2, "File exists")
@@ -593,9 +711,11 @@ def test_what_does_not_fit_into_memory_is_skipped(two_layers, write_delta, monke
     assert all(reason.endswith("proj: does not fit into memory") for reason in reasons)
     full = write_delta({"q": np.ones((3, 2), "f4")})
     monkeypatch.setattr(checkpoint.peft, "read", too_large)
-    found = analyse([two_layers, full])
-    assert [skip["reason"] for skip in found.skipped] == [f"{two_layers}: does not fit into memory"]
-    assert len(found.rows) == 1
+    spectra = analyse([two_layers, full])
+    assert [skip["reason"] for skip in spectra.skipped] == [
+        f"{two_layers}: does not fit into memory"
+    ]
+    assert len(spectra.rows) == 1
 
 
 def test_a_checkpoint_without_any_update_is_named(two_layers, write_adapter, command):

@@ -1,3 +1,5 @@
+"""Updates as factors and as matrices: shapes, capacities, parts, exact conversion."""
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -17,6 +19,17 @@ def test_low_rank_update_is_scale_times_product(rng, d_out, d_in, r, capacity):
         [-0.5 * sum(B[i, m] * A[m, j] for m in range(r)) for j in range(d_in)] for i in range(d_out)
     ]
     np.testing.assert_allclose(update.dense(), slow, rtol=0, atol=1e-14)
+
+
+def test_stacked_modules_are_parts_that_sum_to_the_update(rng):
+    B, A = rng.standard_normal((5, 6)), rng.standard_normal((6, 4))
+    update = LowRankUpdate("layer", B, A, scale=2.0, part="law", stacked=3, method="multilora")
+    parts = update.unstacked()
+    assert [part.part for part in parts] == ["law1", "law2", "law3"]
+    assert all((part.stacked, part.capacity, part.scale) == (1, 2, 2.0) for part in parts)
+    np.testing.assert_array_equal(parts[1].B, B[:, 2:4])
+    np.testing.assert_array_equal(parts[1].A, A[2:4])
+    np.testing.assert_allclose(sum(part.dense() for part in parts), update.dense(), atol=1e-14)
 
 
 def test_dense_update_loads_only_when_asked():

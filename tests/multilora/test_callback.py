@@ -247,7 +247,7 @@ def test_a_start_that_moved_the_base_is_subtracted():
         np.testing.assert_allclose(update.dense(), want, rtol=0, atol=1e-5 * np.abs(want).max())
     for skip in updates(model, None):
         assert isinstance(skip, Skipped)
-        assert "start changed the base weights" in skip.reason
+        assert "initialisation changed the base weights" in skip.reason
     plain = adapted(LoraConfig, r=3, init_lora_weights="gaussian")
     assert not list(updates(plain, None, starting=True))
 
@@ -265,7 +265,7 @@ def test_other_methods_are_given_as_matrices_on_demand(kind):
     for p in model.parameters():
         if p.requires_grad:
             p.data += 0.1 * torch.randn(p.shape, generator=generator)
-    assert all("pass SpectrumCallback full=True" in skip.reason for skip in updates(model, None))
+    assert all("pass full=True to SpectrumCallback" in skip.reason for skip in updates(model, None))
     found = list(updates(model, None, {}))
     assert [type(u) for u in found] == [DenseUpdate] * 2
     dense = {u.name: u.dense() for u in found}
@@ -280,12 +280,15 @@ def test_other_methods_are_given_as_matrices_on_demand(kind):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (LoraConfig(target_modules=TARGETS, use_dora=True), "ΔW of DoraLinear is not B·A"),
+        (LoraConfig(target_modules=TARGETS, use_dora=True), "ΔW of DoraLinear is not scale · B A"),
         (
             peft.OFTConfig(target_modules=["q_proj"], r=2, oft_block_size=0),
-            "ΔW of OFT is not known",
+            "factors of the ΔW of OFT are not known",
         ),
-        (peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[]), "ΔW of IA3 is not"),
+        (
+            peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[]),
+            "the ΔW of IA3 are not",
+        ),
     ],
 )
 def test_what_has_no_update_of_its_own_is_named(config, words):
@@ -457,7 +460,7 @@ def test_training_anew_starts_the_table_anew(tmp_path):
 def test_a_foreign_file_is_refused_on_resuming(tmp_path):
     watched(MODELS["lora"](), tmp_path)
     (tmp_path / TABLE).write_text("a,b\n1,2\n")
-    words = re.escape(f"{tmp_path / TABLE}: not the table of a training")
+    words = re.escape(f"{tmp_path / TABLE}: not a table of this callback")
     with pytest.raises(ValueError, match=words):
         watched(MODELS["lora"](), tmp_path, resume=str(tmp_path / "checkpoint-2"))
     assert (tmp_path / TABLE).read_text() == "a,b\n1,2\n"

@@ -12,8 +12,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from analysis import checkpoint
+from analysis.formats import experts as bank_format
 from analysis.numerics.floor import noise_floor
 from multilora import MtlLoraConfig, MultiLoraConfig, RLoraConfig, base, delta
+from multilora.methods import experts
 from multilora.methods.layers import AdapterLinear, MultiLoraLinear
 
 
@@ -92,6 +94,7 @@ def test_the_export_is_the_same_function_in_pefts_own_lora(
     assert lora.peft_config["default"].r == 6
     stored = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     assert stored["fan_in_fan_out"] == (name == "gpt2")  # else PEFT corrects it with a warning
+    assert stored["lora_dropout"] == settings.get("lora_dropout", 0)
     want, plain = logits(model), logits(load(path, dtype))
     scale = float(want.abs().max())
     torch.testing.assert_close(logits(lora), want, rtol=0, atol=rtol * scale)
@@ -165,6 +168,114 @@ def test_saving_again_replaces_what_was_there(bases, tmp_path):
     ]  # fmt: skip
 
 
+def contents(directory):
+    """{relative path: bytes} of every file below a directory."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+def two_adapters(path, seed):
+    """The base with two MultiLoRA adapters that have moved."""
+    model = multilora(path, "llama", target_modules=["q_proj"])
+    model.add_adapter("other", MultiLoraConfig(r=1, n=2, target_modules=["q_proj"]))
+    torch.manual_seed(seed)
+    for key, p in model.named_parameters():
+        if "multilora_" in key:
+            torch.nn.init.normal_(p)
+    return model
+
+
+def test_several_adapters_are_saved_again_in_the_place_of_the_earlier(bases, tmp_path):
+    path = bases("llama")
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    delta.save(two_adapters(path, seed=1), path, out)
+    first = contents(out)
+    model = two_adapters(path, seed=2)
+    delta.save(model, path, out)
+    delta.save(model, path, fresh)
+    assert contents(out) == contents(fresh)
+    assert contents(out).keys() == first.keys()
+    assert contents(out) != first
+    back = delta.load_tuned(load(path), out)
+    back.load_adapter(str(out / "other"), "other")
+    for adapter, below in (("default", "lora"), ("other", "other/lora")):
+        model.set_adapter(adapter)
+        back.set_adapter(adapter)
+        assert torch.equal(logits(back.eval()), logits(model))
+        lora = PeftModel.from_pretrained(load(path), out / below).eval()
+        want = logits(model)
+        bound = 1e-5 * float(want.abs().max())
+        torch.testing.assert_close(logits(lora), want, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("step", ["write", "rename"])
+def test_a_failed_save_keeps_the_earlier_checkpoint(bases, tmp_path, monkeypatch, step):
+    path = bases("llama")
+    delta.save(two_adapters(path, seed=1), path, tmp_path)
+    before = contents(tmp_path)
+
+    def full_disk(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    replace, moves = Path.replace, []
+
+    def failing(source, target):
+        if Path(target).parent == tmp_path and source.parent.name == "new":
+            moves.append(source.name)
+            if len(moves) == 2:  # some of the new files are in their places already
+                full_disk()
+        return replace(source, target)
+
+    if step == "write":
+        monkeypatch.setattr(delta, "save_file", full_disk)
+    else:
+        monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(OSError, match="No space left"):
+        delta.save(two_adapters(path, seed=2), path, tmp_path)
+    assert contents(tmp_path) == before
+    assert len(moves) == (2 if step == "rename" else 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "\0", '{"format": "multilora-experts", "version": 1, "tasks": ["gone"]}'],
+)
+def test_a_broken_list_of_experts_does_not_lose_a_training(bases, tmp_path, text):
+    path = bases("llama")
+    (tmp_path / "experts.json").write_text(text)
+    model = multilora(path, "llama")
+    with pytest.warns(UserWarning, match=r"experts\.json.*the file is replaced, and directories"):
+        delta.save(model, path, tmp_path)
+    assert not (tmp_path / "experts.json").exists()
+    assert torch.equal(logits(delta.load_tuned(load(path), tmp_path).eval()), logits(model))
+
+
+def test_a_list_of_experts_cannot_name_what_is_not_an_expert(bases, tmp_path):
+    """Its names are directories to be replaced: none outside, and none without an adapter."""
+    path, out = bases("llama"), tmp_path / "out"
+    kept = [tmp_path / "kept", out / "notes"]
+    for directory in kept:
+        directory.mkdir(parents=True)
+        (directory / "adapter_config.json").write_text("{}")
+    (out / "notes" / "adapter_config.json").unlink()
+    for name in ("../kept", "notes", "..", "."):
+        listed = {"format": "multilora-experts", "version": 1, "tasks": [name]}
+        (out / "experts.json").write_text(json.dumps(listed))
+        with pytest.warns(UserWarning, match="remain"):
+            delta.save(multilora(path, "llama"), path, out)
+        assert all(directory.is_dir() for directory in kept)
+
+
+def test_the_writer_and_the_reader_of_a_bank_agree_on_its_format():
+    """The methods import nothing of the analysis, so the constants are given in both."""
+    names = ("CONFIG", "FORMAT", "VERSION")
+    ours = [getattr(experts, name) for name in names]
+    assert ours == [getattr(bank_format, name) for name in names]
+
+
 # R-LoRA, MTL-LoRA and their exports.
 
 TASKS = ["sort", "MNLI (matched)", "QA"]
@@ -226,6 +337,10 @@ def test_every_task_is_the_same_function_in_pefts_own_lora(bases, tmp_path, name
         for key, layer in adapter_layers(model).items():
             ours = layer.get_delta_weight("default", task=task)
             assert_near(theirs[key].get_delta_weight("default"), ours)
+    exported = [
+        json.loads((tmp_path / "lora" / t / "adapter_config.json").read_text()) for t in TASKS
+    ]
+    assert {c["lora_dropout"] for c in exported} == {settings.get("lora_dropout", 0)}
     files = [tmp_path / "lora" / task / "adapter_model.safetensors" for task in TASKS]
     first, second = load_file(files[0]), load_file(files[1])
     key = next(key for key in first if "lora_B" in key)
@@ -242,6 +357,7 @@ def test_rlora_exports_the_mean_of_its_heads_and_says_so(bases, tmp_path, name):
         delta.save_as_lora(model, tmp_path / "mean")
     lora = PeftModel.from_pretrained(load(path, torch.float64), tmp_path / "mean").eval()
     assert lora.peft_config["default"].r == 4
+    assert lora.peft_config["default"].lora_dropout == 0  # LoRA's would fall elsewhere
     routed = logits(model)
     assert not torch.allclose(logits(lora), routed, atol=1e-3)
     model.fix_router()
@@ -303,11 +419,13 @@ def test_a_zero_router_has_no_error(bases):
 
 
 def test_a_task_is_asked_for_where_there_are_several(bases, tmp_path):
-    with pytest.raises(ValueError, match="MTLLORA and task None; expected a task for MTLLORA"):
+    with pytest.raises(ValueError, match="MTLLORA and task is None; expected a task for MTLLORA"):
         delta.save_as_lora(mtllora(bases("llama")), tmp_path)
-    with pytest.raises(ValueError, match=r"RLORA and task 'sort'; expected .* none for others"):
+    with pytest.raises(
+        ValueError, match=r"RLORA and task is 'sort'; expected .* no task for other types"
+    ):
         delta.save_as_lora(rlora(bases("llama")), tmp_path, task="sort")
-    with pytest.raises(ValueError, match="task 'no such' is none of its tasks"):
+    with pytest.raises(ValueError, match="unknown task 'no such'; expected one of"):
         delta.save_as_lora(mtllora(bases("llama")), tmp_path, task="no such")
 
 

@@ -1,8 +1,8 @@
-"""The text that the built-in base model is pretrained on, drawn without end from a seed.
+"""Generate the text that the built-in base model is pretrained on.
 
-It states what the world is (facts, kinds, sentiment, order, arithmetic) and it copies. It
-contains none of the tasks' prompts: fine-tuning must teach those. Every word of the vocabulary
-occurs, because embeddings stay frozen afterwards.
+The documents describe the world (facts, kinds, sentiment, order, arithmetic) or repeat a list of
+words. They contain no prompt of the tasks: fine-tuning must teach those. Every word of the
+vocabulary occurs, because the embeddings stay frozen during fine-tuning.
 """
 
 import random
@@ -17,23 +17,26 @@ _PEOPLE = world.HE + world.SHE
 
 
 def documents(seed: int, copies: float) -> Iterator[str]:
-    """Endless documents of a few sentences each, the share `copies` of them repeated lists."""
+    """Yield documents without end; the share `copies` of them are repeated lists.
+
+    Each document has a few sentences. The same seed gives the same documents.
+    """
     rng = random.Random(f"corpus/{seed}")
     while True:
         yield _copy(rng) if rng.random() < copies else rng.choice(_STATEMENTS)(rng)
 
 
 def fact_statement(fact: world.Fact, form: int) -> str:
-    """A fact in one of two forms; both end with what is asked for: `… is red`."""
+    """Return a fact as a sentence in form 0 or 1; both end with its value (`… is red`)."""
     if form == 0:
         return f"the {fact.relation} of {fact.place} is {fact.value}"
     return f"{fact.place} is known for its {fact.relation} {fact.value}"
 
 
 def _copy(rng: random.Random) -> str:
-    """A list repeated, half of the time from a word in its middle on.
+    """Return a list of words and its repetition, half of the time from a random word on.
 
-    Where to go on can then not be told from the position: it takes looking the last word up.
+    The position then does not tell which word comes next; the model must look up the last word.
     """
     words = rng.choices(_WORDS, k=rng.randint(2, 10))
     start = rng.choice((0, rng.randrange(len(words))))

@@ -1,7 +1,7 @@
-"""Which split an item belongs to: decided by the item, the same for ever, never by chance.
+"""Assign items to splits by their content alone.
 
-A task draws an item and names its split; who wants another split draws again. So no item can be
-in two splits, however many are drawn and from whatever seed.
+A task draws an item together with its split; a caller that wants another split draws again. So no
+item is in two splits, however many items are drawn and from whichever seeds.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Item(NamedTuple):
-    """What a built-in task draws."""
+    """An item drawn by a built-in task; options is None if the answer is free text."""
 
     prompt: str
     answer: str
@@ -19,11 +19,11 @@ class Item(NamedTuple):
 
 
 def by_hash(key: str) -> str:
-    """A tenth of all keys to the test, a tenth to validation."""
+    """Split of a key by its SHA-256: test and validation get a tenth of all keys each."""
     tenth = hashlib.sha256(key.encode()).digest()[0] % 10
     return {0: "test", 1: "validation"}.get(tenth, "train")
 
 
 def by_position(member: object, members: Sequence[object]) -> str:
-    """Every fifth of a short list to the test, the one before it to validation."""
+    """Split of a member of a short list: the fifth of every five is test, the fourth validation."""
     return {4: "test", 3: "validation"}.get(members.index(member) % 5, "train")

@@ -1,8 +1,8 @@
-"""The built-in suite: fifteen tasks, five a family, in disjoint splits.
+"""The built-in suite: fifteen tasks, five per task family, in disjoint splits.
 
-The paper mixes instruction following, natural language understanding and world knowledge "to
-cover semantically and syntactically different samples" (arXiv 2311.11501); so does this suite,
-at a size that a small model learns in minutes.
+Like the paper, it mixes instruction following, natural language understanding and world knowledge
+"to cover semantically and syntactically different samples" (arXiv 2311.11501), at a size that a
+small model learns in minutes.
 """
 
 import random
@@ -20,16 +20,15 @@ TASKS = {
 
 FAMILY_OF = {task: family for task, (family, _) in TASKS.items()}
 
-
-_PATIENCE = 1000  # repeated items in a row, after which a task has no more to give
+_PATIENCE = 1000  # repeated items in a row after which a task counts as exhausted
 
 
 def load(split: str, per_task: int, seed: int = 0) -> list[Example]:
-    """`per_task` examples of every task, task by task; the same at every call.
+    """Return `per_task` examples of every task, task by task; the same in every call.
 
-    Validation and test items are distinct; training items may repeat, since a task such as
+    Validation and test items are distinct. Training items may repeat, because a task such as
     `known_facts` has fewer than `per_task` of them. No prompt of one split occurs in another.
-    Raises ValueError for a split that does not exist, or that has fewer distinct items.
+    Raises UserError if `split` is unknown, or if a task has fewer distinct held-out items.
     """
     if split not in SPLITS:
         raise UserError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
@@ -37,6 +36,7 @@ def load(split: str, per_task: int, seed: int = 0) -> list[Example]:
 
 
 def _take(task: str, split: str, count: int, seed: int) -> list[Example]:
+    """The first `count` examples of a task and split, without repetition if held out."""
     examples: list[Example] = []
     seen: set[str] = set()
     repeats = 0
@@ -47,7 +47,8 @@ def _take(task: str, split: str, count: int, seed: int) -> list[Example]:
             repeats += 1
             if repeats == _PATIENCE:
                 raise UserError(
-                    f"{task}: {count} {split} items were asked for; it has about {len(examples)}"
+                    f"{task}: {count} {split} items were requested; expected at most about "
+                    f"{len(examples)}, all that the task has"
                 )
             continue
         repeats = 0
@@ -57,7 +58,7 @@ def _take(task: str, split: str, count: int, seed: int) -> list[Example]:
 
 
 def _stream(task: str, split: str, seed: int) -> Iterator[Example]:
-    """Endless examples of one task and split."""
+    """Yield examples of one task and split without end."""
     rng = random.Random(f"{task}/{split}/{seed}")
     family, draw = TASKS[task]
     while True:

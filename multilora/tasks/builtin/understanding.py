@@ -1,7 +1,7 @@
-"""Language understanding: sentiment, reading, reference, roles, order. Scored by likelihood.
+"""Language understanding: sentiment, reading, reference, roles, order; scored by likelihood.
 
-The words or groups of words that decide a test item never decided a training item: each task
-splits by them.
+Each task is split by the word or the set of words that decides the answer, so that what decides a
+test item never decides a training item.
 """
 
 import random
@@ -13,7 +13,10 @@ from multilora.tasks.builtin.world import article
 
 
 def sentiment(rng: random.Random) -> Item:
-    """Is it positive? A `not` in a quarter turns it round; the splits' adjectives are disjoint."""
+    """Question whether a statement is positive; `not` reverses a quarter of them.
+
+    The splits have different adjectives.
+    """
     good, negated = rng.random() < 0.5, rng.random() < 0.25
     adjectives = world.GOOD if good else world.BAD
     adjective = rng.choice(adjectives)
@@ -26,7 +29,7 @@ def sentiment(rng: random.Random) -> Item:
 
 
 def rooms(rng: random.Random) -> Item:
-    """What kind of thing is in one of two rooms? The nouns asked about are disjoint."""
+    """Question for the kind of thing in one of two rooms; the splits ask about different nouns."""
     nouns = list(world.NOUNS)
     kinds = rng.sample(list(world.KINDS), 4)
     asked, other = (rng.choice(world.KINDS[kind].split()) for kind in kinds[:2])
@@ -41,7 +44,10 @@ def rooms(rng: random.Random) -> Item:
 
 
 def coreference(rng: random.Random) -> Item:
-    """Who does the pronoun mean? The last named of its gender; sets of names are disjoint."""
+    """Question for the person that a pronoun means: the last one named of its gender.
+
+    The splits have different sets of three names.
+    """
     people = rng.sample(world.HE + world.SHE, 3)
     group = world.HE if rng.choice(people) in world.HE else world.SHE
     pronoun, feeling = "he" if group is world.HE else "she", rng.choice(world.FEELINGS)
@@ -52,7 +58,10 @@ def coreference(rng: random.Random) -> Item:
 
 
 def roles(rng: random.Random) -> Item:
-    """Who did what to whom, in two sentences? The sets of names are disjoint."""
+    """Question for the subject or the object in one of two sentences.
+
+    The splits have different sets of three names.
+    """
     people = rng.sample(world.HE + world.SHE, 3)
     a, b, c = people
     one, two = rng.sample(["met", "greeted", "thanked"], 2)
@@ -66,24 +75,27 @@ def roles(rng: random.Random) -> Item:
 
 
 def order(rng: random.Random) -> Item:
-    """Who is first in a chain of two comparisons, one of which may be turned round?"""
+    """Question for the first of three people, given two comparisons in either direction.
+
+    The splits have different sets of three names.
+    """
     more = rng.choice(list(world.COMPARATIVES))
     less, most = world.COMPARATIVES[more], world.SUPERLATIVES[more]
     people = rng.sample(world.HE + world.SHE, 3)
     a, b, c = people
 
-    def says(high: str, low: str) -> str:
+    def comparison(high: str, low: str) -> str:
         turned = rng.random() < 0.5
         return f"{low} is {less} than {high} ." if turned else f"{high} is {more} than {low} ."
 
-    statements = rng.sample([says(a, b), says(b, c)], 2)
+    statements = rng.sample([comparison(a, b), comparison(b, c)], 2)
     options = tuple(rng.sample(people, 3))
     prompt = f"{' '.join(statements)} who is the {most} ?"
     return Item(prompt, a, options, _split_of_set(people))
 
 
 def _split_of_set(words: Iterable[str]) -> str:
-    """One split for a set of words, in whatever order they stand."""
+    """Split of a set of words, independent of their order."""
     return splits.by_hash(" ".join(sorted(words)))
 
 

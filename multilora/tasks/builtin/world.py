@@ -1,7 +1,7 @@
-"""The small world that the built-in corpus and tasks speak about: its words and its facts.
+"""Words and facts of the small world that the built-in corpus and tasks are about.
 
-Every word is one token. Nothing here is random except the facts, which `facts` draws from a
-fixed seed: the base model, the training tasks and the tests must agree on them.
+Every word is one token. Only the facts are random; `facts` draws them from fixed seeds, because
+the base model, the training tasks and the tests must agree on them.
 """
 
 import random
@@ -72,7 +72,7 @@ _OTHER_WORDS = (
 
 
 class Fact(NamedTuple):
-    """`place`'s `relation` (a key of RELATIONS) is `value`."""
+    """The statement that the `relation` (a key of RELATIONS) of `place` is `value`."""
 
     place: str
     relation: str
@@ -80,7 +80,7 @@ class Fact(NamedTuple):
 
 
 def facts(places: list[str]) -> list[Fact]:
-    """All facts about `places`, one a relation, the same at every call."""
+    """All facts about `places`, one per place and relation; the same in every call."""
     return [
         Fact(place, relation, random.Random(f"{place}/{relation}").choice(values))
         for place in places
@@ -89,7 +89,7 @@ def facts(places: list[str]) -> list[Fact]:
 
 
 def vocabulary() -> list[str]:
-    """Every word of the corpus and the tasks, without repetition, in a fixed order."""
+    """Every word of the corpus and the tasks, each once, in a fixed order."""
     groups = [
         _OTHER_WORDS, KINDS, NOUNS, GROUPS, HE, SHE, ROOMS, GOOD, BAD, THINGS, FEELINGS,
         COMPARATIVES, COMPARATIVES.values(), SUPERLATIVES.values(), LETTERS, LETTERS.upper(),
@@ -99,5 +99,5 @@ def vocabulary() -> list[str]:
 
 
 def article(noun: str) -> str:
-    """`an apple`, `a pear`."""
+    """Return the noun after its indefinite article: `an apple`, `a pear`."""
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"

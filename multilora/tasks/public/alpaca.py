@@ -1,4 +1,4 @@
-"""Alpaca's records, {instruction, input, output}: a JSON array or JSON lines."""
+"""Read Alpaca's records, {instruction, input, output}, from a JSON array or JSON lines."""
 
 from pathlib import Path
 from typing import Any
@@ -7,37 +7,40 @@ from multilora.tasks.public import files, hub
 from multilora.tasks.public.records import Loaded, Record, Table
 
 FAMILY = "instruction"
-# A file of such a name holds that split, and none is made out of it.
+# A file with one of these names holds that split, and no split is carved out of it.
 NAMED = {"test": "test", "validation": "validation", "val": "validation"}
 HUB_SPLITS = {"train": "train", "validation": "validation", "test": "test"}
 
 
 def load(path: Path, task: str) -> Loaded:
-    """The file's records, for training unless its name is that of another split."""
+    """Load the records of a file as one task."""
     text, sha256 = files.read_text(path)
-    records = files.parsed(path, files.json_rows(path, text), record)
-    return Loaded([of_file(path, task, records)], {str(path): sha256})
+    records = files.parse_rows(path, files.json_rows(path, text), record)
+    return Loaded([file_table(path, task, records)], {str(path): sha256})
 
 
-def of_file(path: Path, task: str, records: list[Record]) -> Table:
-    """The records of one file: test.json is the test split, any other is carved."""
+def file_table(path: Path, task: str, records: list[Record]) -> Table:
+    """Table of one file: training records, unless the file is named after another split."""
     split = NAMED.get(path.stem, "train")
     return Table(task, FAMILY, {split: records}, carve=split == "train")
 
 
 def load_hub(name: str, task: str) -> Loaded:
-    """The splits of a data set on the hub."""
-    found = hub.read(name, None, HUB_SPLITS, record)
-    return Loaded([Table(task, FAMILY, found.splits)], found.files, found.notes)
+    """Load the splits of a data set on the hub as one task."""
+    loaded = hub.load_splits(name, config=None, wanted=HUB_SPLITS, parse=record)
+    return Loaded([Table(task, FAMILY, loaded.splits)], loaded.files, loaded.notes)
 
 
 def record(row: Any) -> Record:
-    """One row; its instruction as prompt, with the input where there is one."""
-    return instructed(row, files.string(row, "output"))
+    """Record of one row, whose answer is its output."""
+    return instruction_record(row, files.string(row, "output"))
 
 
-def instructed(row: Any, answer: str, options: tuple[str, ...] | None = None) -> Record:
-    """Alpaca's prompt of a row's instruction and input, with the answer stripped."""
+def instruction_record(row: Any, answer: str, options: tuple[str, ...] | None = None) -> Record:
+    """Record with Alpaca's prompt for the row's instruction and input; the answer is stripped.
+
+    An input of white space only counts as no input.
+    """
     fields = {"instruction": files.string(row, "instruction")}
     given = files.string(row, "input")
     if not given.strip():

@@ -1,4 +1,4 @@
-"""Records out of text files, with the file and line of whatever is wrong in them."""
+"""Read records from text files; errors name the file and the line."""
 
 import csv
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from analysis import UserError
 
-Record = TypeVar("Record")
+Row = TypeVar("Row")
 Result = TypeVar("Result")
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -19,22 +19,23 @@ _DECODER = json.JSONDecoder()
 
 
 def read_text(path: Path) -> tuple[str, str]:
-    """The text of a UTF-8 file, without a byte order mark, and the SHA-256 of its bytes.
+    """Return the text of a UTF-8 file, without a byte order mark, and the SHA-256 of its bytes.
 
-    Raises ValueError for what is no file, is empty or is not UTF-8.
+    Raises UserError if the path is not a file, or if the file is empty or not UTF-8.
     """
     if not path.is_file():
-        what = "a directory" if path.is_dir() else "not there"
-        raise UserError(f"{path} is {what}; expected a file")
+        what = "is a directory" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}; expected a file")
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        at = error.start + (3 if data.startswith(b"\xef\xbb\xbf") else 0)  # without the mark
+        mark = b"\xef\xbb\xbf"  # the byte order mark, which error.start does not count
+        at = error.start + (len(mark) if data.startswith(mark) else 0)
         line = data.count(b"\n", 0, at) + 1
         raise UserError(
-            f"{path}, line {line}: byte {at} ({data[at]:#04x}) is not UTF-8; expected a file in "
-            "that encoding"
+            f"{path}, line {line}: byte {at} ({data[at]:#04x}) is not UTF-8; expected a file "
+            "in that encoding"
         ) from None
     if not text.strip():
         raise UserError(f"{path} is empty; expected records")
@@ -42,26 +43,33 @@ def read_text(path: Path) -> tuple[str, str]:
 
 
 def children(directory: Path) -> list[Path]:
-    """What a directory holds, by name. Raises ValueError where it is none, or empty."""
+    """Return the paths in a directory, sorted by name, without hidden ones.
+
+    Raises UserError if the path is not a directory, or if the directory is empty.
+    """
     if not directory.is_dir():
-        what = "a file" if directory.exists() else "not there"
-        raise UserError(f"{directory} is {what}; expected a directory")
+        what = "is a file" if directory.exists() else "does not exist"
+        raise UserError(f"{directory} {what}; expected a directory")
     visible = [path for path in directory.iterdir() if not path.name.startswith(".")]
-    found = sorted(visible, key=lambda path: (path.name.lower(), path.name))
-    if not found:
-        raise UserError(f"{directory} is an empty directory")
-    return found
+    if not visible:
+        raise UserError(f"{directory} is an empty directory; expected files")
+    return sorted(visible, key=lambda path: (path.name.lower(), path.name))
 
 
-def parsed(
+def parse_rows(
     place: object,
-    rows: Iterable[tuple[int, Record]],
-    parse: Callable[[Record], Result],
+    rows: Iterable[tuple[int, Row]],
+    parse: Callable[[Row], Result],
     unit: str = "line",
 ) -> list[Result]:
-    """`parse` of every (number, row); its ValueError gets place, unit and number in front.
+    """Parse every row; a ValueError of `parse` becomes a UserError that names the row.
 
-    Raises ValueError where there is no row.
+    place: path of the file or name of the data set, for messages
+    rows: (number, row) pairs
+    parse: turns one row into a value
+    unit: name of what the numbers count, for messages
+
+    Raises UserError if there are no rows.
     """
     results = []
     for number, row in rows:
@@ -70,47 +78,49 @@ def parsed(
         except ValueError as error:
             raise UserError(f"{place}, {unit} {number}: {error}") from None
     if not results:
-        raise UserError(f"{place} has no records")
+        raise UserError(f"{place} has no records; expected at least one")
     return results
 
 
 def json_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    """(line, value) of each element of a JSON array, or of each line of JSON lines.
+    """Yield (line, value) for each element of a JSON array, or for each line of JSON lines.
 
-    Blank lines are passed over. Raises ValueError with the line where it is not JSON.
+    Blank lines are skipped. Raises UserError, with the line, if the text is not JSON.
     """
-    start = _skip(text, 0)
+    start = _after_space(text, 0)
     rows = _elements(text, start) if text.startswith("[", start) else _lines(text)
     try:
         yield from rows
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}, line {error.lineno}: {error.msg}, column {error.colno}; "
-            "expected a JSON array of records, or a record a line"
+            "expected a JSON array of records, or one record per line"
         ) from None
-    except (ValueError, RecursionError) as error:  # a number of too many digits, deep nesting
+    except (ValueError, RecursionError) as error:  # a number with too many digits, deep nesting
         raise UserError(f"{path}: {error}") from None
 
 
 def _elements(text: str, start: int) -> Iterator[tuple[int, Any]]:
-    at, line, counted = _skip(text, start + 1), 1, 0
+    """Yield (line, value) for each element of the JSON array whose bracket is at `start`."""
+    at, line, counted = _after_space(text, start + 1), 1, 0
     more = not text.startswith("]", at)
     while more:
         line, counted = line + text.count("\n", counted, at), at
         value, at = _DECODER.raw_decode(text, at)
         yield line, value
-        at = _skip(text, at)
+        at = _after_space(text, at)
         more = text.startswith(",", at)
         if more:
-            at = _skip(text, at + 1)
+            at = _after_space(text, at + 1)
         elif not text.startswith("]", at):
             raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
-    end = _skip(text, at + 1)
+    end = _after_space(text, at + 1)
     if end < len(text):
         raise json.JSONDecodeError("Text after the array", text, end)
 
 
 def _lines(text: str) -> Iterator[tuple[int, Any]]:
+    """Yield (line, value) for each line that is not blank; only a line feed ends a line."""
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -121,14 +131,17 @@ def _lines(text: str) -> Iterator[tuple[int, Any]]:
             raise
 
 
-def _skip(text: str, at: int) -> int:
-    """Where the white space at `at` ends."""
+def _after_space(text: str, at: int) -> int:
+    """Position of the first character from `at` on that is not white space."""
     match = _SPACE.match(text, at)
     return match.end() if match else at
 
 
 def csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """(first line, cells) of each row, every cell as text; blank lines are passed over."""
+    """Yield (first line, cells) for each row, every cell as text; blank lines are skipped.
+
+    Raises UserError, with the line, if the text is not CSV.
+    """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     line = 1
     try:
@@ -141,11 +154,12 @@ def csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def field(row: Any, name: str, kind: type[Result]) -> Result:
-    """`row[name]`, which must be there and of that type; an error says what came instead."""
+    """Return `row[name]`; raise UserError if it is missing or of another type than `kind`."""
     if not isinstance(row, dict):
         raise UserError(f"{_TYPES[type(row)]}; expected an object with the field {name!r}")
     if name not in row:
-        raise UserError(f"no field {name!r}; there are {', '.join(row) or 'none'}")
+        fields = f"the fields are {', '.join(row)}" if row else "the object is empty"
+        raise UserError(f"field {name!r} is missing; {fields}")
     value = row[name]
     if not isinstance(value, kind):
         raise UserError(f"{name!r} is {_TYPES[type(value)]}; expected {_TYPES[kind]}")
@@ -153,7 +167,7 @@ def field(row: Any, name: str, kind: type[Result]) -> Result:
 
 
 def string(row: Any, name: str) -> str:
-    """The string `row[name]`; one that no UTF-8 text can hold is an error."""
+    """Return the string `row[name]`; raise UserError as `field` and `check_text` do."""
     value = field(row, name, str)
     if not value.isascii():
         check_text(name, value)
@@ -161,12 +175,14 @@ def string(row: Any, name: str) -> str:
 
 
 def check_text(name: str, value: str) -> None:
-    """Raises ValueError for half a surrogate pair, which JSON can write and UTF-8 cannot."""
+    """Raise UserError if a text has half a surrogate pair, which JSON can hold and UTF-8 cannot."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
         half = ascii(value[error.start])
-        raise UserError(f"{name!r} holds {half}, half a character") from None
+        raise UserError(
+            f"{name!r} contains {half}, half a character; expected text that UTF-8 can hold"
+        ) from None
 
 
 _TYPES: dict[type, str] = {
@@ -178,5 +194,3 @@ _TYPES: dict[type, str] = {
     float: "a number",
     type(None): "null",
 }
-
-# NEEDIMPORT

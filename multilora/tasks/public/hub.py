@@ -1,4 +1,4 @@
-"""Rows of data sets on the Hugging Face hub, through the library `datasets`."""
+"""Load data sets from the Hugging Face hub with the package `datasets`."""
 
 import hashlib
 import importlib
@@ -10,10 +10,12 @@ from analysis import UserError
 from multilora.tasks.public import files
 
 
-class Found(NamedTuple):
-    """What a data set holds: rows as `parse` made them, by our split; SHA-256; lines for notes.
+class HubData(NamedTuple):
+    """Parsed rows of a data set.
 
-    Hashes are of the rows as JSON, under `hub:NAME CONFIG SPLIT`.
+    splits: parsed rows, by the project's name of the split
+    files: SHA-256 of a split's rows as JSON, by `hub:NAME CONFIG SPLIT`
+    notes: lines about the splits that were not read
     """
 
     splits: dict[str, list[Any]]
@@ -21,32 +23,37 @@ class Found(NamedTuple):
     notes: list[str]
 
 
-def read(
+def load_splits(
     name: str, config: str | None, wanted: Mapping[str, str], parse: Callable[[Any], Any]
-) -> Found:
-    """`parse` of each row of the wanted splits, {the hub's name of a split: ours}.
+) -> HubData:
+    """Load the wanted splits of a data set and parse each row.
 
-    Raises ValueError without the library, where no split is wanted, and for a bad row.
+    name: name of the data set on the hub
+    config: configuration of the data set; None for its default
+    wanted: {the hub's name of a split: the project's name of it}
+    parse: turns one row into a value; raises ValueError for a row that it cannot use
+
+    Raises UserError if `datasets` is not installed, if no split is wanted, or for a bad row.
     """
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
         raise UserError(
-            f"hub:{name} needs the library datasets: pip install datasets; "
-            "or give the path of a file"
+            f"hub:{name} needs the package datasets, which is not installed "
+            "(run pip install datasets, or give the path of a file)"
         ) from None
     data = datasets.load_dataset(name, config) if config else datasets.load_dataset(name)
     places = {split: " ".join(filter(None, (f"hub:{name}", config, split))) for split in data}
-    found = Found({}, {}, [f"{places[s]}: not read" for s in data if s not in wanted])
-    for theirs in filter(data.__contains__, wanted):
-        rows = list(data[theirs])
-        found.splits[wanted[theirs]] = files.parsed(
-            places[theirs], enumerate(rows, 1), parse, unit="row"
-        )
-        text = json.dumps(rows, sort_keys=True)
-        found.files[places[theirs]] = hashlib.sha256(text.encode()).hexdigest()
-    if not found.splits:
+    if not any(split in data for split in wanted):
         raise UserError(
             f"hub:{name} has the splits {', '.join(data)}; expected {' or '.join(wanted)}"
         )
-    return found
+    loaded = HubData({}, {}, [f"{places[s]}: not read" for s in data if s not in wanted])
+    for split, own_name in wanted.items():
+        if split not in data:
+            continue
+        rows, place = list(data[split]), places[split]
+        loaded.splits[own_name] = files.parse_rows(place, enumerate(rows, 1), parse, unit="row")
+        text = json.dumps(rows, sort_keys=True)
+        loaded.files[place] = hashlib.sha256(text.encode()).hexdigest()
+    return loaded

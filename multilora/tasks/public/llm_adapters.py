@@ -1,9 +1,9 @@
-"""LLM-Adapters' records (AGI-Edgerunners/LLM-Adapters): {instruction, input, output, answer}.
+"""Read the records of AGI-Edgerunners/LLM-Adapters, {instruction, input, output, answer}.
 
-commonsense_170k.json, math_10k.json and the test files beside them. The gold is `answer`; what
-`output` says beside it, a sentence or a chain of thought, is not trained on. Where the
-instruction states a closed set, `Answer format: true/false` or `Answer Choices: (A) … (B) …`, the
-options are that set.
+These are commonsense_170k.json, math_10k.json and the test files next to them. The right answer is
+`answer`; `output`, a sentence or a chain of thought, is not trained on. If the instruction states
+a closed set of answers (`Answer format: true/false` or `Answer Choices: (A) … (B) …`), the options
+are that set.
 """
 
 import math
@@ -17,41 +17,47 @@ from multilora.tasks.public.records import Loaded, Record, Table
 
 
 def load(path: Path, task: str) -> Loaded:
-    """The file's records, for training unless its name is that of another split."""
+    """Load the records of a file as one task."""
     text, sha256 = files.read_text(path)
-    records = files.parsed(path, files.json_rows(path, text), record)
-    table = alpaca.of_file(path, task, records)
+    records = files.parse_rows(path, files.json_rows(path, text), record)
+    table = alpaca.file_table(path, task, records)
     return Loaded([table], {str(path): sha256}, _notes(table))
 
 
 def load_hub(name: str, task: str) -> Loaded:
-    """The splits of a data set on the hub."""
-    found = hub.read(name, None, alpaca.HUB_SPLITS, record)
-    table = Table(task, alpaca.FAMILY, found.splits)
-    return Loaded([table], found.files, [*found.notes, *_notes(table)])
+    """Load the splits of a data set on the hub as one task."""
+    loaded = hub.load_splits(name, config=None, wanted=alpaca.HUB_SPLITS, parse=record)
+    table = Table(task, alpaca.FAMILY, loaded.splits)
+    return Loaded([table], loaded.files, [*loaded.notes, *_notes(table)])
 
 
 def record(row: Any) -> Record:
-    """One row; an answer outside the set that the instruction states makes it free text."""
+    """Record of one row; free text if its answer is not among the options stated."""
     answer = _answer(files.field(row, "answer", object))
     options = stated_options(files.string(row, "instruction"))
-    return alpaca.instructed(row, answer, options if answer in options else None)
+    return alpaca.instruction_record(row, answer, options if answer in options else None)
 
 
 def stated_options(instruction: str) -> tuple[str, ...]:
-    """The closed set that the instruction says to answer from; empty where it says none."""
-    _, found, stated = instruction.rpartition("Answer format:")
-    if found:
+    """Closed set of answers that the instruction states; empty if it states none.
+
+    >>> stated_options("Is tin soft? Answer format: true/false")
+    ('true', 'false')
+    >>> stated_options("2 + 2? Answer Choices: (A) 4 (B) 5")
+    ('A', 'B')
+    """
+    _, marker, stated = instruction.rpartition("Answer format:")
+    if marker:
         options = tuple(stated.strip().split("/"))
         distinct = len(set(options)) == len(options) > 1
         return options if distinct and all(re.fullmatch(r"\w+", o) for o in options) else ()
-    _, found, stated = instruction.rpartition("Answer Choices:")
-    letters = "".join(dict.fromkeys(re.findall(r"\(([A-J])\)", stated))) if found else ""
+    _, marker, stated = instruction.rpartition("Answer Choices:")
+    letters = "".join(dict.fromkeys(re.findall(r"\(([A-J])\)", stated))) if marker else ""
     return tuple(letters) if len(letters) > 1 and "ABCDEFGHIJ".startswith(letters) else ()
 
 
 def _answer(value: object) -> str:
-    """An answer as text: a string, a number (24.0 is 24), or a list of one of these."""
+    """Text of an answer: a string, a number (24.0 becomes 24), or a list of one of these."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, str):
@@ -61,10 +67,13 @@ def _answer(value: object) -> str:
         return str(int(value) if value == int(value) else value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise UserError(f"'answer' is {value!r}; expected a string, a number or a list of one")
+    raise UserError(
+        f"'answer' is {value!r}; expected a string, a number or a list with one of these"
+    )
 
 
 def _notes(table: Table) -> list[str]:
+    """A line that counts the answers outside the options stated; nothing if there are none."""
     outside = sum(
         record.options is None and bool(stated_options(record.fields["instruction"]))
         for records in table.splits.values()
@@ -73,6 +82,6 @@ def _notes(table: Table) -> list[str]:
     if not outside:
         return []
     return [
-        f"{table.task}: {outside} answers are not in the set that the instruction states; "
+        f"{table.task}: {outside} answers are not among the options that the instruction states; "
         "kept as free text"
     ]

@@ -1,4 +1,4 @@
-"""Records between a file and the examples: what a loader reads, and what it left out."""
+"""Records, the form of a task's items between reading a file and making examples."""
 
 from dataclasses import dataclass, field
 
@@ -7,11 +7,14 @@ from analysis import UserError
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One item as its file gives it.
+    """One item as a file gives it.
 
-    template: the prompt's, filled from `fields`. options: None for free text.
-    text: what makes it the item it is, by which it is found again elsewhere; all fields unless
-    given. group: items of one group come into one split; the item's text unless given.
+    template: name of the prompt's template, which is filled from `fields`
+    fields: text of each field
+    answer: the right answer
+    options: the answers to choose from; None for free text
+    text: text by which the same item is recognised elsewhere; empty for all fields
+    group: items of one group go into one split; empty for a group of its own
     """
 
     template: str
@@ -23,15 +26,18 @@ class Record:
 
     @property
     def content(self) -> str:
-        """What makes it the item it is."""
+        """Text by which the same item is recognised elsewhere: `text`, otherwise all fields."""
         return self.text or "\n".join(self.fields.values())
 
 
 @dataclass(frozen=True)
 class Table:
-    """The records of one task by split, from one place; `carve` where lacking splits are made.
+    """The records of one task from one source.
 
-    family: one of example.FAMILIES. A split that the files lack is absent.
+    task: name of the task
+    family: its task family, one of `example.FAMILIES`
+    splits: records by split; a split that the source lacks is absent
+    carve: whether held-out splits that are missing are carved out of the training records
     """
 
     task: str
@@ -42,7 +48,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Tables of one place, the SHA-256 of each file read, and lines about what was not read."""
+    """The tables of one source.
+
+    tables: one table per task
+    files: SHA-256 of each file that was read, by path
+    notes: lines about what was not read
+    """
 
     tables: list[Table]
     files: dict[str, str]
@@ -50,19 +61,18 @@ class Loaded:
 
 
 def checked(record: Record) -> Record:
-    """The record, if its options are distinct texts and its answer is one; else ValueError.
+    """Return the record if its options are distinct, not empty, and contain the answer.
 
-    White space around them tells no two apart: answers are compared without it.
+    White space around options does not distinguish them, because answers are compared without it.
+    Raises UserError otherwise. A record without options is always valid.
     """
     options = record.options
     if options is not None:
+        shown = ", ".join(map(repr, options))
         if not all(option.strip() for option in options):
-            raise UserError(f"an option is empty: {', '.join(map(repr, options))}")
+            raise UserError(f"an option is empty: {shown}; expected text in each")
         if len({option.strip() for option in options}) < len(options):
-            raise UserError(f"two options are the same: {', '.join(map(repr, options))}")
+            raise UserError(f"two options are the same: {shown}; expected distinct ones")
         if record.answer not in options:
-            raise UserError(f"answer {record.answer!r} is none of {', '.join(map(repr, options))}")
+            raise UserError(f"the answer is {record.answer!r}; expected one of {shown}")
     return record
-
-
-# NEEDIMPORT

@@ -1,7 +1,7 @@
-"""Tasks from public formats: what `--tasks alpaca:PATH,mmlu:DIR,superglue:DIR` names.
+"""Load tasks from public formats, as in `--tasks alpaca:PATH,mmlu:DIR,superglue:DIR`.
 
-KIND:PATH reads files, KIND:hub:NAME a data set of the Hugging Face hub. A kind that is one task
-can be given a name, NAME=KIND:PATH, so that two files of a kind can be mixed.
+KIND:PATH reads files, KIND:hub:NAME a data set of the Hugging Face hub. If the kind is a single
+task, NAME=KIND:PATH names that task, so that two files of one kind can be mixed.
 """
 
 import re
@@ -27,7 +27,12 @@ MANY_TASKS: dict[str, tuple[Callable[[Path], Loaded], Callable[[str], Loaded]]] 
 
 @dataclass(frozen=True)
 class Source:
-    """Examples of every split, lines about what was left out, and SHA-256 of each file read."""
+    """The examples of a specification.
+
+    examples: examples by split
+    notes: lines about what was left out
+    files: SHA-256 of each file that was read, by path
+    """
 
     examples: dict[str, list[Example]]
     notes: list[str]
@@ -35,17 +40,17 @@ class Source:
 
     @property
     def tasks(self) -> list[str]:
-        """Their names, in order of first appearance."""
+        """Names of the tasks, in order of first appearance."""
         return list(self.family_of)
 
     @property
     def family_of(self) -> dict[str, str]:
-        """Task → family."""
+        """Task family of each task, in order of first appearance."""
         return {e.task: e.family for split in SPLITS for e in self.examples[split]}
 
 
 class Part(NamedTuple):
-    """One `NAME=KIND:PATH` of a specification; name is the kind unless given."""
+    """One `NAME=KIND:PATH` of a specification; the name is the kind if none is given."""
 
     name: str
     kind: str
@@ -53,43 +58,47 @@ class Part(NamedTuple):
 
 
 def load(spec: str) -> Source:
-    """The examples of everything that `spec` names; the same at every call.
+    """Load the examples of a specification; the same in every call.
 
-    Raises ValueError, with file and line, for what cannot be read, and for two tasks of one name.
+    Raises UserError, with file and line, if a file cannot be read, and if two tasks have one name.
     """
-    loaded = [_load(part) for part in parse(spec)]
-    examples, notes = curation.examples([table for one in loaded for table in one.tables])
+    parts = [_load_part(part) for part in parse(spec)]
+    examples, notes = curation.examples([table for part in parts for table in part.tables])
     return Source(
         examples,
-        [note for one in loaded for note in one.notes] + notes,
-        {path: sha256 for one in loaded for path, sha256 in one.files.items()},
+        notes=[note for part in parts for note in part.notes] + notes,
+        files={path: sha256 for part in parts for path, sha256 in part.files.items()},
     )
 
 
 def parse(spec: str) -> list[Part]:
-    """The parts of a specification. Raises ValueError where it is none."""
-    return [_part(text.strip()) for text in spec.split(",")]
+    """Split a specification into its parts; raise UserError if one is malformed."""
+    return [_parse_part(text.strip()) for text in spec.split(",")]
 
 
-def _part(text: str) -> Part:
+def _parse_part(text: str) -> Part:
+    """Parse one `KIND:PATH` or `NAME=KIND:PATH`."""
     kinds = [*ONE_TASK, *MANY_TASKS]
     head, _, path = text.partition(":")
     name, named, kind = head.rpartition("=")
     if not path:
         raise UserError(
-            f"tasks: {text!r} is no KIND:PATH, kinds are {', '.join(kinds)}; a path that holds a "
-            "comma cannot be given"
+            f"tasks: {text!r} is not KIND:PATH; expected one of the kinds {', '.join(kinds)} and a "
+            "path without a comma"
         )
     if kind not in kinds:
         raise UserError(f"tasks: {text!r}: kind is {kind!r}; expected one of {', '.join(kinds)}")
     if named and kind in MANY_TASKS:
         raise UserError(f"tasks: {text!r}: {kind} names its own tasks; expected {kind}:{path}")
     if named and not re.fullmatch(r"[\w.-]+", name):
-        raise UserError(f"tasks: {text!r}: the name is {name!r}; expected letters and digits")
+        raise UserError(
+            f"tasks: {text!r}: the name is {name!r}; expected letters, digits, '_', '.' or '-'"
+        )
     return Part(name or kind, kind, path)
 
 
-def _load(part: Part) -> Loaded:
+def _load_part(part: Part) -> Loaded:
+    """Load the files or the data set of one part."""
     hub = part.path.removeprefix("hub:") if part.path.startswith("hub:") else ""
     if part.kind in ONE_TASK:
         load, load_hub = ONE_TASK[part.kind]

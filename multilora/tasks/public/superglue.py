@@ -1,7 +1,7 @@
-"""SuperGLUE's JSON lines, TASK/{train,val}.jsonl in the official form; labels as words.
+"""Read SuperGLUE's JSON lines, TASK/{train,val}.jsonl in the official form.
 
-The directory holds those of BoolQ, CB, COPA, MultiRC, RTE, WiC and WSC that are wanted. Official
-test files have no labels, so `val` is the test split.
+The directory has a folder for each wanted task of BoolQ, CB, COPA, MultiRC, RTE, WiC and WSC.
+Labels become words. The official test files have no labels, so `val` is the test split.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ RTE = {"entailment": "true", "not_entailment": "false"}
 
 
 def load(directory: Path) -> Loaded:
-    """The tasks that are there, in the order of their names."""
+    """Load the tasks in a directory, by name."""
     tables, hashes, notes = [], {}, []
     for folder in files.children(directory):
         task = folder.name.lower()
@@ -29,36 +29,39 @@ def load(directory: Path) -> Loaded:
             notes.append(f"{folder}: not read; expected one of {', '.join(TASKS)}")
             continue
         paths = files.children(folder)
-        here = [path for path in paths if path.suffix == ".jsonl" and path.stem in SPLITS]
-        if not here:
-            raise UserError(f"{folder} holds neither train.jsonl nor val.jsonl")
+        labelled = [path for path in paths if path.suffix == ".jsonl" and path.stem in SPLITS]
+        if not labelled:
+            raise UserError(f"{folder} has no labelled file; expected train.jsonl or val.jsonl")
         splits = {}
-        for path in here:
+        for path in labelled:
             text, hashes[str(path)] = files.read_text(path)
-            splits[SPLITS[path.stem]] = files.parsed(path, files.json_rows(path, text), TASKS[task])
+            rows = files.json_rows(path, text)
+            splits[SPLITS[path.stem]] = files.parse_rows(path, rows, TASKS[task])
         tables.append(Table(task, FAMILY, _joined(splits)))
-        notes += [f"{path}: not read{_why(path)}" for path in paths if path not in here]
+        notes += [f"{path}: not read{_reason(path)}" for path in paths if path not in labelled]
         notes += _unmarked(tables[-1])
     if not tables:
-        raise UserError(f"{directory} holds none of {', '.join(TASKS)}")
+        raise UserError(f"{directory} has no task; expected some of {', '.join(TASKS)}")
     return Loaded(tables, hashes, notes)
 
 
 def load_hub(name: str) -> Loaded:
-    """All seven tasks of a data set like aps/super_glue."""
+    """Load all seven tasks of a data set such as aps/super_glue."""
     tables, hashes, notes = [], {}, []
     for task in TASKS:
         config = "wsc.fixed" if task == "wsc" else task
         wanted = {"train": "train", "validation": "test"}
-        found = hub.read(name, config, wanted, partial(hub_records, task))
-        tables.append(Table(task, FAMILY, _joined(found.splits)))
-        hashes.update(found.files)
-        notes += [*found.notes, *_unmarked(tables[-1])]
+        loaded = hub.load_splits(
+            name, config=config, wanted=wanted, parse=partial(hub_records, task)
+        )
+        tables.append(Table(task, FAMILY, _joined(loaded.splits)))
+        hashes.update(loaded.files)
+        notes += [*loaded.notes, *_unmarked(tables[-1])]
     return Loaded(tables, hashes, notes)
 
 
 def hub_records(task: str, row: Any) -> list[Record]:
-    """The records of a hub row, in which labels are numbers and nothing is nested."""
+    """Records of a hub row, in which labels are numbers and fields are not nested."""
     labels = {"cb": list(CB), "rte": list(RTE)}.get(task)
     if labels:
         label = files.field(row, "label", int)
@@ -76,36 +79,38 @@ def hub_records(task: str, row: Any) -> list[Record]:
 
 
 def boolq(row: Any) -> list[Record]:
-    """Is the answer to the question yes? One passage's questions stay together."""
+    """Record of BoolQ: is the answer to a question yes? Grouped by passage."""
     fields = {name: files.string(row, name) for name in ("passage", "question")}
-    return [_chosen("boolq", fields, row, YES_NO, group=fields["passage"])]
+    return [_labelled("boolq", fields, row, YES_NO, group=fields["passage"])]
 
 
 def cb(row: Any) -> list[Record]:
+    """Record of CB: does a premise entail a hypothesis, contradict it, or neither?"""
     fields = {name: files.string(row, name) for name in ("premise", "hypothesis")}
-    return [_chosen("cb", fields, row, CB)]
+    return [_labelled("cb", fields, row, CB)]
 
 
 def copa(row: Any) -> list[Record]:
-    """Which of two is the cause, or the effect? The options are the two texts."""
+    """Record of COPA: which of two sentences is the cause, or the effect? They are the options."""
     names = ("premise", "question", "choice1", "choice2")
     fields = {name: files.string(row, name) for name in names}
     if fields["question"] not in ("cause", "effect"):
         raise UserError(f"'question' is {fields['question']!r}; expected 'cause' or 'effect'")
-    return [_chosen("copa", fields, row, {0: fields["choice1"], 1: fields["choice2"]})]
+    return [_labelled("copa", fields, row, {0: fields["choice1"], 1: fields["choice2"]})]
 
 
 def multirc(row: Any) -> list[Record]:
-    """Is this an answer to the question? An item an answer; a passage's items stay together."""
+    """Records of MultiRC, one per answer: does it answer the question? Grouped by passage."""
     passage = files.field(row, "passage", dict)
     text = files.string(passage, "text")
     return [
-        _chosen("multirc", {"passage": text, **asked}, answer, YES_NO, group=text)
-        for asked, answer in _answers(passage)
+        _labelled("multirc", {"passage": text, **fields}, answer, YES_NO, group=text)
+        for fields, answer in _answers(passage)
     ]
 
 
 def _answers(passage: dict[str, Any]) -> Iterator[tuple[dict[str, str], Any]]:
+    """Yield the fields of each answer in a passage, with the answer's own row."""
     for question in files.field(passage, "questions", list):
         asked = files.string(question, "question")
         for answer in files.field(question, "answers", list):
@@ -113,33 +118,34 @@ def _answers(passage: dict[str, Any]) -> Iterator[tuple[dict[str, str], Any]]:
 
 
 def rte(row: Any) -> list[Record]:
+    """Record of RTE: does a premise entail a hypothesis?"""
     fields = {name: files.string(row, name) for name in ("premise", "hypothesis")}
-    return [_chosen("rte", fields, row, RTE)]
+    return [_labelled("rte", fields, row, RTE)]
 
 
 def wic(row: Any) -> list[Record]:
-    """Does the word mean the same in both sentences?"""
+    """Record of WiC: does a word mean the same in two sentences?"""
     fields = {name: files.string(row, name) for name in ("word", "sentence1", "sentence2")}
-    return [_chosen("wic", fields, row, YES_NO)]
+    return [_labelled("wic", fields, row, YES_NO)]
 
 
 def wsc(row: Any) -> list[Record]:
-    """Does the pronoun mean the noun? It stands between asterisks; a text's items stay together."""
+    """Record of WSC: does a pronoun, put between asterisks, mean a noun? Grouped by text."""
     target = files.field(row, "target", dict)
     pronoun, noun = (files.string(target, name) for name in ("span2_text", "span1_text"))
     text = files.string(row, "text")
     marked = _mark(text, pronoun, files.field(target, "span2_index", int))
     fields = {"text": marked, "pronoun": pronoun, "noun": noun}
-    return [_chosen("wsc", fields, row, YES_NO, group=text)]
+    return [_labelled("wsc", fields, row, YES_NO, group=text)]
 
 
 def _mark(text: str, pronoun: str, index: int) -> str:
-    """The text with asterisks round the pronoun at word `index`; as it is where another stands."""
+    """Put asterisks around the pronoun at word `index`; no change if another word is there."""
     words = text.split()
     stop = index + len(pronoun.split())
-    there = " ".join(words[index:stop])
-    rest = there.removeprefix(pronoun)
-    if index < 0 or not pronoun or not there.startswith(pronoun) or rest[:1].isalnum():
+    marked = " ".join(words[index:stop])
+    rest = marked.removeprefix(pronoun)
+    if index < 0 or not pronoun or not marked.startswith(pronoun) or rest[:1].isalnum():
         return text
     return " ".join([*words[:index], f"*{pronoun}*{rest}", *words[stop:]])
 
@@ -149,10 +155,17 @@ TASKS: dict[str, Callable[[Any], list[Record]]] = {
 }
 
 
-def _chosen(
+def _labelled(
     task: str, fields: dict[str, str], row: Any, answers: dict[Any, str], group: str = ""
 ) -> Record:
-    """A record whose answer is what the row's label stands for."""
+    """Record whose answer is the text of the row's label.
+
+    task: name of the task and of its template
+    fields: text of each slot of the template
+    row: the row with the field `label`
+    answers: text of each label; these texts are the options
+    group: group of the item; empty for a group of its own
+    """
     label = files.field(row, "label", object)
     if not isinstance(label, bool | int | str) or label not in answers:
         raise UserError(f"'label' is {label!r}; expected one of {', '.join(map(repr, answers))}")
@@ -160,19 +173,21 @@ def _chosen(
 
 
 def _joined(splits: dict[str, list[list[Record]]]) -> dict[str, list[Record]]:
-    """The records of all rows of a split, one after another."""
+    """Concatenate the records of all rows of each split."""
     return {split: [r for records in rows for r in records] for split, rows in splits.items()}
 
 
 def _unmarked(table: Table) -> list[str]:
+    """A line that counts the WSC items without asterisks; nothing if there are none."""
     if table.task != "wsc":
         return []
     records = [record for split in table.splits.values() for record in split]
     count = sum(f"*{r.fields['pronoun']}*" not in r.fields["text"] for r in records)
     if not count:
         return []
-    return [f"wsc: {count} pronouns are not where span2_index says; kept without asterisks"]
+    return [f"wsc: {count} pronouns are not at span2_index; kept without asterisks"]
 
 
-def _why(path: Path) -> str:
+def _reason(path: Path) -> str:
+    """Reason why a file was not read, for a note; empty if it is obvious."""
     return "; official test files have no labels" if path.name == "test.jsonl" else ""

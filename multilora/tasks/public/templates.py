@@ -1,7 +1,7 @@
-"""Prompt templates: one text file a task in `templates/`, with `{field}` slots.
+"""Fill the prompt templates: text files in `templates/` with `{field}` slots.
 
-Lines that start with `#` at the head of a file are comments. The prompt is the rest, without the
-file's last line break; an answer follows it after one space (`encoding.encode`).
+Lines at the top of a file that start with `#` are comments. The rest is the prompt, without the
+file's last line break; an answer follows it after one space (see `encoding.encode`).
 """
 
 import re
@@ -17,9 +17,9 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 
 def fill(name: str, fields: Mapping[str, str]) -> str:
-    """The template `name` with every slot filled by the field of its name.
+    """Fill every slot of the template `name` with the field of the same name.
 
-    What a field holds is never read as a slot. Raises ValueError where a slot has no field.
+    The text of a field is never taken as a slot. Raises UserError if a slot has no field.
     """
     parts = _parts(name)
     missing = [slot for slot in parts[1::2] if slot not in fields]
@@ -33,11 +33,8 @@ def fill(name: str, fields: Mapping[str, str]) -> str:
 
 @cache
 def _parts(name: str) -> list[str]:
-    """Text, slot, text, slot, …, text."""
+    """The template as a list in which texts and names of slots alternate, starting with a text."""
     lines = (DIRECTORY / f"{name}.txt").read_text(encoding="utf-8").split("\n")
     while lines and lines[0].startswith("#"):
         del lines[0]
     return _SLOT.split("\n".join(lines).removesuffix("\n"))
-
-
-# NEEDIMPORT

@@ -1,12 +1,11 @@
 """ΔW beside W0: against dense algebra, planted directions, real models."""
 
-import argparse
 import warnings
 
 import numpy as np
 import pytest
 
-from analysis import CheckpointError, checkpoint, similarity
+from analysis import CheckpointError, checkpoint
 from analysis.base import landing
 from analysis.base import vectors as base_vectors
 from analysis.base import weights as base_weights
@@ -414,20 +413,6 @@ def test_float32_vectors_are_enough(rng, weight):
     for size in (0.5, 2.0, 20.0):
         found = decomposition(spikes(rng, 5, size, weight))
         assert landing.intruders(found, weight, exact) == landing.intruders(found, weight, stored)
-
-
-def test_options():
-    parser = argparse.ArgumentParser()
-    similarity.add_options(parser)
-    plain = parser.parse_args([])
-    assert not plain.landing
-    assert not plain.intruders
-    assert similarity.cache_directory(plain) == base_vectors.default_cache()
-    given = parser.parse_args(["--landing", "--intruders", "--cache", "x/y"])
-    assert given.landing
-    assert given.intruders
-    assert str(similarity.cache_directory(given)) == "x/y"
-    assert "full decomposition" in parser.format_help()
 
 
 # Real models, adapted by PEFT

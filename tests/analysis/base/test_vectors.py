@@ -139,7 +139,7 @@ def test_estimate_grows_with_the_work(tmp_path, monkeypatch):
     llama = [(4096, 4096)] * 128 + [(11008, 4096)] * 96
     assert base_vectors.estimate_line(llama, tmp_path) == (
         "full decomposition of 224 matrices of the base: about 4.1 h, and about 40.9 GB in"
-        f" {tmp_path}; less for what is there already"
+        f" {tmp_path}; less if some are there already"
     )
     assert "1 matrix of the base: about 1 s, and about 2 MB" in base_vectors.estimate_line(
         [(512, 512)], tmp_path

@@ -100,7 +100,7 @@ def test_an_adapters_settings_that_hide_its_weight_are_refused(
     path = write_base({"h.0.q.weight": np.ones((6, 6), "f4")})
     for settings, words in [
         ({"fan_in_fan_out": True}, "h.0.q: cannot tell Conv1D from Linear: W0 is square"),
-        ({"layer_replication": [[0, 1], [0, 1]]}, "layer_replication is set in .*several"),
+        ({"layer_replication": [[0, 1], [0, 1]]}, "layer_replication is set in .*used as several"),
     ]:
         adapter = write_adapter(lora_tensors("h.0.q", d_out=6, d_in=6), **settings)
         (update,) = checkpoint.read(adapter)
@@ -157,7 +157,7 @@ def test_what_has_no_weight_to_stand_beside_is_refused_by_name(write_base):
 
 def test_another_base_is_refused(write_base, tmp_path):
     path = write_base({"encoder.q.weight": np.ones((6, 6), "f4")})
-    with pytest.raises(CheckpointError, match=r"has no weight of h.0.k, .*; is that its base"):
+    with pytest.raises(CheckpointError, match=r"has no weight of h.0.k, .*; expected the base"):
         base_weights.open_base(path, ["h.0.k", "h.1.k"])
     with pytest.raises(CheckpointError, match="no such file or directory"):
         base_weights.open_base(tmp_path / "absent", ["h.0.k"])

@@ -1,11 +1,10 @@
-"""The figures of an analysis, read back from their artists and from their files."""
+"""The figures of an analysis, read back from their artists."""
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
-from matplotlib.image import imread
 
-from analysis import spectrum
+from analysis import spectrum, store
 from analysis.figures import spectrum as spectrum_figures
 from analysis.results import Spectra
 
@@ -73,8 +72,8 @@ def test_values_below_the_cutoff_are_zeros(write_adapter, rng):
     B[:, 3] = B[:, 0]
     A = rng.standard_normal((4, 20)).astype("f4")
     key = "base_model.model.q.lora_{}.weight"
-    found = spectrum.analyse(write_adapter({key.format("B"): B, key.format("A"): A}))
-    bands, ecdf, histogram = spectrum_figures.compare_spectra(found).axes
+    spectra = spectrum.analyse(write_adapter({key.format("B"): B, key.format("A"): A}))
+    bands, ecdf, histogram = spectrum_figures.compare_spectra(spectra).axes
     assert np.isfinite(bands.lines[0].get_ydata()).tolist() == [True, True, True, False]
     assert ecdf.lines[0].get_xdata().min() == 0
     assert histogram.patches[0].get_data().edges[0] > 1e-3
@@ -82,16 +81,16 @@ def test_values_below_the_cutoff_are_zeros(write_adapter, rng):
 
 
 def test_rank_one_is_a_point(write_adapter, lora_tensors):
-    found = spectrum.analyse(write_adapter(lora_tensors("q", "v", r=1), r=1))
-    line = spectrum_figures.compare_spectra(found).axes[0].lines[0]
+    spectra = spectrum.analyse(write_adapter(lora_tensors("q", "v", r=1), r=1))
+    line = spectrum_figures.compare_spectra(spectra).axes[0].lines[0]
     assert (line.get_marker(), line.get_ydata().tolist()) == ("o", [1.0])
 
 
 def test_a_module_of_less_capacity_is_in_no_band_but_in_the_rest(write_adapter, lora_tensors):
     tensors = lora_tensors("q", "v") | lora_tensors("gate", d_out=1)
-    found = spectrum.analyse(write_adapter(tensors))
-    bands, ecdf, _ = spectrum_figures.compare_spectra(found).axes
-    s = np.array([found.s[f"adapter/{module}"] for module in "qv"])
+    spectra = spectrum.analyse(write_adapter(tensors))
+    bands, ecdf, _ = spectrum_figures.compare_spectra(spectra).axes
+    s = np.array([spectra.s[f"adapter/{module}"] for module in "qv"])
     unit = s / np.linalg.norm(s, axis=1, keepdims=True)
     np.testing.assert_allclose(bands.lines[0].get_ydata(), np.median(unit, axis=0), rtol=1e-13)
     assert len(ecdf.lines[0].get_xdata()) == 4 + 4 + 1 + 1
@@ -123,35 +122,21 @@ def test_many_long_names_stay_inside_the_figure(write_adapter, lora_tensors):
     assert min(ax.get_window_extent().y0 for ax in figure.axes) > box.y1
 
 
-def test_saved_files_are_whole_and_the_same_again(two_runs, tmp_path, monkeypatch):
-    stem = tmp_path / "deep" / "spectra"
-    contents = []
-    for _ in range(2):
-        spectrum_figures.save(spectrum_figures.compare_spectra(two_runs), stem)
-        files = sorted(stem.parent.iterdir())
-        assert [file.name for file in files] == ["spectra.pdf", "spectra.png"]
-        contents.append([file.read_bytes() for file in files])
-    assert contents[0] == contents[1]
-    assert contents[0][0].startswith(b"%PDF")
-    assert imread(files[1]).std() > 0.01  # not a blank page
-    figure = spectrum_figures.compare_spectra(two_runs)
-
-    def half(path, **_):
-        path.write_bytes(b"half a file")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(figure, "savefig", half)
-    with pytest.raises(OSError, match="disk full"):
-        spectrum_figures.save(figure, stem)
-    assert [file.read_bytes() for file in sorted(stem.parent.iterdir())] == contents[1]
+def test_the_same_spectra_give_the_same_files(two_runs, tmp_path):
+    files = []
+    for name in "ab":
+        store.save_figure(spectrum_figures.compare_spectra(two_runs), tmp_path / name / "spectra")
+        files.append([file.read_bytes() for file in sorted((tmp_path / name).iterdir())])
+    assert len(files[0]) == 2
+    assert files[0] == files[1]
 
 
 def test_a_number_by_layer_and_projection(write_adapter, lora_tensors):
     first = write_adapter(lora_tensors("l.0.q", "l.0.v", "l.3.q", "head"), "first")
-    found = spectrum.analyse([first, write_adapter(lora_tensors("l.3.v"), "second")])
-    figure = spectrum_figures.by_layer(found.rows, "top_share_1")
+    spectra = spectrum.analyse([first, write_adapter(lora_tensors("l.3.v"), "second")])
+    figure = spectrum_figures.by_layer(spectra.rows, "top_share_1")
     one, other = figure.axes[:2]
-    values = {row["key"]: row["top_share_1"] for row in found.rows}
+    values = {row["key"]: row["top_share_1"] for row in spectra.rows}
     want = [
         [values["first/l.0.q"], values["first/l.0.v"]],
         [values["first/l.3.q"], np.nan],
@@ -163,7 +148,7 @@ def test_a_number_by_layer_and_projection(write_adapter, lora_tensors):
     assert one.images[0].get_clim() == other.images[0].get_clim()
     assert [one.get_title(), other.get_title()] == ["first", "second"]
     with pytest.raises(ValueError, match="outliers: no module with a layer"):
-        spectrum_figures.by_layer(found.rows, "outliers")
+        spectrum_figures.by_layer(spectra.rows, "outliers")
 
 
 def test_the_command_draws_both(write_adapter, lora_tensors, tmp_path):

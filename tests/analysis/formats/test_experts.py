@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from analysis import CheckpointError, checkpoint, similarity, spectrum
+from analysis.formats import experts
 from analysis.update import LowRankUpdate, Other, Skipped
 
 TASKS = ["law", "code", "art"]
@@ -125,9 +126,9 @@ def test_a_module_that_cannot_be_read_is_listed(write_bank):
         ({"tasks": []}, r"tasks is \[\]; expected the names of directories"),
         ({"tasks": "law"}, "tasks is 'law'; expected the names"),
         ({"tasks": ["law", 3]}, r"tasks is \['law', 3\]; expected the names"),
-        ({"tasks": ["../other"]}, "expected the names of directories beside it"),
-        ({"tasks": [".."]}, "expected the names of directories beside it"),
-        ({"tasks": ["law", "law"]}, "a task stands twice"),
+        ({"tasks": ["../other"]}, "expected the names of directories next to it"),
+        ({"tasks": [".."]}, "expected the names of directories next to it"),
+        ({"tasks": ["law", "law"]}, "a task appears twice"),
         ({"tasks": ["law", "music"]}, "music: no expert here; experts.json names it, expected"),
     ],
 )
@@ -174,3 +175,17 @@ def test_the_commands_say_what_is_broken(write_bank, command, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert "no expert here" in err
+
+
+def test_a_task_may_have_a_name_that_is_part_of_another_word(write_bank):
+    """`or` and `ra` are in `lora_`, by which PEFT finds its tensors."""
+    bank = write_bank(["or", "ra", "lo", "default"])
+    assert [u.part for u in checkpoint.read(bank)][::2] == ["or", "ra", "lo", "default"]
+
+
+def test_the_file_is_the_one_that_the_method_writes():
+    """The method must not import this package, so that the names are written twice."""
+    from multilora.methods import experts as written
+
+    for name in ("CONFIG", "FORMAT", "VERSION"):
+        assert getattr(experts, name) == getattr(written, name)

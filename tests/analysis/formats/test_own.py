@@ -1,4 +1,4 @@
-"""R-LoRA and MTL-LoRA as the analysis reads them."""
+"""The code that the readers of this project's own methods share."""
 
 import json
 import re
@@ -7,123 +7,22 @@ import sys
 
 import numpy as np
 import pytest
+from own_files import D_IN, D_OUT, SHAPES, N, R
 from safetensors.numpy import load_file, save_file
 
 from analysis import CheckpointError, checkpoint
-from analysis.formats import mtllora, own
+from analysis.formats import own
 from analysis.numerics import decompose
-from analysis.pairs import meeting as pairing
-from analysis.update import LowRankUpdate, Other, Skipped
-
-EPS = np.finfo(float).eps
-N, R, D_OUT, D_IN, TASKS = 3, 2, 6, 7, ["sort", "MNLI (matched)"]
-SHAPES = {
-    "rlora": {
-        "A": (R, D_IN), "B": (D_OUT, N * R), "R": (N, D_IN), "A0": (R, D_IN), "B0": (D_OUT, N * R),
-    },
-    "mtllora": {
-        "A": (R, D_IN), "B": (D_OUT, N * R), "lambda": (2, R, R), "w": (2, N),
-    },
-}  # fmt: skip
-
-
-@pytest.fixture
-def write(write_adapter, rng):
-    def write(method, drop=(), shapes=None, values=None, **config):
-        tensors = {
-            f"base_model.model.layers.0.q.{method}_{part}": rng.standard_normal(shape)
-            for part, shape in (SHAPES[method] | (shapes or {})).items()
-            if part not in drop
-        }
-        for part, value in (values or {}).items():
-            tensors[f"base_model.model.layers.0.q.{method}_{part}"][:] = value
-        tensors["base_model.model.score.weight"] = np.ones((2, 2))
-        given = {"peft_type": method.upper(), "n": N, "r": R, "lora_alpha": 8}
-        if method == "mtllora":
-            given |= {"tasks": TASKS, "temperature": 0.5}
-        return write_adapter(tensors, **given | config)
-
-    return write
-
-
-def raw(path, method):
-    stored = load_file(path / "adapter_model.safetensors")
-    prefix = f"base_model.model.layers.0.q.{method}_"
-    return {name.removeprefix(prefix): x for name, x in stored.items() if prefix in name}
-
-
-def assert_near(got, want):
-    np.testing.assert_allclose(got, want, rtol=0, atol=100 * EPS * np.abs(want).max())
-
-
-def block(B, i):
-    return B[:, i * R : (i + 1) * R]
-
-
-def test_rlora_is_its_mean_and_its_heads_relative_to_their_start(write):
-    path = write("rlora")
-    entries = list(checkpoint.scan(path))
-    t, scale = raw(path, "rlora"), 8 / R**0.5
-    parts = {e.part: e for e in entries if isinstance(e, LowRankUpdate)}
-    assert list(parts) == ["mean", "head1", "head2", "head3"]
-    total = 0
-    for i in range(N):
-        left = scale * np.hstack([block(t["B"], i), -block(t["B0"], i)])
-        want = left @ np.vstack([t["A"], t["A0"]])
-        assert_near(parts[f"head{i + 1}"].dense(), want)
-        total = total + want / N
-    assert_near(parts["mean"].dense(), total)
-    for part, update in parts.items():
-        assert (update.name, update.method, update.capacity) == ("layers.0.q", "rlora", 2 * R)
-        assert update.of_parts == (part == "mean")
-    assert [e.name for e in entries if isinstance(e, Other)] == ["base_model.model.score.weight"]
-
-
-def test_rlora_that_was_not_trained_has_no_update(write):
-    path = write("rlora")
-    file = path / "adapter_model.safetensors"
-    stored = load_file(file)
-    for part in "AB":
-        name = f"base_model.model.layers.0.q.rlora_{part}"
-        stored[f"{name}0"] = stored[name]
-    save_file(stored, file)
-    for update in checkpoint.read(path):
-        assert not update.dense().any()
-        assert not decompose.singular_values(update).any()
-
-
-@pytest.mark.parametrize("diagonal", [False, True])
-@pytest.mark.parametrize(("rslora", "scale"), [(False, 4.0), (True, 8 / 2**0.5)])
-def test_mtllora_has_an_update_for_each_task(write, diagonal, rslora, scale):
-    shapes = {"lambda": (2, R)} if diagonal else {}
-    path = write("mtllora", shapes=shapes, diagonal=diagonal, use_rslora=rslora, temperature=0.7)
-    # What lies in lora/ is the same updates again.
-    for name in ("lora", "lora/sort"):
-        (path / name).mkdir()
-        (path / name / "adapter_config.json").write_text("{}")
-    assert [run.path for run in checkpoint.runs([path])] == [path]
-    updates = {update.part: update for update in checkpoint.read(path)}
-    assert list(updates) == TASKS
-    t = raw(path, "mtllora")
-    for i, task in enumerate(TASKS):
-        e = np.exp(t["w"][i] / 0.7)
-        L = np.diag(t["lambda"][i]) if diagonal else t["lambda"][i]
-        want = sum(scale * e[j] / e.sum() * block(t["B"], j) @ L @ t["A"] for j in range(N))
-        assert_near(updates[task].dense(), want)
-        assert (updates[task].method, updates[task].capacity) == ("mtllora", R)
-        assert not updates[task].of_parts
-
-
-def test_weights_of_any_size_sum_to_one():
-    w = mtllora.softmax(np.array([[1e4, 0.0, -1e4], [3.0, 3.0, 3.0]]))
-    np.testing.assert_allclose(w, [[1, 0, 0], [1 / 3] * 3], rtol=1e-15)
+from analysis.update import Skipped
 
 
 @pytest.mark.parametrize(
     ("method", "part"), [(method, part) for method, parts in SHAPES.items() for part in parts]
 )
-def test_a_module_without_a_part_is_skipped(write, method, part):
-    (skipped,) = [e for e in checkpoint.scan(write(method, drop=part)) if isinstance(e, Skipped)]
+def test_a_module_without_a_part_is_skipped(write_own, method, part):
+    (skipped,) = [
+        e for e in checkpoint.scan(write_own(method, drop=part)) if isinstance(e, Skipped)
+    ]
     if part in ("A", "B") and method == "rlora":  # the letter is in the name of its start too
         part = f"{method}_"
     assert skipped.name == "layers.0.q"
@@ -148,8 +47,8 @@ def test_a_module_without_a_part_is_skipped(write, method, part):
         ("mtllora", {"A": (R, D_IN, 1)}, r"A is \(2, 7, 1\)"),
     ],
 )
-def test_tensors_that_do_not_fit_are_skipped(write, method, shapes, words):
-    path = write(method, shapes=shapes)
+def test_tensors_that_do_not_fit_are_skipped(write_own, method, shapes, words):
+    path = write_own(method, shapes=shapes)
     (skipped,) = [e for e in checkpoint.scan(path) if isinstance(e, Skipped)]
     assert re.search(words, skipped.reason)
 
@@ -163,66 +62,40 @@ def test_tensors_that_do_not_fit_are_skipped(write, method, shapes, words):
         ({"lora_alpha": "8"}, "lora_alpha is '8'; expected a number"),
     ],
 )
-def test_a_broken_config_is_refused(write, method, config, words):
+def test_a_broken_config_is_refused(write_own, method, config, words):
     with pytest.raises(CheckpointError, match=words):
-        list(checkpoint.scan(write(method, **config)))
-
-
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        ({"tasks": None}, "tasks is None; expected a list of names that differ"),
-        ({"tasks": []}, "tasks is \\[\\]"),
-        ({"tasks": ["a", "a"]}, "names that differ"),
-        ({"tasks": ["a", 2]}, "names that differ"),
-        ({"temperature": 0}, "temperature is 0; expected a number above 0"),
-        ({"temperature": None}, "temperature is None; expected a number"),
-    ],
-)
-def test_tasks_and_temperature_have_to_be_there(write, config, words):
-    with pytest.raises(CheckpointError, match=words):
-        list(checkpoint.scan(write("mtllora", **config)))
+        list(checkpoint.scan(write_own(method, **config)))
 
 
 @pytest.mark.parametrize("method", list(SHAPES))
-def test_numbers_that_are_none_are_found_without_a_warning(write, method):
-    path = write(method, values={"A": np.inf, "B": np.nan})
+def test_numbers_that_are_none_are_found_without_a_warning(write_own, method):
+    path = write_own(method, values={"A": np.inf, "B": np.nan})
     for update in checkpoint.read(path):
         with pytest.raises(CheckpointError, match=r"NaN or Inf|not finite"):
             decompose.singular_values(update)
 
 
-def test_a_tensor_that_stands_twice_is_refused(write):
-    path = write("rlora")
+def test_a_tensor_that_stands_twice_is_refused(write_own):
+    path = write_own("rlora")
     file = path / "adapter_model.safetensors"
     stored = load_file(file)
     stored["layers.0.q.rlora_A"] = stored["base_model.model.layers.0.q.rlora_A"]
     save_file(stored, file)
-    with pytest.raises(CheckpointError, match="stands there twice, under two names"):
+    with pytest.raises(CheckpointError, match="appears twice, under two names"):
         list(checkpoint.scan(path))
 
 
 def test_free_sizes_are_one_size_each():
     expected = {"A": (2, "d"), "B": ("d", 3)}
-    assert own.against({"A": (2, 5), "B": (5, 3)}, expected) is None
+    assert own.mismatch({"A": (2, 5), "B": (5, 3)}, expected) is None
     assert "A is (2, 5), B is (4, 3); expected A (2, d), B (d, 3)" in str(
-        own.against({"A": (2, 5), "B": (4, 3)}, expected)
+        own.mismatch({"A": (2, 5), "B": (4, 3)}, expected)
     )
 
 
-def test_the_mean_is_not_compared_with_the_heads_it_is_made_of(write):
-    (run,) = checkpoint.runs([write("rlora")])
-    updates = list(checkpoint.read(run.path))
-    assert [update.part for update in pairing.parts(updates)] == ["head1", "head2", "head3"]
-    # Between two runs it meets the other's mean.
-    meeting = [(a.part, b.part) for a, b in pairing.meeting(updates, updates, lambda u: u.part)[0]]
-    assert ("mean", "mean") in meeting
-    assert len(meeting) == 4
-
-
-def test_the_commands_read_them(write):
+def test_the_commands_read_them(write_own):
     for method, rows in (("rlora", 4), ("mtllora", 2)):
-        path = write(method)
+        path = write_own(method)
         command = [sys.executable, "-m", "analysis.spectrum", str(path), "--json"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -237,10 +110,10 @@ def test_the_commands_read_them(write):
 
 
 @pytest.mark.parametrize("method", list(SHAPES))
-def test_reading_needs_no_torch(write, method):
+def test_reading_needs_no_torch(write_own, method):
     code = (
         "import sys; from analysis import checkpoint; "
-        f"print(len(list(checkpoint.read({str(write(method))!r})))); "
+        f"print(len(list(checkpoint.read({str(write_own(method))!r})))); "
         "assert not {'torch', 'scipy', 'pandas', 'peft'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

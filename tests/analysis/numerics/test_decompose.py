@@ -1,3 +1,5 @@
+"""Singular values and vectors against dense SVDs and 60 digits, with their bounds and errors."""
+
 import tracemalloc
 
 import ml_dtypes
@@ -246,3 +248,24 @@ def test_a_rank_beyond_the_sizes_costs_no_square_of_it(rng, method):
     np.testing.assert_allclose(got.s, want, rtol=0, atol=got.error_bound)
     np.testing.assert_allclose(s, want, rtol=0, atol=got.error_bound)
     assert (got.algorithm, U.shape, Vh.shape) == ("qr", (8, 6), (6, 6))
+
+
+@pytest.mark.parametrize(
+    ("error_bound", "floor", "want"),
+    [
+        (0.0, None, 4),  # rounding of ΔW itself: max(d_out, d_in) · eps · s₁
+        (0.0, 1e-20, 4),
+        (2e-9, None, 3),
+        (1e-9, None, 3),  # a value at the cutoff is not above it
+        (0.9e-9, None, 4),
+        (2e-9, 0.5, 2),
+        (0.5, 2e-9, 2),
+        (3.0, None, 0),
+    ],
+)
+def test_the_rank_cutoff_is_the_largest_of_error_noise_and_rounding(error_bound, floor, want):
+    update = low_rank(np.ones((100, 5)), np.ones((5, 7)))
+    s = np.array([2.0, 1.0, 1e-1, 1e-9, 0.9 * 100 * EPS * 2.0])
+    assert decompose.rank(s, error_bound, update, floor) == want
+    assert decompose.rank(1e-30 * s, 1e-30 * error_bound, update, floor and 1e-30 * floor) == want
+    assert decompose.rank(0 * s, 0.0, update) == 0

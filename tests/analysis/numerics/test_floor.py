@@ -92,7 +92,7 @@ def test_blocks_do_not_change_the_floor(rng, monkeypatch):
 
 
 def test_bad_weights_are_refused():
-    with pytest.raises(CheckpointError, match="int8, expected floating point"):
+    with pytest.raises(CheckpointError, match="int8; expected floating point"):
         noise_floor(np.ones((3, 3), np.int8))
     with pytest.raises(CheckpointError, match="NaN or Inf"):
         noise_floor(np.array([[1.0, np.nan]], np.float32))

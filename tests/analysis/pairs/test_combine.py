@@ -96,7 +96,7 @@ def test_floors_add_as_they_are_and_none_is_none(write_delta, two):
 def test_what_is_not_averaged_by_its_factors_is_listed(two, write_adapter, lora_tensors):
     other = write_adapter(lora_tensors("q"), "other", lora_alpha=1)
     (entry,) = averages([Term(1, two[0]), Term(1, other)], Options())
-    assert entry == Other("q", "factors of other shape or scale: not averaged")
+    assert entry == Other("q", "factors of different shapes or scales: not averaged")
     (entry,) = averages([Term(1, two[0])], Options(initial=two[1]))
     assert "not averaged" in entry.what
     multi = {"q.multilora_A": np.ones((4, 10)), "q.multilora_B": np.ones((12, 4))}
@@ -129,6 +129,44 @@ def test_a_term_without_its_weight_is_refused(text):
     with pytest.raises(ValueError, match="expected WEIGHT:PATH"):
         parse(text)
     assert parse("-0.5:a:b/") == combine.Term(-0.5, combine.Path("a:b/"))
+
+
+@pytest.mark.parametrize("taken", ["combined", "factors"])
+def test_a_sum_beside_a_run_of_its_name_is_kept_and_judged(
+    write_adapter, lora_tensors, taken, capsys
+):
+    """The run keeps its name; the sum gets another, and the verdict is about the sum."""
+    a = write_adapter(lora_tensors("q"), taken)
+    b = write_adapter(lora_tensors("q"), "other")
+    terms = [Term(0.5, a), Term(0.5, b)]
+    runs = {"combined": "combined", "factors": "factors", taken: f"{taken}-2"}
+    spectra = analyse([a, b], terms=terms)
+    assert spectra.skipped == []
+    assert [row["run"] for row in spectra.rows] == [taken, "other", *runs.values()]
+    of_run = {row["run"]: spectra.s[row["key"]] for row in spectra.rows}
+    half = 0.5 * (dense(a)["q"] + dense(b)["q"])
+    want = np.linalg.svd(half, compute_uv=False)[: of_run[runs["combined"]].size]
+    np.testing.assert_allclose(of_run[runs["combined"]], want, rtol=0, atol=1e-12 * want[0])
+    alone = analyse(a)
+    np.testing.assert_array_equal(of_run[taken], alone.s[f"{taken}/q"])
+    assert main([str(a), "--combine", f"0.5:{a}", f"0.5:{b}", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    compared = {(v["run_a"], v["run_b"]) for v in result["verdicts"]}
+    assert (taken, runs[taken]) in compared
+
+
+def test_a_run_of_steps_called_combined_keeps_its_steps_apart_from_the_sum(
+    write_adapter, lora_tensors, tmp_path
+):
+    for step in (1, 2):
+        write_adapter(lora_tensors("q"), f"combined/checkpoint-{step}")
+    spectra = analyse(tmp_path / "combined", terms=[Term(1.0, tmp_path / "combined/checkpoint-1")])
+    assert [(row["run"], row["step"]) for row in spectra.rows] == [
+        ("combined", 1),
+        ("combined", 2),
+        ("combined-2", None),
+        ("factors", None),
+    ]
 
 
 def test_the_command(two, capsys):

@@ -16,7 +16,6 @@ from analysis.pairs import dominance
 from analysis.pairs.dominance import COLUMNS, Comparison, judge, log_distance, wasserstein
 from analysis.results import Spectra
 from analysis.spectrum import analyse
-from analysis.tables import dominance as dominance_table
 
 EPS = np.finfo(float).eps
 A, B = ("a", None), ("b", None)
@@ -168,13 +167,13 @@ def test_the_last_step_of_a_run_meets_other_runs():
 
 def test_the_steeper_spectrum_is_more_dominated_by_all_measures():
     got = finding(power(8, 2), power(8, 0.5))
-    assert (got.outcome, got.more) == ("all measures", "a")
+    assert (got.agreement, got.more) == ("all measures", "a")
     assert got.sentence == "a is more dominated than b, by all measures."
     # top-16 is 1 by construction at capacity 8.
     assert [r.modules for r in got.readings.values()] == [4, 4, 0, 4, 4]
     assert all(r.more_a == r.modules for r in got.readings.values())
     back = finding(power(8, 0.5), power(8, 2))
-    assert (back.outcome, back.more) == ("all measures", "b")
+    assert (back.agreement, back.more) == ("all measures", "b")
     for measure, reading in got.readings.items():
         mirrored = back.readings[measure]
         assert (mirrored.more_a, mirrored.more_b) == (reading.more_b, reading.more_a)
@@ -184,7 +183,7 @@ def test_the_steeper_spectrum_is_more_dominated_by_all_measures():
 def test_one_power_law_at_two_capacities_is_told_apart_by_shares_only():
     """The whole spectrum's effective rank, or Gini, would call the longer the more dominated."""
     got = finding(power(4, 0.6), power(48, 0.6))
-    assert (got.outcome, got.more) == ("energy shares only", "a")
+    assert (got.agreement, got.more) == ("energy shares only", "a")
     assert got.sentence == (
         "a is more dominated than b, by energy shares only (top-1); within s[:4] it is not clear."
     )
@@ -195,7 +194,7 @@ def test_one_power_law_at_two_capacities_is_told_apart_by_shares_only():
 def test_within_k_only_says_what_is_held():
     a, b = [10, 1, 1, 1e-9], [10, np.sqrt(2), 1e-3, 1e-9]
     got = finding({"q": b}, {"q": a})
-    assert (got.outcome, got.more) == ("within s[:k] only", "a")
+    assert (got.agreement, got.more) == ("within s[:k] only", "a")
     assert got.sentence == (
         "a is more dominated than b, within s[:4] only, which holds 1.000 and 1.000 of the energy;"
         " by energy shares it is not clear."
@@ -206,9 +205,9 @@ def test_measures_that_disagree_are_named():
     # a: a larger first value over an even rest; b: two that hold all.
     a, b = [6, 2, 2, 2, 2, 2, 2, 2], [5, 5, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01]
     got = finding({"q": a}, {"q": b})
-    assert (got.outcome, got.more) == ("measures disagree", None)
+    assert (got.agreement, got.more) == ("measures disagree", None)
     assert got.sentence == (
-        "The measures disagree: a is the more dominated by top-1, b by top-4, eff. rank of s[:8],"
+        "The measures disagree: a is more dominated by top-1, b by top-4, eff. rank of s[:8],"
         " Gini of s[:8]."
     )
 
@@ -217,7 +216,7 @@ def test_some_of_both_families_name_their_measures():
     # Of 20 values a and b hold the same in the first, but not in the next.
     a, b = np.r_[10, np.full(3, 4.0), np.full(16, 0.01)], np.r_[10, np.full(19, np.sqrt(48 / 19))]
     got = finding({"q": a}, {"q": b})
-    assert (got.outcome, got.more) == ("energy shares and within s[:k]", "a")
+    assert (got.agreement, got.more) == ("energy shares and within s[:k]", "a")
     assert got.sentence.endswith("the other measures are not clear.")
     assert "top-4, top-16, eff. rank of s[:20], Gini of s[:20]" in got.sentence
 
@@ -225,7 +224,7 @@ def test_some_of_both_families_name_their_measures():
 def test_a_spectrum_against_itself_is_not_clear_at_any_scale():
     a = power(8, 1)
     got = finding(a, {module: 1e-30 * s / 3 for module, s in a.items()})
-    assert (got.outcome, got.more) == ("no clear difference", None)
+    assert (got.agreement, got.more) == ("no clear difference", None)
     assert all(r.more_a == r.more_b == 0 for r in got.readings.values())
     assert got.log_distance < 100 * EPS
     assert got.wasserstein < 100 * EPS
@@ -245,20 +244,33 @@ def test_clear_takes_a_difference_that_matters():
     a, b = {"q": [1, 0.5, 0.5]}, {"q": [1, 0.501, 0.501]}
     got = finding(a, b)
     assert got.readings["top_share_1"].more_a == 1
-    assert got.outcome == "no clear difference"
+    assert got.agreement == "no clear difference"
+
+
+@pytest.mark.parametrize("measure", dominance.MEASURES)
+@pytest.mark.parametrize("a_is_ahead", [True, False])
+@pytest.mark.parametrize(("part", "clear"), [(0.0, False), (0.0095, False), (0.0105, True)])
+def test_a_difference_matters_from_a_hundredth_of_the_range(measure, a_is_ahead, part, clear):
+    """The range is 1, and k directions for an effective rank, of which fewer is more dominated."""
+    k = 20
+    more, less = (3.0 - part * k, 3.0) if measure == "effective_rank_k" else (0.5 + part, 0.5)
+    a, b = (more, less) if a_is_ahead else (less, more)
+    got = dominance.reading([{"k": k, f"{measure}_a": a, f"{measure}_b": b}] * 4, measure)
+    assert got.more == (("a" if a_is_ahead else "b") if clear else None)
+    assert (got.more_a, got.more_b) == ((0, 0) if not part else (4, 0) if a_is_ahead else (0, 4))
 
 
 def test_one_value_decides_nothing():
     got = finding({"q": [3.0]}, {"q": [3.0, 1]})
-    assert (got.outcome, got.more) == ("follows from the capacities", None)
+    assert (got.agreement, got.more) == ("follows from the capacities", None)
     assert got.sentence == (
-        "Which of a and b is the more dominated follows from the capacities: k = 1."
+        "Which of a and b is more dominated follows from the capacities: k = 1."
     )
 
 
 def test_nothing_in_common():
     got = finding({"q": [3.0, 1]}, {"v": [3.0, 1]})
-    assert (got.outcome, got.readings, got.held) == ("nothing to compare", {}, None)
+    assert (got.agreement, got.readings, got.held) == ("nothing to compare", {}, None)
     assert got.sentence == "a and b have no update in common that could be compared."
     assert json.loads(store.strict_json(dominance.as_json(got)))["only_b"] == ["v"]
 
@@ -274,7 +286,7 @@ def test_random_updates_of_one_kind_are_rarely_clear(rng):
             for i in range(24)
         }
 
-    outcomes = [finding(draw(), draw()).outcome for _ in range(40)]
+    outcomes = [finding(draw(), draw()).agreement for _ in range(40)]
     assert outcomes.count("no clear difference") >= 36
 
 
@@ -291,67 +303,6 @@ def test_findings_are_strict_json_and_the_same_again():
     assert verdicts[0]["more_dominated"] == "a"
     assert verdicts[1]["outcome"] == "nothing to compare"
     assert len(dominance.rows(dominance.findings(found))) == 4
-
-
-# What a person reads
-
-
-def lines(found):
-    return list(dominance_table.lines(dominance.findings(found)))
-
-
-def test_a_block_has_the_measures_and_what_was_left_out():
-    a = power(8, 2) | {f"v{i}": [3, 1] for i in range(4)} | {"z": [0, 0]}
-    got = lines(spectra(a=a, b=power(8, 0.5) | {"z": [1, 1]}))
-    assert got[0] == "a (a) against b (b): 4 modules that both have; k = 8, held 1.000 and 1.000"
-    assert got[1] == "only in a: 4 (v0, v1, v2, …)"
-    assert got[2] == "left out, ΔW = 0 on a side: 1 (z)"
-    assert got[4].split()[0] == "top-1"
-    assert got[4].endswith("a in 4 of 4  clear")
-    medians = [
-        np.median([s[0] ** 2 / np.sum(s**2) for s in power(8, x).values()]) for x in (2, 0.5)
-    ]
-    assert got[4].split()[1:3] == [f"{median:.3f}" for median in medians]
-    assert not any(line.startswith(("top-16", "kind")) for line in got)
-    assert "a is more dominated than b, by all measures." in got
-    assert max(map(len, got)) <= 100
-
-
-def test_a_line_a_kind_where_there_are_several():
-    a, b = power(8, 2), power(8, 0.5)
-    more = {"v" + module: s for module, s in a.items()}
-    got = lines(spectra(a=a | more, b=b | more))
-    (heading,) = [i for i, line in enumerate(got) if line.startswith("kind")]
-    assert [got[heading + i].split()[0] for i in (1, 2)] == ["q", "v"]
-    assert got[heading + 1].endswith("a: all")
-    assert got[heading + 2].endswith("not clear")
-    assert len({len(line) for line in got[heading : heading + 3]}) == 1
-
-
-def test_many_pairs_are_a_line_each():
-    names = "abcd"
-    runs = {name: power(8, i) for i, name in enumerate(names)} | {"d": {"v": [1, 1]}}
-    got = lines(spectra(**runs))
-    assert [line.split("  ")[0] for line in got[1:7]] == [
-        *("a – b", "a – c", "a – d", "b – c", "b – d", "c – d")
-    ]
-    assert got[1].endswith("b: all")
-    assert got[3].endswith("nothing to compare")
-    assert "a – d: only in a: 4; only in d: 1" in got
-
-
-def test_steps_of_one_run_are_called_by_their_step():
-    steps = {f"run_at_{i}": power(8, i / 2) for i in range(1, 5)}
-    got = lines(spectra(**steps))
-    assert got[0].startswith("run ")
-    assert [line.split("  ")[0] for line in got[1:5]] == ["1 – 2", "2 – 3", "3 – 4", "1 – 4"]
-    assert got[5] == "run@4 is more dominated than run@1, by all measures."
-
-
-def test_numbers_that_round_to_zero_have_no_minus():
-    a = power(8, 1)
-    got = lines(spectra(a={m: s * (1 + 1e-9) for m, s in a.items()}, b=a))
-    assert "-0.00" not in "\n".join(got)
 
 
 # Real adapters

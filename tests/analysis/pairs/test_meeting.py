@@ -69,7 +69,7 @@ def test_two_modules_of_one_name_are_not_mixed_up(write_adapter, lora_tensors):
     a = write_adapter(lora_tensors("q", "k"), "a")
     _, found = collected([a], [("k", "q")])
     assert len(found.modules["q"]["a"]) == 1
-    assert "stands twice" in found.skipped[0]["reason"]
+    assert "appears twice" in found.skipped[0]["reason"]
 
 
 @pytest.mark.parametrize("rename", [("(", "x"), ("q", r"\2")])
@@ -84,7 +84,7 @@ def test_pairs_that_share_a_module_and_what_they_lack(write_adapter, lora_tensor
     runs, found = collected([a, b])
     assert pairing.sharing([(runs[0], runs[1])], found) == [(runs[0], runs[1])]
     assert [(skip["run"], skip["module"]) for skip in found.skipped] == [("a", "k"), ("b", "v")]
-    assert f"{b}: v: is not in it, but in {a}" in found.skipped[1]["reason"]
+    assert f"{b}: v: is missing, but is in {a}" in found.skipped[1]["reason"]
 
 
 def test_pairs_that_share_nothing_get_a_hint(write_adapter, lora_tensors):
@@ -108,7 +108,7 @@ def test_a_run_that_cannot_be_read_is_not_said_to_lack_modules(write_adapter, lo
 
 
 def meeting(a, b):
-    return pairing.meeting(a, b, lambda update: update.part)
+    return pairing.match_parts(a, b, lambda update: update.part)
 
 
 def test_parts_meet_by_name_and_the_rest_is_told():

@@ -47,7 +47,16 @@ def test_zero_is_noted_once_and_has_no_pair(collected):
     (note,) = of_module.skipped
     assert (note["run"], note["module"]) == ("c", "layers.0.v")
     assert "ΔW is zero" in note["reason"]
-    assert [member.found.rank for member in Members("layers.0.v", found).of(runs[2])] == [0]
+    assert [member.decomposition.rank for member in Members("layers.0.v", found).of(runs[2])] == [0]
+
+
+def test_an_update_of_rank_one_is_not_zero(write_adapter, lora_tensors):
+    paths = [write_adapter(lora_tensors("q", r=1), name, r=1) for name in "ab"]
+    runs = checkpoint.runs(paths)
+    of_module = Members("q", meeting.collect(runs, Options(), re.compile("")))
+    ((a, b),) = of_module.pairs(all_pairs(runs))
+    assert (a.decomposition.rank, b.decomposition.rank) == (1, 1)
+    assert (of_module.skipped, of_module.zero) == ([], [])
 
 
 def test_columns_say_which_updates_meet(collected):

@@ -16,9 +16,12 @@ from multilora import MethodType, MtlLoraConfig, MultiLoraConfig, RLoraConfig
         ({"lora_dropout": 1.0}, "lora_dropout is 1.0; expected 0 <= dropout < 1"),
         ({"lora_dropout": -0.1}, "lora_dropout is -0.1; expected 0 <= dropout < 1"),
         ({"start_b": "ones"}, "start_b is 'ones'; expected 'kaiming' or 'zero'"),
-        ({"start_b": "zero"}, "start_b='zero' with start_s=0: no gradient would ever flow"),
-        ({"start_s": 1.0}, "start_b='kaiming' with start_s != 0: ΔW would not start at zero"),
-        ({"layers_pattern": "layers"}, "layers_pattern needs layers_to_transform beside it"),
+        ({"start_b": "zero"}, "start_b is 'zero' and start_s is 0: no gradient would flow"),
+        ({"start_s": 1.0}, "start_b is 'kaiming' and start_s is not 0: ΔW would not start at zero"),
+        (
+            {"layers_pattern": "layers"},
+            "layers_pattern is set without layers_to_transform; expected both",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused(settings, words):
@@ -94,7 +97,10 @@ def mtl(**settings):
         ({"r": 0}, "r is 0; expected a whole number of at least 1"),
         ({"n": 1.5}, "n is 1.5; expected a whole number of at least 1"),
         ({"lora_dropout": 1.0}, "lora_dropout is 1.0; expected 0 <= dropout < 1"),
-        ({"layers_pattern": "layers"}, "layers_pattern needs layers_to_transform beside it"),
+        (
+            {"layers_pattern": "layers"},
+            "layers_pattern is set without layers_to_transform; expected both",
+        ),
     ],
 )
 def test_what_all_methods_refuse(config, settings, words):
@@ -105,14 +111,14 @@ def test_what_all_methods_refuse(config, settings, words):
 @pytest.mark.parametrize(
     ("tasks", "words"),
     [
-        ([], "tasks is []; expected the names of the tasks, a list"),
-        (None, "tasks is None; expected the names"),
-        ("sort", "tasks is 'sort'; expected the names"),
-        (["a", "b", "a"], "a name stands there twice"),
-        (["a", 1], "task 1: expected a name that a directory can have"),
-        (["a", ""], "task '': expected a name"),
-        (["a/b"], "task 'a/b': expected a name that a directory can have, no slash in it"),
-        ([".."], "task '..': expected a name"),
+        ([], "tasks is []; expected a list of task names"),
+        (None, "tasks is None; expected a list"),
+        ("sort", "tasks is 'sort'; expected a list"),
+        (["a", "b", "a"], "a name appears twice"),
+        (["a", 1], "task 1: not a valid directory name"),
+        (["a", ""], "task '': not a valid directory name"),
+        (["a/b"], "task 'a/b': not a valid directory name; expected one without slashes"),
+        ([".."], "task '..': not a valid directory name"),
     ],
 )
 def test_tasks_that_cannot_be_told_apart_are_refused(tasks, words):
@@ -153,7 +159,9 @@ def test_a_relatives_config_comes_back_from_its_file(config, tmp_path):
 
 @pytest.mark.parametrize("targets", ["all-linear", r".*\.q"])
 def test_layers_of_an_expression_are_not_ignored(targets):
-    with pytest.raises(ValueError, match="layers_to_transform needs a list of names"):
+    with pytest.raises(
+        ValueError, match=r"layers_to_transform is set .* expected target_modules as a list"
+    ):
         MultiLoraConfig(target_modules=targets, layers_to_transform=[0])
     MultiLoraConfig(target_modules=["q"], layers_to_transform=[0])
 

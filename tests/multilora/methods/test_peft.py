@@ -138,22 +138,25 @@ def test_adalora_does_not_go_on_from_a_checkpoint(train_argv, tmp_path, capsys):
     given = {"method": "peft:ADALORA", "r": 2, "save_strategy": "steps", "save_steps": 2}
     assert train.main(train_argv(tmp_path, **given)) == 0
     assert train.main(train_argv(tmp_path, **given)) == 2
-    assert "cannot go on from a checkpoint" in capsys.readouterr().err.splitlines()[-1]
+    assert "cannot resume from a checkpoint" in capsys.readouterr().err.splitlines()[-1]
     assert train.main(train_argv(tmp_path, **given, resume_from_checkpoint="no")) == 0
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"method": "peft:NONE"}, "method is 'peft:NONE'; of PEFT's there are ADALORA, .*VERA"),
-        ({"method": "peft:MULTILORA"}, "method is 'peft:MULTILORA'; of PEFT's there are"),
+        ({"method": "peft:NONE"}, "method is 'peft:NONE'; expected peft: and one of ADALORA"),
+        ({"method": "peft:MULTILORA"}, "method is 'peft:MULTILORA'; expected peft: and one of"),
         ({"method": "peft:PROMPT_TUNING"}, "adds tokens and changes no weight"),
         ({"method": "peft:LN_TUNING"}, "peft:LN_TUNING cannot be trained here: it trains"),
         ({"method": "peft:XLORA"}, "peft:XLORA cannot be trained here: it mixes"),
-        ({"method": "peft:LOHA", "scale": 1.0}, "scale and dropout belong to LoRA"),
+        (
+            {"method": "peft:LOHA", "scale": 1.0},
+            "scale and dropout belong to LoRA; set those of peft:LOHA",
+        ),
         ({"method": "lora", "peft_config": "{}"}, "peft_config belongs to the methods peft:NAME"),
         ({"method": "peft:LORA", "peft_config": '{"rnak": 4}'}, "LoraConfig has no field rnak"),
-        ({"method": "peft:LORA", "peft_config": "r=4"}, "peft_config 'r=4' is no JSON"),
+        ({"method": "peft:LORA", "peft_config": "r=4"}, "peft_config 'r=4' is not JSON"),
         ({"method": "peft:LORA", "peft_config": "[4]"}, "expected an object"),
     ],
 )  # fmt: skip
@@ -168,7 +171,7 @@ def test_what_cannot_be_trained_is_refused(given, words):
         ({"method": "peft:VERA", "r": 0, "target_modules": "no_proj"}, "peft:VERA: .*'no_proj'"),
         (
             {"method": "peft:LORA", "peft_config": '{"init_lora_weights": "eva"}'},
-            "'eva' needs data",
+            "'eva', which needs data",
         ),
         ({"method": "peft:IA3", "r": 4}, "peft:IA3: .*'r'"),
         ({"method": "peft:C3A", "peft_config": '{"block_size": 5}'}, "peft:C3A: .*--peft_config"),

@@ -168,7 +168,7 @@ def test_dropout_draws_for_each_head_on_its_own():
 def test_what_depends_on_the_input_is_not_merged():
     layer = trained(9, 5, 2, 3)
     before = layer.base_layer.weight.detach().clone()
-    with pytest.raises(ValueError, match=r"depends on the input.*fix_router\(\) takes the mean"):
+    with pytest.raises(ValueError, match=r"depends on the input.*fix_router\(\) to use the mean"):
         layer.merge()
     assert torch.equal(layer.base_layer.weight, before)
     assert not layer.supports_lora_conversion()
@@ -189,7 +189,7 @@ def test_none_of_several_adapters_is_merged_where_one_cannot_be():
     layer.set_adapter(["default", "second"])
     layer.fixed["default"] = True
     before = layer.base_layer.weight.detach().clone()
-    with pytest.raises(ValueError, match="adapter 'second': what R-LoRA adds depends"):
+    with pytest.raises(ValueError, match="adapter 'second': the update of R-LoRA depends"):
         layer.merge()
     assert torch.equal(layer.base_layer.weight, before)
     assert not layer.merged

@@ -156,7 +156,9 @@ def test_a_name_that_is_not_there_is_refused():
 
 @pytest.mark.parametrize("layer", [nn.Embedding(5, 3), nn.Conv2d(3, 3, 1)])
 def test_other_layers_are_refused(layer):
-    words = f"target module layer is a {type(layer).__name__}; MultiLoRA adapts torch.nn.Linear"
+    words = (
+        f"target module layer is of type {type(layer).__name__}; MultiLoRA adapts torch.nn.Linear"
+    )
     with pytest.raises(ValueError, match=words):
         get_peft_model(nn.ModuleDict({"layer": layer}), MultiLoraConfig(target_modules=["layer"]))
 

@@ -111,6 +111,22 @@ def test_every_task_goes_through_its_examples_evenly():
         assert max(of_task.values()) - min(of_task.values()) <= 1
 
 
+@pytest.mark.parametrize("temperature", [2, float("inf")])
+def test_a_task_goes_through_its_examples_in_another_order_every_epoch(temperature):
+    order = list(itertools.islice(mixture.draw("a" * 8, random.Random(0), temperature), 8 * 50))
+    epochs = [tuple(order[i : i + 8]) for i in range(0, len(order), 8)]
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
+    assert len(set(epochs)) > 45
+
+
+def test_a_bucket_starts_with_its_longest_example_and_the_shortest_are_left_over(lengths):
+    order = mixture.bucket(list(range(700)), lengths, 32, random.Random(0))
+    batches = [[lengths[i] for i in order[k : k + 32]] for k in range(0, 700, 32)]
+    assert all(batch == sorted(batch, reverse=True) for batch in batches)
+    assert len(batches[-1]) == 700 % 32
+    assert batches[-1] == sorted(lengths, reverse=True)[-(700 % 32) :]
+
+
 def test_nothing_is_drawn_from_nothing():
     assert list(mixture.draw([], random.Random(0))) == []
     assert list(mixture.draw([], random.Random(0), 2)) == []
@@ -128,6 +144,17 @@ def test_packing_loses_and_repeats_nothing(lengths):
     assert rows != packed(lengths, 64, seed=1)
 
 
+def test_packed_rows_are_shuffled_and_so_are_the_examples_of_a_row(lengths):
+    """Unshuffled, each row would start with its longest example, the longest of all first."""
+    rows = packed(lengths, 64)
+    longest = [max(lengths[i] for i in row) for row in rows]
+    half = len(rows) // 2
+    assert abs(sum(longest[:half]) / sum(longest[half : 2 * half]) - 1) < 0.1
+    several = [row for row in rows if len({lengths[i] for i in row}) > 2]
+    first = sum(lengths[row[0]] == max(lengths[i] for i in row) for row in several)
+    assert 0 < first < 0.7 * len(several)
+
+
 def test_packing_is_near_the_least_number_of_rows(lengths):
     for size in (64, 128, 500):
         assert len(packed(lengths, size)) <= 1.02 * sum(lengths) / size + 1
@@ -142,7 +169,7 @@ def test_groups_share_no_row(lengths):
 
 def test_examples_as_long_as_a_row_have_one_each():
     assert sorted(packed([8, 8, 8], 8)) == [[0], [1], [2]]
-    with pytest.raises(ValueError, match="an example has 9 tokens; a packed row has 8"):
+    with pytest.raises(ValueError, match="an example has 9 tokens; expected at most 8"):
         packed([3, 9], 8)
 
 

@@ -3,46 +3,12 @@
 import json
 
 import pytest
-from task_files import real, write_csv, write_json, write_lines
+from task_files import write_json
 
 from multilora import base, evaluate, reproduce, train
-from multilora.tasks import data
-from multilora.tasks.builtin import suite, world
-from multilora.tasks.example import FAMILIES, SPLITS
+from multilora.tasks.example import FAMILIES
 from multilora.training import identity, trainer
 from multilora.training.settings import TrainSettings
-
-
-@pytest.fixture(scope="module")
-def spec(tmp_path_factory):
-    """Some tens of made-up records of each family."""
-    home = tmp_path_factory.mktemp("files")
-    rows = [
-        {"instruction": f"Repeat the word {word}.", "input": "", "output": word}
-        for word in world.NOUNS
-    ]
-    write_json(home / "alpaca.json", rows)
-    for split, start in (("dev", 0), ("test", 40)):
-        asked = [(f"Which is {i}?", str(i), "x", "y", "z", "A") for i in range(start, start + 40)]
-        write_csv(home / "mmlu" / split / f"anatomy_{split}.csv", asked)
-    glue = [
-        {"premise": f"It is {i} pm.", "hypothesis": "It is late.", "label": "not_entailment"}
-        for i in range(40)
-    ]
-    write_lines(home / "glue" / "RTE" / "train.jsonl", glue)
-    return f"alpaca:{home}/alpaca.json,mmlu:{home}/mmlu,superglue:{home}/glue"
-
-
-@pytest.fixture(scope="module")
-def text_base(spec, tmp_path_factory):
-    """A base of a few steps on the prompts, with a tokenizer of its own."""
-    out = str(tmp_path_factory.mktemp("base"))
-    return base.ensure(
-        base.BaseSettings(
-            out=out, tasks=spec, vocabulary=400, width=32, layers=2, heads=2, mlp=48, steps=3,
-            batch=2, context=96, threads=1,
-        )
-    )  # fmt: skip
 
 
 def test_a_base_reads_the_prompts_and_keeps_the_answers_for_training(text_base, spec):
@@ -97,7 +63,7 @@ def test_the_command_trains_on_files_and_scores_the_three_families(
     )  # fmt: skip
     assert train.main(argv) == 0
     err = capsys.readouterr().err
-    assert "training items made validation items, by hash" in err
+    assert "training items moved to validation, by hash" in err
     assert len(list(kept.glob("*.npz"))) == 1
     facts = json.loads((out / "run.json").read_text())
     assert set(facts["scores"]["test"]["families"]) == set(FAMILIES)
@@ -147,34 +113,6 @@ def test_a_checkpoint_is_scored_on_other_tasks(spec, text_base, tmp_path, capsys
     assert rows[0]["items"] == 40
     assert evaluate.main([*given, "--split=nothing"]) == 2
     assert "expected one of train, validation, test" in capsys.readouterr().err
-
-
-def test_items_are_chosen_alike_every_time(spec):
-    chosen = data.load(spec)
-    few = chosen.split("train", 5)
-    assert few == data.load(spec).split("train", 5)
-    assert {e.task for e in few} == set(chosen.family_of)
-    assert len(few) == 15
-    every = chosen.split("train")
-    assert [e for e in every if e in few] == few  # in their order
-    assert chosen.split("train", 10**6) == every
-    with pytest.raises(ValueError, match="split is 'dev'; expected one of train"):
-        chosen.split("dev")
-
-
-def test_the_built_in_suite_has_its_usual_numbers():
-    built_in = data.load()
-    assert len(built_in.split("train")) == 800 * 15
-    assert len(built_in.split("test")) == 100 * 15
-    assert built_in.split("validation", 3) == suite.load("validation", 3)
-    assert list(built_in.family_of) == list(suite.TASKS)
-
-
-def test_the_real_files_have_all_three_families():
-    parts = (f"alpaca:{real('alpaca')}/alpaca_data_400.json", f"mmlu:{real('mmlu')}")
-    chosen = data.load(",".join([*parts, f"superglue:{real('superglue')}"]))
-    for split in SPLITS:
-        assert {e.family for e in chosen.split(split, 3)} == set(FAMILIES)
 
 
 @pytest.mark.slow

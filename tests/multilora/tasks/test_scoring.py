@@ -1,8 +1,12 @@
+import itertools
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import get_peft_model
 
 from multilora import MtlLoraConfig, base, delta
@@ -92,6 +96,176 @@ def test_likelihoods_are_sums_over_the_answers_tokens(ending_early, monkeypatch)
         assert got == pytest.approx(want, rel=1e-5)
 
 
+def log_likelihood64(model, tokenizer, prompt, answer, end=False):
+    """Log-likelihood in float64 of the words of the answer, from the logits of the whole row."""
+    asked = tokenizer(f"{base.BOS} {prompt}", add_special_tokens=False).input_ids
+    answered = tokenizer(answer, add_special_tokens=False).input_ids
+    answered += [tokenizer.eos_token_id] * end
+    with torch.no_grad():
+        logits = model(torch.tensor([asked + answered])).logits[0].numpy().astype(np.float64)
+    total = 0.0
+    for i, token in enumerate(answered, len(asked) - 1):
+        row = logits[i] - logits[i].max()
+        total += row[token] - math.log(np.exp(row).sum())
+    return total
+
+
+def test_the_option_of_greatest_likelihood_per_character_is_chosen(ending_early):
+    """By length: log-likelihood over characters of the option, not over tokens or not at all."""
+    model, tokenizer, _ = ending_early
+    rng = random.Random(2)
+    words = tokenizer.convert_ids_to_tokens(range(4, len(tokenizer)))
+    examples = []
+    for _ in range(40):
+        prompt = " ".join(rng.choices(words, k=rng.randint(2, 20)))
+        options = tuple(" ".join(rng.choices(words, k=rng.randint(1, 6))) for _ in range(4))
+        examples.append(example(prompt, rng.choice(options), options))
+    predictions = scoring.predict(model, tokenizer, examples)
+    by_total, by_character, by_token = [], [], []
+    for e, p in zip(examples, predictions, strict=True):
+        values = [log_likelihood64(model, tokenizer, e.prompt, option) for option in e.options]
+        assert p.log_likelihoods == pytest.approx(values, rel=1e-5)
+        scores = list(zip(values, e.options, strict=True))
+        by_total.append(max(scores)[1])
+        by_character.append(max((value / len(o), o) for value, o in scores)[1])
+        by_token.append(max((value / len(o.split()), o) for value, o in scores)[1])
+    assert [p.answer for p in predictions] == by_total
+    assert [p.by_length for p in predictions] == by_character
+    assert [p.right_by_length for p in predictions] == [
+        e.answer == chosen for e, chosen in zip(examples, by_character, strict=True)
+    ]
+    # The three ways of choosing differ on these items.
+    assert len({tuple(by_total), tuple(by_character), tuple(by_token)}) == 3
+
+
+def test_free_text_has_the_likelihood_of_the_answer_and_its_end(ending_early):
+    model, tokenizer, _ = ending_early
+    e = example("dog cat", "x y z")
+    (p,) = scoring.predict(model, tokenizer, [e])
+    want = log_likelihood64(model, tokenizer, e.prompt, e.answer, end=True)
+    assert p.log_likelihoods == pytest.approx((want,), rel=1e-5)
+    assert p.by_length is None
+
+
+def following(tokenizer, successors, context=64):
+    """A LLaMA that writes `successors[token]` after each token: its layers add nothing.
+
+    A token without a successor is followed by the end token.
+    """
+    size = len(tokenizer)
+    width = size + size % 2  # even, for the rotation of the positions
+    settings = base.BaseSettings(width=width, layers=1, heads=1, mlp=4, context=context)
+    model = base.build_model(settings, tokenizer).eval()
+    with torch.no_grad():
+        for p in model.model.layers.parameters():
+            p.zero_()
+        model.model.embed_tokens.weight.copy_(torch.eye(size, width))
+        model.lm_head.weight.zero_()
+        for token in range(size):
+            model.lm_head.weight[successors.get(token, tokenizer.eos_token_id), token] = 1
+    return model
+
+
+def chain(ids):
+    """Each token followed by the next one."""
+    return dict(itertools.pairwise(ids))
+
+
+@pytest.mark.parametrize(("letters", "right"), [("abcde", True), ("abcdef", False)])
+def test_an_answer_may_have_four_tokens_more_than_expected(letters, right):
+    """The same text in single letters: with the space 6 tokens and 7, of 1 + end + 4 = 6."""
+    tokenizer = base.learn_tokenizer([f"? {letters}"] * 9, 300, 64)
+    tokenizer_ids = {
+        piece: tokenizer.convert_tokens_to_ids(piece) for piece in ["?", "Ġ", *letters]
+    }
+    assert len(tokenizer(f" {letters}").input_ids) == 1
+    model = following(tokenizer, chain(tokenizer_ids.values()))
+    (p,) = scoring.predict(model, tokenizer, [example("?", letters)])
+    assert p.answer == (letters if right else letters[:5])
+    assert p.right == right
+
+
+def test_each_answer_of_a_batch_has_a_limit_of_its_own(monkeypatch):
+    """Two examples in one batch, one of which may write many tokens more than the other."""
+    tokenizer = base.build_tokenizer(64)
+    successors = {token: token + 1 for token in range(4, 44)}  # words, one after the other
+    model = following(tokenizer, successors)
+    words = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    short = example(words[4], "dog")
+    long = example(words[4], " ".join(["dog"] * 20))
+    calls = []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **given: calls.append(given) or generate(**given))
+    predictions = scoring.predict(model, tokenizer, [short, long])
+    assert len(calls) == 1
+    assert calls[0]["max_new_tokens"] == 20 + 1 + 4
+    assert predictions[0].answer.split() == words[5 : 5 + 1 + 1 + 4]
+    assert predictions[1].answer.split() == words[5 : 5 + 20 + 1 + 4]
+    # So what is in a batch changes no answer.
+    alone = [scoring.predict(model, tokenizer, [e])[0] for e in (short, long)]
+    assert predictions == alone
+
+
+def test_no_batch_is_longer_than_the_context(monkeypatch):
+    """Long prompts with short answers and short prompts with long ones do not fit together."""
+    tokenizer = base.build_tokenizer(32)
+    torch.manual_seed(0)
+    settings = base.BaseSettings(width=32, layers=1, heads=2, mlp=48, context=32)
+    model = base.build_model(settings, tokenizer).eval()
+    words = tokenizer.convert_ids_to_tokens(range(4, len(tokenizer)))
+    rng = random.Random(0)
+    examples = []
+    for prompt, answer in [(25, 1), (1, 20), (25, 2), (2, 25), (12, 8), (40, 3)] * 3:
+        asked, answered = (" ".join(rng.choices(words, k=k)) for k in (prompt, answer))
+        examples.append(example(asked, answered))
+    widths, read = [], []
+    generate, forward = model.generate, model.forward
+
+    def watched(**given):
+        widths.append(given["input_ids"].shape[1] + given["max_new_tokens"])
+        return generate(**given)
+
+    def watched_forward(*given, **named):
+        read.append(named["input_ids"].shape[1])
+        return forward(*given, **named)
+
+    monkeypatch.setattr(model, "generate", watched)
+    monkeypatch.setattr(model, "forward", watched_forward)
+    predictions = scoring.predict(model, tokenizer, examples)
+    assert not any(p.right for p in predictions)  # so each of them was generated
+    assert max(widths) <= 32
+    assert max(read) <= 32
+    assert 1 < len(widths) < len(examples)
+    alone = [scoring.predict(model, tokenizer, [e])[0] for e in examples]
+    assert [p.answer for p in predictions] == [p.answer for p in alone]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), max_size=60),
+    st.integers(41, 80),
+)
+def test_batches_hold_every_row_once_within_the_limits(sizes, context):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "_ROWS", 7)
+        patch.setattr(scoring, "_TOKENS", 200)
+        batches = list(scoring._batches(sizes, context, "test"))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(sizes)))
+    for batch in batches:
+        widest = max(sizes[i][0] for i in batch) + max(sizes[i][1] for i in batch)
+        assert len(batch) == 1 or widest <= context
+        assert len(batch) == 1 or widest * len(batch) <= 200
+        assert len(batch) <= 7
+
+
+@pytest.mark.parametrize("answer", ["yes", " yes", "yes\n", "\tyes "])
+@pytest.mark.parametrize("said", ["yes", " yes", "yes \n"])
+def test_white_space_around_an_answer_does_not_count(said, answer):
+    assert Prediction(example("p", answer), said, None, (0.0,)).right
+    assert not Prediction(example("p", answer), said.replace("y", "Y"), None, (0.0,)).right
+    assert not Prediction(example("p", answer), "y es", None, (0.0,)).right
+    assert not Prediction(example("p", answer), None, None, ()).right
+
+
 def test_the_order_of_the_items_changes_no_score(ending_early):
     model, tokenizer, _ = ending_early
     examples = suite.load("validation", 4)
@@ -166,7 +340,7 @@ def test_every_item_is_scored_with_the_update_of_its_task(ending_early):
         alone.append(e.options[likelihoods.index(max(likelihoods))] == e.answer)
     assert together == alone
     model.set_task(None)
-    with pytest.raises(ValueError, match="task 'task' is none of the adapter's"):
+    with pytest.raises(ValueError, match="task 'task' is not one of the adapter's tasks"):
         right(model, tokenizer, [example("a", "b")])
 
 
@@ -174,5 +348,7 @@ def test_a_model_that_gives_no_numbers_is_told_of(ending_early):
     _, tokenizer, path = ending_early
     model = delta.load_base(path)[0]
     model.lm_head.weight.data[7] = float("nan")
-    with pytest.raises(ValueError, match="log-likelihood of an answer is nan; expected a number"):
+    with pytest.raises(
+        ValueError, match="log-likelihood of an answer is nan; expected a finite number"
+    ):
         right(model, tokenizer, suite.load("test", 1))

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from task_files import ALPACA, real, write, write_json, write_lines
+from task_files import ALPACA, write, write_json, write_lines
 
 from multilora.tasks.public import alpaca, sources
 
@@ -39,7 +39,10 @@ def test_an_answer_is_stripped_and_blank_input_is_none():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"instruction": "a", "output": "b"}, "no field 'input'; there are instruction, output"),
+        (
+            {"instruction": "a", "output": "b"},
+            "field 'input' is missing; the fields are instruction, output",
+        ),
         ({"instruction": "a", "input": None, "output": "b"}, "'input' is null; expected a string"),
         ({"instruction": "a", "input": "", "output": 3}, "'output' is a number; expected a string"),
         ("text", "a string; expected an object"),
@@ -53,14 +56,14 @@ def test_a_bad_record_is_named_by_file_and_line(tmp_path, row, message):
 
 def test_an_object_instead_of_an_array_is_refused(tmp_path):
     path = write(tmp_path / "a.json", json.dumps({"data": ALPACA}))
-    with pytest.raises(ValueError, match="line 1: no field 'output'; there are data"):
+    with pytest.raises(ValueError, match="line 1: field 'output' is missing; the fields are data"):
         alpaca.load(path, "alpaca")
     with pytest.raises(ValueError, match=r"a.json has no records"):
         alpaca.load(write(path, "[]"), "alpaca")
 
 
-def test_the_real_sample():
-    path = real("alpaca") / "alpaca_data_400.json"
+def test_a_sample(samples):
+    path = samples / "alpaca" / "alpaca_data_400.json"
     (table,) = alpaca.load(path, "alpaca").tables
     rows = json.loads(path.read_text(encoding="utf-8"))
     records = table.splits["train"]

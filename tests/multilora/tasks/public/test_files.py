@@ -43,7 +43,7 @@ def test_an_empty_file_is_refused(tmp_path, content):
 def test_what_is_no_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is a directory; expected a file"):
         files.read_text(tmp_path)
-    with pytest.raises(ValueError, match="b is not there; expected a file"):
+    with pytest.raises(ValueError, match="b does not exist; expected a file"):
         files.read_text(tmp_path / "b")
 
 
@@ -52,11 +52,11 @@ def test_children_are_by_name_and_without_hidden_files(tmp_path):
         write(tmp_path / name, "x")
     assert [path.name for path in files.children(tmp_path)] == ["a", "b", "C"]
     (tmp_path / "e").mkdir()
-    with pytest.raises(ValueError, match="e is an empty directory"):
+    with pytest.raises(ValueError, match="e is an empty directory; expected files"):
         files.children(tmp_path / "e")
     with pytest.raises(ValueError, match="a is a file; expected a directory"):
         files.children(tmp_path / "a")
-    with pytest.raises(ValueError, match="d is not there; expected a directory"):
+    with pytest.raises(ValueError, match="d does not exist; expected a directory"):
         files.children(tmp_path / "d")
 
 
@@ -103,7 +103,7 @@ def test_lines_are_what_the_json_library_reads(tmp_path_factory, rows):
         ("[1]\n[2]", "line 2: Text after the array, column 1"),
         ('{"a": 1}\n{"a": \n', "a, line 2: Expecting value"),
         ('{"a": 1} {"a": 2}', "line 1: Extra data"),
-        ('{\n "data": []\n}', "line 1: Expecting property name .* or a record a line"),
+        ('{\n "data": []\n}', "line 1: Expecting property name .* or one record per line"),
         ("instruction,input\n", "line 1: Expecting value"),
         ("[" * 100_000, "a: maximum recursion depth"),
         ("[" + "9" * 5000 + "]", "a: Exceeds the limit"),
@@ -131,21 +131,21 @@ def test_a_quote_that_does_not_close_is_named_by_line(tmp_path, text):
 
 
 def test_an_error_gets_place_and_line():
-    assert files.parsed("f", [(1, "1"), (4, "2")], int) == [1, 2]
+    assert files.parse_rows("f", [(1, "1"), (4, "2")], int) == [1, 2]
     with pytest.raises(ValueError, match=r"^f, line 4: invalid literal"):
-        files.parsed("f", [(1, "1"), (4, "x")], int)
+        files.parse_rows("f", [(1, "1"), (4, "x")], int)
     with pytest.raises(ValueError, match=r"^f, row 4: invalid literal"):
-        files.parsed("f", [(4, "x")], int, unit="row")
+        files.parse_rows("f", [(4, "x")], int, unit="row")
     with pytest.raises(ValueError, match=r"^f has no records"):
-        files.parsed("f", [], int)
+        files.parse_rows("f", [], int)
 
 
 def test_a_field_is_there_and_of_its_type():
     assert files.string({"a": "é😀"}, "a") == "é😀"
     assert files.field({"a": [1]}, "a", list) == [1]
-    with pytest.raises(ValueError, match=r"^no field 'b'; there are a, c$"):
+    with pytest.raises(ValueError, match=r"^field 'b' is missing; the fields are a, c$"):
         files.string({"a": "x", "c": 1}, "b")
-    with pytest.raises(ValueError, match=r"^no field 'b'; there are none$"):
+    with pytest.raises(ValueError, match=r"^field 'b' is missing; the object is empty$"):
         files.string({}, "b")
     for value, what in (
         (1, "a number"), (0.5, "a number"), (None, "null"), (True, "a boolean"), ([], "a list"),
@@ -159,5 +159,7 @@ def test_a_field_is_there_and_of_its_type():
 
 def test_half_a_character_is_refused():
     """JSON can write one; no tokenizer can read it."""
-    with pytest.raises(ValueError, match=r"'a' holds '\\ud83d', half a character"):
+    with pytest.raises(
+        ValueError, match=r"'a' contains '\\ud83d', half a character; expected text"
+    ):
         files.string({"a": json.loads('"x\\ud83d"')}, "a")

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -76,7 +77,7 @@ def test_a_file_becomes_one_task(tmp_path):
     assert [r.options for r in records] == [("true", "false"), four, ("A", "B", "C"), None, None]
     assert [r.template for r in records] == [*["alpaca_no_input"] * 3, "alpaca", "alpaca_no_input"]
     assert loaded.notes == [
-        "math: 1 answers are not in the set that the instruction states; kept as free text"
+        "math: 1 answers are not among the options that the instruction states; kept as free text"
     ]
 
 
@@ -85,7 +86,7 @@ def test_the_gold_is_needed_and_the_sentence_beside_it_is_not(tmp_path):
     del given["output"]
     assert llm_adapters.record(given).answer == "false"
     del given["answer"]
-    with pytest.raises(ValueError, match=r"a.json, line 2: no field 'answer'"):
+    with pytest.raises(ValueError, match=r"a.json, line 2: field 'answer' is missing"):
         llm_adapters.load(write_json(tmp_path / "a.json", [given]), "math")
 
 
@@ -94,3 +95,17 @@ def test_an_empty_answer_is_left_out_and_counted(tmp_path):
     source = sources.load(f"llm-adapters:{path}")
     assert sum(map(len, source.examples.values())) == 1
     assert "1 records without an answer left out (llm-adapters 1)" in source.notes
+
+
+def test_a_sample(samples):
+    directory = samples / "llm_adapters" / "ARC-Easy"
+    loaded = llm_adapters.load(directory / "train.json", "arc")
+    (table,) = loaded.tables
+    rows = json.loads((directory / "train.json").read_text(encoding="utf-8"))
+    assert [r.answer for r in table.splits["train"]] == [row["answer"] for row in rows]
+    assert {len(r.options or ()) for r in table.splits["train"]} <= {3, 4, 5}
+    assert table.carve
+    assert not loaded.notes
+    (test,) = llm_adapters.load(directory / "test.json", "arc").tables
+    assert list(test.splits) == ["test"]
+    assert not test.carve

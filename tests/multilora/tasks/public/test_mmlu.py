@@ -1,5 +1,5 @@
 import pytest
-from task_files import HEADER, QUESTIONS, real, write, write_csv
+from task_files import HEADER, QUESTIONS, write, write_csv
 
 from multilora.tasks.public import mmlu, sources
 
@@ -59,7 +59,7 @@ def test_auxiliary_questions_are_one_task_for_training(directory):
         )
     ]
     assert (
-        "1 training items left out, held out in validation or test (mmlu_auxiliary_train 1)"
+        "1 training items left out, also in validation or test (mmlu_auxiliary_train 1)"
         in source.notes
     )
 
@@ -76,12 +76,12 @@ def test_no_auxiliary_question_is_held_out(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (ROW[:5], "5 cells; expected question, four choices and answer"),
-        ((*ROW, "x"), "7 cells; expected"),
-        ((*ROW[:5], "E"), "answer 'E' is none of A, B, C, D"),
-        ((*ROW[:5], "0"), "answer '0' is none of A, B, C, D"),
-        ((*ROW[:5], ""), "answer '' is none of A, B, C, D"),
-        ((*ROW[:5], "AB"), "answer 'AB' is none of A, B, C, D"),
+        (ROW[:5], "5 cells; expected 6: question, four choices and answer"),
+        ((*ROW, "x"), "7 cells; expected 6"),
+        ((*ROW[:5], "E"), "the answer is 'E'; expected one of A, B, C, D"),
+        ((*ROW[:5], "0"), "the answer is '0'; expected one of A, B, C, D"),
+        ((*ROW[:5], ""), "the answer is ''; expected one of A, B, C, D"),
+        ((*ROW[:5], "AB"), "the answer is 'AB'; expected one of A, B, C, D"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, message):
@@ -93,7 +93,7 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, message):
 def test_with_a_header_the_answer_is_a_number(tmp_path):
     path = tmp_path / "dev" / "anatomy_dev.csv"
     write_csv(path, [HEADER, ROW])
-    with pytest.raises(ValueError, match="line 2: answer 'A' is none of 0, 1, 2, 3"):
+    with pytest.raises(ValueError, match="line 2: the answer is 'A'; expected one of 0, 1, 2, 3"):
         mmlu.load(tmp_path)
     write_csv(path, [HEADER])
     with pytest.raises(ValueError, match=r"anatomy_dev.csv has no records"):
@@ -119,15 +119,17 @@ def test_what_is_not_read_is_told(directory):
 
 def test_a_directory_of_something_else_is_refused(tmp_path):
     write(tmp_path / "a", "x")
-    with pytest.raises(ValueError, match="holds none of dev, val, test, auxiliary_train"):
+    with pytest.raises(
+        ValueError, match="no folder of MMLU; expected some of dev, val, test, auxiliary_train"
+    ):
         mmlu.load(tmp_path)
     write(tmp_path / "dev" / "a.txt", "x")
-    with pytest.raises(ValueError, match=r"no SUBJECT_dev.csv"):
+    with pytest.raises(ValueError, match=r"no questions; expected SUBJECT_dev.csv"):
         mmlu.load(tmp_path)
 
 
-def test_both_real_forms_give_the_same_examples():
-    header, letters = real("mmlu"), real("mmlu_hendrycks_format")
+def test_both_forms_give_the_same_examples(samples):
+    header, letters = samples / "mmlu", samples / "mmlu_hendrycks_format"
     tables = mmlu.load(header).tables
     assert len(tables) == 57
     assert sum(len(table.splits["train"]) for table in tables) == 285

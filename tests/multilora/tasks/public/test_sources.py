@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from task_files import ALPACA, QUESTIONS, SUPERGLUE, real, write, write_csv, write_json, write_lines
+from task_files import ALPACA, QUESTIONS, SUPERGLUE, write, write_csv, write_json, write_lines
 
 from multilora.tasks.example import FAMILIES, SPLITS
 from multilora.tasks.public import sources
@@ -49,7 +49,7 @@ def test_the_same_at_every_call(spec):
 @pytest.mark.slow
 def test_the_same_in_every_process(spec):
     first = sources.load(spec)
-    code = f"from multilora.tasks import sources; print(sources.read({spec!r}))"
+    code = f"from multilora.tasks.public import sources; print(sources.load({spec!r}))"
     environment = os.environ | {"PYTHONHASHSEED": "7"}
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
@@ -67,15 +67,18 @@ def test_parts_of_a_specification():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("", "'' is no KIND:PATH, kinds are alpaca, llm-adapters, mmlu, superglue"),
-        ("alpaca", "'alpaca' is no KIND:PATH"),
-        ("alpaca:", "'alpaca:' is no KIND:PATH"),
-        ("alpaca:a,", "'' is no KIND:PATH"),
-        ("alpaca:a,b.json", "'b.json' is no KIND:PATH.*; a path that holds a comma cannot be"),
+        (
+            "",
+            "'' is not KIND:PATH; expected one of the kinds alpaca, llm-adapters, mmlu, superglue",
+        ),
+        ("alpaca", "'alpaca' is not KIND:PATH"),
+        ("alpaca:", "'alpaca:' is not KIND:PATH"),
+        ("alpaca:a,", "'' is not KIND:PATH"),
+        ("alpaca:a,b.json", "'b.json' is not KIND:PATH; .* and a path without a comma"),
         ("glue:x", "kind is 'glue'; expected one of alpaca, llm-adapters, mmlu, superglue"),
         ("a=glue:x", "kind is 'glue'"),
         ("a=mmlu:x", "mmlu names its own tasks; expected mmlu:x"),
-        ("=alpaca:x", "the name is ''; expected letters and digits"),
+        ("=alpaca:x", "the name is ''; expected letters, digits"),
         ("a b=alpaca:x", "the name is 'a b'"),
     ],
 )
@@ -95,10 +98,10 @@ def test_two_files_of_a_kind_need_names(tmp_path):
 
 def test_what_is_not_there_is_a_value_error(tmp_path):
     for kind in ("alpaca", "llm-adapters"):
-        with pytest.raises(ValueError, match="x is not there; expected a file"):
+        with pytest.raises(ValueError, match="x does not exist; expected a file"):
             sources.load(f"{kind}:{tmp_path}/x")
     for kind in ("mmlu", "superglue"):
-        with pytest.raises(ValueError, match="x is not there; expected a directory"):
+        with pytest.raises(ValueError, match="x does not exist; expected a directory"):
             sources.load(f"{kind}:{tmp_path}/x")
 
 
@@ -109,11 +112,10 @@ def test_another_encoding_is_refused_with_its_line(tmp_path, kind):
         sources.load(f"{kind}:{path}")
 
 
-def test_the_real_files_make_one_mixture():
-    paths = {name: real(name) for name in ("alpaca", "mmlu", "superglue")}
+def test_samples_of_all_families_make_one_mixture(samples):
     source = sources.load(
-        f"alpaca:{paths['alpaca']}/alpaca_data_400.json,mmlu:{paths['mmlu']},"
-        f"superglue:{paths['superglue']}"
+        f"alpaca:{samples}/alpaca/alpaca_data_400.json,mmlu:{samples}/mmlu,"
+        f"superglue:{samples}/superglue"
     )
     assert len(source.tasks) == 1 + 57 + 7
     assert set(source.family_of.values()) == set(FAMILIES)

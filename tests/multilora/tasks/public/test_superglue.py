@@ -2,7 +2,7 @@ import copy
 import json
 
 import pytest
-from task_files import SUPERGLUE, real, write, write_lines
+from task_files import SUPERGLUE, write, write_lines
 
 from multilora.tasks.public import sources, superglue
 
@@ -102,7 +102,7 @@ def test_a_missing_field_is_told(name):
     needed = [key for key in SUPERGLUE[name] if key not in ("idx", "version")]
     for key in needed:
         row = {k: v for k, v in SUPERGLUE[name].items() if k != key}
-        with pytest.raises(ValueError, match=f"no field '{key}'; there are"):
+        with pytest.raises(ValueError, match=f"field '{key}' is missing; the fields are"):
             superglue.TASKS[name.lower()](row)
 
 
@@ -134,7 +134,7 @@ def test_a_pronoun_that_is_elsewhere_is_counted(tmp_path):
     row["target"]["span2_index"] = 1
     write_lines(tmp_path / "WSC" / "val.jsonl", [SUPERGLUE["WSC"], row])
     assert superglue.load(tmp_path).notes == [
-        "wsc: 1 pronouns are not where span2_index says; kept without asterisks"
+        "wsc: 1 pronouns are not at span2_index; kept without asterisks"
     ]
 
 
@@ -153,10 +153,12 @@ def test_what_is_not_read_is_told(directory):
 
 def test_a_directory_without_tasks_is_refused(tmp_path):
     write(tmp_path / "a", "x")
-    with pytest.raises(ValueError, match="holds none of boolq, cb"):
+    with pytest.raises(ValueError, match="has no task; expected some of boolq, cb"):
         superglue.load(tmp_path)
     write(tmp_path / "CB" / "test.jsonl", "{}")
-    with pytest.raises(ValueError, match=r"CB holds neither train.jsonl nor val.jsonl"):
+    with pytest.raises(
+        ValueError, match=r"CB has no labelled file; expected train.jsonl or val.jsonl"
+    ):
         superglue.load(tmp_path)
     write(tmp_path / "CB" / "val.jsonl", "[]")
     with pytest.raises(ValueError, match=r"val.jsonl has no records"):
@@ -177,8 +179,8 @@ def test_items_of_one_passage_come_into_one_split(tmp_path):
     assert all(passages.values())
 
 
-def test_the_real_samples():
-    directory = real("superglue")
+def test_samples_of_every_task(samples):
+    directory = samples / "superglue"
     tables = {table.task: table for table in superglue.load(directory).tables}
     counts = {task: {s: len(r) for s, r in t.splits.items()} for task, t in tables.items()}
     multirc = counts.pop("multirc")

@@ -1,15 +1,100 @@
-"""MultiLoRA whose layers have ranks and scales of their own: every view of ΔW agrees."""
+"""MultiLoRA as the analysis reads it, against its definition and against the method itself."""
+
+import json
 
 import numpy as np
 import pytest
 import torch
+from entries import reasons, scan
 from peft import PeftModel, get_peft_model
+from safetensors.numpy import load_file
 from torch import nn
 
 from analysis import CheckpointError, checkpoint
+from analysis.formats import multilora
+from analysis.update import Other
 from multilora import MtlLoraConfig, MultiLoraConfig, RLoraConfig
 from multilora.callback import updates as in_memory
 from multilora.delta import save_as_lora
+
+EPS = np.finfo(float).eps
+
+
+@pytest.fixture
+def write_multilora(write_adapter, rng):
+    def write(n=3, r=2, d_out=6, d_in=5, drop=(), **config):
+        shapes = {"A": (n * r, d_in), "B": (d_out, n * r), "s": (d_out, n)}
+        tensors = {
+            f"base_model.model.layers.0.q.multilora_{part}": rng.standard_normal(shape)
+            for part, shape in shapes.items()
+            if part not in drop
+        }
+        tensors["base_model.model.score.weight"] = np.ones((2, 2))
+        config = {"peft_type": "MULTILORA", "n": n, "r": r, "lora_alpha": 8} | config
+        return write_adapter(tensors, **config)
+
+    return write
+
+
+@pytest.mark.parametrize(("rslora", "scale"), [(False, 4.0), (True, 8 / 2**0.5)])
+def test_multilora_is_the_sum_over_its_modules(write_multilora, rslora, scale):
+    path = write_multilora(use_rslora=rslora)
+    # What lies in lora/ is the same update again.
+    (path / "lora").mkdir()
+    (path / "lora" / "adapter_config.json").write_text("{}")
+    entries = scan(path)
+    raw = load_file(path / "adapter_model.safetensors")
+    A, B, s = (raw[f"base_model.model.layers.0.q.multilora_{part}"] for part in "ABs")
+    want = sum(
+        scale * np.diag(s[:, i]) @ B[:, 2 * i : 2 * i + 2] @ A[2 * i : 2 * i + 2] for i in range(3)
+    )
+    update = entries["layers.0.q"]
+    np.testing.assert_allclose(update.dense(), want, rtol=0, atol=20 * EPS * np.abs(want).max())
+    assert (update.method, update.capacity, update.shape) == ("multilora", 5, (6, 5))
+    assert isinstance(entries["base_model.model.score.weight"], Other)
+
+
+def test_stacking_the_blocks_in_another_order_is_another_update(rng):
+    """Negative control: scales that meet the wrong blocks are seen."""
+    B, s = rng.standard_normal((6, 6)), rng.standard_normal((6, 3))
+    right = np.hstack([s[:, [i]] * B[:, 2 * i : 2 * i + 2] for i in range(3)])
+    np.testing.assert_array_equal(multilora.stack(B, s, 3), right)
+    wrong = B * np.tile(s, 2)
+    assert not np.allclose(multilora.stack(B, s, 3), wrong)
+
+
+@pytest.mark.parametrize("part", ["A", "B", "s"])
+def test_multilora_without_a_part_is_skipped(write_multilora, part):
+    (reason,) = reasons(write_multilora(drop=part)).values()
+    assert f"layers.0.q: has no multilora_{part}" in reason
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"n": None}, "n is None; expected a number"),
+        ({"r": 1.5}, "r is 1.5; expected a whole number"),
+        ({"lora_alpha": "8"}, "lora_alpha is '8'; expected a number"),
+    ],
+)
+def test_multilora_with_a_broken_config_is_refused(write_multilora, config, words):
+    with pytest.raises(CheckpointError, match=words):
+        scan(write_multilora() if not config else _with_config(write_multilora(), **config))
+
+
+def test_multilora_of_another_n_is_skipped(write_multilora):
+    (reason,) = reasons(_with_config(write_multilora(), n=2)).values()
+    assert "A is (6, 5), B is (6, 6), s is (6, 3); expected A (4, d_in)" in reason
+
+
+def _with_config(path, **changes):
+    file = path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return path
+
+
+# Layers with ranks and scales of their own: every view of ΔW agrees
+
 
 TARGETS = ["q", "v", "up"]
 

@@ -1,0 +1,40 @@
+"""LoHa in kohya's files, against PEFT's own ΔW."""
+
+import numpy as np
+from entries import close, scan_parts
+
+from analysis import checkpoint
+
+
+def test_loha_is_the_product_entry_by_entry_that_peft_makes(write_file, tmp_path):
+    import torch
+    from peft import LoHaConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoHaConfig(r=3, alpha=6, target_modules=["0"], init_weights=False)
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(7, 5)), config)
+    layer = model.base_model.model[0]
+    tensors = {
+        f"lora_unet_mid_0.{name}": getattr(layer, name)["default"].detach().numpy()
+        for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    }
+    want = layer.get_delta_weight("default").detach().numpy()
+    tensors["lora_unet_mid_0.alpha"] = np.array(6, "f4")
+    (update,) = checkpoint.read(write_file(tensors))
+    close(update, want)
+    assert (update.name, update.method) == ("unet.mid.0", "loha")
+    tensors["lora_unet_mid_0.hada_w2_a"] = np.ones((4, 3), "f4")
+    (entry,) = scan_parts(write_file(tensors)).values()
+    assert "expected two pairs of equal shapes" in entry.reason
+
+
+def test_a_matrix_out_of_proportion_to_its_file_is_skipped(write_file):
+    """A matrix of 600 million entries, 5 GB, made of 50,000 numbers."""
+    row, column = np.ones((1, 25_000), "f4"), np.ones((25_000, 1), "f4")
+    loha = {f"lora_unet_a.hada_w{i}_{x}": m for i in (1, 2) for x, m in (("a", column), ("b", row))}
+    (entry,) = scan_parts(write_file(loha)).values()
+    assert "makes a matrix (25000, 25000) of 100000 numbers" in entry.reason
+    groups = {"lora_unet_a.lora_up.weight": column[..., None, None]}
+    groups |= {"lora_unet_a.lora_down.weight": column[..., None, None]}
+    (entry,) = scan_parts(write_file(groups)).values()
+    assert "makes a matrix (25000, 25000) of 50000 numbers" in entry.reason

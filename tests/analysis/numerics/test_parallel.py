@@ -1,0 +1,72 @@
+"""Results in the order of the items, with few items held at once and one BLAS thread each."""
+
+import threading
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
+
+from analysis.numerics import parallel
+
+
+def test_results_come_in_the_order_of_the_items():
+    first_may_end = threading.Event()
+
+    def slow_first(item):
+        if item == 0:
+            assert first_may_end.wait(timeout=30)
+        elif item == 1:
+            first_may_end.set()
+        return item**2
+
+    assert list(parallel.in_order(slow_first, range(100))) == [(i, i**2) for i in range(100)]
+    assert list(parallel.in_order(slow_first, [])) == []
+
+
+def test_only_a_few_items_are_held_at_once(monkeypatch):
+    monkeypatch.setattr(parallel.os, "cpu_count", lambda: 2)
+    taken = []
+
+    def items():
+        for i in range(50):
+            taken.append(i)
+            yield i
+
+    for done, _ in parallel.in_order(lambda item: item, items()):
+        assert len(taken) - done <= 2 * 2 + 1
+    assert len(taken) == 50
+
+
+def test_an_error_is_raised_when_its_item_is_due():
+    def fail_at_three(item):
+        if item == 3:
+            raise ValueError("the fourth item")
+        return item
+
+    results = parallel.in_order(fail_at_three, range(10))
+    assert [next(results)[0] for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="the fourth item"):
+        next(results)
+
+
+def blas_threads():
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+def test_each_item_has_one_blas_thread_and_the_rest_as_many_as_before():
+    np.eye(2) @ np.eye(2)
+    before = blas_threads()
+    assert [threads for _, threads in parallel.in_order(lambda _: blas_threads(), range(4))] == (
+        [{1}] * 4
+    )
+    assert blas_threads() == before
+
+
+def test_a_bar_changes_no_item_and_is_not_on_stdout(capsys):
+    items = [3, 1, 2]
+    assert parallel.with_bar(items, progress=False, label="comparing", unit="module") is items
+    with_bar = parallel.with_bar(items, progress=True, label="a\x1b[2Jb", unit="module")
+    assert list(with_bar) == items
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "\x1b[2J" not in err

@@ -1,0 +1,88 @@
+"""The printed comparisons of spectra, built to have a known verdict."""
+
+import numpy as np
+
+from analysis import results
+from analysis.pairs import dominance
+from analysis.results import Spectra
+from analysis.tables import dominance as dominance_table
+
+
+def spectra(**runs):
+    """run -> module -> s, as if analysed; all of them 64×48, a part after #, a step after @."""
+    result = Spectra()
+    for name, modules in runs.items():
+        run, _, step = name.partition("_at_")
+        for module, s in modules.items():
+            s = np.sort(np.asarray(s, float))[::-1]
+            row = dict.fromkeys(results.COLUMNS) | {"key": f"{name}/{module}", "run": run}
+            row |= {"step": int(step) if step else None, "kind": module.split("#")[0][:1]}
+            row["module"], _, part = module.partition("#")
+            row |= {"part": part or None, "d_out": 64, "d_in": 48, "capacity": s.size}
+            row |= {"spectral_norm": s[0], "rank": int(np.sum(s > 1e-12 * s[0]))}
+            result.rows.append(row)
+            result.s[row["key"]] = s
+    return result
+
+
+def power(k, exponent, modules=4):
+    """Modules with the power law i^-exponent, a little different from one another."""
+    return {f"q{i}": np.arange(1.0, k + 1) ** -(exponent + i / 100) for i in range(modules)}
+
+
+def lines(of):
+    return list(dominance_table.lines(dominance.findings(of)))
+
+
+def test_a_block_has_the_measures_and_what_was_left_out():
+    a = power(8, 2) | {f"v{i}": [3, 1] for i in range(4)} | {"z": [0, 0]}
+    got = lines(spectra(a=a, b=power(8, 0.5) | {"z": [1, 1]}))
+    assert got[0] == "a (a) against b (b): 4 modules that both have; k = 8, held 1.000 and 1.000"
+    assert got[1] == "only in a: 4 (v0, v1, v2, …)"
+    assert got[2] == "left out, ΔW = 0 on one side: 1 (z)"
+    assert got[4].split()[0] == "top-1"
+    assert got[4].endswith("a in 4 of 4  clear")
+    medians = [
+        np.median([s[0] ** 2 / np.sum(s**2) for s in power(8, x).values()]) for x in (2, 0.5)
+    ]
+    assert got[4].split()[1:3] == [f"{median:.3f}" for median in medians]
+    assert not any(line.startswith(("top-16", "kind")) for line in got)
+    assert "a is more dominated than b, by all measures." in got
+    assert max(map(len, got)) <= 100
+
+
+def test_several_kinds_get_one_line_each():
+    a, b = power(8, 2), power(8, 0.5)
+    more = {"v" + module: s for module, s in a.items()}
+    got = lines(spectra(a=a | more, b=b | more))
+    (heading,) = [i for i, line in enumerate(got) if line.startswith("kind")]
+    assert [got[heading + i].split()[0] for i in (1, 2)] == ["q", "v"]
+    assert got[heading + 1].endswith("a: all")
+    assert got[heading + 2].endswith("not clear")
+    assert len({len(line) for line in got[heading : heading + 3]}) == 1
+
+
+def test_many_pairs_get_one_line_each():
+    names = "abcd"
+    runs = {name: power(8, i) for i, name in enumerate(names)} | {"d": {"v": [1, 1]}}
+    got = lines(spectra(**runs))
+    assert [line.split("  ")[0] for line in got[1:7]] == [
+        *("a – b", "a – c", "a – d", "b – c", "b – d", "c – d")
+    ]
+    assert got[1].endswith("b: all")
+    assert got[3].endswith("nothing to compare")
+    assert "a – d: only in a: 4; only in d: 1" in got
+
+
+def test_steps_of_one_run_are_called_by_their_step():
+    steps = {f"run_at_{i}": power(8, i / 2) for i in range(1, 5)}
+    got = lines(spectra(**steps))
+    assert got[0].startswith("run ")
+    assert [line.split("  ")[0] for line in got[1:5]] == ["1 – 2", "2 – 3", "3 – 4", "1 – 4"]
+    assert got[5] == "run@4 is more dominated than run@1, by all measures."
+
+
+def test_numbers_that_round_to_zero_have_no_minus():
+    a = power(8, 1)
+    got = lines(spectra(a={m: s * (1 + 1e-9) for m, s in a.items()}, b=a))
+    assert "-0.00" not in "\n".join(got)
