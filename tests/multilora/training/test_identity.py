@@ -66,10 +66,6 @@ ROOT = Path(multilora.__file__).parents[1]
 WITHOUT_EFFECT = {
     "analysis": "the error types and the version",
     "analysis.command": "prints errors as one line",
-    "analysis.formats": "types of the readers",
-    "analysis.formats.experts": "lists the directories of an earlier result, which are replaced",
-    "analysis.formats.full": "names of the files and of the format",
-    "analysis.formats.place": "opens an earlier result, which is replaced",
     "analysis.numerics": "empty",
     "analysis.store": "renames finished files",
     "multilora": "registers the methods with PEFT",
