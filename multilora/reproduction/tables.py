@@ -1,11 +1,12 @@
-"""Read and write result tables; refuse a CSV file whose hash differs from record.json.
+"""Tables of results on disk: CSV files whose SHA-256 is in the record.json beside them.
 
-The claims are judged from these tables, so an edited table would change a verdict.
+`read` refuses a table that is not what was written; what is judged is what was measured.
 """
 
 import csv
 import hashlib
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +18,10 @@ from analysis.results import Row
 from multilora import record
 
 AGAIN = "make it again with python -m multilora.reproduce"
-HASHES = "tables"  # key in record.json: file name -> SHA-256
-# Columns of text, even if a value looks like a number.
+HASHES = "tables"  # in record.json: file name -> SHA-256
+# Columns that hold words, also where a word looks like a number.
 TEXT = ("method", "reference", "setting", "kind", "adapter", "module", "part", "model")
-# The tables that claims are judged from, and the columns that each must have.
+# The tables that are read, and the columns without which they are another version's.
 COLUMNS = {
     "methods": ("method", "seed", "k", "top_share_1", "top_share_1_above_null", "score"),
     "overlap": ("method", "seed", "n", "overlap_above_chance"),
@@ -36,11 +37,10 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of a results directory.
+    """What a results directory holds.
 
-    rows: name of the table -> its rows; an empty cell is None.
-    record: the record of what made them.
-    notes: sentences on tables that are missing or of unknown origin.
+    rows: name of the table -> its rows, None where a cell is empty; record: what made them;
+    notes: what a reader should know of how complete they are.
     """
 
     rows: Mapping[str, Sequence[Row]]
@@ -48,14 +48,14 @@ class Tables:
     notes: tuple[str, ...] = ()
 
     def of(self, name: str) -> Sequence[Row]:
-        """Return the rows of a table; no rows if it is missing."""
+        """The rows of a table; none where it is not there."""
         return self.rows.get(name, ())
 
 
 def write(directory: Path, rows_of: Mapping[str, Sequence[Row]]) -> None:
-    """Write tables by name, and their SHA-256 into the existing record.json.
+    """Write tables by name, and their SHA-256 into the record.json that is there.
 
-    A table without rows is removed: a file left over from an earlier run is not a result.
+    A table without rows is taken away: what is left of an earlier run is not a result.
     """
     made_by = _record(directory)
     hashes = dict(made_by.get(HASHES, {}))
@@ -72,19 +72,16 @@ def write(directory: Path, rows_of: Mapping[str, Sequence[Row]]) -> None:
 
 
 def hashes(directory: Path) -> dict[str, str]:
-    """Return {file name: SHA-256} of the tables in record.json whose files exist.
-
-    Empty if there is no record.json.
-    """
+    """The SHA-256 that the directory's record.json holds; none where there is none yet."""
     known = _record(directory).get(HASHES, {}) if (directory / store.RECORD).is_file() else {}
-    return {name: sha256 for name, sha256 in known.items() if (directory / name).is_file()}
+    return {name: mark for name, mark in known.items() if (directory / name).is_file()}
 
 
 def load(directory: str | Path) -> Tables:
-    """Read the tables in COLUMNS that exist in `directory`.
+    """The tables that claims are judged from, those of COLUMNS that are there.
 
-    Raises UserError if record.json is missing or from another version, a table was edited, or a
-    table lacks a column.
+    Raises ValueError, which says what to do, where record.json is absent or another version's, a
+    table was edited, or a table lacks a column.
     """
     out = Path(directory)
     made_by = _record(out)
@@ -94,47 +91,44 @@ def load(directory: str | Path) -> Tables:
         )
     rows: dict[str, list[Row]] = {}
     notes = []
-    for name, needed in COLUMNS.items():
+    for name in COLUMNS:
         file = out / f"{name}.csv"
         known = made_by[HASHES].get(file.name)
         if file.is_file():
             content = file.read_bytes()
             if known is None:
-                notes.append(f"{file.name} is not in {store.RECORD}; its origin is unknown.")
+                notes.append(f"{file.name} is not in {store.RECORD}: nothing says what made it.")
             elif hashlib.sha256(content).hexdigest() != known:
                 raise UserError(
                     f"{file}: was edited: its SHA-256 is not the one in {store.RECORD}; restore"
                     f" it, or {AGAIN}"
                 )
-            rows[name] = parsed(file, content, needed)
+            rows[name] = parsed(file, content, COLUMNS[name])
         elif known is not None:
-            notes.append(f"{file.name} is in {store.RECORD} but missing; its claims lack evidence.")
+            notes.append(f"{file.name} was made and is not here; what rests on it is not measured.")
     return Tables(rows, made_by, tuple(notes))
 
 
 def _record(directory: Path) -> dict[str, Any]:
-    """Read record.json; raise UserError if it is missing or not a JSON object."""
     file = directory / store.RECORD
-    if not file.is_file():
-        raise UserError(f"{file}: missing; expected a directory of results, as figures/quick")
     try:
-        made_by = record.read_json(file)
-    except UserError as error:
-        raise UserError(f"{error}; {AGAIN}") from None
+        made_by = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{file}: is not there; expected a directory of results, as figures/quick"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{file}: is no JSON ({error}); {AGAIN}") from None
     if not isinstance(made_by, dict):
-        raise UserError(f"{file}: is not a JSON object; {AGAIN}")
+        raise UserError(f"{file}: is no object; {AGAIN}")
     return made_by
 
 
 def parsed(file: Path, content: bytes, needed: Sequence[str]) -> list[Row]:
-    """Return the rows of a CSV file: numbers, text, and None for an empty or non-finite cell.
+    """The rows of a CSV file's content: numbers, text, and None for what is empty or not finite.
 
-    file: named in errors.
-    content: the bytes of the file.
-    needed: columns that must exist.
-
-    Columns in TEXT are text. Raises UserError if a column is missing or a row has more or fewer
-    cells than the heading.
+    Columns of TEXT hold words whatever they look like. Raises ValueError, naming the file, where a
+    column of `needed` is not there, or a row is of another length than the heading.
     """
     lines = [*csv.reader(io.StringIO(content.decode("utf-8"), newline=""))]
     heading, cells = (lines[0], lines[1:]) if lines else ([], [])
@@ -153,7 +147,7 @@ def parsed(file: Path, content: bytes, needed: Sequence[str]) -> list[Row]:
 
 
 def _cell(column: str, text: str) -> str | int | float | None:
-    """Return text for a column in TEXT, else a number if it is one; None if empty or not finite."""
+    """A number where the text is one and may be; None where it is empty or not finite."""
     if text == "":
         return None
     if column in TEXT:
