@@ -53,7 +53,7 @@ CODE = {
 
 @dataclass(frozen=True)
 class Identity:
-    """What distinguishes a run from others.
+    """Fingerprint and inputs of a run, which distinguish it from others.
 
     made_of: the fingerprint of settings, data, versions and code; inputs: base, data and number of
     processes, as run.json states them.

@@ -121,8 +121,6 @@ def test_a_body_of_a_docstring_alone_stays_a_body():
 
 
 def test_every_module_that_a_fingerprint_covers_can_be_reduced():
-    pass
-
     for role, module in identity.code().items():
         source = Path(module.__file__).read_text()
         reduced = behaviour.of(source)
