@@ -5,6 +5,7 @@ through, so nothing is trained twice and an outdated result is never taken for a
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import inspect
@@ -42,7 +43,10 @@ def sha256(*parts: Any) -> str:
 def _of_module(value: Any) -> str:
     if not isinstance(value, ModuleType):
         raise TypeError(f"cannot hash a {type(value).__name__}; expected JSON values or modules")
-    return behaviour.of(inspect.getsource(value))
+    return _behaviour_of(inspect.getsource(value))
+
+
+_behaviour_of = functools.cache(behaviour.of)  # a fingerprint takes it of some thirty modules
 
 
 def fingerprint(*parts: Any) -> str:

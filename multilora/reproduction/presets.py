@@ -189,7 +189,7 @@ def paper(model: str, tasks: str) -> list[str]:
             "preset paper: expected --model DIR of a LLaMA and --tasks alpaca:FILE,mmlu:DIR,"
             "superglue:DIR (docs/tasks.md)"
         )
-    sizes = budget.measure(budget.build(budget.config_of(model)))
+    sizes = budget.sizes_of(model)
     r = sizes.nearest_rank(budget.share_of("2.5%") * sizes.parameters, 3)
     common = f"--model {shlex.quote(model)} --tasks {shlex.quote(tasks)} --packing --bf16 True"
     rates = {"multilora": f"--n 3 --r {r} --learning_rate 2e-4"}

@@ -49,13 +49,17 @@ def test_counts_are_those_of_peft(name, all_linear):
     targets = text if all_linear else text.split(",")
     sizes = budget.measure(budget.build(CONFIGS[name]), text)
     assert sizes.layers > 0
-    for r in (1, 3, 40):
-        assert sizes.lora(r) == counted(name, LoraConfig(r=r, target_modules=targets))
-        for n in (1, 4):
+    ranks, counts = (1, 3, 40), (1, 4)
+    loras = {
+        rank: counted(name, LoraConfig(r=rank, target_modules=targets))
+        for rank in {n * r for n in counts for r in ranks}
+    }
+    for r in ranks:
+        assert sizes.lora(r) == loras[r]
+        for n in counts:
             config = MultiLoraConfig(n=n, r=r, target_modules=targets)
             assert sizes.multilora(n, r) == counted(name, config)
-            lora = LoraConfig(r=n * r, target_modules=targets)
-            assert sizes.multilora(n, r) == counted(name, lora) + n * sizes.d_out
+            assert sizes.multilora(n, r) == loras[n * r] + n * sizes.d_out
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -75,7 +79,7 @@ def test_the_sums_of_a_llama_are_those_of_the_paper():
     """Exact sizes, as its weights have them."""
     known = {"7b": 6738415616, "13b": 13015864320, "30b": 32528943616, "65b": 65285660672}
     for name, parameters in known.items():
-        sizes = budget.measure(budget.build(budget.config_of(f"llama-{name}")))
+        sizes = budget.sizes_of(f"llama-{name}")
         assert sizes.parameters == parameters
         width, layers, _, mlp = budget.LLAMA[f"llama-{name}"]
         assert sizes.outside == parameters - 2 * 32000 * width
@@ -118,6 +122,21 @@ def test_the_nearest_rank_is_nearest():
         for n in (1, 2, 5):
             got = abs(sizes.multilora(n, sizes.nearest_rank(Fraction(limit), n)) - limit)
             assert got == min(abs(sizes.multilora(n, r) - limit) for r in range(1, 200))
+
+
+@pytest.mark.parametrize("r", [1, 2, 3, 4])
+def test_of_two_equally_near_ranks_the_smaller_is_taken(r):
+    """Odd and even: a rule that rounds halves to even, or up, differs for some of them."""
+    sizes = budget.Sizes(parameters=10_000, outside=9_000, layers=1, d_in=11, d_out=7, full=7)
+    for n in (1, 2, 5):
+        between = Fraction(sizes.multilora(n, r) + sizes.multilora(n, r + 1), 2)
+        assert sizes.nearest_rank(between, n) == r
+        assert sizes.nearest_rank(between - 1, n) == r
+        assert sizes.nearest_rank(between + 1, n) == r + 1
+    between = (sizes.lora(r) + sizes.lora(r + 1)) // 2
+    assert 2 * between == sizes.lora(r) + sizes.lora(r + 1)
+    assert sizes.nearest_lora(between) == sizes.nearest_lora(between - 1) == r
+    assert sizes.nearest_lora(between + 1) == r + 1
 
 
 @pytest.mark.parametrize(
@@ -234,7 +253,7 @@ def test_more_rank_than_a_layer_has_is_told_of():
     sizes = budget.Sizes(10_000, 9_000, 1, 10, 7, 7)
     few, many = (budget.words(sizes, Fraction(share), [1]) for share in ("1/200", "1/20"))
     assert len(few) == 2
-    assert many[2] == "n·r above 7 is more than the rank of the smallest layer adapted."
+    assert many[2] == "n·r above 7 exceeds the full rank of the smallest adapted layer."
 
 
 def test_an_endless_exponent_is_refused_at_once():

@@ -1,117 +1,31 @@
-import copy
 import json
-import os
-import subprocess
-import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
-import transformers
-from peft import LoraConfig, PeftModel
+from banks import (
+    TASKS,
+    alone,
+    base_model,
+    batch,
+    bits,
+    close,
+    gpt2,
+    llama,
+    lora,
+    make_bank,
+    move,
+    of_task,
+    same,
+    trained,
+)
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from analysis import checkpoint
-from multilora import ExpertBank, base, delta, evaluate, reproduce, train
+from multilora import ExpertBank
 from multilora.methods import experts
-from multilora.reproduction import running
-from multilora.tasks import encoding, scoring
-from multilora.tasks.builtin import suite
-from multilora.training import identity, prepare, trainer
-from multilora.training.settings import DEFAULTS, TrainSettings
-
-TASKS = ["law", "law_hard", "code"]
-SIZES = {"width": 32, "layers": 2, "heads": 2, "mlp": 48}
-
-
-def llama():
-    return base.build_model(base.BaseSettings(**SIZES), base.build_tokenizer(64))
-
-
-def gpt2():
-    config = transformers.GPT2Config(
-        vocab_size=len(base.build_tokenizer(64)), n_embd=32, n_layer=2, n_head=2, n_positions=64,
-        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    return transformers.GPT2LMHeadModel(config)
-
-
-def base_model(build=llama, dtype=torch.float32):
-    torch.manual_seed(0)
-    return build().to(dtype)
-
-
-def lora(**config):
-    usual = {"r": 2, "lora_alpha": 6, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    return LoraConfig(**usual | config)
-
-
-def make_bank(build=llama, dtype=torch.float32, tasks=TASKS, moved=True, **config):
-    """A bank whose experts have moved from their start, unless told otherwise."""
-    model = base_model(build, dtype)
-    torch.manual_seed(1)
-    bank = ExpertBank(model, lora(**config), tasks)
-    if moved:
-        move(bank)
-    return bank
-
-
-def move(model):
-    for name, p in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(p, std=0.3)
-
-
-def batch(rows=7, length=10, seed=0):
-    """Tokens, labels on some of them, and tasks that come mixed and unevenly."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(4, 60, (rows, length), generator=generator)
-    labels = ids.clone()
-    for i in range(rows):
-        labels[i, : 3 + i % 4] = -100
-    tasks = torch.tensor([0, 1, 0, 2, 1, 1, 0])[:rows]
-    return {"input_ids": ids, "labels": labels, "multilora_task_ids": tasks}
-
-
-def of_task(inputs, i, **changes):
-    """The rows of one task, without its index."""
-    rows = inputs["multilora_task_ids"] == i
-    return {k: v[rows] for k, v in inputs.items() if k != "multilora_task_ids"} | changes
-
-
-def bits(bank, task):
-    return [p.detach().clone() for p in bank.parameters_of(task)]
-
-
-def same(a, b):
-    return len(a) == len(b) > 0 and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def close(got, want, rtol=1e-5):
-    torch.testing.assert_close(got, want, rtol=0, atol=rtol * float(want.detach().abs().max()))
-
-
-def alone(bank, task, directory, build=llama, dtype=torch.float32):
-    """PEFT's own LoRA with what the bank has saved for one task, ready to be trained."""
-    bank.save_pretrained(directory)
-    model = PeftModel.from_pretrained(
-        base_model(build, dtype), directory / task, is_trainable=True, autocast_adapter_dtype=False
-    )
-    return model.train(bank.training)
-
-
-def trained(model):
-    """The gradients of a PEFT LoRA, in the order of `parameters_of`."""
-    return [
-        p
-        for layer in model.modules()
-        if isinstance(layer, LoraLayer)
-        for name in ("lora_A", "lora_B")
-        for p in getattr(layer, name).parameters()
-    ]
-
 
 # Forward.
 
@@ -325,6 +239,42 @@ def test_accumulated_batches_are_one_with_all_the_rows():
     assert not torch.allclose(grads[0][0], grads[2][0], rtol=1e-2)
 
 
+def test_a_plain_trainers_accumulation_is_the_larger_batch():
+    """Trainer says how many labels a step has in all; of one task the loss is their mean."""
+    inputs = of_task(batch(), 0)
+    inputs["labels"][2, :8] = -100
+    sizes = [int((labels[1:] != -100).sum()) for labels in inputs["labels"]]
+    assert len(set(sizes)) == len(sizes) == 3  # so that a mean of means would differ
+    whole, accumulated, means = (make_bank(dtype=torch.float64).train() for _ in range(3))
+    for bank in (whole, accumulated, means):
+        bank.choose("law")
+    whole(**inputs).loss.backward()
+    values = []
+    for row in range(3):
+        part = {name: tensor[row : row + 1] for name, tensor in inputs.items()}
+        output = accumulated(**part, num_items_in_batch=torch.tensor(sum(sizes)))
+        output.loss.backward()
+        values.append(output.loss.detach())
+        (means(**part).loss / 3).backward()
+    close(sum(values), whole(**inputs).loss.detach(), 1e-6)
+    grads = [[p.grad for p in b.parameters_of("law")] for b in (whole, accumulated, means)]
+    for want, got in zip(*grads[:2], strict=True):
+        close(got, want)
+    assert not all(torch.allclose(a, b, rtol=1e-2) for a, b in zip(*grads[::2], strict=True))
+
+
+def test_a_batch_of_several_tasks_has_its_share_of_a_plain_trainers_step():
+    """Every expert's gradient is that of its own mean, times the batch's share of the labels."""
+    inputs = batch()
+    count = int((inputs["labels"][:, 1:] != -100).sum())
+    alone, shared = (make_bank(dtype=torch.float64).train() for _ in range(2))
+    alone(**inputs).loss.backward()
+    shared(**inputs, num_items_in_batch=4 * count).loss.backward()
+    for task in TASKS:
+        for a, b in zip(alone.parameters_of(task), shared.parameters_of(task), strict=True):
+            close(b.grad, a.grad / 4)
+
+
 def test_the_norm_of_one_expert_does_not_clip_another():
     bank = make_bank().train()
     bank(**batch()).loss.backward()
@@ -355,71 +305,6 @@ def test_saved_modules_belong_to_one_expert_each():
     got = bank.eval()(rows, multilora_task_ids=ids).logits
     bank.merge("code")
     close(bank(rows).logits[2], got[2])
-
-
-# Trainer.
-
-
-class Rows(torch.utils.data.Dataset):
-    """The rows of some batches, those of one task told apart by `seed`."""
-
-    def __init__(self, seed=0):
-        self.rows = []
-        for step in range(8):
-            one, other = batch(seed=step), batch(seed=step + seed)
-            for i in range(7):
-                source = other if one["multilora_task_ids"][i] == 1 else one
-                self.rows.append({k: v[i] for k, v in source.items()})
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, i):
-        return self.rows[i]
-
-
-def by_trainer(kind, out, seed=0, **changes):
-    bank = make_bank()
-    usual = {"per_device_train_batch_size": 7, "max_steps": 6, "learning_rate": 0.01}
-    usual |= {"weight_decay": 0.1, "max_grad_norm": 0.5, "logging_steps": 1, "use_cpu": True}
-    usual |= {"save_strategy": "no", "disable_tqdm": True, "warmup_steps": 0}
-    arguments = trainer.TrainArguments(output_dir=str(out), **usual | changes)
-    ratios = {"lr_ratios": {}} if kind is trainer.AdapterTrainer else {}
-    built = kind(bank, arguments, train_dataset=Rows(seed), **ratios)
-    built.train()
-    return bank, [entry["loss"] for entry in built.state.log_history if "loss" in entry]
-
-
-@pytest.mark.parametrize("steps", [1, 2])
-def test_other_tasks_rows_do_not_change_an_experts_bits(tmp_path, steps):
-    given = {"gradient_accumulation_steps": steps, "max_steps": 4}
-    a, losses = by_trainer(trainer.AdapterTrainer, tmp_path, **given)
-    b, _ = by_trainer(trainer.AdapterTrainer, tmp_path, seed=50, **given)
-    for task in ("law", "code"):
-        assert same(bits(a, task), bits(b, task))
-        assert not same(bits(a, task), bits(make_bank(), task))
-    assert not same(bits(a, "law_hard"), bits(b, "law_hard"))
-    assert all(1 < loss < 10 for loss in losses)
-
-
-def test_trainers_own_clipping_couples_the_experts(tmp_path):
-    """Why AdapterTrainer clips by expert; without clipping any Trainer keeps them apart."""
-    for norm, apart in ((0.5, False), (0.0, True)):
-        a, _ = by_trainer(transformers.Trainer, tmp_path, max_grad_norm=norm)
-        b, _ = by_trainer(transformers.Trainer, tmp_path, seed=50, max_grad_norm=norm)
-        assert same(bits(a, "law"), bits(b, "law")) == apart
-
-
-def test_accumulation_is_the_larger_batch(tmp_path):
-    # Five rows at a time: the parts differ in how many tokens of a task they have.
-    whole, _ = by_trainer(
-        trainer.AdapterTrainer, tmp_path, per_device_train_batch_size=10, max_steps=4
-    )
-    given = {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 2, "max_steps": 4}
-    parts, _ = by_trainer(trainer.AdapterTrainer, tmp_path, **given)
-    for task in TASKS:
-        for a, b in zip(parts.parameters_of(task), whole.parameters_of(task), strict=True):
-            close(a.detach(), b.detach(), 1e-4)
 
 
 # Generation.
@@ -629,6 +514,32 @@ def test_names_that_peft_would_mix_up_are_refused(name, words):
             ExpertBank(base_model(), lora(), [name])
 
 
+@pytest.mark.parametrize("saved_modules", [None, ["lm_head"]])
+@pytest.mark.parametrize("names", [["or", "ra"], ["a", "lora", "o"], ["lora_", "r", "lora_x"]])
+def test_names_that_are_a_part_of_pefts_prefix_are_as_good_as_others(
+    tmp_path, names, saved_modules, recwarn
+):
+    """PEFT tells adapters apart by whole components of names; it warns of these all the same."""
+    bank = make_bank(tasks=names, modules_to_save=saved_modules)
+    inputs = batch()
+    inputs["multilora_task_ids"] %= len(names)
+    want = bank.eval()(**inputs).logits
+    bank.train()(**inputs).loss.backward()
+    assert all(p.grad is not None for name in names for p in bank.parameters_of(name))
+    bank.save_pretrained(tmp_path)
+    again = ExpertBank.from_pretrained(base_model(), tmp_path)
+    assert again.tasks == names
+    assert torch.equal(again(**inputs).logits, want)
+    for i, name in enumerate(names):
+        assert same(bits(again, name), bits(bank, name))
+        model = PeftModel.from_pretrained(base_model(), tmp_path / name).eval()
+        close(model(**of_task(inputs, i)).logits, want[inputs["multilora_task_ids"] == i])
+    kept = bits(again, names[1])
+    again.remove(names[0])
+    assert same(bits(again, names[1]), kept)
+    assert not [w for w in recwarn if "should not be contained" in str(w.message)]
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -751,166 +662,3 @@ def test_a_missing_tensor_is_an_error_not_a_fresh_start(tmp_path):
     save_file(tensors | {name.replace("_proj", "_none"): tensors[name].clone()}, file)
     with pytest.raises(ValueError, match=r"_none.* does not belong to the model"):
         ExpertBank.from_pretrained(base_model(), tmp_path)
-
-
-# The commands.
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory):
-    """A base of a few steps."""
-    settings = base.BaseSettings(
-        out=str(tmp_path_factory.mktemp("bases")),
-        **SIZES | {"steps": 3, "batch": 4, "least_copying": 0.0, "least_recall": 0.0},
-    )
-    return str(base.ensure(settings))
-
-
-def run(model_path, out, steps=6, method="expert", **changes):
-    settings = TrainSettings(method=method, model=model_path, per_task=4, per_task_scored=2)
-    usual = {"max_steps": steps, "per_device_train_batch_size": 4, "learning_rate": 0.01}
-    usual |= {"logging_steps": 1, "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}
-    arguments = trainer.TrainArguments(output_dir=str(out), **usual | changes)
-    return train.run(settings, arguments), settings, arguments
-
-
-def weights(out):
-    return {task: (out / task / "adapter_model.safetensors").read_bytes() for task in suite.TASKS}
-
-
-def test_the_command_trains_and_scores_an_expert_a_task(model_path, tmp_path, capsys):
-    out, settings, arguments = run(model_path, tmp_path / "expert-s42", steps=15)
-    assert identity.is_done(settings, arguments)
-    facts = json.loads((out / "run.json").read_text())
-    updates = list(checkpoint.read(out))
-    assert {u.part for u in updates} == set(suite.TASKS)
-    assert len(updates) == 15 * 14
-    assert all(u.dense().any() for u in updates)  # an epoch: every task has had its turn
-    assert facts["parameters"] == sum(u.B.size + u.A.size for u in updates)
-    assert all(0 < entry["loss"] < 100 for entry in facts["losses"])
-    model, tokenizer = delta.load_base(model_path)
-    bank = delta.load_tuned(model, out)
-    assert scoring.score(bank, tokenizer, suite.load("test", 2)) == facts["scores"]["test"]
-    capsys.readouterr()
-    assert evaluate.main([str(out), "--per_task", "2", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    accuracies = {row["name"]: row["accuracy"] for row in rows if row["level"] == "task"}
-    assert accuracies == facts["scores"]["test"]["tasks"]
-
-
-def test_each_row_is_scored_by_its_own_expert(model_path):
-    model, tokenizer = delta.load_base(model_path)
-    bank = ExpertBank(model, lora(), list(suite.TASKS))
-    move(bank)
-    examples = suite.load("test", 4)
-    want = []
-    for task in suite.TASKS:
-        single = copy.deepcopy(bank)
-        single.merge(task)
-        plain = single.base_model.model
-        want += scoring.predict(plain, tokenizer, [e for e in examples if e.task == task])
-    got = scoring.predict(bank, tokenizer, examples)
-    assert [p.answer for p in got] == [p.answer for p in want]
-    for one, other in zip(got, want, strict=True):
-        assert one.log_likelihoods == pytest.approx(other.log_likelihoods, rel=1e-5)
-    bank.remove("sums")
-    with pytest.raises(ValueError, match="task 'sums' is not one of the adapter's tasks"):
-        scoring.predict(bank, tokenizer, examples)
-
-
-def test_the_collator_tells_the_task_of_each_row(model_path):
-    tokenizer = delta.load_base(model_path)[1]
-    examples = suite.load("train", 1)
-    rows = encoding.encode_all(tokenizer, examples, 64, list(suite.TASKS))
-    ids = encoding.collate(rows[::-1], 0)["multilora_task_ids"]
-    assert ids.dtype == torch.int64
-    assert ids.tolist() == list(range(15))[::-1]
-    rows = encoding.encode_all(tokenizer, examples, 64)
-    assert encoding.collate(rows, 0).keys() == {"input_ids", "labels"}
-
-
-def test_a_resumed_run_has_the_same_bits(model_path, tmp_path):
-    given = {"save_strategy": "steps", "save_steps": 3}
-    whole = run(model_path, tmp_path / "whole", **given)[0]
-    at = whole / "checkpoint-3"
-    assert experts.saved_tasks(at) == list(suite.TASKS)
-    resumed = run(model_path, tmp_path / "resumed", resume_from_checkpoint=str(at))[0]
-    assert weights(resumed) == weights(whole)
-    other = run(model_path, tmp_path / "other", seed=1)[0]
-    assert weights(other) != weights(whole)
-    file = at / "sums/adapter_model.safetensors"
-    file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is broken"):
-        run(model_path, tmp_path / "fresh", resume_from_checkpoint=str(at))
-
-
-def test_the_record_has_the_hashes_of_every_expert(model_path, tmp_path):
-    out = run(model_path, tmp_path)[0]
-    recorded = json.loads((out / "run.json").read_text())["weights"]
-    assert recorded.keys() == {f"{task}/adapter_model.safetensors" for task in suite.TASKS}
-    assert recorded == delta.hashes(out)
-    file = out / "sums/adapter_model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1] + b"x")
-    assert recorded != delta.hashes(out)
-
-
-def test_another_checkpoint_takes_the_place_of_a_bank(model_path, tmp_path):
-    out = run(model_path, tmp_path, steps=1)[0]
-    run(model_path, tmp_path, steps=1)
-    assert (out / "sums").is_dir()
-    run(model_path, tmp_path, steps=1, method="lora")
-    assert not (out / "experts.json").exists()
-    assert not (out / "sums").exists()
-    assert next(checkpoint.read(out)).method == "lora"
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one_does(model_path, tmp_path):
-    """DDP over gloo: an expert's loss is the mean over its tokens in both processes."""
-    given = {"method": "expert", "model": model_path, "per_task": 4, "per_task_scored": 1}
-    given |= {"max_steps": 6, "learning_rate": 0.01, "max_grad_norm": 0.5, "save_strategy": "no"}
-    module = ["-m", "multilora.train", "--use_cpu", *(f"--{k}={v}" for k, v in given.items())]
-    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    for launcher, rows in (([], 4), (two, 2)):
-        out = tmp_path / str(rows)
-        more = [f"--per_device_train_batch_size={rows}", f"--output_dir={out}"]
-        subprocess.run(
-            [sys.executable, *launcher, *module, *more],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            check=True,
-        )
-    for task in suite.TASKS:
-        one, other = (
-            load_file(tmp_path / rows / task / "adapter_model.safetensors") for rows in ("4", "2")
-        )
-        for name, want in one.items():
-            close(other[name], want, 1e-4)
-
-
-@pytest.mark.slow
-def test_reproduce_compares_experts_with_the_others(model_path, tmp_path):
-    settings = reproduce.ReproduceSettings(
-        out=str(tmp_path / "runs"), figures=str(tmp_path / "figures"), methods="lora,expert",
-        seeds="0", steps=4, processes=1,
-    )  # fmt: skip
-    (planned,) = reproduce.stages(settings, lambda width: Path(model_path))
-    runs = planned.compared
-    assert [run.out.name for run in runs] == ["lora-s0", "expert-s0"]
-    assert runs[1].arguments().learning_rate == DEFAULTS["expert"]["learning_rate"]
-    for one in runs:
-        object.__setattr__(one.settings, "per_task", 4)
-        object.__setattr__(one.settings, "per_task_scored", 2)
-    running.train_all(runs, 1)
-    trained_runs = [reproduce.report.trained(one.out) for one in runs]
-    text = reproduce.report.report(vars(settings), trained_runs, Path(model_path))
-    assert "expert" in text
-    assert (tmp_path / "figures" / "spectra_by_method.png").exists()
-
-
-def test_the_budget_is_near_loras(model_path):
-    count = {}
-    for method in ("lora", "expert"):
-        model, _ = delta.load_base(model_path)
-        model = prepare.prepare(model, TrainSettings(method=method))
-        count[method] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert count["expert"] == 1.25 * count["lora"]
