@@ -2,8 +2,8 @@
 
     python -m multilora.figures [DIR]
 
-Every figure whose tables are in DIR (figures/) is drawn there, PNG and PDF; they are listed on
-stdout.
+Every figure whose tables are in DIR (default: figures/) is drawn there as PNG and PDF. The PNG
+files are listed on stdout.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from analysis import UserError, __version__
 from multilora import command
-from multilora.reproduction.figures import DRAWN, draw
+from multilora.reproduction.figures import SOURCES, draw
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,14 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command.run(
         "multilora.figures",
         parse=lambda: parser.parse_args(argv),
-        work=lambda arguments: _drawn(arguments.directory),
+        work=lambda arguments: _draw(arguments.directory),
     )
 
 
-def _drawn(directory: Path) -> str:
+def _draw(directory: Path) -> str:
+    """Draw the figures and return the list of their files."""
     drawn = draw(directory)
     if not drawn:
-        tables = ", ".join(table for source in DRAWN.values() for table in source.tables)
+        tables = ", ".join(table for source in SOURCES.values() for table in source.tables)
         raise UserError(f"{directory}: no table; expected any of {tables}")
     return "\n".join(map(str, drawn))
 

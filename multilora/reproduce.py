@@ -7,7 +7,7 @@
 quick: two seeds, 8 to 13 minutes on two cores. full: five seeds, learning rates from sweeps on
 validation items, ablations, relatives and a grid of settings; hours. paper: prints the commands for
 a LLaMA and public data. Runs go to --out; tables, figures and claims go to --figures and are
-printed. What is there already, made from the same settings by the same code, is not made again.
+printed. Runs that exist, made from the same settings by the same code, are not made again.
 """
 
 import sys
@@ -19,18 +19,30 @@ import torch
 
 from analysis import UserError
 from multilora import base, command
-from multilora.reproduction import presets, report, trained
+from multilora.reproduction import presets, report
+from multilora.reproduction.experiments import Extras
 from multilora.reproduction.presets import Run, Runs
-from multilora.reproduction.running import seconds_a_step, train_all
+from multilora.reproduction.publishing import publish
+from multilora.reproduction.running import seconds_per_step, train_all
+from multilora.reproduction.trained import Trained, trained
+
+# The settings of a preset that are not given on the command line.
+PRESETS = {
+    "quick": {"methods": ",".join(presets.CORE), "seeds": "0,1", "claims": "1,2,4,5"},
+    "full": {"methods": ",".join(presets.EVERY), "seeds": "0,1,2,3,4"},
+    "paper": {},
+}
 
 
 @dataclass(frozen=True)
 class ReproduceSettings:
-    """What is trained and where it goes; what is left out is the preset's."""
+    """What is trained and where it goes; settings that are not given are those of the preset."""
 
     preset: str = field(default="quick", metadata={"help": "quick, full or paper"})
-    out: str = field(default="", metadata={"help": "where the runs go; runs/PRESET"})
-    figures: str = field(default="", metadata={"help": "where results go; figures/PRESET"})
+    out: str = field(default="", metadata={"help": "directory of the runs; runs/PRESET by default"})
+    figures: str = field(
+        default="", metadata={"help": "directory of the results; figures/PRESET by default"}
+    )
     methods: str = field(
         default="",
         metadata={
@@ -38,27 +50,34 @@ class ReproduceSettings:
             "rlora, mtllora, expert, peft:NAME"
         },
     )
-    seeds: str = field(default="", metadata={"help": "separated by commas; two, or full: five"})
+    seeds: str = field(
+        default="", metadata={"help": "separated by commas; two by default, five for full"}
+    )
     steps: int = field(default=1500, metadata={"help": "optimiser steps of each run"})
     base_steps: int = field(default=2000, metadata={"help": "optimiser steps of the base"})
-    processes: int = field(default=0, metadata={"help": "runs at a time; one a core by default"})
+    processes: int = field(default=0, metadata={"help": "runs at a time; one per core by default"})
     dry_run: bool = field(
-        default=False, metadata={"help": "list the runs, and how long they would take here"}
+        default=False, metadata={"help": "list the missing runs and how long they would take here"}
     )
     report_only: bool = field(
-        default=False, metadata={"help": "train nothing: report on the runs that are there"}
+        default=False, metadata={"help": "train nothing; report on the finished runs"}
     )
     adapters: str = field(
-        default="", metadata={"help": "directory of adapters of others, for claim 9"}
+        default="", metadata={"help": "directory of adapters that others trained, for claim 9"}
     )
-    claims: str = field(default="", metadata={"help": "which are judged; quick: 1,2,4,5"})
+    claims: str = field(
+        default="", metadata={"help": "claims to judge, separated by commas; quick: 1,2,4,5"}
+    )
     publish: bool = field(default=False, metadata={"help": "copy the results to figures/"})
     model: str = field(default="", metadata={"help": "paper: the LLaMA to fine-tune"})
     tasks: str = field(default="", metadata={"help": "paper: the data, as in docs/tasks.md"})
 
     def __post_init__(self) -> None:
         if self.publish and self.preset != "full":
-            raise UserError("publish belongs to the preset full; what is published has five seeds")
+            raise UserError(
+                f"publish with preset {self.preset}; expected preset full: published results have"
+                " five seeds"
+            )
         if self.preset not in PRESETS:
             raise UserError(f"preset is {self.preset!r}; expected one of {', '.join(PRESETS)}")
         places = {"out": f"runs/{self.preset}", "figures": f"figures/{self.preset}"}
@@ -67,99 +86,105 @@ class ReproduceSettings:
                 object.__setattr__(self, name, value)
 
 
-# What a preset settles where nothing else is asked for.
-PRESETS = {
-    "quick": {"methods": ",".join(presets.CORE), "seeds": "0,1", "claims": "1,2,4,5"},
-    "full": {"methods": ",".join(presets.EVERY), "seeds": "0,1,2,3,4"},
-    "paper": {},
-}
+def reproduce(settings: ReproduceSettings) -> str:
+    """Train the missing runs, report on all of them, and return the text to print."""
+    runs = Runs()
+    for runs in stages(settings, base.directory if settings.report_only else base.ensure):
+        if not settings.report_only:
+            processes = settings.processes or min(len(runs.all()), torch.get_num_threads())
+            train_all(runs.all(), processes)
+    model = base.directory(_base(settings))
+    extras = _extras(settings, runs) if settings.preset == "full" else None
+    text = report.report(asdict(settings), _finished(runs.compared), model, extras)
+    if settings.publish:
+        publish(Path(settings.figures), to=Path("figures"))
+    return text
 
 
-def stages(settings: ReproduceSettings, base_of: Callable[[int], Path]) -> Iterator[Runs]:
-    """The runs that there are so far, stage by stage: those of a stage can be trained side by side.
+def stages(
+    settings: ReproduceSettings, make_base: Callable[[base.BaseSettings], Path]
+) -> Iterator[Runs]:
+    """Yield the runs planned so far, stage by stage; the runs of a stage can be trained together.
 
-    base_of: the base of a width. The learning rates of a stage come from the sweep before it.
+    make_base: returns the directory of a base. The learning rates of a stage come from the sweep
+    before it, so each stage must be trained before the next is asked for.
     """
+
+    def base_of(width: int) -> Path:
+        return make_base(_base(settings, width))
+
     methods, seeds = _distinct(settings.methods), [int(s) for s in _distinct(settings.seeds)]
-    out, steps, model = Path(settings.out), settings.steps, base_of(base.BaseSettings.width)
+    out, steps, model = Path(settings.out), settings.steps, make_base(_base(settings))
     runs = Runs()
     if settings.preset == "quick":
         runs.compared = presets.plan(methods, seeds, steps, model, out)
         yield runs
         return
-    core = [m for m in methods if m in presets.CORE]
-    for part in (core, [m for m in methods if m not in core]):
-        runs.swept += presets.sweep(part, steps, model, out)
+    core = [method for method in methods if method in presets.CORE]
+    others = [method for method in methods if method not in core]
+    for some in (core, others):
+        runs.swept += presets.sweep(some, steps, model, out)
         yield runs
         rates = presets.best_rates(runs.swept)
-        runs.compared += presets.plan(part, seeds, steps, model, out, rates, saves=True)
+        runs.compared += presets.plan(some, seeds, steps, model, out, rates, saves=True)
         yield runs
     rates = presets.best_rates(runs.swept)
     runs.grid = presets.grid(seeds[:2], steps, out, rates, base_of)
     yield runs
 
 
-def _distinct(listed: str) -> list[str]:
-    """The items of a list separated by commas; ValueError where one stands twice."""
-    items = [item.strip() for item in listed.split(",")]
-    if len(set(items)) < len(items):
-        raise UserError(f"{listed!r} names something twice")
-    return items
-
-
 def listing(settings: ReproduceSettings) -> str:
-    """The runs that are missing, and an estimate of how long they take on this machine.
+    """Return the list of missing runs and an estimate of their duration on this machine.
 
-    Where learning rates are not chosen yet, runs stand with the defaults of their methods.
+    Before learning rates are chosen, runs are listed with the defaults of their methods.
     """
-    runs = list(stages(settings, lambda width: base.directory(_base(settings, width))))[-1].all()
+    runs = list(stages(settings, base.directory))[-1].all()
     missing = [run for run in runs if not run.is_done()]
     steps = sum(run.steps for run in missing)
     processes = settings.processes or torch.get_num_threads()
-    minutes = steps * seconds_a_step() / processes / 60
-    lines = [f"{run.out}  {run.steps} steps, learning rate {_rate(run)}" for run in missing]
+    minutes = steps * seconds_per_step() / processes / 60
+    lines = [
+        f"{run.out}  {run.steps} steps, learning rate {run.arguments().learning_rate:g}"
+        for run in missing
+    ]
     lines.append(
         f"{len(missing)} of {len(runs)} runs to train, {steps:,} steps, about {minutes:.0f} minutes"
-        f" with {processes} at a time on this machine; bases, tables and figures beside"
+        f" with {processes} at a time on this machine; bases, tables and figures are not included"
     )
     return "\n".join(lines)
 
 
-def _rate(run: Run) -> str:
-    return f"{run.arguments().learning_rate:g}"
+def _distinct(listed: str) -> list[str]:
+    """Split a list separated by commas; raise UserError if an item appears twice."""
+    items = [item.strip() for item in listed.split(",")]
+    if len(set(items)) < len(items):
+        raise UserError(f"{listed!r} names an item twice; expected each once")
+    return items
 
 
-def _base(settings: ReproduceSettings, width: int) -> base.BaseSettings:
-    """The base of a width; the others' proportions are kept."""
+def _base(settings: ReproduceSettings, width: int = base.BaseSettings.width) -> base.BaseSettings:
+    """Return the settings of the base of a width, with the usual proportions."""
     usual = base.BaseSettings(steps=settings.base_steps)
     return replace(usual, width=width, mlp=usual.mlp * width // usual.width)
 
 
-def reproduce(settings: ReproduceSettings) -> str:
-    """Train what is missing, report, and return what is printed."""
-    base_of = base.directory if settings.report_only else base.ensure
-    runs = Runs()
-    for runs in stages(settings, lambda width: base_of(_base(settings, width))):
-        if not settings.report_only:
-            count = settings.processes or min(len(runs.all()), torch.get_num_threads())
-            train_all(runs.all(), count)
+def _finished(runs: Sequence[Run]) -> list[Trained]:
+    """Read the runs that are finished."""
+    return [trained(run.out) for run in runs if run.is_done()]
 
-    def done(wanted: Sequence[Run]) -> list[trained.Trained]:
-        return [trained.trained(run.out) for run in wanted if run.is_done()]
 
-    points = [(s, v, trained.trained(run.out)) for s, v, run in runs.grid if run.is_done()]
-    model = base.directory(_base(settings, base.BaseSettings.width))
-    beyond = None
-    if settings.preset == "full":
-        adapters = Path(settings.adapters) if settings.adapters else None
-        beyond = report.Beyond(done(runs.swept), points, adapters)
-    text = report.report(asdict(settings), done(runs.compared), model, beyond)
-    if settings.publish:
-        report.publish(Path(settings.figures), Path("figures"))
-    return text
+def _extras(settings: ReproduceSettings, runs: Runs) -> Extras:
+    """Return what the full preset measures in addition to the runs that are compared."""
+    return Extras(
+        swept=_finished(runs.swept),
+        points=[(s, value, trained(run.out)) for s, value, run in runs.grid if run.is_done()],
+        adapters=Path(settings.adapters) if settings.adapters else None,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Reproduce, or list what there is to do, and return the exit status."""
+
     def work(settings: ReproduceSettings) -> str:
         if settings.preset == "paper":
             return "\n".join(presets.paper(settings.model, settings.tasks))

@@ -1,36 +1,30 @@
 """Draw the figures of a reproduction from its tables."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from analysis import UserError, store
-from analysis.results import Row, Spectra
+from analysis import UserError
+from analysis.results import Row
+from analysis.store import save_figure
 from multilora.reproduction.pictures import claims, costs, experiments, spectra
-from multilora.reproduction.pictures.spectra import PROJECTIONS
 from multilora.reproduction.tables import parsed
-
-bands_table, histogram_table = spectra.bands_table, spectra.histogram_table
-
-
-def spectra_by_method(
-    found: Spectra, method_of: Mapping[str, str], projections: Sequence[str] = PROJECTIONS
-) -> Figure:
-    """The figure of that name of spectra that are at hand; method_of: run -> method."""
-    bands, histograms = bands_table(found, method_of), histogram_table(found, method_of)
-    return spectra.spectra_by_method(bands, histograms, projections)
 
 
 class Source(NamedTuple):
-    """What a figure is drawn from: tables, each with the columns that it must have, and how."""
+    """How a figure is drawn.
+
+    tables: file name of each table -> the columns that it must have, separated by blanks.
+    figure: the function that takes the rows of these tables and returns the figure.
+    """
 
     tables: dict[str, str]
     figure: Callable[..., Figure]
 
 
-DRAWN = {
+SOURCES = {
     "spectra_by_method": Source(
         {
             "spectra_by_method.csv": "kind method index low median high",
@@ -74,25 +68,23 @@ DRAWN = {
 }
 
 
-def draw(directory: Path, names: Iterable[str] = DRAWN) -> list[Path]:
-    """Draw those figures whose tables are in `directory`, beside them; the PNG files.
+def draw(directory: Path, names: Iterable[str] = SOURCES) -> list[Path]:
+    """Draw the figures whose tables exist in `directory` there, and return their PNG files.
 
-    Raises ValueError where a table is none, has no row, or lacks a column.
+    Raises UserError if a table has no row or lacks a column.
     """
     drawn = []
     for name in names:
-        source = DRAWN[name]
+        source = SOURCES[name]
         if all((directory / table).is_file() for table in source.tables):
-            tables = [
-                _table(directory / table, columns.split())
-                for table, columns in source.tables.items()
-            ]
-            store.save_figure(source.figure(*tables), directory / name)
+            tables = [_rows(directory / table, of.split()) for table, of in source.tables.items()]
+            save_figure(source.figure(*tables), directory / name)
             drawn.append(directory / f"{name}.png")
     return drawn
 
 
-def _table(path: Path, needed: Sequence[str]) -> list[Row]:
+def _rows(path: Path, needed: Sequence[str]) -> list[Row]:
+    """Read a table that must have rows and the needed columns."""
     rows = parsed(path, path.read_bytes(), needed)
     if not rows:
         raise UserError(f"{path}: has no row; expected at least one")

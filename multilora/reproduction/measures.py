@@ -1,8 +1,9 @@
-"""Trained runs and their spectra → rows of tables: what the claims are judged from, and the text.
+"""Compute the rows of methods.csv, nearness.csv and differences.csv from runs and their spectra.
 
-The unit is the run: every value is a mean over modules already.
+The unit is the run: every value is already a mean over modules.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,21 +17,27 @@ from multilora.reproduction.trained import MAIN, Trained
 from multilora.tasks.example import FAMILIES
 
 FIRST_K = ("effective_rank_k", "gini_k", "held_k")
+# The measures by which every two methods are compared in differences.csv.
+COMPARED = ("top_share_1", "top_share_4", "top_share_16", "effective_rank_k", "gini_k", "score")
 
 
 def common_k(runs: Sequence[Trained], spectra: Spectra) -> int:
-    """The smallest capacity of LoRA, MultiLoRA and full fine-tuning; of all, where none is run."""
+    """Return the smallest capacity of LoRA, MultiLoRA and full fine-tuning.
+
+    The smallest of all runs if there are none of these three.
+    """
     main = {run.name for run in runs if run.method in MAIN} or {run.name for run in runs}
     return min(row["capacity"] for row in spectra.rows if row["run"] in main)
 
 
 def of_runs(runs: Sequence[Trained], spectra: Spectra) -> list[Row]:
-    """methods.csv, one row a run: what may be compared between methods, and scores.
+    """Return methods.csv: one row per run with its concentration and its scores.
 
-    k is `common_k`: effective_rank_k and gini_k are those of s[:k], held_k is the share of the
-    energy that s[:k] holds, None where the capacity is lower. above_floor_share: the part of
-    min(d_out, d_in) values above the rounding noise. null_top_share_1: of a random update of that
-    shape and capacity. Means over the modules, those with ΔW = 0 left out.
+    k is `common_k`. effective_rank_k and gini_k are those of s[:k], held_k is the share of the
+    energy in s[:k]; None if the capacity is lower. above_floor_share: how many of the
+    min(d_out, d_in) values are above the noise floor, as a share. null_top_share_1: the top-1
+    share of a random update of the same shape and capacity. All are means over modules; modules
+    with ΔW = 0 are left out. Raises UserError if every ΔW of a run is zero.
     """
     if not runs:
         return []
@@ -38,54 +45,61 @@ def of_runs(runs: Sequence[Trained], spectra: Spectra) -> list[Row]:
     rows = []
     for run in runs:
         of_run = [row for row in spectra.rows if row["run"] == run.name]
-        moved = [_of_module(row, spectra, k) for row in of_run if row["spectral_norm"] > 0]
-        if not moved:
+        modules = [_of_module(row, spectra, k) for row in of_run if row["spectral_norm"] > 0]
+        if not modules:
             raise UserError(f"{run.path}: every ΔW is zero: nothing was trained")
-        scores = run.facts["scores"]["test"]
-        rows.append(
-            {
-                "method": run.method,
-                "seed": run.seed,
-                "parameters": run.facts["parameters"],
-                "learning_rate": run.facts["arguments"]["learning_rate"],
-                "k": k,
-                **{name: statistics.mean(module[name] for module in moved) for name in moved[0]},
-                **{f"score_{family}": scores["families"][family] for family in FAMILIES},
-                "score": scores["mean"],
-                "score_validation": run.facts["scores"]["validation"]["mean"],
-                **{f"task_{task}": score for task, score in scores["tasks"].items()},
-            }
-        )
+        row: Row = {
+            "method": run.method,
+            "seed": run.seed,
+            "parameters": run.facts["parameters"],
+            "learning_rate": run.facts["arguments"]["learning_rate"],
+            "k": k,
+        }
+        row |= {name: statistics.mean(module[name] for module in modules) for name in modules[0]}
+        rows.append(row | _scores(run))
     return rows
 
 
 def _of_module(row: Row, spectra: Spectra, k: int) -> Row:
+    """Return the measures of one module; row: of spectrum.csv."""
     s, sizes = spectra.s[row["key"]], sorted((row["d_out"], row["d_in"]))
-    found: Row = statistics.comparable(s, min(k, s.size))
+    measured: Row = statistics.comparable(s, min(k, s.size))
     if s.size < k:
-        found |= dict.fromkeys(FIRST_K)
+        measured |= dict.fromkeys(FIRST_K)
     by_chance = null.null_top_share(*sizes, s.size)
-    return found | {
+    return measured | {
         "null_top_share_1": by_chance,
-        "top_share_1_above_null": found["top_share_1"] - by_chance,
+        "top_share_1_above_null": measured["top_share_1"] - by_chance,
         "democracy": row["democracy"],
         "energy_rank_90": row["energy_rank_90"],
         "above_floor_share": row["above_floor"] / sizes[0],
     }
 
 
-def nearness(found: Similarity, labels: Mapping[str, Label], spectra: Spectra, k: int) -> list[Row]:
-    """nearness.csv, a row a run and method: φ(k, k) with the method's runs of other seeds.
+def _scores(run: Trained) -> Row:
+    """Return the test scores by family, their mean, the validation score, and scores by task."""
+    scores = run.facts["scores"]["test"]
+    row: Row = {f"score_{family}": scores["families"][family] for family in FAMILIES}
+    row["score"] = scores["mean"]
+    row["score_validation"] = run.facts["scores"]["validation"]["mean"]
+    return row | {f"task_{task}": score for task, score in scores["tasks"].items()}
 
-    Beside it chance, the mean above chance over i = 1…k, the cosine, and log_distance of the
-    normalised spectra (`compare.log_distance`) over the values that both have.
+
+def nearness(
+    similarity: Similarity, labels: Mapping[str, Label], spectra: Spectra, k: int
+) -> list[Row]:
+    """Return nearness.csv: one row per run and method, φ(k, k) with that method's other seeds.
+
+    Each row also has chance, φ(i, i) above chance as a mean over i = 1…k, the cosine, and
+    log_distance of the normalised spectra (`dominance.log_distance`) over the values that both
+    updates have.
     """
-    rows = [row | {"log_distance": _log_distance(row, spectra)} for row in found.rows]
-    return repeatability.by_seed(rows, found.phi, labels, k)
+    rows = [row | {"log_distance": _log_distance(row, spectra)} for row in similarity.rows]
+    return repeatability.by_seed(rows, similarity.phi, labels, k)
 
 
 def _log_distance(row: Row, spectra: Spectra) -> float | None:
-    """Of one pair of updates, over the values above the rank cutoff of both."""
+    """Log distance of a pair's spectra over the values above the rank cutoff of both."""
     a, b = (
         spectra.s[
             names.update_key(
@@ -98,3 +112,37 @@ def _log_distance(row: Row, spectra: Spectra) -> float | None:
     )
     distance = dominance.log_distance(a, b, min(row["k"], a.size, b.size))
     return None if np.isnan(distance) else distance
+
+
+def differences(rows: Sequence[Row]) -> list[Row]:
+    """Return differences.csv: one row per pair of methods and measure, a − b paired by seed.
+
+    rows: of methods.csv. mean, low and high are the mean and its Student interval over the seeds
+    that both methods have; mean is None without such seeds, low and high also for one seed. above
+    and below count the seeds at which a is larger and smaller.
+    """
+    by_method: dict[str, dict[int, Row]] = {}
+    for row in rows:
+        by_method.setdefault(row["method"], {})[row["seed"]] = row
+    compared = []
+    for (a, of_a), (b, of_b) in itertools.combinations(by_method.items(), 2):
+        for measure in COMPARED:
+            difference, _ = statistics.paired_in_common(
+                {seed: row[measure] for seed, row in of_a.items()},
+                {seed: row[measure] for seed, row in of_b.items()},
+            )
+            seeds = len(difference.values) if difference else 0
+            compared.append(
+                {
+                    "method_a": a,
+                    "method_b": b,
+                    "measure": measure,
+                    "seeds": seeds,
+                    "mean": difference.mean if difference else None,
+                    "low": difference.low if difference and seeds > 1 else None,
+                    "high": difference.high if difference and seeds > 1 else None,
+                    "above": difference.positive if difference else 0,
+                    "below": difference.negative if difference else 0,
+                }
+            )
+    return compared

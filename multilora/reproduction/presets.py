@@ -1,4 +1,4 @@
-"""What the presets train: every run of them, in the order of what it is needed for."""
+"""Plan the runs of the presets quick, full and paper."""
 
 import shlex
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +12,7 @@ from multilora.training import identity
 from multilora.training.settings import TrainSettings, complete, defaults
 from multilora.training.trainer import TrainArguments
 
-# What a name in --methods stands for, where it is no method of the training command by itself.
+# Names in --methods that are not methods of the training command, and their settings.
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora+": {"method": "lora+", "b_lr_ratio": 4.0},
     "lora r=26": {"method": "lora", "r": 26},  # more parameters than MultiLoRA of 3 × 8
@@ -26,15 +26,16 @@ ABLATIONS = ("multilora zero", "multilora n=1", "multilora n=1 zero", "lora+", "
 RELATIVES = ("rlora", "mtllora", "expert")
 EVERY = (*CORE, *ABLATIONS, "lora r=26", *RELATIVES)
 
-# The seed that is spent on sweeps, and their learning rates: as many for every method, multiples of
-# its middle, which is its default where it is not named here (for these a sweep found a lower one).
+# The seed of all sweeps, which is not reported, and the learning rates as multiples of a middle.
+# The middle is the method's default, or that of MIDDLE for methods whose default a sweep chose
+# below it.
 SWEEP_SEED, SWEPT = 100, (0.25, 0.5, 1.0, 2.0)
 MIDDLE = {"lora+": 3e-3, "rlora": 3e-3, "mtllora": 6e-3}
-# Whose rate a variant takes, where it has no sweep of its own.
+# Variants without a sweep, and the method whose learning rate they take.
 RATE_OF = {"lora r=26": "lora"}
 
-# One thing changed at a time, for LoRA, MultiLoRA and full fine-tuning: setting, value, and what
-# that means for the run of a method; {} where the method has no such setting.
+# One setting changed at a time, for LoRA, MultiLoRA and full fine-tuning: the setting, its value,
+# and what it changes for each method; {} if the method does not have the setting.
 GRID: tuple[tuple[str, float, dict[str, dict[str, Any]]], ...] = (
     ("rate", 1, {method: {} for method in CORE}),
     ("steps", 500, {method: {"steps": 500} for method in CORE}),
@@ -50,10 +51,14 @@ GRID: tuple[tuple[str, float, dict[str, dict[str, Any]]], ...] = (
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: what, from which seed, how long, and where it goes.
+    """A training run that is planned.
 
-    rate: the learning rate, 0 for the method's default; saves: whether it keeps ten checkpoints
-    on its way, to look at its dynamics.
+    settings: the method and its settings, with the base.
+    seed: the seed.
+    steps: the number of optimiser steps.
+    out: the directory of the run.
+    rate: the learning rate; 0 for the default of the method.
+    saves: True to keep ten checkpoints during training, for its dynamics.
     """
 
     settings: TrainSettings
@@ -64,7 +69,7 @@ class Run:
     saves: bool = False
 
     def arguments(self) -> TrainArguments:
-        """How it is trained."""
+        """Return the arguments of the training command."""
         arguments = TrainArguments(
             output_dir=str(self.out),
             max_steps=self.steps,
@@ -79,12 +84,31 @@ class Run:
         return arguments
 
     def is_done(self) -> bool:
-        """Whether it is there, whole, from the same settings and code."""
+        """Return whether the run is finished, with the same settings and code."""
         return identity.is_done(self.settings, self.arguments())
 
 
+@dataclass
+class Runs:
+    """The runs of a preset.
+
+    compared: the runs that the claims compare.
+    swept: the runs of the sweeps of learning rates.
+    grid: (setting, value, run) of the grid.
+    """
+
+    compared: list[Run] = field(default_factory=list)
+    swept: list[Run] = field(default_factory=list)
+    grid: list[tuple[str, float, Run]] = field(default_factory=list)
+
+    def all(self) -> list[Run]:
+        """Return each run once."""
+        every = [*self.swept, *self.compared, *(run for _, _, run in self.grid)]
+        return list({run.out: run for run in every}.values())
+
+
 def settings_of(method: str, model: Path) -> TrainSettings:
-    """The settings of a method or variant on the base at `model`."""
+    """Return the settings of a method or variant, with the base at `model`."""
     return TrainSettings(model=str(model), **VARIANTS.get(method, {"method": method}))
 
 
@@ -97,9 +121,15 @@ def plan(
     rates: dict[str, float] | None = None,
     saves: bool = False,
 ) -> list[Run]:
-    """Every method from every seed, seed by seed; rates: of each method, else its default.
+    """Return one run per method and seed, seed by seed.
 
-    saves: keep checkpoints of what the claims compare, from the first seed.
+    methods: names of methods and variants.
+    seeds: the seeds.
+    steps: the number of optimiser steps of each run.
+    model: the directory of the base.
+    out: the directory that the runs go to.
+    rates: the learning rate of each method; its default if missing.
+    saves: True to keep checkpoints of LoRA, MultiLoRA and full fine-tuning from the first seed.
     """
     runs = []
     for seed in seeds:
@@ -112,7 +142,7 @@ def plan(
 
 
 def sweep(methods: Sequence[str], steps: int, model: Path, out: Path) -> list[Run]:
-    """Every method at each of as many learning rates, from a seed that is not reported."""
+    """Return one run per method and learning rate of its sweep, from SWEEP_SEED."""
     runs = []
     for method in methods:
         if method in RATE_OF:
@@ -126,7 +156,7 @@ def sweep(methods: Sequence[str], steps: int, model: Path, out: Path) -> list[Ru
 
 
 def best_rates(swept: Sequence[Run]) -> dict[str, float]:
-    """The learning rate of each method whose run scores best on the validation items."""
+    """Return the learning rate of each method with the best score on the validation items."""
     done = [(run, record.read_json(run.out / "run.json")) for run in swept if run.is_done()]
     return best_of(
         (run.settings.name, run.rate, facts["scores"]["validation"]["mean"]) for run, facts in done
@@ -134,9 +164,9 @@ def best_rates(swept: Sequence[Run]) -> dict[str, float]:
 
 
 def best_of(scored: Iterable[tuple[str, float, float]]) -> dict[str, float]:
-    """The rate of each method with the best score, of (method, rate, score).
+    """Return the rate of each method with the best score, the lowest of equals.
 
-    The lowest of equals; none of a method of which a run is not there yet.
+    scored: (method, rate, score) of each run. A method that lacks a run of its sweep is left out.
     """
     scores: dict[str, dict[float, float]] = {}
     for method, rate, score in scored:
@@ -155,12 +185,17 @@ def grid(
     rates: dict[str, float],
     base_of: Callable[[int], Path],
 ) -> list[tuple[str, float, Run]]:
-    """(setting, value, run) of the grid: one thing changed at a time from the runs of `plan`.
+    """Return (setting, value, run) of the grid: one setting changed at a time from `plan`.
 
-    base_of: the base of a width. What a setting does not change for a method is the run of
-    `plan`, in `out` itself.
+    seeds: the seeds.
+    steps: the number of optimiser steps, unless they are changed.
+    out: the directory that the runs go to.
+    rates: the learning rate of each method; its default if missing.
+    base_of: returns the directory of the base of a width.
+
+    If a setting changes nothing for a method, its run is that of `plan`, in `out` itself.
     """
-    found = []
+    points = []
     for setting, value, of_method in GRID:
         for seed in seeds:
             for method, change in of_method.items():
@@ -172,17 +207,17 @@ def grid(
                 settings = replace(settings, **own)
                 where = out / "grid" / f"{setting}-{value:g}" if change else out
                 name = settings_of(method, Path()).run_name(seed)
-                found.append((setting, value, Run(settings, seed, length, where / name, rate)))
-    return found
+                points.append((setting, value, Run(settings, seed, length, where / name, rate)))
+    return points
 
 
 def paper(model: str, tasks: str) -> list[str]:
-    """The commands of the paper's own setting: three methods on a LLaMA and public data.
+    """Return the commands of the paper's own setting: three methods on a LLaMA and public data.
 
-    MultiLoRA with n = 3 and the rank that makes 2.5 % of the model's parameters, LoRA of as many
-    parameters, and full fine-tuning; then scores and spectra. Learning rates are common ones, not
-    the paper's: sweep them on validation items (--split validation). Raises ValueError where model
-    or tasks are not given, or the model cannot be read.
+    MultiLoRA with n = 3 and the rank nearest to 2.5 % of the model's parameters, LoRA of the same
+    n·r, and full fine-tuning; then scores and spectra. Learning rates are common ones, not the
+    paper's: sweep them on validation items (--split validation). Raises UserError if model or
+    tasks are not given.
     """
     if not model or not tasks:
         raise UserError(
@@ -208,17 +243,3 @@ def paper(model: str, tasks: str) -> list[str]:
         "python -m analysis.spectrum " + " ".join(f"runs/paper/{m}-s0" for m in rates),
         "python -m analysis.similarity " + " ".join(f"runs/paper/{m}-s0" for m in rates),
     ]
-
-
-@dataclass
-class Runs:
-    """The runs of a preset: those that are compared, those of the sweep and those of the grid."""
-
-    compared: list[Run] = field(default_factory=list)
-    swept: list[Run] = field(default_factory=list)
-    grid: list[tuple[str, float, Run]] = field(default_factory=list)
-
-    def all(self) -> list[Run]:
-        """Each of them once."""
-        every = [*self.swept, *self.compared, *(run for _, _, run in self.grid)]
-        return list({run.out: run for run in every}.values())

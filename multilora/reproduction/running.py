@@ -23,10 +23,11 @@ from multilora.training.settings import TrainSettings
 
 
 def train_all(runs: Sequence[Run], processes: int) -> None:
-    """Train what is not there yet, several runs side by side, one thread each.
+    """Train the missing runs, `processes` at a time with one thread each.
 
-    On small models that is the fast way to use a machine's cores. What the runs print goes to
-    train.log beside them; a bar shows the steps of all.
+    For small models this is the fastest way to use the cores of a machine. The output of the runs
+    goes to train.log next to their directories, and a progress bar counts the steps of all runs.
+    Raises whatever a run raises.
     """
     missing = [run for run in runs if not run.is_done()]
     if not missing:
@@ -42,17 +43,31 @@ def train_all(runs: Sequence[Run], processes: int) -> None:
         waiting = [pool.submit(_train_one, run) for run in missing]
         try:
             while waiting:
-                bar.update(_drain(steps))
+                bar.update(_count_steps(steps))
                 for future in [future for future in waiting if future.done()]:
-                    future.result()  # raises what the run raised
+                    future.result()  # raises the exception of the run, if any
                     waiting.remove(future)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-class _CountSteps(transformers.TrainerCallback):
-    """Tells the parent process of every step."""
+def _count_steps(steps: Any) -> int:
+    """Return the number of steps reported since the last call; wait up to 0.5 s for the first."""
+    count = 0
+    try:
+        count += steps.get(timeout=0.5)
+        while True:
+            count += steps.get_nowait()
+    except queue.Empty:
+        return count
+
+
+_steps: Any = None  # in a worker process: the queue to the parent
+
+
+class _ReportSteps(transformers.TrainerCallback):
+    """Report every step to the parent process."""
 
     def __init__(self, steps: Any) -> None:
         self.steps = steps
@@ -61,11 +76,8 @@ class _CountSteps(transformers.TrainerCallback):
         self.steps.put(1)
 
 
-_steps: Any = None  # the queue to the parent, in a worker
-
-
 def _start_worker(steps: Any, log: Path) -> None:
-    """One thread, everything that is printed to `log`, and no life after the parent's."""
+    """Use one thread, send all output to `log`, and end when the parent process ends."""
     global _steps
     _steps = steps
     torch.set_num_threads(1)
@@ -76,7 +88,7 @@ def _start_worker(steps: Any, log: Path) -> None:
 
 
 def _end_with_parent() -> None:
-    """Wait for the parent to end, however it does; a run half done is begun again next time."""
+    """End this process when the parent ends for any reason; the next call continues the run."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -84,34 +96,23 @@ def _end_with_parent() -> None:
 
 
 def _train_one(run: Run) -> None:
-    train.run(run.settings, run.arguments(), callbacks=[_CountSteps(_steps)])
+    train.run(run.settings, run.arguments(), callbacks=[_ReportSteps(_steps)])
 
 
-def _drain(steps: Any) -> int:
-    """Number of steps told of since the last call; waits up to half a second for the first."""
-    count = 0
-    try:
-        count += steps.get(timeout=0.5)
-        while True:
-            count += steps.get_nowait()
-    except queue.Empty:
-        return count
-
-
-def seconds_a_step(steps: int = 20) -> float:
-    """How long a step of LoRA takes here, with one thread: measured, the median of a few."""
+def seconds_per_step(steps: int = 20) -> float:
+    """Median duration of a training step of LoRA on this machine, with one thread, in seconds."""
     tokenizer = base.build_tokenizer(64)
     model = base.build_model(base.BaseSettings(), tokenizer)
     model = prepare.prepare(model, TrainSettings(method="lora"))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters)
     ids = torch.randint(len(tokenizer), (32, 20))
-    taken = []
+    durations = []
     with record.threads(1):
         for _ in range(steps):
             start = time.perf_counter()
             model(input_ids=ids, labels=ids).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+            durations.append(time.perf_counter() - start)
+    return statistics.median(durations)

@@ -1,12 +1,11 @@
-"""Tables of results on disk: CSV files whose SHA-256 is in the record.json beside them.
+"""Read and write result tables; refuse a CSV file whose hash differs from record.json.
 
-`read` refuses a table that is not what was written; what is judged is what was measured.
+The claims are judged from these tables, so an edited table would change a verdict.
 """
 
 import csv
 import hashlib
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +17,10 @@ from analysis.results import Row
 from multilora import record
 
 AGAIN = "make it again with python -m multilora.reproduce"
-HASHES = "tables"  # in record.json: file name -> SHA-256
-# Columns that hold words, also where a word looks like a number.
+HASHES = "tables"  # key in record.json: file name -> SHA-256
+# Columns of text, even if a value looks like a number.
 TEXT = ("method", "reference", "setting", "kind", "adapter", "module", "part", "model")
-# The tables that are read, and the columns without which they are another version's.
+# The tables that claims are judged from, and the columns that each must have.
 COLUMNS = {
     "methods": ("method", "seed", "k", "top_share_1", "top_share_1_above_null", "score"),
     "overlap": ("method", "seed", "n", "overlap_above_chance"),
@@ -37,10 +36,11 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Tables:
-    """What a results directory holds.
+    """The tables of a results directory.
 
-    rows: name of the table -> its rows, None where a cell is empty; record: what made them;
-    notes: what a reader should know of how complete they are.
+    rows: name of the table -> its rows; an empty cell is None.
+    record: the record of what made them.
+    notes: sentences on tables that are missing or of unknown origin.
     """
 
     rows: Mapping[str, Sequence[Row]]
@@ -48,14 +48,14 @@ class Tables:
     notes: tuple[str, ...] = ()
 
     def of(self, name: str) -> Sequence[Row]:
-        """The rows of a table; none where it is not there."""
+        """Return the rows of a table; no rows if it is missing."""
         return self.rows.get(name, ())
 
 
 def write(directory: Path, rows_of: Mapping[str, Sequence[Row]]) -> None:
-    """Write tables by name, and their SHA-256 into the record.json that is there.
+    """Write tables by name, and their SHA-256 into the existing record.json.
 
-    A table without rows is taken away: what is left of an earlier run is not a result.
+    A table without rows is removed: a file left over from an earlier run is not a result.
     """
     made_by = _record(directory)
     hashes = dict(made_by.get(HASHES, {}))
@@ -72,16 +72,19 @@ def write(directory: Path, rows_of: Mapping[str, Sequence[Row]]) -> None:
 
 
 def hashes(directory: Path) -> dict[str, str]:
-    """The SHA-256 that the directory's record.json holds; none where there is none yet."""
+    """Return {file name: SHA-256} of the tables in record.json whose files exist.
+
+    Empty if there is no record.json.
+    """
     known = _record(directory).get(HASHES, {}) if (directory / store.RECORD).is_file() else {}
-    return {name: mark for name, mark in known.items() if (directory / name).is_file()}
+    return {name: sha256 for name, sha256 in known.items() if (directory / name).is_file()}
 
 
 def load(directory: str | Path) -> Tables:
-    """The tables that claims are judged from, those of COLUMNS that are there.
+    """Read the tables in COLUMNS that exist in `directory`.
 
-    Raises ValueError, which says what to do, where record.json is absent or another version's, a
-    table was edited, or a table lacks a column.
+    Raises UserError if record.json is missing or from another version, a table was edited, or a
+    table lacks a column.
     """
     out = Path(directory)
     made_by = _record(out)
@@ -91,44 +94,47 @@ def load(directory: str | Path) -> Tables:
         )
     rows: dict[str, list[Row]] = {}
     notes = []
-    for name in COLUMNS:
+    for name, needed in COLUMNS.items():
         file = out / f"{name}.csv"
         known = made_by[HASHES].get(file.name)
         if file.is_file():
             content = file.read_bytes()
             if known is None:
-                notes.append(f"{file.name} is not in {store.RECORD}: nothing says what made it.")
+                notes.append(f"{file.name} is not in {store.RECORD}; its origin is unknown.")
             elif hashlib.sha256(content).hexdigest() != known:
                 raise UserError(
                     f"{file}: was edited: its SHA-256 is not the one in {store.RECORD}; restore"
                     f" it, or {AGAIN}"
                 )
-            rows[name] = parsed(file, content, COLUMNS[name])
+            rows[name] = parsed(file, content, needed)
         elif known is not None:
-            notes.append(f"{file.name} was made and is not here; what rests on it is not measured.")
+            notes.append(f"{file.name} is in {store.RECORD} but missing; its claims lack evidence.")
     return Tables(rows, made_by, tuple(notes))
 
 
 def _record(directory: Path) -> dict[str, Any]:
+    """Read record.json; raise UserError if it is missing or not a JSON object."""
     file = directory / store.RECORD
+    if not file.is_file():
+        raise UserError(f"{file}: missing; expected a directory of results, as figures/quick")
     try:
-        made_by = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{file}: is not there; expected a directory of results, as figures/quick"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{file}: is no JSON ({error}); {AGAIN}") from None
+        made_by = record.read_json(file)
+    except UserError as error:
+        raise UserError(f"{error}; {AGAIN}") from None
     if not isinstance(made_by, dict):
-        raise UserError(f"{file}: is no object; {AGAIN}")
+        raise UserError(f"{file}: is not a JSON object; {AGAIN}")
     return made_by
 
 
 def parsed(file: Path, content: bytes, needed: Sequence[str]) -> list[Row]:
-    """The rows of a CSV file's content: numbers, text, and None for what is empty or not finite.
+    """Return the rows of a CSV file: numbers, text, and None for an empty or non-finite cell.
 
-    Columns of TEXT hold words whatever they look like. Raises ValueError, naming the file, where a
-    column of `needed` is not there, or a row is of another length than the heading.
+    file: named in errors.
+    content: the bytes of the file.
+    needed: columns that must exist.
+
+    Columns in TEXT are text. Raises UserError if a column is missing or a row has more or fewer
+    cells than the heading.
     """
     lines = [*csv.reader(io.StringIO(content.decode("utf-8"), newline=""))]
     heading, cells = (lines[0], lines[1:]) if lines else ([], [])
@@ -147,7 +153,7 @@ def parsed(file: Path, content: bytes, needed: Sequence[str]) -> list[Row]:
 
 
 def _cell(column: str, text: str) -> str | int | float | None:
-    """A number where the text is one and may be; None where it is empty or not finite."""
+    """Return text for a column in TEXT, else a number if it is one; None if empty or not finite."""
     if text == "":
         return None
     if column in TEXT:

@@ -1,53 +1,68 @@
-"""A finished training run and its run.json."""
+"""Finished training runs, read from their run.json."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from analysis import UserError
+from multilora import record
 
-# Their capacities decide how many values and directions are compared; a relative of a lower rank
-# is compared by what holds between any capacities.
+# The methods whose smallest capacity sets how many values and directions are compared. Relatives
+# of lower rank are compared by measures that hold between any capacities.
 MAIN = ("full", "lora", "multilora")
-
-
 NEEDED = ("fingerprint", "method", "settings", "arguments", "seed", "base", "parameters", "scores")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run: where it is, and what its run.json says."""
+    """A finished run.
+
+    path: its directory; facts: the content of its run.json.
+    """
 
     path: Path
     facts: dict[str, Any]
 
     @property
     def name(self) -> str:
-        """What its rows are called."""
+        """The name of the run in tables."""
         return self.path.name
 
     @property
     def method(self) -> str:
-        """The method, with what makes it a variant."""
+        """The method, or the variant of it, as "multilora n=1"."""
         return self.facts["method"]
+
+    @property
+    def plain_method(self) -> str:
+        """The method without the settings that make it a variant."""
+        return self.facts["settings"]["method"]
 
     @property
     def seed(self) -> int:
         """The seed."""
         return self.facts["seed"]
 
+    @property
+    def overlapping_modules(self) -> int:
+        """The number of MultiLoRA modules that can overlap; 0 for one module or another method."""
+        n = self.facts["settings"]["n"] if self.plain_method == "multilora" else 0
+        return n if n > 1 else 0
+
 
 def trained(path: Path) -> Trained:
-    """The run at `path`; ValueError where its run.json is not what this version writes."""
+    """Read the finished run at `path`.
+
+    Raises UserError if run.json is missing, is not JSON, or was written by another version.
+    """
     file = path / "run.json"
+    if not file.is_file():
+        raise UserError(f"{file}: missing: the run is not finished; run it again")
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file}: is not there: the run is not finished; run it again") from None
-    except ValueError as error:
-        raise UserError(f"{file}: is no JSON ({error}); remove {path} and run again") from None
+        facts = record.read_json(file)
+    except UserError as error:
+        raise UserError(f"{error}; remove {path} and run again") from None
     missing = [key for key in NEEDED if key not in facts] if isinstance(facts, dict) else NEEDED
     if missing:
         raise UserError(
@@ -57,15 +72,18 @@ def trained(path: Path) -> Trained:
     return Trained(path, facts)
 
 
-def check_alike(runs: Sequence[Trained]) -> None:
-    """ValueError where the runs do not share one base, or two are of one method and seed."""
+def check_comparable(runs: Sequence[Trained]) -> None:
+    """Raise UserError if runs have different bases, or two have the same method and seed."""
     seen: dict[tuple[str, int], Path] = {}
     for run in runs:
         if run.facts["base"].get("sha256") != runs[0].facts["base"].get("sha256"):
             raise UserError(
-                f"{run.path}: was trained from another base than {runs[0].path}; expected one for"
-                " all: remove it and run again"
+                f"{run.path}: was trained from another base than {runs[0].path}; expected the same"
+                " base for all: remove it and run again"
             )
         other = seen.setdefault((run.method, run.seed), run.path)
         if other != run.path:
-            raise UserError(f"{run.path} and {other}: both are {run.method}, seed {run.seed}")
+            raise UserError(
+                f"{run.path} and {other}: both are {run.method}, seed {run.seed}; expected one run"
+                " per method and seed"
+            )

@@ -1,6 +1,7 @@
-"""Claims 5, 7, 8 and 9: the count of parameters, the grid, cuts of ΔW, adapters in the wild."""
+"""Evidence on claims 5, 7, 8 and 9: parameter count, grid, cut updates, adapters in the wild."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -9,18 +10,19 @@ from analysis.numerics import statistics
 from analysis.numerics.statistics import Claim, Difference, paired, paired_in_common
 from analysis.results import Row
 from multilora.reproduction.claims.evidence import (
+    Evidence,
+    Part,
+    Supplement,
+    between,
+    single,
+)
+from multilora.reproduction.claims.wording import (
     CUTS,
     MARGIN,
-    Beside,
-    Found,
-    Part,
-    between,
     count_text,
     listed,
     mean_text,
-    methods,
     number_text,
-    single,
     words_of,
 )
 from multilora.reproduction.tables import Tables
@@ -31,44 +33,57 @@ from multilora.tasks.example import FAMILIES
 SHARE = 0.025
 AFFORDABLE = (
     Part(
-        Claim("2.5 % of additional parameters", "share_distance", -1, 0.0),
-        "distance of the nearest n = 3, r from 2.5 %",
-        "2.5 % is written to a tenth of a per cent",
+        Claim("2.5 % of additional parameters", "share_distance", direction=-1, delta=0.0),
+        what="distance of the nearest r at n = 3 from 2.5 %",
+        why="2.5 % is given to a tenth of a per cent",
         against=0.0005,
     ),
 )
 
 
-def affordable(measured: Tables) -> Found:
-    """Claim 5: which r of n = 3 comes to 2.5 %."""
+def affordable(measured: Tables) -> Evidence:
+    """Evidence on claim 5: the rank at which MultiLoRA with n = 3 has 2.5 % of the parameters."""
     rows = [row for row in measured.of("llama_budget") if row["n"] == 3]
     if not rows:
-        return Found(notes=["There is no row of n = 3 in llama_budget.csv."])
+        return Evidence(notes=["There is no row with n = 3 in llama_budget.csv."])
     nearest = min(rows, key=lambda row: abs(row["share"] - SHARE))
-    away = abs(nearest["share"] - SHARE)
-    distance = away - AFFORDABLE[0].against
-    # A count: it has no uncertainty.
-    sides = int(distance > 0), int(distance < 0)
-    exact = Difference((distance,), distance, distance, distance, *sides)
-    of = [f"{row['model']} r = {row['r']} ({100 * row['share']:.2f} %)" for row in rows]
-    cells = [["model", "n", "r", "parameters", "share", "outside embeddings and head"]]
+    distance = abs(nearest["share"] - SHARE) - AFFORDABLE[0].against
+    exact = Difference(  # a count has no uncertainty
+        values=(distance,),
+        mean=distance,
+        low=distance,
+        high=distance,
+        positive=int(distance > 0),
+        negative=int(distance < 0),
+    )
+    ranks = [f"{row['model']} r = {row['r']} ({100 * row['share']:.2f} %)" for row in rows]
+    notes = [
+        f"All linear layers except the head, n = 3: {'; '.join(ranks)}."
+        " This is a count, not a measurement."
+    ]
+    return Evidence({"share_distance": exact}, notes, [_shares(rows)])
+
+
+def _shares(rows: Sequence[Row]) -> Supplement:
+    """Table of the ranks nearest to the share, one row per model."""
+    cells = [["model", "n", "r", "parameters", "share", "share outside embeddings and head"]]
     for row in rows:
         shares = [row["share"], row.get("share_outside")]
         cells.append(
             [
-                *(row["model"], str(row["n"]), str(row["r"]), count_text(row.get("parameters"))),
+                row["model"],
+                str(row["n"]),
+                str(row["r"]),
+                count_text(row.get("parameters")),
                 *("–" if share is None else f"{100 * share:.3f} %" for share in shares),
             ]
         )
-    return Found(
-        {"share_distance": exact},
-        [f"All linear layers but the head, n = 3: {'; '.join(of)}. A count, not a measurement."],
-        [Beside("The r nearest to 2.5 % of all parameters", cells)],
-    )
+    return Supplement("The r nearest to 2.5 % of all parameters", cells)
 
 
 # Claim 7: grid.csv
 
+# (claim, measure, a, b, claimed sign of a − b); without b, of a − MARGIN.
 OVER_GRID = (
     ("1", "top_share_1", "lora", "full", +1),
     ("3", "effective_rank_k", "multilora", "lora", +1),
@@ -78,55 +93,74 @@ OVER_GRID = (
 )
 HOLDS = tuple(
     Part(
-        Claim(f"claim {number} holds over the grid", f"sign of {number}", +1, 0.0),
-        f"sign of {number} over the grid, −1 to 1",
-        "more settings with the claimed sign than without",
+        Claim(f"claim {number} holds over the grid", f"sign of {number}", direction=+1, delta=0.0),
+        what=f"mean sign of claim {number} over the grid, −1 to 1",
+        why="more settings with the claimed sign than without",
     )
     for number, *_ in OVER_GRID
 )
 
 
-def holds(measured: Tables) -> Found:
-    """The sign of each claim's mean difference in each setting; the interval is the binomial's.
+def holds(measured: Tables) -> Evidence:
+    """Evidence on claim 7: in how many settings the mean difference has the claimed sign.
 
-    A setting that a claim's methods do not have, as n is none of LoRA's, repeats their runs: it
-    counts once.
+    A setting that a claim's methods do not have, such as n for LoRA, repeats their runs and counts
+    once.
     """
     rows = measured.of("grid")
-    found = Found()
     if not rows:
-        found.notes.append("There is no grid.csv.")
-        return found
+        return Evidence(notes=["There is no grid.csv."])
     settings = list(dict.fromkeys((row["setting"], row["value"]) for row in rows))
-    shown: dict[tuple[str, str], list[str]] = {key: [] for key in settings}
-    for number, column, a, b, direction in OVER_GRID:
-        signs: dict[tuple[float, ...], float] = {}  # by the values, so that no run counts twice
-        for setting, value in settings:
-            where = {"setting": setting, "value": value}
-            if b is None:
-                differences, _ = single(rows, a, {column: MARGIN}, **where)
-            else:
-                differences, _ = between(rows, a, b, [column], **where)
-            difference = differences.get(column)
-            shown[setting, value].append("–" if difference is None else number_text(difference))
-            if difference is not None:
-                signs[difference.values] = 1.0 if direction * difference.mean > 0 else -1.0
+    differences, notes = {}, []
+    columns = []
+    for number, measure, a, b, direction in OVER_GRID:
+        by_setting = [_at(rows, setting, value, measure, a, b) for setting, value in settings]
+        columns.append(["–" if d is None else number_text(d) for d in by_setting])
+        # By the values, so that runs that several settings share count once.
+        signs = {
+            d.values: 1.0 if direction * d.mean > 0 else -1.0 for d in by_setting if d is not None
+        }
         if signs:
-            found.differences[f"sign of {number}"] = _signs([*signs.values()])
+            differences[f"sign of {number}"] = _signs([*signs.values()])
         else:
-            found.notes.append(f"Claim {number} has no setting in grid.csv.")
-    heading = ["", *(f"{n}: {words_of(column)}" for n, column, *_ in OVER_GRID)]
-    heading[3] += f" − {MARGIN}"
-    cells = [[f"{setting} {value}", *numbers] for (setting, value), numbers in shown.items()]
-    found.beside.append(Beside("Mean differences by setting", [heading, *cells]))
-    return found
+            notes.append(f"Claim {number} has no setting in grid.csv.")
+    heading = ["", *(_heading(number, measure) for number, measure, *_ in OVER_GRID)]
+    cells = [
+        [f"{setting} {value}", *numbers]
+        for (setting, value), *numbers in zip(settings, *columns, strict=True)
+    ]
+    return Evidence(
+        differences, notes, [Supplement("Mean differences by setting", [heading, *cells])]
+    )
+
+
+def _at(
+    rows: Sequence[Row], setting: str, value: float, measure: str, a: str, b: str | None
+) -> Difference | None:
+    """Return a − b, or a − MARGIN if b is None, at one setting of the grid; None if not measured.
+
+    rows: of grid.csv.
+    setting, value: the setting that is changed, and its value.
+    measure: the column that is compared.
+    a, b: methods.
+    """
+    if b is None:
+        differences, _ = single(rows, a, {measure: MARGIN}, setting=setting, value=value)
+    else:
+        differences, _ = between(rows, a, b, [measure], setting=setting, value=value)
+    return differences.get(measure)
+
+
+def _heading(number: str, measure: str) -> str:
+    margin = f" − {MARGIN}" if measure == "overlap_above_chance" else ""
+    return f"{number}: {words_of(measure)}{margin}"
 
 
 def _signs(signs: Sequence[float]) -> Difference:
-    """The mean of signs, with the exact binomial interval (Clopper & Pearson 1934).
+    """Mean of signs with the exact binomial interval (Clopper & Pearson 1934).
 
-    Student's would have no width where all signs are equal. Six settings of one sign are enough
-    for the side, five are not.
+    Student's interval would have no width if all signs are equal. Six equal signs are enough for
+    the interval to lie on one side of zero, five are not.
     """
     from scipy.special import betaincinv
 
@@ -135,12 +169,12 @@ def _signs(signs: Sequence[float]) -> Difference:
     low = betaincinv(positive, n - positive + 1, tail) if positive else 0.0
     high = betaincinv(positive + 1, n - positive, 1 - tail) if positive < n else 1.0
     return Difference(
-        tuple(signs),
-        float(np.mean(signs)),
-        2 * float(low) - 1,
-        2 * float(high) - 1,
-        positive,
-        n - positive,
+        values=tuple(signs),
+        mean=float(np.mean(signs)),
+        low=2 * float(low) - 1,
+        high=2 * float(high) - 1,
+        positive=positive,
+        negative=n - positive,
     )
 
 
@@ -149,91 +183,105 @@ def _signs(signs: Sequence[float]) -> Difference:
 MATTERS = tuple(
     Part(
         Claim(
-            f"dominance matters where the top directions are {past}",
+            f"dominance matters if the top directions are {past}",
             kind,
-            direction,
-            0.01,
-            {f"{kind} {family}": direction for family in FAMILIES}
+            direction=direction,
+            delta=0.01,
+            secondary={f"{kind} {family}": direction for family in FAMILIES}
             | {f"{kind} of the whole": direction},
         ),
-        f"area under the score where the top k are {past}, MultiLoRA − LoRA",
-        "as of claim 6; an area is of some points of a curve, each over 750 of the test items",
+        what=f"area under the score with the top k {past}, MultiLoRA − LoRA",
+        why="as for claim 6; an area is a mean over some points of a curve, each scored on 750 of"
+        " the test items",
     )
     for kind, past, direction in (("keep", "kept", -1), ("remove", "removed", +1))
 )
 
+Curve = list[tuple[int, float]]  # (k, score)
+ByRun = dict[str, dict[int, float]]  # method -> seed -> value
 
-def matters(measured: Tables) -> Found:
-    """Claim 8: what of the score the top k directions carry."""
+
+def matters(measured: Tables) -> Evidence:
+    """Evidence on claim 8: how much of the score the top k directions carry."""
     rows = measured.of("cuts")
-    found = Found()
     if not rows:
-        found.notes.append("There is no cuts.csv.")
-        return found
-    families = [f"score_{family}" for family in FAMILIES if f"score_{family}" in rows[0]]
-    cells = [["", "n", "kept", "removed"]]
-    areas: dict[str, dict[str, list[float]]] = {}
-    whole = {(r["method"], r["seed"]): r["score"] for r in rows if _is_whole(r)}
+        return Evidence(notes=["There is no cuts.csv."])
+    areas: dict[str, ByRun] = {}  # by measure
+    notes = []
     for kind in CUTS:
-        compared = [row for row in rows if row["kind"] == kind and row["k"] >= 1]
-        pair = [row for row in compared if row["method"] in ("lora", "multilora")]
-        cuts, dropped = _common_cuts(pair)
-        if dropped:
-            found.notes.append(
-                f"{kind}: k = {listed(dropped)} is not there for every run, and left out."
-            )
-        if len(cuts) < 2:
-            found.notes.append(f"{kind}: fewer than two k in common; an area needs two.")
-            continue
-        curves = _curves(compared, cuts, ["score", *families])
-        for column in ("score", *families):
-            name = kind if column == "score" else f"{kind} {column.removeprefix('score_')}"
-            of = {m: {s: _area(c[column]) for s, c in by.items()} for m, by in curves.items()}
-            _add(found, name, of)
-            if column == "score":
-                for method, by in of.items():
-                    areas.setdefault(method, {})[kind] = list(by.values())
-        # Relative to the score of the whole update: a method that is better in all is so at any k.
-        own = {
-            m: {s: _area(c["score"]) / whole[m, s] for s, c in by.items() if whole.get((m, s))}
-            for m, by in curves.items()
+        of_kind, notes_of_kind = _areas(rows, kind)
+        areas |= of_kind
+        notes += notes_of_kind
+    differences = {}
+    for measure, by_run in areas.items():
+        difference, lost = paired_in_common(by_run.get("multilora", {}), by_run.get("lora", {}))
+        if difference:
+            differences[measure] = difference
+        if lost:
+            notes.append(f"Seeds {listed(lost)} were not cut for both LoRA and MultiLoRA.")
+    cells = [["", "n", "kept", "removed"]]
+    for method in dict.fromkeys(chain.from_iterable(areas.get(kind, {}) for kind in CUTS)):
+        of_method = [list(areas.get(kind, {}).get(method, {}).values()) for kind in CUTS]
+        cells.append([method, str(max(map(len, of_method))), *map(mean_text, of_method)])
+    supplement = Supplement("Areas, as mean scores over log₂ k", cells)
+    return Evidence(differences, list(dict.fromkeys(notes)), [supplement])
+
+
+def _areas(rows: Sequence[Row], kind: str) -> tuple[dict[str, ByRun], list[str]]:
+    """Return ({measure: areas by method and seed}, notes) of one kind of cut.
+
+    The measures are KIND for the mean score, "KIND FAMILY" for each family, and "KIND of the
+    whole" for the mean score relative to that of the uncut update, since a method that scores
+    higher as a whole does so at any k. Only those k count that every run of LoRA and MultiLoRA has.
+    """
+    families = [f"score_{family}" for family in FAMILIES if f"score_{family}" in rows[0]]
+    cut = [row for row in rows if row["kind"] == kind and row["k"] >= 1]
+    ks, dropped = _common_ks([row for row in cut if row["method"] in ("lora", "multilora")])
+    notes = []
+    if dropped:
+        notes.append(f"{kind}: k = {listed(dropped)} is missing for some runs and left out.")
+    if len(ks) < 2:
+        return {}, [*notes, f"{kind}: fewer than two k in common; an area needs two."]
+    areas: dict[str, ByRun] = {}
+    for column in ("score", *families):
+        measure = kind if column == "score" else f"{kind} {column.removeprefix('score_')}"
+        areas[measure] = {
+            method: {seed: _area(curve) for seed, curve in by_seed.items()}
+            for method, by_seed in _curves(cut, ks, column).items()
         }
-        _add(found, f"{kind} of the whole", own)
-    for method, by_kind in areas.items():
-        n = max(len(values) for values in by_kind.values())
-        cells.append([method, str(n), *(mean_text(by_kind.get(kind, [])) for kind in CUTS)])
-    found.beside.append(Beside("Areas, as mean scores over log₂ k", cells))
-    return found
+    uncut = {(row["method"], row["seed"]): row["score"] for row in rows if _is_uncut(row)}
+    areas[f"{kind} of the whole"] = {
+        method: {
+            seed: area / uncut[method, seed]
+            for seed, area in by_seed.items()
+            if uncut.get((method, seed))
+        }
+        for method, by_seed in areas[kind].items()
+    }
+    return areas, notes
 
 
-def _is_whole(row: Row) -> bool:
-    """Whether nothing is cut."""
+def _is_uncut(row: Row) -> bool:
+    """True if the row holds the score of the whole update."""
     return bool(row["kind"] == "remove" and row["k"] == 0)
 
 
-Curve = list[tuple[int, float]]
-
-
-def _common_cuts(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
-    """(the k that every run has, the others)."""
+def _common_ks(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
+    """Return (the k that every run has, the other k)."""
     of_runs: dict[tuple[str, int], set[int]] = {}
     for row in rows:
         of_runs.setdefault((row["method"], row["seed"]), set()).add(row["k"])
-    every = set.intersection(*of_runs.values()) if of_runs else set()
-    return sorted(every), sorted(set().union(*of_runs.values()) - every)
+    common = set.intersection(*of_runs.values()) if of_runs else set()
+    return sorted(common), sorted(set().union(*of_runs.values()) - common)
 
 
-def _curves(
-    rows: Sequence[Row], cuts: Sequence[int], columns: Sequence[str]
-) -> dict[str, dict[int, dict[str, Curve]]]:
-    """method -> seed -> column -> (k, score), of the runs that have all the cuts."""
-    curves: dict[str, dict[int, dict[str, Curve]]] = {}
-    for method in methods(rows):
-        for seed in dict.fromkeys(row["seed"] for row in rows if row["method"] == method):
-            at = {r["k"]: r for r in rows if r["method"] == method and r["seed"] == seed}
-            if set(cuts) <= at.keys():
-                of = {column: [(k, at[k][column]) for k in cuts] for column in columns}
-                curves.setdefault(method, {})[seed] = of
+def _curves(rows: Sequence[Row], ks: Sequence[int], column: str) -> dict[str, dict[int, Curve]]:
+    """Return method -> seed -> curve of a score, for the runs that have all of `ks`."""
+    curves: dict[str, dict[int, Curve]] = {}
+    for (method, seed), of_run in results.grouped(rows, "method", "seed").items():
+        score_at = {row["k"]: row[column] for row in of_run}
+        if set(ks) <= score_at.keys():
+            curves.setdefault(method, {})[seed] = [(k, score_at[k]) for k in ks]
     return curves
 
 
@@ -244,74 +292,73 @@ def _area(curve: Curve) -> float:
     return float(np.trapezoid(score, x) / (x[-1] - x[0]))
 
 
-def _add(found: Found, name: str, of: Mapping[str, Mapping[int, float]]) -> None:
-    """MultiLoRA − LoRA of a value by method and seed."""
-    difference, lost = paired_in_common(of.get("multilora", {}), of.get("lora", {}))
-    if difference:
-        found.differences[name] = difference
-    note = f"Seeds {listed(lost)} were not cut for both LoRA and MultiLoRA."
-    if lost and note not in found.notes:
-        found.notes.append(note)
-
-
 # Claim 9: wild.csv
 
 WILD = (
     Part(
-        Claim("adapters in the wild are dominated", "above_null", +1, 0.1, {"log2_ratio": +1}),
-        "median top-1 share of an adapter above the null's",
-        "as of claim 1",
+        Claim(
+            "adapters in the wild are dominated",
+            "above_null",
+            direction=+1,
+            delta=0.1,
+            secondary={"log2_ratio": +1},
+        ),
+        what="median top-1 share of an adapter above that of the null",
+        why="as for claim 1",
     ),
 )
 
 
-def wild(measured: Tables) -> Found:
-    """Claim 9: the unit is the adapter."""
-    rows = _last_steps([r for r in measured.of("wild") if r["top_share_1"] is not None])
-    found = Found()
+def wild(measured: Tables) -> Evidence:
+    """Evidence on claim 9: the top-1 share of published adapters above chance, by adapter."""
+    rows = _last_steps([row for row in measured.of("wild") if row["top_share_1"] is not None])
     if not rows:
-        found.notes.append("There is no wild.csv.")
-        return found
-    told = {row["adapter"] for row in rows if row["null_top_share_1"] < 1}
-    if single_value := sorted({row["adapter"] for row in rows} - told):
-        found.notes.append(
-            f"Left out, since an update of rank 1 has nothing to share: {listed(single_value)}."
-        )
-    rows = [row for row in rows if row["null_top_share_1"] < 1]
-    if not rows:
-        return found
-    # One author's adapters of one task, in one directory, are one unit: NAME/rank2, NAME/rank4.
+        return Evidence(notes=["There is no wild.csv."])
+    usable = [row for row in rows if row["null_top_share_1"] < 1]
+    notes = []
+    if rank_1 := sorted({r["adapter"] for r in rows} - {r["adapter"] for r in usable}):
+        notes.append(f"Left out, because an update of rank 1 has one direction: {listed(rank_1)}.")
+    if not usable:
+        return Evidence(notes=notes)
     by_origin: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in usable:
+        # Adapters in one directory, as NAME/rank2 and NAME/rank4, have one author and one task.
         by_origin.setdefault(row["adapter"].split("/")[0], []).append(row)
-    above = {
-        i: float(np.median([row["top_share_1"] - row["null_top_share_1"] for row in of]))
-        for i, of in enumerate(by_origin.values())
-    }
-    ratio = {
-        i: float(np.median([np.log2(row["top_share_1"] / row["null_top_share_1"]) for row in of]))
-        for i, of in enumerate(by_origin.values())
-    }
-    for name, values in (("above_null", above), ("log2_ratio", ratio)):
-        found.differences[name] = paired(values, dict.fromkeys(values, 0.0))
-    found.notes.append(
-        "The unit is the adapter, at its last step, where several of one author's for one task are"
-        " one; these were at hand, and are no random sample."
+    above_null, log2_ratio = {}, {}
+    for i, of_origin in enumerate(by_origin.values()):
+        shares = [(row["top_share_1"], row["null_top_share_1"]) for row in of_origin]
+        above_null[i] = float(np.median([share - null for share, null in shares]))
+        log2_ratio[i] = float(np.median([np.log2(share / null) for share, null in shares]))
+    notes.append(
+        "The unit is the adapter at its last step; several adapters of one author for one task"
+        " count as one. These adapters were at hand and are not a random sample."
     )
-    for column, title in (("r", "By rank"), ("kind", "By projection"), ("adapter", "By adapter")):
-        cells = [[column, "adapters", "modules", "top-1", "by chance"]]
-        for (value,), of in results.grouped(rows, column).items():
-            columns = ("top_share_1", "null_top_share_1")
-            medians = [np.median([row[name] for row in of]) for name in columns]
-            adapters = len({row["adapter"] for row in of})
-            shown = [str(value), str(adapters), str(len(of)), *(f"{m:.3f}" for m in medians)]
-            cells.append(shown)
-        found.beside.append(Beside(f"{title}, medians over modules", cells))
-    return found
+    differences = {
+        "above_null": paired(above_null, dict.fromkeys(above_null, 0.0)),
+        "log2_ratio": paired(log2_ratio, dict.fromkeys(log2_ratio, 0.0)),
+    }
+    titles = {"r": "By rank", "kind": "By projection", "adapter": "By adapter"}
+    supplements = [_medians(usable, column, title) for column, title in titles.items()]
+    return Evidence(differences, notes, supplements)
+
+
+def _medians(rows: Sequence[Row], column: str, title: str) -> Supplement:
+    """Table of medians over modules, one row per value of `column`."""
+    cells = [[column, "adapters", "modules", "top-1", "top-1 by chance"]]
+    for (value,), of_value in results.grouped(rows, column).items():
+        adapters = len({row["adapter"] for row in of_value})
+        medians = [
+            np.median([row[name] for row in of_value])
+            for name in ("top_share_1", "null_top_share_1")
+        ]
+        cells.append(
+            [str(value), str(adapters), str(len(of_value)), *(f"{m:.3f}" for m in medians)]
+        )
+    return Supplement(f"{title}, medians over modules", cells)
 
 
 def _last_steps(rows: Sequence[Row]) -> list[Row]:
-    """The rows of each adapter's last step; those of all, where it has no steps."""
+    """Return the rows at the last step of each adapter; all rows of an adapter without steps."""
     last: dict[str, int] = {}
     for row in rows:
         last[row["adapter"]] = max(last.get(row["adapter"], -1), _step(row))

@@ -1,11 +1,13 @@
-"""What a claim is and what tables hold of it; differences by seed, and numbers in words."""
+"""The parts of a claim, and the differences between runs that it is judged by.
 
-import math
+A `Statement` of the paper has one part or several. Each `Part` holds one `statistics.Claim`: a
+primary measure, a direction and a bound. `Evidence` holds the differences that the tables of a
+reproduction give for these measures, and a `Judgement` the verdicts that follow.
+"""
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from analysis import UserError
 from analysis.numerics.statistics import (
@@ -17,39 +19,53 @@ from analysis.numerics.statistics import (
     paired_in_common,
 )
 from analysis.results import Row
+from multilora.reproduction.claims.wording import listed
 from multilora.reproduction.tables import Tables
-from multilora.tasks.example import FAMILIES
 
-# What is fixed for several claims: the least that matters of a score, of overlap above chance, and
-# the two ways to cut an update.
-POINT = "a point is about the standard error of one run's mean over the 1,500 test items"
-MARGIN = 0.1
-CUTS = ("keep", "remove")
+# Measures of the first k values or directions. Runs with different k are not compared by them.
+AT_K = (
+    "effective_rank_k",
+    "gini_k",
+    "held_k",
+    "left_phi_k",
+    "right_phi_k",
+    "left_above_chance",
+    "right_above_chance",
+)
 
 
 @dataclass(frozen=True)
-class Beside:
-    """A table that is shown with a claim and decides nothing: cells, the heading first."""
+class Supplement:
+    """A table shown with a claim, without influence on its verdict.
+
+    cells: rows of text, the heading first.
+    """
 
     title: str
     cells: list[list[str]]
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the tables hold of a claim: differences by measure, remarks, and tables beside."""
+class Evidence:
+    """The measured differences that a claim is judged by.
 
-    differences: dict[str, Difference] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    beside: list[Beside] = field(default_factory=list)
+    differences: by name of the measure; notes: sentences about them; supplements: further tables.
+    """
+
+    differences: Mapping[str, Difference] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    supplements: Sequence[Supplement] = ()
 
 
 @dataclass(frozen=True)
 class Part:
-    """One primary measure of a claim.
+    """One primary measure of a statement.
 
-    what: the measure in words; why: what the smallest difference that matters is for; against:
-    the constant that a single method's values are compared with, where there is no other method.
+    claim: the primary measure, its direction and bound, and the secondary measures.
+    what: the primary measure in words.
+    why: the reason for the bound.
+    against: the constant that is subtracted from the values of a single method, if the claim does
+        not compare two methods.
     """
 
     claim: Claim
@@ -59,59 +75,67 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Stated:
-    """A claim: its number and words, its parts, and how they are measured. It needs all parts."""
+class Statement:
+    """A numbered claim, in words, that is supported if all of its parts are.
+
+    gather: the function that takes the evidence for all parts from the tables.
+    """
 
     number: str
     words: str
     parts: tuple[Part, ...]
-    measured: Callable[[Tables], Found]
+    gather: Callable[[Tables], Evidence]
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A claim, what the tables hold of it, and the verdicts: one a part, and of the whole."""
+class Judgement:
+    """A statement, its evidence, one verdict per part, and the outcome of the whole."""
 
-    stated: Stated
-    found: Found
+    statement: Statement
+    evidence: Evidence
     verdicts: tuple[Verdict, ...]
     outcome: Outcome
 
     @property
     def disagree(self) -> list[str]:
-        """The secondary measures that say the opposite of the verdict on a part."""
+        """The secondary measures that contradict the verdict on a part."""
         return list(dict.fromkeys(name for verdict in self.verdicts for name in verdict.disagree))
 
 
 def by_seed(rows: Iterable[Row], method: str, **where: Any) -> dict[int, Row]:
-    """The rows of a method by seed; ValueError where a seed stands there twice."""
-    found: dict[int, Row] = {}
+    """Return {seed: row} of a method, for rows whose columns have the values of `where`.
+
+    Raises UserError if two rows have the same seed.
+    """
+    row_of: dict[int, Row] = {}
     for row in rows:
         if row["method"] == method and all(row[name] == value for name, value in where.items()):
-            if row["seed"] in found:
+            if row["seed"] in row_of:
                 raise UserError(f"two rows of {method}, seed {row['seed']}; expected one")
-            found[row["seed"]] = row
-    return found
-
-
-# Measures of the first k values or directions, which only runs of one k may be compared by.
-AT_K = (
-    *("effective_rank_k", "gini_k", "held_k", "left_phi_k", "right_phi_k"),
-    *("left_above_chance", "right_above_chance"),
-)
+            row_of[row["seed"]] = row
+    return row_of
 
 
 def between(
     rows: Sequence[Row], a: str, b: str, columns: Iterable[str], **where: Any
 ) -> tuple[dict[str, Difference], list[str]]:
-    """a − b by column, paired on the seeds that both have, and what there is to say of them."""
-    of_a, of_b = (by_seed(rows, method, **where) for method in (a, b))
-    absent = [method for method, of in ((a, of_a), (b, of_b)) if not of]
+    """Return ({column: a − b paired by seed}, notes).
+
+    rows: of one table.
+    a, b: methods; only seeds that both have count.
+    columns: measures to compare; a measure that is undefined for every pair is left out.
+    where: column=value that the rows must have.
+
+    The notes say which runs or seeds are missing and which measures cannot be compared. Raises
+    UserError if two rows of a method have the same seed.
+    """
+    rows_a, rows_b = (by_seed(rows, method, **where) for method in (a, b))
+    absent = [method for method, of_method in ((a, rows_a), (b, rows_b)) if not of_method]
     if absent:
         return {}, [f"There is no run of {' and '.join(absent)}."]
     differences = {}
     notes = []
-    ks = {row.get("k") for row in (*of_a.values(), *of_b.values())}
+    ks = {row.get("k") for row in (*rows_a.values(), *rows_b.values())}
     for column in columns:
         if column in AT_K and len(ks) > 1:
             notes.append(
@@ -119,17 +143,20 @@ def between(
                 " measures at different k are not compared."
             )
             continue
-        values = [{seed: row.get(column) for seed, row in of.items()} for of in (of_a, of_b)]
-        if not any(value is not None for of in values for value in of.values()):
+        of_a, of_b = (
+            {seed: row.get(column) for seed, row in of_method.items()}
+            for of_method in (rows_a, rows_b)
+        )
+        if not any(value is not None for value in (*of_a.values(), *of_b.values())):
             continue
-        difference, lost = paired_in_common(*values)
+        difference, lost = paired_in_common(of_a, of_b)
         if difference:
             differences[column] = difference
         if lost:
-            common = sorted(values[0].keys() & values[1].keys() - set(lost))
+            common = sorted(of_a.keys() & of_b.keys() - set(lost))
             notes.append(
-                f"{a} − {b}: seeds {listed(lost)} are not there for both: paired on"
-                f" {listed(common) or 'none'}. Train what is missing and report again."
+                f"{a} − {b}: seeds {listed(lost)} are missing for one of the two; paired on seeds"
+                f" {listed(common) or 'none'}. Train the missing runs and report again."
             )
     return differences, list(dict.fromkeys(notes))
 
@@ -137,100 +164,45 @@ def between(
 def single(
     rows: Sequence[Row], method: str, against: Mapping[str, float], **where: Any
 ) -> tuple[dict[str, Difference], list[str]]:
-    """A method's values by column, less the constant of each."""
-    of = by_seed(rows, method, **where)
-    if not of:
+    """Return ({column: values of a method − constant}, notes).
+
+    rows: of one table.
+    method: the method; undefined values are left out.
+    against: the constant to subtract from each column.
+    where: column=value that the rows must have.
+
+    The note says if there is no run of the method. Raises UserError if two rows have the same seed.
+    """
+    rows_of_method = by_seed(rows, method, **where)
+    if not rows_of_method:
         return {}, [f"There is no run of {method}."]
     differences = {}
     for column, constant in against.items():
-        values = {seed: row[column] for seed, row in of.items() if row.get(column) is not None}
+        values = {
+            seed: row[column] for seed, row in rows_of_method.items() if row.get(column) is not None
+        }
         if values:
             differences[column] = paired(values, dict.fromkeys(values, constant))
     return differences, []
 
 
 def measures(parts: Sequence[Part]) -> list[str]:
-    """All measures that the parts name, the primary ones first."""
+    """Return the names of all measures of the parts, the primary ones first."""
     primary = [part.claim.primary for part in parts]
     secondary = [name for part in parts for name in part.claim.secondary]
     return list(dict.fromkeys([*primary, *secondary]))
 
 
-def listed(items: Iterable[Any]) -> str:
-    return ", ".join(map(str, items))
-
-
 def methods(rows: Iterable[Row]) -> list[str]:
+    """Return the methods of the rows, in order of first appearance."""
     return list(dict.fromkeys(row["method"] for row in rows))
 
 
-def over_seeds(rows: Sequence[Row], method: str, column: str, form: str = ".3f") -> str:
-    values = [row.get(column) for row in rows if row["method"] == method]
-    return mean_text(values, form)
+def agreement(difference: Difference, direction: int) -> int:
+    """Return 1 if the interval lies wholly on the claimed side of zero, −1 if on the other, else 0.
 
-
-def mean_text(values: Iterable[float | None], form: str = ".3f") -> str:
-    """The mean of what is defined, and its range over seeds; a dash for nothing."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "–"
-    mean = f"{np.mean(known):{form}}"
-    return f"{mean} ±{(max(known) - min(known)) / 2:{form}}" if len(known) > 1 else mean
-
-
-def count_text(value: float | None) -> str:
-    return "–" if value is None else f"{value:,}"
-
-
-def says(difference: Difference, direction: int) -> int:
-    """1: the interval lies on the side of `direction`; −1: on the other; 0: on both."""
+    direction: +1 or −1, the claimed side.
+    """
     if direction * difference.low > 0 and direction * difference.high > 0:
         return 1
     return -1 if direction * difference.low < 0 and direction * difference.high < 0 else 0
-
-
-def number_text(difference: Difference, against: float = 0.0) -> str:
-    """The mean and its interval, the constant that was taken off put back."""
-    form = ".3g" if against else "+.3g"
-    mean = format(difference.mean + against, form)
-    if math.isnan(difference.low):
-        return f"{mean} [no interval]"
-    if len(difference.values) == 1:
-        return f"{mean} (exact)"
-    low, high = (format(x + against, form) for x in (difference.low, difference.high))
-    return f"{mean} [{low}, {high}]"
-
-
-WORDS = {
-    **{f"top_share_{k}": f"top-{k} share" for k in (1, 4, 16)},
-    "top_share_1_above_null": "top-1 share above the random null's",
-    "effective_rank_k": "effective rank of s[:k]",
-    "gini_k": "Gini of s[:k]",
-    "log_distance": "log distance of the spectra",
-    "left_above_chance": "φ(i, i) above chance, mean over i, left",
-    "right_above_chance": "φ(i, i) above chance, mean over i, right",
-    "left_phi_k": "φ(k, k) left",
-    "right_phi_k": "φ(k, k) right",
-    "overlap_above_chance": "overlap above chance",
-    **{
-        f"{side}_above_margin": f"overlap above chance, {side}, less {MARGIN}"
-        for side in ("left", "right")
-    },
-    "log2_ratio": "log₂ of the ratio to the null",
-    "score": "mean score",
-    **{
-        f"{kind} {family}": f"{family}, {kind}"
-        for kind in ("keep", "remove")
-        for family in FAMILIES
-    },
-    **{f"{kind} of the whole": f"relative to the whole update's score, {kind}" for kind in CUTS},
-    **{
-        f"score_{family} − {other}": f"{family}, MultiLoRA − {other}"
-        for family in FAMILIES
-        for other in ("lora", "full")
-    },
-}
-
-
-def words_of(measure: str) -> str:
-    return WORDS.get(measure, measure)

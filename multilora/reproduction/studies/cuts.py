@@ -1,7 +1,7 @@
-"""Finished runs → their scores when every ΔW is cut: whether the top directions carry the skill.
+"""Score finished runs with every ΔW cut, to see if the top directions carry the skill.
 
-With ΔW = U diag(s) Vᵀ, "keep" k leaves the top k directions of every module, "remove" k takes them
-away. Both ends are known: keep 0 is the base, remove 0 the run as it was trained.
+With ΔW = U diag(s) Vᵀ, the cut "keep" k leaves the top k directions of every module and "remove" k
+takes them away. Keep 0 is the base, and remove 0 the run as it was trained.
 """
 
 import statistics
@@ -20,29 +20,26 @@ from analysis.formats import Options
 from analysis.numerics import decompose
 from analysis.results import Row
 from analysis.update import LowRankUpdate, Update
-from multilora import delta, record
+from multilora import delta
+from multilora.reproduction.trained import Trained
 from multilora.tasks.builtin import suite
 from multilora.tasks.example import FAMILIES, Example
 from multilora.tasks.scoring import score
 
 COUNTS = (0, 1, 2, 4, 8, 16, 24, 32, 64, 128)
 PER_TASK = 50
-COLUMNS = (
-    *("method", "seed", "kind", "k"),
-    *(f"score_{family}" for family in FAMILIES),
-    "score",
-)
+SCORES = tuple(f"score_{family}" for family in FAMILIES)
+COLUMNS = ("method", "seed", "kind", "k", *SCORES, "score")
 
 
-def table(runs: Iterable[Path], base: str | Path, per_task: int = PER_TASK) -> list[Row]:
-    """The curves of finished runs of one base, on `per_task` test items of each task."""
+def table(runs: Iterable[Trained], base: Path, per_task: int = PER_TASK) -> list[Row]:
+    """Return cuts.csv: the curves of runs of one base, on `per_task` test items of each task."""
     model, tokenizer = delta.load_base(str(base))
     examples = suite.load("test", per_task)
     rows = []
     for run in runs:
-        facts = record.read_json(run / "run.json")
-        of_run = {"method": facts["method"], "seed": facts["seed"]}
-        updates = checkpoint.read(run, options=Options(base=Path(base)))
+        of_run = {"method": run.method, "seed": run.seed}
+        updates = checkpoint.read(run.path, options=Options(base=base))
         rows += [of_run | row for row in curve(updates, model, tokenizer, examples)]
     return rows
 
@@ -54,13 +51,18 @@ def curve(
     examples: Sequence[Example],
     counts: Sequence[int] = COUNTS,
 ) -> list[Row]:
-    """Scores in [0, 1] of the base `model` with the cut updates: {kind, k, score_FAMILY, score}.
+    """Return the scores of a base with cut updates, as rows {kind, k, score_FAMILY, score}.
 
-    k: those of `counts` below the largest capacity of a module, and this capacity itself. A method
-    with an update a task (MTL-LoRA, experts) is scored task by task, each with its own; R-LoRA is
-    taken at the mean of its heads. The whole decomposition is in memory, in float64. The model has
-    its own weights again afterwards. Raises ValueError where an update is of no module of the
-    model, and where a module has parts that are not the tasks of the examples.
+    updates: of one checkpoint. A method with an update for each task (MTL-LoRA, experts) is scored
+        task by task, each with its own update; R-LoRA is represented by the mean of its heads.
+    model, tokenizer: the base; it has its own weights again afterwards.
+    examples: the items to score.
+    counts: values of k; only those below the largest capacity of a module are used, and this
+        capacity itself.
+
+    Scores are in [0, 1]. All decompositions are in memory, in float64. Raises UserError if an
+    update does not belong to a module of the model, or a module has parts that are not the tasks
+    of the examples.
     """
     groups = _by_part(updates, examples)
     parts = [([_matrix(update, model) for update in group], items) for group, items in groups]
@@ -70,7 +72,7 @@ def curve(
     for kind in ("keep", "remove"):
         for k in (*(k for k in counts if k < capacity), capacity):
             start, stop = (0, k) if kind == "keep" else (k, capacity)
-            ends = (start, stop) if start < stop else (0, 0)  # the base, whichever are removed
+            ends = (start, stop) if start < stop else (0, 0)  # every empty cut is the base
             if ends not in known:
                 known[ends] = _scores(parts, slice(*ends), model, tokenizer)
             rows.append({"kind": kind, "k": k, **known[ends]})
@@ -79,51 +81,55 @@ def curve(
 
 @dataclass(frozen=True, eq=False)
 class _Matrix:
-    """A weight of the model, its W0 and the decomposition of its ΔW; turned: stored as W0ᵀ."""
+    """A weight of the model, its W0, and the decomposition of its ΔW.
+
+    transposed: True if the model stores W0ᵀ.
+    """
 
     weight: nn.Parameter
     W0: torch.Tensor
     U: torch.Tensor
     s: torch.Tensor
     Vh: torch.Tensor
-    turned: bool
+    transposed: bool
 
     def put(self, chosen: slice) -> None:
-        """Let the weight be W0 and the chosen directions of ΔW, added in float64."""
+        """Set the weight to W0 plus the chosen directions of ΔW, added in float64."""
         dW = (self.U[:, chosen] * self.s[chosen]) @ self.Vh[chosen]
-        dW = (dW.T if self.turned else dW).to(self.W0.device)
+        dW = (dW.T if self.transposed else dW).to(self.W0.device)
         self.weight.data = (self.W0.double() + dW).to(self.W0.dtype)
 
     def restore(self) -> None:
-        """Let the weight be W0 itself again."""
+        """Set the weight to W0."""
         self.weight.data = self.W0
 
 
 def _matrix(update: Update, model: Any) -> _Matrix:
+    """Decompose an update and find the weight of the model that it belongs to."""
     try:
         layer = model.get_submodule(update.name)
     except AttributeError:
         raise UserError(
             f"{update.source}: {update.name} is not a module of the model; is that its base?"
         ) from None
-    turned = isinstance(layer, Conv1D)
-    shape = tuple(layer.weight.T.shape if turned else layer.weight.shape)
+    transposed = isinstance(layer, Conv1D)
+    shape = tuple(layer.weight.T.shape if transposed else layer.weight.shape)
     if shape != update.shape:
         raise UserError(
             f"{update.source}: {update.name} is {update.shape}; the model's weight is {shape}"
         )
     U, s, Vh = (torch.from_numpy(M) for M in decompose.svd(update))
-    return _Matrix(layer.weight, layer.weight.data, U, s, Vh, turned)
+    return _Matrix(layer.weight, layer.weight.data, U, s, Vh, transposed)
 
 
 def _by_part(
     updates: Iterable[Update], examples: Sequence[Example]
 ) -> list[tuple[list[Update], list[Example]]]:
-    """Updates that are put in together, with the examples that are theirs."""
+    """Group updates that are put in together, each group with its examples."""
     by_part: dict[str, list[Update]] = {}
     for update in updates:
         by_part.setdefault(update.part, []).append(update)
-    means = [p for p, group in by_part.items() if all(_is_mean(update) for update in group)]
+    means = [part for part, group in by_part.items() if all(map(_is_mean, group))]
     if len(by_part) == 1 or means:
         (part,) = means or by_part
         return [(by_part[part], list(examples))]
@@ -147,7 +153,12 @@ def _scores(
     model: Any,
     tokenizer: Any,
 ) -> dict[str, float]:
-    """By family, and their mean; each group of examples with its own matrices put in."""
+    """Return the scores by family and their mean.
+
+    parts: groups of matrices, each with the examples that are scored with it.
+    chosen: the directions of every ΔW that are kept.
+    model, tokenizer: the base.
+    """
     tasks: dict[str, float] = {}
     for matrices, examples in parts:
         with _put(matrices, chosen):
@@ -155,7 +166,7 @@ def _scores(
     family_of = {example.task: example.family for _, of_part in parts for example in of_part}
     families = {
         f"score_{family}": statistics.fmean(
-            tasks[task] for task, of in family_of.items() if of == family
+            tasks[task] for task, of_task in family_of.items() if of_task == family
         )
         for family in dict.fromkeys(family_of.values())
     }
@@ -164,6 +175,7 @@ def _scores(
 
 @contextmanager
 def _put(matrices: Sequence[_Matrix], chosen: slice) -> Iterator[None]:
+    """Put the chosen directions into the model; restore its weights on exit."""
     try:
         for matrix in matrices:
             matrix.put(chosen)

@@ -1,83 +1,104 @@
-"""Finished MultiLoRA runs → how much of their directions the n modules of a layer share."""
+"""Measure how much of their directions the n modules of a MultiLoRA layer share."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 from analysis import similarity
 from analysis.numerics.statistics import mean
 from analysis.numerics.subspaces import SIDES
 from analysis.results import Row, grouped
-from multilora import record
 from multilora.reproduction.trained import Trained
 
-COLUMNS = (
-    *("method", "seed", "n", "r", "module", "kind", "pairs"),
-    *(f"{side}_{what}" for side in SIDES for what in ("phi", "chance")),
+BY_LAYER_COLUMNS = (
+    "method",
+    "seed",
+    "n",
+    "r",
+    "module",
+    "kind",
+    "pairs",
+    "left_phi",
+    "left_chance",
+    "right_phi",
+    "right_chance",
 )
 
 
-def by_layer(runs: Iterable[Path]) -> list[Row]:
-    """A row a run and layer: φ(r, r) between its modules, the mean over their n(n − 1)/2 pairs.
+@dataclass(frozen=True, eq=False)
+class ModulePairs:
+    """A MultiLoRA run with n > 1 and the comparisons between its modules.
 
-    left: of what they write, right: of what they read, from 0 to 1; chance: r/d. r: the smallest
-    rank of the pairs. Runs with one module a layer have no row.
+    rows: one per layer and pair of modules, as in `Similarity.inside`.
     """
-    rows = []
-    for run in runs:
-        facts = record.read_json(run / "run.json")
-        found = similarity.analyse(run)
-        for (module, kind), pairs in grouped(found.inside, "module", "kind").items():
-            parts = {pair[f"part_{end}"] for pair in pairs for end in "ab"}
-            row = {"method": facts["method"], "seed": facts["seed"], "n": len(parts)}
-            row |= {"r": int(min(pair["k"] for pair in pairs)), "module": module, "kind": kind}
-            row["pairs"] = len(pairs)
-            for side in SIDES:
-                row[f"{side}_phi"] = mean(pair[f"{side}_phi_k"] for pair in pairs)
-                row[f"{side}_chance"] = mean(pair[f"{side}_chance_k"] for pair in pairs)
-            rows.append({column: row[column] for column in COLUMNS})
-    return rows
+
+    run: Trained
+    rows: Sequence[Row]
 
 
-def by_run(runs: Sequence[Trained]) -> list[Row]:
-    """overlap.csv, one row a run of MultiLoRA with n > 1: what its modules share with one another.
-
-    φ(r, r) on both sides, and chance, means over pairs of modules and over layers;
-    overlap_above_chance: the mean of both sides above theirs; cosine: mean |cosine| of the ΔWᵢ.
-    """
-    several = [
-        run
+def module_pairs(runs: Iterable[Trained]) -> list[ModulePairs]:
+    """Compare the modules of each run that has several per layer; other runs are left out."""
+    return [
+        ModulePairs(run, similarity.analyse(run.path).inside)
         for run in runs
-        if run.facts["settings"]["method"] == "multilora" and run.facts["settings"]["n"] > 1
+        if run.overlapping_modules
     ]
+
+
+def by_layer(overlaps: Iterable[ModulePairs]) -> list[Row]:
+    """Return module_overlap.csv: one row per run and layer, means over its n(n − 1)/2 pairs.
+
+    left_phi, right_phi: φ(r, r) of output and input directions, in [0, 1]; left_chance,
+    right_chance: r/d; r: the smallest rank of the pairs.
+    """
     rows = []
-    for run in several:
-        inside = similarity.analyse(run.path).inside
-        means = {
-            f"{side}_{column}": mean(row[f"{side}_{column}"] for row in inside)
-            for side in ("left", "right")
-            for column in ("phi_1", "phi_k", "chance_k")
-        }
-        above = {
-            side: mean(
-                None if row[f"{side}_phi_k"] is None else row[f"{side}_phi_k"] - row[chance]
-                for row in inside
-            )
-            for side, chance in (("left", "left_chance_k"), ("right", "right_chance_k"))
-        }
-        rows.append(
-            {
-                "method": run.method,
-                "seed": run.seed,
-                "n": run.facts["settings"]["n"],
-                "r": max((row["k"] for row in inside), default=None),
-                "pairs": len(inside),
-                **means,
-                "left_above_chance": above["left"],
-                "right_above_chance": above["right"],
-                "overlap_above_chance": mean(above.values()),
-                "cosine": mean(
-                    None if row["cosine"] is None else abs(row["cosine"]) for row in inside
-                ),
+    for pairs in overlaps:
+        for (module, kind), of_layer in grouped(pairs.rows, "module", "kind").items():
+            row = {
+                "method": pairs.run.method,
+                "seed": pairs.run.seed,
+                "n": len({pair[f"part_{end}"] for pair in of_layer for end in "ab"}),
+                "r": int(min(pair["k"] for pair in of_layer)),
+                "module": module,
+                "kind": kind,
+                "pairs": len(of_layer),
             }
-        )
+            for side in SIDES:
+                row[f"{side}_phi"] = mean(pair[f"{side}_phi_k"] for pair in of_layer)
+                row[f"{side}_chance"] = mean(pair[f"{side}_chance_k"] for pair in of_layer)
+            rows.append({column: row[column] for column in BY_LAYER_COLUMNS})
     return rows
+
+
+def by_run(overlaps: Iterable[ModulePairs]) -> list[Row]:
+    """Return overlap.csv: one row per run, means over layers and pairs of modules.
+
+    φ(1, 1), φ(r, r) and chance on both sides; left_above_chance, right_above_chance: φ(r, r) minus
+    chance; overlap_above_chance: the mean of these two; cosine: the mean of |cosine| between the
+    updates of the modules.
+    """
+    rows = []
+    for pairs in overlaps:
+        row: Row = {
+            "method": pairs.run.method,
+            "seed": pairs.run.seed,
+            "n": pairs.run.overlapping_modules,
+            "r": max((pair["k"] for pair in pairs.rows), default=None),
+            "pairs": len(pairs.rows),
+        }
+        for side in SIDES:
+            for measure in ("phi_1", "phi_k", "chance_k"):
+                name = f"{side}_{measure}"
+                row[name] = mean(pair[name] for pair in pairs.rows)
+        above = [mean(_above_chance(pair, side) for pair in pairs.rows) for side in SIDES]
+        row |= {f"{side}_above_chance": value for side, value in zip(SIDES, above, strict=True)}
+        row["overlap_above_chance"] = mean(above)
+        cosines = [pair["cosine"] for pair in pairs.rows]
+        row["cosine"] = mean(None if cosine is None else abs(cosine) for cosine in cosines)
+        rows.append(row)
+    return rows
+
+
+def _above_chance(pair: Row, side: str) -> float | None:
+    """φ(r, r) of a pair minus chance; None if it is undetermined."""
+    phi = pair[f"{side}_phi_k"]
+    return None if phi is None else phi - pair[f"{side}_chance_k"]

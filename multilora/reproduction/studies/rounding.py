@@ -1,11 +1,11 @@
-"""A full fine-tuning → what would be left of its spectrum had it been smaller and stored rounded.
+"""Simulate a smaller full fine-tuning stored in bfloat16 and measure its spectrum.
 
 Real fine-tuning moves weights by less than a hundredth of their size and is published in bfloat16,
-so that ΔW is a difference of rounded numbers; here the true ΔW is known.
+so that ΔW is a difference of rounded numbers. Here the true ΔW is known.
 """
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -17,74 +17,85 @@ from analysis.numerics import decompose, metrics, null
 from analysis.numerics.floor import noise_floor
 from analysis.results import Row
 from analysis.update import DenseUpdate, float64
-from multilora import record
+from multilora.reproduction.trained import Trained
 
 RATIOS = (0.3, 0.1, 0.03, 0.01, 0.003)
-MEASURES = ("effective_rank", "gini", "top_share_1")
 COLUMNS = (
-    *("method", "seed", "ratio", "own_ratio", "modules"),
-    *(name for measure in MEASURES for name in (measure, f"{measure}_true")),
-    *("effective_rank_noise", "above_floor_share"),
+    "method",
+    "seed",
+    "ratio",
+    "own_ratio",
+    "modules",
+    "effective_rank",
+    "effective_rank_true",
+    "gini",
+    "gini_true",
+    "top_share_1",
+    "top_share_1_true",
+    "effective_rank_noise",
+    "above_floor_share",
 )
 
 
-def table(runs: Iterable[Path], base: str | Path, ratios: Iterable[float] = RATIOS) -> list[Row]:
-    """A row a run and ratio: means over the modules of full fine-tunings of one base, by COLUMNS.
+def table(runs: Iterable[Trained], base: Path, ratios: Sequence[float] = RATIOS) -> list[Row]:
+    """Return rounding_floor.csv: one row per full fine-tuning and ratio, means over modules.
 
-    ratio: the ‖ΔW‖_F/‖W0‖_F that every module's ΔW is scaled to before W0 + ΔW is rounded to
-    bfloat16, which W0 is too; own_ratio: what it was. _true: of ΔW as it is, which no scale
-    changes. effective_rank_noise: the mean for a matrix of noise; above_floor_share: how many of
-    the min(d_out, d_in) singular values stand above the noise floor. Raises ValueError for a run
-    that is no full fine-tuning, CheckpointError where the base is another's.
+    ratio: the ‖ΔW‖_F/‖W0‖_F that the ΔW of every module is scaled to before W0 and W0 + ΔW are
+    rounded to bfloat16; own_ratio: the ratio before. NAME_true: the measure of ΔW itself, which
+    scaling does not change. effective_rank_noise: its mean for a matrix of noise;
+    above_floor_share: the share of the min(d_out, d_in) singular values above the noise floor.
+    Modules with ΔW = 0 are left out.
+
+    Raises UserError for a run that is not a full fine-tuning or whose ΔW are all zero, and
+    CheckpointError if `base` is not the base of the runs.
     """
-    ratios = tuple(ratios)
     rows = []
     for run in runs:
-        facts = record.read_json(run / "run.json")
-        updates = list(checkpoint.read(run))
-        of_base = base_weights.open_base(base, [update.name for update in updates])
-        by_ratio: dict[float, list[Row]] = {ratio: [] for ratio in ratios}
-        for update in updates:
-            if not isinstance(update, DenseUpdate):
-                raise UserError(f"{run}: {update.name} is low-rank; expected full fine-tuning")
-            true, W0 = update.dense(), of_base.weight(update)
-            if not true.any():
-                continue
-            before = _numbers(decompose.singular_values(update, "svd"))
-            own = float(np.linalg.norm(true) / np.linalg.norm(W0))
-            for ratio in ratios:
-                by_ratio[ratio].append(
-                    {"own_ratio": own}
-                    | {f"{name}_true": value for name, value in before.items()}
-                    | rounded(true, W0, ratio)
-                )
-        for ratio, of_modules in by_ratio.items():
-            if not of_modules:
-                raise UserError(f"{run}: every ΔW is zero: nothing was trained")
-            means = {n: statistics.fmean(row[n] for row in of_modules) for n in of_modules[0]}
-            row = {"method": facts["method"], "seed": facts["seed"], "ratio": ratio} | means
-            row["modules"] = len(of_modules)
+        for ratio, modules in _by_ratio(run, base, ratios).items():
+            if not modules:
+                raise UserError(f"{run.path}: every ΔW is zero: nothing was trained")
+            row = {"method": run.method, "seed": run.seed, "ratio": ratio, "modules": len(modules)}
+            row |= {name: statistics.fmean(m[name] for m in modules) for name in modules[0]}
             rows.append({column: row[column] for column in COLUMNS})
     return rows
 
 
-def rounded(dW: np.ndarray, W0: np.ndarray, ratio: float) -> Row:
-    """What the spectrum of ΔW is like after W0 and W0 + ΔW were stored in bfloat16.
+def _by_ratio(run: Trained, base: Path, ratios: Sequence[float]) -> dict[float, list[Row]]:
+    """Return the measures of every module that moved, by ratio."""
+    by_ratio: dict[float, list[Row]] = {ratio: [] for ratio in ratios}
+    updates = list(checkpoint.read(run.path))
+    weights = base_weights.open_base(base, [update.name for update in updates])
+    for update in updates:
+        if not isinstance(update, DenseUpdate):
+            raise UserError(f"{run.path}: {update.name} is low-rank; expected full fine-tuning")
+        dW, W0 = update.dense(), weights.weight(update)
+        if not dW.any():
+            continue
+        true = _measures(decompose.singular_values(update, "svd"))
+        unscaled = {f"{name}_true": value for name, value in true.items()}
+        unscaled["own_ratio"] = float(np.linalg.norm(dW) / np.linalg.norm(W0))
+        for ratio in ratios:
+            by_ratio[ratio].append(unscaled | rounded(dW, W0, ratio))
+    return by_ratio
 
-    dW (d_out, d_in), not zero, is scaled to ‖ΔW‖_F = ratio · ‖W0‖_F first.
+
+def rounded(dW: np.ndarray, W0: np.ndarray, ratio: float) -> Row:
+    """Return the measures of ΔW computed from W0 and W0 + ΔW stored in bfloat16.
+
+    dW (d_out, d_in), not zero, is first scaled to ‖ΔW‖_F = ratio · ‖W0‖_F.
     """
     start = W0.astype(ml_dtypes.bfloat16)
     size = ratio * np.linalg.norm(float64(start)) / np.linalg.norm(dW)
     tuned = (float64(start) + size * dW).astype(ml_dtypes.bfloat16)
     after = float64(tuned) - float64(start)
     s = decompose.singular_values(DenseUpdate("", after.shape, lambda: after), "svd")
-    return _numbers(s) | {
+    return _measures(s) | {
         "effective_rank_noise": null.null_effective_rank(*sorted(dW.shape), s.size),
         "above_floor_share": metrics.rank(s, noise_floor(tuned)) / s.size,
     }
 
 
-def _numbers(s: np.ndarray) -> Row:
+def _measures(s: np.ndarray) -> Row:
     return {
         "effective_rank": metrics.effective_rank(s),
         "gini": metrics.gini(s),

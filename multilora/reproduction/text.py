@@ -1,0 +1,97 @@
+"""Write the tables that a reproduction prints: concentration, scores and differences."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from analysis import results
+from analysis.results import Row
+from analysis.tables import text
+from multilora.tasks.example import FAMILIES
+
+LEGEND = """\
+top-k: share of the energy of ΔW in its k largest singular values. eff. rank, Gini: of the first {k}
+values only, – if a method has fewer; held: the share of the energy in these values.
+±: half the range over seeds."""
+
+
+def method_tables(rows: Sequence[Row], base_scores: Mapping[str, Any]) -> str:
+    """Return the tables of concentration and scores, one line per method, means over seeds.
+
+    rows: of methods.csv; base_scores: of the base, as `scoring.score` returns them.
+    """
+    return "\n".join(
+        [
+            "How concentrated ΔW is, means over modules:",
+            *text.aligned(_concentration(rows)),
+            "",
+            LEGEND.format(k=rows[0]["k"]),
+            "",
+            "Scores on held-out items, %:",
+            *text.aligned(_scores(rows, base_scores)),
+        ]
+    )
+
+
+def _concentration(rows: Sequence[Row]) -> list[list[str]]:
+    formats = {
+        "top_share_1": ".3f",
+        "top_share_4": ".3f",
+        "top_share_16": ".3f",
+        "effective_rank_k": ".1f",
+        "gini_k": ".3f",
+        "held_k": ".3f",
+    }
+    cells = [["", "seeds", "parameters", "top-1", "top-4", "top-16", "eff. rank", "Gini", "held"]]
+    for (method,), of_method in results.grouped(rows, "method").items():
+        numbers = [_over_seeds(of_method, column, form) for column, form in formats.items()]
+        parameters = f"{of_method[0]['parameters']:,}"
+        cells.append([method, str(len(of_method)), parameters, *numbers])
+    return cells
+
+
+def _scores(rows: Sequence[Row], base_scores: Mapping[str, Any]) -> list[list[str]]:
+    columns = [*(f"score_{family}" for family in FAMILIES), "score"]
+    cells = [["", *FAMILIES, "mean"]]
+    for (method,), of_method in results.grouped(rows, "method").items():
+        cells.append([method, *(_over_seeds(of_method, c, ".1f", factor=100) for c in columns)])
+    before = [*base_scores["families"].values(), base_scores["mean"]]
+    cells.append(["before training", *(f"{100 * score:.1f}" for score in before)])
+    cells.append(["chance", *(f"{100 * c:.1f}" for c in base_scores["chance"].values()), ""])
+    return cells
+
+
+def _over_seeds(rows: Sequence[Row], column: str, form: str, factor: float = 1) -> str:
+    """Return "mean ±half the range" over seeds, times `factor`; "–" if undefined for all."""
+    values = [factor * row[column] for row in rows if row[column] is not None]
+    if not values:
+        return "–"
+    half = (max(values) - min(values)) / 2
+    return f"{statistics.fmean(values):{form}} ±{half:{form}}"
+
+
+# Headings of the measures in `measures.COMPARED`.
+HEADINGS = ("top-1", "top-4", "top-16", "eff. rank", "Gini", "score, %")
+
+
+def difference_table(compared: Sequence[Row]) -> str:
+    """Return the table of differences between methods; compared: rows of differences.csv."""
+    cells = [["", *HEADINGS]]
+    for (a, b), of_pair in results.grouped(compared, "method_a", "method_b").items():
+        cells.append([f"{a} − {b}", *(_difference(row) for row in of_pair)])
+    seeds = "–".join(map(str, sorted({row["seeds"] for row in compared if row["seeds"]})))
+    title = (
+        f"Differences paired by seed, mean, 95 % interval (Student, n = {seeds}), seeds above 0:"
+    )
+    return "\n".join([title, *text.aligned(cells)])
+
+
+def _difference(row: Row) -> str:
+    """Return "mean [low, high] above/seeds" of one row of differences.csv."""
+    factor, form = (100, "+.1f") if row["measure"] == "score" else (1, "+.3f")
+    form = "+.2f" if row["measure"] == "effective_rank_k" else form
+    mean, low, high = (
+        "–" if row[name] is None else format(factor * row[name], form)
+        for name in ("mean", "low", "high")
+    )
+    return f"{mean} [{low}, {high}] {row['above']}/{row['seeds']}"
