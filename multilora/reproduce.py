@@ -36,7 +36,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class ReproduceSettings:
-    """What is trained and where it goes; settings that are not given are those of the preset."""
+    """Settings of a reproduction; those that are not given are taken from the preset."""
 
     preset: str = field(default="quick", metadata={"help": "quick, full or paper"})
     out: str = field(default="", metadata={"help": "directory of the runs; runs/PRESET by default"})
@@ -174,7 +174,7 @@ def _finished(runs: Sequence[Run]) -> list[Trained]:
 
 
 def _extras(settings: ReproduceSettings, runs: Runs) -> Extras:
-    """Return what the full preset measures in addition to the runs that are compared."""
+    """Return the finished runs of sweeps and grid, and the adapters, for the full preset."""
     return Extras(
         swept=_finished(runs.swept),
         points=[(s, value, trained(run.out)) for s, value, run in runs.grid if run.is_done()],

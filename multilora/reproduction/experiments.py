@@ -27,7 +27,7 @@ FROM_OVERLAP, FROM_NEARNESS = ("overlap_above_chance",), ("left_phi_k", "right_p
 
 @dataclass(frozen=True)
 class Extras:
-    """What the full preset measures in addition to the runs that are compared.
+    """Input of the measurements that only the full preset makes.
 
     swept: the runs of the sweeps that learning rates are chosen from.
     points: the runs of the grid.

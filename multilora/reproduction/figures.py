@@ -14,7 +14,7 @@ from multilora.reproduction.tables import parsed
 
 
 class Source(NamedTuple):
-    """How a figure is drawn.
+    """The tables and the function that a figure is drawn from.
 
     tables: file name of each table -> the columns that it must have, separated by blanks.
     figure: the function that takes the rows of these tables and returns the figure.

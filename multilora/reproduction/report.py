@@ -20,12 +20,11 @@ from analysis.results import Row, Similarity, Spectra
 from analysis.store import save_figure
 from analysis.tables import similarity as similarity_table
 from multilora import budget, delta, record
-from multilora.reproduction import analysing, experiments, figures, measures, tables
+from multilora.reproduction import analysing, bands, experiments, figures, measures, tables
 from multilora.reproduction.claims import judge
 from multilora.reproduction.claims import text as claims_text
 from multilora.reproduction.claims.evidence import Judgement
 from multilora.reproduction.experiments import Extras
-from multilora.reproduction.pictures import spectra as spectra_figures
 from multilora.reproduction.studies import overlap
 from multilora.reproduction.text import difference_table, method_tables
 from multilora.reproduction.trained import MAIN, Trained, check_comparable
@@ -70,7 +69,7 @@ def report(
     settings: those of `reproduce`; "figures" is the directory that is written.
     runs: finished runs of one base, each of another method or seed.
     model: the directory of their base.
-    extras: what the full preset measures in addition.
+    extras: input of the measurements that only the full preset makes.
 
     Raises UserError if there is no run, or the runs cannot be compared.
     """
@@ -109,8 +108,8 @@ def tables_of(measured: Measured) -> dict[str, list[Row]]:
     rows = measures.of_runs(runs, spectra)
     return {
         "methods": rows,
-        "spectra_by_method": spectra_figures.bands_table(spectra, method_of),
-        "spectra_histogram": spectra_figures.histogram_table(spectra, method_of),
+        "spectra_by_method": bands.bands_table(spectra, method_of),
+        "spectra_histogram": bands.histogram_table(spectra, method_of),
         "differences": measures.differences(rows),
         "similarity_by_method": repeatability.between(similarity.rows, similarity.phi, labels, k),
         "nearness": measures.nearness(similarity, labels, spectra, k),

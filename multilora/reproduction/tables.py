@@ -118,12 +118,9 @@ def _record(directory: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{file}: missing; expected a directory of results, as figures/quick")
     try:
-        made_by = record.read_json(file)
+        return record.read_json(file)
     except UserError as error:
         raise UserError(f"{error}; {AGAIN}") from None
-    if not isinstance(made_by, dict):
-        raise UserError(f"{file}: is not a JSON object; {AGAIN}")
-    return made_by
 
 
 def parsed(file: Path, content: bytes, needed: Sequence[str]) -> list[Row]:

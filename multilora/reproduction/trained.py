@@ -63,7 +63,7 @@ def trained(path: Path) -> Trained:
         facts = record.read_json(file)
     except UserError as error:
         raise UserError(f"{error}; remove {path} and run again") from None
-    missing = [key for key in NEEDED if key not in facts] if isinstance(facts, dict) else NEEDED
+    missing = [key for key in NEEDED if key not in facts]
     if missing:
         raise UserError(
             f"{file}: lacks {', '.join(missing)}: another version wrote it; remove {path} and run"

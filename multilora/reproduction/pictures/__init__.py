@@ -1,5 +1,5 @@
-"""The tables of a reproduction → figures: a function a figure, rows in, Figure out.
+"""Figures of a reproduction: functions that take the rows of tables and return a Figure.
 
-They draw what the rows say and compute nothing but means, ranges and intervals over seeds;
-`multilora.figures` knows which table each is drawn from.
+They compute nothing but means, ranges and intervals over seeds. `multilora.reproduction.figures`
+says which tables each figure is drawn from.
 """

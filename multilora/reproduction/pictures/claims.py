@@ -1,4 +1,4 @@
-"""What the claims are about: dominance by method, overlap of modules, the grid."""
+"""Draw what the claims are about: dominance by method, overlap of modules, the grid."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from analysis.results import Row, grouped
 from multilora.reproduction.pictures.axes import plot_seeds
 from multilora.reproduction.pictures.styles import FULL, LORA, MULTILORA, ordered, styles
 
-# What the variants of MultiLoRA differ in; n = 3 and s = 0 at the start unless said.
+# Labels of the variants, which say how they differ.
 MEANING = {
     "lora r=26": "lora r=26 (more parameters)",
     "lora+": "lora+ (B's rate × 4)",
@@ -27,10 +27,10 @@ MEANING = {
 
 
 def dominance_ablation(rows: Sequence[Row]) -> Figure:
-    """How concentrated ΔW is by method: a dot a seed, their mean and Student interval.
+    """Draw how concentrated ΔW is by method: one dot per seed, their mean and Student interval.
 
-    rows: of methods.csv. Three measures side by side: of the whole spectrum, and of s[:k], which
-    a method of a lower capacity does not have.
+    rows: of methods.csv. Three measures side by side: one of the whole spectrum and two of s[:k],
+    which are undefined for a method of lower capacity.
     """
     methods = ordered(rows)
     k = max(row["k"] for row in rows if row["k"] is not None)
@@ -60,23 +60,23 @@ def dominance_ablation(rows: Sequence[Row]) -> Figure:
 
 
 def module_overlap(rows: Sequence[Row]) -> Figure:
-    """φ(r, r) between the modules of one MultiLoRA, beside chance; left and right.
+    """Draw φ(r, r) between the modules of one MultiLoRA, left and right, with chance.
 
-    rows: of `overlap.table`; of variants of MultiLoRA only those that differ in n are drawn. By
-    projection, a dot a seed: the mean over its layers; where runs have several n, by n too.
+    rows: of `overlap.by_layer`. Only variants of MultiLoRA that differ in n are drawn, by
+    projection, one dot per seed: the mean over layers. If runs have several n, also by n.
     """
     rows = [row for row in rows if re.fullmatch(r"multilora( n=\d+)?", row["method"])] or rows
     several = len({row["n"] for row in rows}) > 1
     figure = Figure(figsize=(11, 7 if several else 4), layout="constrained")
     axes = figure.subplots(2 if several else 1, 2, sharey=True, squeeze=False)
     usual = [row for row in rows if row["n"] == _usual(rows)]
-    for column, (side, what) in enumerate((("left", "written"), ("right", "read"))):
+    for column, (side, name) in enumerate((("left", "output"), ("right", "input"))):
         ax = axes[0, column]
         _overlaps(ax, usual, "kind", side)
-        ax.set_title(f"{side}: directions that are {what}, n = {usual[0]['n']}")
+        ax.set_title(f"{side}: {name} directions, n = {usual[0]['n']}")
         if several:
             _overlaps(axes[1, column], rows, "n", side)
-            axes[1, column].set_xlabel("n, modules a layer")
+            axes[1, column].set_xlabel("n, modules per layer")
     r = usual[0]["r"]
     for ax, label in zip(axes[:, 0], (f"φ({r}, {r})", "φ(r, r)"), strict=False):
         ax.set(ylabel=f"{label} between modules", ylim=(0, None))
@@ -86,7 +86,7 @@ def module_overlap(rows: Sequence[Row]) -> Figure:
 
 
 def _usual(rows: Sequence[Row]) -> int:
-    """The n that most runs have."""
+    """Return 3 if there is a run with n = 3, else the most frequent n."""
     counts = [row["n"] for row in rows if row["seed"] == rows[0]["seed"]]
     return 3 if 3 in counts else max(counts, key=counts.count)
 
@@ -96,16 +96,17 @@ KINDS = tuple(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "dow
 
 
 def _place(key: str | int) -> tuple[int, str | int]:
-    """Known projections in their order, others by name, numbers by size."""
+    """Sort key: known projections in their order, others by name, numbers by size."""
     return (KINDS.index(key) if key in KINDS else len(KINDS), key)
 
 
 def _overlaps(ax: Axes, rows: Sequence[Row], by: str, side: str) -> None:
+    """Draw the overlap of one side by the values of column `by`: one dot per seed, and chance."""
     groups = grouped(sorted(rows, key=lambda row: _place(row[by])), by)
     for x, of_group in enumerate(groups.values()):
         seeds = [_mean(of_seed, f"{side}_phi") for of_seed in grouped(of_group, "seed").values()]
         jitter = np.linspace(-0.12, 0.12, len(seeds)) if len(seeds) > 1 else np.zeros(1)
-        labels = ("", "") if x else ("a seed, mean over its layers", "chance, r/d")
+        labels = ("", "") if x else ("one seed, mean over its layers", "chance, r/d")
         ax.plot(
             x + jitter,
             seeds,
@@ -127,14 +128,14 @@ def _mean(rows: Sequence[Row], column: str) -> float:
 
 
 SETTINGS = {
-    "rate": "learning rate,\nof the chosen one",
+    "rate": "learning rate,\nrelative to the chosen one",
     "steps": "steps of training",
     "width": "width of the model",
     "n·r": "rank n·r",
     "n": "modules n",
 }
-UNCHANGED = ("rate", 1)  # the setting and value at which nothing is changed
-Pair = tuple[str, str | None]  # a − b, or a itself
+UNCHANGED = ("rate", 1)  # the setting and value without a change
+Pair = tuple[str, str | None]  # (a, b) for a − b, (a, None) for a itself
 NEW: Pair = ("multilora", "lora")
 OLD: Pair = ("lora", "full")
 ALONE: Pair = ("multilora", None)
@@ -155,11 +156,11 @@ LOOKS: dict[Pair, tuple[str, Style]] = {
 
 
 def grid_differences(rows: Sequence[Row]) -> list[Row]:
-    """What GRID compares at every value of every setting, by seed: a − b, or a where b is None.
+    """Return a − b, or a if b is None, for all pairs in GRID at every value of every setting.
 
-    One row a setting, value, seed, measure and pair, where both are there.
+    rows: of grid.csv. One row per setting, value, seed, measure and pair that is measured.
     """
-    found = []
+    differences = []
     for (setting, value, seed), of_place in grouped(rows, "setting", "value", "seed").items():
         by_method = {row["method"]: row for row in of_place}
         for measure, (_, pairs) in GRID.items():
@@ -171,15 +172,15 @@ def grid_differences(rows: Sequence[Row]) -> list[Row]:
                     continue
                 difference = numbers[0] if b is None else numbers[0] - numbers[1]
                 row = {"setting": setting, "value": value, "seed": seed, "measure": measure}
-                found.append(row | {"a": a, "b": b, "difference": difference})
-    return found
+                differences.append(row | {"a": a, "b": b, "difference": difference})
+    return differences
 
 
 def scale_grid(rows: Sequence[Row]) -> Figure:
-    """The differences between methods at every value of every setting: a dot a seed.
+    """Draw the differences between methods at every value of every setting, one dot per seed.
 
-    rows: of grid.csv. A column a setting, a row a measure that is there; a sign that holds lies on
-    one side of the line at zero. The dotted lines are the means where no setting is changed.
+    rows: of grid.csv. One column per setting and one row per measure. If a sign holds, all dots lie
+    on one side of the line at zero. Dotted lines are the means without a change of settings.
     """
     differences = grid_differences(rows)
     unchanged = [row for row in differences if (row["setting"], row["value"]) == UNCHANGED]
@@ -199,7 +200,7 @@ def scale_grid(rows: Sequence[Row]) -> Figure:
             _draw_differences(ax, chosen, usual, values, 100 if measure == "score" else 1)
         column[-1].set_xticks(range(len(values)), [str(value) for value in values])
         column[-1].set(xlabel=SETTINGS.get(setting, setting), xlim=(-0.5, len(values) - 0.5))
-    figure.supylabel("difference at each seed, in")
+    figure.supylabel("difference at each seed in")
     known: dict[str, Artist] = {}
     for ax in axes[:, 0]:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
@@ -211,7 +212,14 @@ def scale_grid(rows: Sequence[Row]) -> Figure:
 def _draw_differences(
     ax: Axes, rows: Sequence[Row], usual: Sequence[Row], values: Sequence[Any], factor: float
 ) -> None:
-    """A dot a seed, the pairs side by side, and lines at zero and at the means of `usual`."""
+    """Draw one dot per seed, pairs side by side, and lines at zero and at the usual means.
+
+    ax: the Axes.
+    rows: differences of one setting and measure.
+    usual: the differences of the same measure without a change of settings.
+    values: the values of the setting, from left to right.
+    factor: applied to all differences.
+    """
     pairs = grouped(rows, "a", "b")
     for i, (pair, of_pair) in enumerate(pairs.items()):
         label, look = LOOKS[pair]
@@ -221,6 +229,6 @@ def _draw_differences(
         ax.plot(x, y, linestyle="", markersize=5, alpha=0.7, mew=0, label=label, **look)
     for pair, of_pair in grouped(usual, "a", "b").items():
         style = {"color": LOOKS[pair][1]["color"], "linestyle": ":", "linewidth": 1.2}
-        ax.axhline(factor * _mean(of_pair, "difference"), label="mean, nothing changed", **style)
+        ax.axhline(factor * _mean(of_pair, "difference"), label="mean without a change", **style)
     ax.axhline(0, color=FULL, linewidth=0.8)
     ax.grid(axis="y", alpha=0.3)

@@ -1,4 +1,4 @@
-"""What the methods cost: parameters, time and memory."""
+"""Draw what the methods cost: parameters, time and memory."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from analysis.figures.spectrum import style
 from analysis.results import Row, grouped
 from multilora.reproduction.pictures.styles import FULL, LORA, MTLLORA, MULTILORA, RLORA
 
-SHARE = 0.025  # of the paper's abstract
+SHARE = 0.025  # the share of parameters in the paper's abstract
 
 
 def budget(rows: Sequence[Row]) -> Figure:
-    """Share of a model's parameters against r, a line an n, a panel a model.
+    """Draw the share of a model's parameters against r, one line per n and one panel per model.
 
     rows: of `budget.curve`. The legend gives the largest r within 2.5 %.
     """
@@ -44,33 +44,33 @@ FORMS = {"stacked": MULTILORA, "loop": "0.45", "einsum": "0.75"}
 
 
 def resources(rows: Sequence[Row]) -> Figure:
-    """Time of a layer beside LoRA's, of the ways to compute it, and peak memory of training.
+    """Draw the time of a layer relative to LoRA's, of ways to compute it, and the peak memory.
 
-    rows: of resources.csv, as `python -m benchmarks.resources` writes it.
+    rows: of resources.csv, written by `python -m benchmarks.resources`.
     """
     figure = Figure(figsize=(12.5, 3.8), layout="constrained")
     layers, forms, memory = figure.subplots(1, 3, width_ratios=(1.4, 1.2, 0.8))
-    by = {what: of for (what,), of in grouped(rows, "what").items()}
-    compared = [r for what in ("layer", "relative") for r in by[what] if r["method"] in COLORS]
+    rows_of = {what: of_what for (what,), of_what in grouped(rows, "what").items()}
+    compared = [r for what in ("layer", "relative") for r in rows_of[what] if r["method"] in COLORS]
     _ratios(layers, [row for row in compared if row["method"] != "LoRA"], COLORS)
     layers.set(xlabel="time, × LoRA of equal budget", title="a layer, forward and backward")
-    _ratios(forms, [row for row in by["form"] if row["method"] in FORMS], FORMS)
+    _ratios(forms, [row for row in rows_of["form"] if row["method"] in FORMS], FORMS)
     forms.set(xlabel="time, × the frozen layer alone", title="ways to compute MultiLoRA")
-    for x, ((method,), of_method) in enumerate(grouped(by["memory"], "method").items()):
+    for x, ((method,), of_method) in enumerate(grouped(rows_of["memory"], "method").items()):
         peaks = [row["value"] for row in of_method]
         memory.plot(np.full(len(peaks), x), peaks, "o", mew=0, alpha=0.7, color=COLORS[method])
         memory.plot([x - 0.2, x + 0.2], [np.median(peaks)] * 2, color=COLORS[method])
-    methods = [method for (method,) in grouped(by["memory"], "method")]
+    methods = [method for (method,) in grouped(rows_of["memory"], "method")]
     memory.set_xticks(range(len(methods)), methods)
-    top = 1.1 * max(row["value"] for row in by["memory"])
+    top = 1.1 * max(row["value"] for row in rows_of["memory"])
     memory.set(xlim=(-0.6, len(methods) - 0.4), ylim=(0, top), ylabel="peak above the start, MB")
-    memory.set_title(f"training\n{by['memory'][0]['setting']}", fontsize=10)
+    memory.set_title(f"training\n{rows_of['memory'][0]['setting']}", fontsize=10)
     memory.grid(axis="y", alpha=0.3)
     return figure
 
 
 def _ratios(ax: Axes, rows: Sequence[Row], colors: dict[str, str]) -> None:
-    """A dot a method for every setting, top down, and a line at 1."""
+    """Draw one dot per setting and method, the first setting on top, and a line at 1."""
     settings = list(dict.fromkeys(row["setting"] for row in rows))
     for method, color in colors.items():
         of_method = [row for row in rows if row["method"] == method]

@@ -1,4 +1,4 @@
-"""Beside the claims: cut updates, rounded updates, other people's adapters, steps of training."""
+"""Draw the studies: cut updates, rounded updates, adapters in the wild, steps of training."""
 
 from collections.abc import Sequence
 
@@ -19,10 +19,10 @@ CUTS = {
 
 
 def cut_curves(rows: Sequence[Row]) -> Figure:
-    """Scores when every ΔW keeps, or loses, its top k directions; a line a method.
+    """Draw scores if every ΔW keeps or loses its top k directions, one line per method.
 
-    rows: of `cuts.table`. Lines are means over seeds, bands their range; the mean over families
-    first, then each family.
+    rows: of `cuts.table`. Lines are means over seeds, bands their range. The first column is the
+    mean over families, the others are the families.
     """
     scores = [name for name in rows[0] if name.startswith("score")]
     scores.sort(key=lambda name: name != "score")
@@ -65,7 +65,7 @@ ROUNDED = {
 
 
 def rounding_floor(rows: Sequence[Row]) -> Figure:
-    """What rounding to bfloat16 makes of the spectrum of a full fine-tuning, by its size.
+    """Draw the spectrum that rounding to bfloat16 leaves of a full fine-tuning, by its size.
 
     rows: of `rounding.table`. Lines are means over seeds, bands their range.
     """
@@ -97,22 +97,17 @@ def rounding_floor(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-WILD = (style(1), style(5), style(6))  # runs of other people
+WILD = (style(1), style(5), style(6))  # runs of others
 
 
 def wild_adapters(rows: Sequence[Row]) -> Figure:
-    """The top-1 share of every module of other people's adapters, beside chance; and over steps.
+    """Draw the top-1 share of every module of adapters in the wild, with chance, and over steps.
 
-    rows: of `wild.table`. Left: the last step of each adapter, by rank. Right: adapters at several
-    steps, medians over modules with their 10–90 % range.
+    rows: of `wild.table`. Left: the last step of each adapter, by rank. Right: adapters with
+    several steps, medians over modules with their 10–90 % range.
     """
     adapters = grouped(rows, "adapter")
-    last = {
-        name: [
-            row for row in of if row["step"] == max(r["step"] or 0 for r in of) or not row["step"]
-        ]
-        for (name,), of in adapters.items()
-    }
+    last = {name: _last_step(of_adapter) for (name,), of_adapter in adapters.items()}
     order = sorted(last, key=lambda name: (last[name][0]["r"], name))
     figure = Figure(figsize=(12.5, 1.8 + 0.36 * len(order)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
@@ -124,7 +119,11 @@ def wild_adapters(rows: Sequence[Row]) -> Figure:
     left.set_title("every module of each adapter")
     left.grid(axis="x", alpha=0.3)
     left.legend(loc="upper left", fontsize=8)
-    steps = {name: of for (name,), of in adapters.items() if len({r["step"] for r in of}) > 1}
+    steps = {
+        name: of_adapter
+        for (name,), of_adapter in adapters.items()
+        if len({row["step"] for row in of_adapter}) > 1
+    }
     for i, (name, of_adapter) in enumerate(steps.items()):
         _wild_steps(right, name, of_adapter, i)
     right.set(xlabel="step of training", ylabel="share of the energy in $s_1$", ylim=(0, 1.02))
@@ -135,10 +134,17 @@ def wild_adapters(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def _last_step(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of one adapter at its last step, and those without a step."""
+    last = max(row["step"] or 0 for row in rows)
+    return [row for row in rows if row["step"] == last or not row["step"]]
+
+
 def _wild_row(ax: Axes, y: float, rows: Sequence[Row], first: bool) -> None:
+    """Draw the modules of one adapter at height y; first: True to label them for the legend."""
     shares = np.array([row["top_share_1"] for row in rows])
     heights = y + np.linspace(-0.22, 0.22, shares.size)
-    labels = ("a module", "median", "median by chance") if first else (None, None, None)
+    labels = ("one module", "median", "median by chance") if first else (None, None, None)
     ax.plot(shares, heights, ".", markersize=5, alpha=0.5, mew=0, color=LORA, label=labels[0])
     ax.plot(np.median(shares), y, "D", color=FULL, markersize=5, label=labels[1])
     chance = np.median([row["null_top_share_1"] for row in rows])
@@ -146,8 +152,9 @@ def _wild_row(ax: Axes, y: float, rows: Sequence[Row], first: bool) -> None:
 
 
 def _wild_steps(ax: Axes, name: str, rows: Sequence[Row], i: int) -> None:
-    by_step = dict(sorted((step, of) for (step,), of in grouped(rows, "step").items()))
-    values = [[row["top_share_1"] for row in of] for of in by_step.values()]
+    """Draw one adapter over its steps; name: the adapter; i: its place among the styles."""
+    by_step = dict(sorted((step, of_step) for (step,), of_step in grouped(rows, "step").items()))
+    values = [[row["top_share_1"] for row in of_step] for of_step in by_step.values()]
     low, middle, high = (np.array([np.quantile(v, q) for v in values]) for q in (0.1, 0.5, 0.9))
     short = name.rpartition("-run")[0] or name
     plot_steps(list(by_step), low, middle, high, ax, label=short, **WILD[i % len(WILD)])
@@ -165,9 +172,9 @@ def _wild_steps(ax: Axes, name: str, rows: Sequence[Row], i: int) -> None:
 
 
 def dynamics(rows: Sequence[Row]) -> Figure:
-    """How concentrated ΔW is over the steps of training, a line a method.
+    """Draw how concentrated ΔW is over the steps of training, one line per method.
 
-    rows: of `steps.table`. Lines are means over seeds, bands their range.
+    rows: of `dynamics.table`. Lines are means over seeds, bands their range.
     """
     methods = ordered(rows)
     look = styles(methods)

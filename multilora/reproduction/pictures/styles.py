@@ -1,4 +1,4 @@
-"""How a method looks, in every figure alike."""
+"""Colours and lines of the methods, the same in every figure."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from analysis.figures.spectrum import Style, style
 from analysis.results import Row
 
 FULL, LORA, MULTILORA, MTLLORA, RLORA, EXPERT = (style(i)["color"] for i in (0, 1, 2, 3, 4, 5))
-# A colour a family of methods, a line for each of its variants.
+# One colour for each kind of method, one line for each variant of it.
 STYLES: dict[str, Style] = {
     "full": {"color": FULL, "linestyle": "-"},
     "lora": {"color": LORA, "linestyle": "--"},
@@ -25,12 +25,12 @@ STYLES: dict[str, Style] = {
 
 
 def styles(methods: Iterable[str]) -> dict[str, Style]:
-    """Method → colour and line; those without one of their own get what is spare, in order."""
+    """Return {method: colour and line}; methods without their own get spare ones, in order."""
     spare = map(style, itertools.count(6))
     return {method: STYLES.get(method) or next(spare) for method in dict.fromkeys(methods)}
 
 
 def ordered(rows: Iterable[Row]) -> Sequence[str]:
-    """The methods of the rows: those with a style of their own in its order, then the others."""
+    """Return the methods of the rows: those in STYLES in its order, then the others."""
     present = dict.fromkeys(row["method"] for row in rows)
     return [*(m for m in STYLES if m in present), *(m for m in present if m not in STYLES)]
