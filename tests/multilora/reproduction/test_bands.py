@@ -1,0 +1,34 @@
+"""Tables of bands and histograms, counted by hand."""
+
+import numpy as np
+import picture_tables
+import pytest
+from picture_tables import METHOD_OF
+
+from analysis import results
+from multilora.reproduction import bands
+
+
+def test_histograms_count_shares_of_all_values(rng):
+    spectra_of_two = picture_tables.two_runs(rng)
+    rows = bands.histogram_table(spectra_of_two, METHOD_OF)
+    for method, zero in (("full", 0.0), ("lora", 0.75)):
+        of_method = [row for row in rows if row["method"] == method]
+        assert [row["share"] for row in of_method if row["axis"] == "zero"] == [zero]
+        for axis in ("linear", "logarithmic"):
+            of_axis = [row for row in of_method if row["axis"] == axis]
+            assert sum(row["share"] for row in of_axis) == pytest.approx(1 - zero)
+    values = np.concatenate([s for key, s in spectra_of_two.s.items() if key.startswith("full")])
+    inside = [row for row in rows if (row["axis"], row["method"]) == ("linear", "full")]
+    for row in (inside[10], inside[70]):
+        count = np.count_nonzero((values >= row["left"]) & (values < row["right"]))
+        assert row["share"] == pytest.approx(count / values.size)
+
+
+def test_a_method_that_is_not_drawn_makes_no_bin_coarse():
+    methods = ("full", "lora", "lora+", "multilora", "rlora", "expert")
+    rows = [{"run": m, "key": m, "kind": "q_proj", "d_out": 4, "d_in": 4} for m in methods]
+    s = {m: np.array([27.0 if m == "expert" else 8.0, 1.0]) for m in methods}
+    table = bands.histogram_table(results.Spectra(rows, s), {m: m for m in methods})
+    assert {row["method"] for row in table} == {"full", "lora", "multilora"}
+    assert max(row["right"] for row in table) == pytest.approx(8)
