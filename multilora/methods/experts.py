@@ -135,7 +135,8 @@ class ExpertBank(PeftModelForCausalLM):
         """Return the base with the chosen expert merged permanently; arguments as in PEFT."""
         if self.chosen is None:
             raise ValueError(f"no expert is chosen; choose one of {self.tasks} to merge")
-        return self.base_model.merge_and_unload(*args, **{"adapter_names": [self.chosen]} | kwargs)
+        kwargs.setdefault("adapter_names", [self.chosen])
+        return self.base_model.merge_and_unload(*args, **kwargs)
 
     def parameters_of(self, task: str) -> Iterator[nn.Parameter]:
         """Yield all parameters that are trained for a task; no other task uses them."""

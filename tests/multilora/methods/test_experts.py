@@ -268,7 +268,9 @@ def test_a_batch_of_several_tasks_has_its_share_of_a_plain_trainers_step():
     inputs = batch()
     count = int((inputs["labels"][:, 1:] != -100).sum())
     alone, shared = (make_bank(dtype=torch.float64).train() for _ in range(2))
-    alone(**inputs).loss.backward()
+    of_each = experts.count_labels([inputs], len(TASKS))
+    assert len(set(of_each.tolist())) == len(TASKS)
+    alone(**inputs, multilora_label_counts=of_each).loss.backward()  # the mean over its own tokens
     shared(**inputs, num_items_in_batch=4 * count).loss.backward()
     for task in TASKS:
         for a, b in zip(alone.parameters_of(task), shared.parameters_of(task), strict=True):

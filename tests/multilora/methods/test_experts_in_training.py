@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from analysis import checkpoint
 from multilora import ExpertBank, delta, evaluate, reproduce, train
 from multilora.methods import experts
-from multilora.reproduction import running
+from multilora.reproduction import report, running, trained
 from multilora.tasks import encoding, scoring
 from multilora.tasks.builtin import suite
 from multilora.training import identity, prepare, trainer
@@ -236,8 +236,8 @@ def test_reproduce_compares_experts_with_the_others(model_path, tmp_path):
         object.__setattr__(one.settings, "per_task", 4)
         object.__setattr__(one.settings, "per_task_scored", 2)
     running.train_all(runs, 1)
-    trained_runs = [reproduce.report.trained(one.out) for one in runs]
-    text = reproduce.report.report(vars(settings), trained_runs, Path(model_path))
+    finished = [trained.trained(one.out) for one in runs]
+    text = report.report(vars(settings), finished, Path(model_path))
     assert "expert" in text
     assert (tmp_path / "figures" / "spectra_by_method.png").exists()
 
