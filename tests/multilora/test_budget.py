@@ -259,3 +259,20 @@ def test_more_rank_than_a_layer_has_is_told_of():
 def test_an_endless_exponent_is_refused_at_once():
     with pytest.raises(ValueError, match="expected a percentage"):
         budget.share_of("1e-99999999")
+
+
+def test_each_llama_has_the_rank_nearest_to_its_share():
+    rows = budget.llama_budget("2.5%", (1, 3))
+    assert {(row["model"], row["n"]) for row in rows} == {
+        (model, n) for model in budget.LLAMA for n in (1, 3)
+    }
+    row = next(row for row in rows if (row["model"], row["n"]) == ("llama-7b", 3))
+    # Touvron et al.'s shapes: q, k, v, o are 4096², gate and up 11008 × 4096, down 4096 × 11008.
+    d_in, d_out = 32 * (6 * 4096 + 11008), 32 * (5 * 4096 + 2 * 11008)
+
+    def share(r):
+        return (3 * r * (d_in + d_out) + 3 * d_out) / 6_738_415_616
+
+    assert row["share"] == pytest.approx(share(row["r"]), rel=1e-12)
+    away = {r: abs(share(r) - 0.025) for r in range(1, 60)}
+    assert min(away, key=away.get) == row["r"]

@@ -1,278 +1,88 @@
-"""The whole path on a tiny base: real processes, real training, real files."""
+"""The command multilora.reproduce: settings, the list of runs, and the full preset."""
 
 import csv
 import json
-import subprocess
-import sys
-import time
-from dataclasses import asdict
-from pathlib import Path
 
 import matplotlib as mpl
-import numpy as np
 import pytest
+from planned import finish
+
+from multilora import reproduce
+from multilora.reproduction import presets
 
 mpl.use("Agg")
 
-from analysis import store
-from analysis.numerics import metrics
-from multilora import base, reproduce
-from multilora.reproduction import report, running, tables, trained
-from multilora.reproduction.claims import judge
-from multilora.reproduction.claims import text as claims_text
-from multilora.tasks.builtin import suite
-from multilora.training import identity
-from multilora.training.settings import TrainSettings
 
-METHODS = ("full", "lora", "multilora")
+def test_presets_settle_what_is_not_asked_for():
+    quick, full = (reproduce.ReproduceSettings(preset=name) for name in ("quick", "full"))
+    assert (quick.seeds, quick.claims, quick.out) == ("0,1", "1,2,4,5", "runs/quick")
+    assert full.methods.split(",") == list(presets.EVERY)
+    assert (full.seeds, full.claims, full.figures) == ("0,1,2,3,4", "", "figures/full")
+    assert reproduce.ReproduceSettings(seeds="7").seeds == "7"
+    with pytest.raises(ValueError, match="preset is 'fast'; expected one of quick, full, paper"):
+        reproduce.ReproduceSettings(preset="fast")
 
 
-def planned(settings, model):
-    """The runs of the quick preset on a base."""
-    (runs,) = reproduce.stages(settings, lambda width: model)
-    return runs.compared
-
-
-@pytest.fixture(scope="module")
-def reproduced(tmp_path_factory):
-    """(settings, runs, model, printed text) of a reproduction of a few steps."""
-    home = tmp_path_factory.mktemp("reproduce")
+def test_a_dry_run_lists_what_is_missing_and_how_long_it_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "seconds_per_step", lambda: 0.06)
     settings = reproduce.ReproduceSettings(
-        out=str(home / "runs"), figures=str(home / "figures"), steps=3, processes=2
+        out=str(tmp_path), steps=100, methods="full,lora", processes=2
     )
-    model = base.ensure(
-        base.BaseSettings(
-            out=str(home / "base"), width=32, mlp=48, layers=2, heads=2, steps=2,
-            least_copying=0, least_recall=0,
-        )
-    )  # fmt: skip
-    runs = planned(settings, model)
-    running.train_all(runs, settings.processes)
-    finished = [trained.trained(run.out) for run in runs]
-    return settings, finished, model, report.report(asdict(settings), finished, model)
+    model = reproduce.base.directory(reproduce.base.BaseSettings())
+    finish(presets.plan(["full"], [0], 100, model, tmp_path)[0], 0.5)
+    *runs, last = reproduce.listing(settings).splitlines()
+    assert [line.split()[0] for line in runs] == [
+        str(tmp_path / name) for name in ("lora-s0", "full-s1", "lora-s1")
+    ]
+    assert last.startswith("3 of 4 runs to train, 300 steps, about 0 minutes with 2 at a time")
+    full = reproduce.ReproduceSettings(preset="full", out=str(tmp_path), processes=1)
+    last = reproduce.listing(full).splitlines()[-1]
+    steps = (44 + 60) * 1500 + 6 * 500 + 6 * 1500 * 3 + 8 * 1500 + 4 * 1500
+    assert f" {steps:,} steps, about {steps * 0.06 / 60:.0f} minutes with 1" in last
 
 
-def test_every_method_has_every_seed(reproduced):
-    _, runs, _, _ = reproduced
-    assert sorted(run.name for run in runs) == [f"{m}-s{seed}" for m in METHODS for seed in (0, 1)]
-    assert {run.facts["step"] for run in runs} == {3}
+def test_paper_needs_a_model_and_data(capsys):
+    with pytest.raises(ValueError, match="expected --model DIR of a LLaMA and --tasks"):
+        presets.paper("", "alpaca:a.json")
+    assert reproduce.main(["--preset", "paper"]) == 2
+    assert "--model DIR" in capsys.readouterr().err
 
 
-def test_runs_share_base_and_data_and_differ_by_seed(reproduced):
-    settings, runs, _, _ = reproduced
-    results = [run.facts for run in runs]
-    assert len({json.dumps(result["base"]) for result in results}) == 1
-    assert len({result["data"]["sha256"] for result in results}) == 1
-    spectra, _ = store.load(settings.figures)
-    for method in METHODS:
-        norms = [
-            [row["spectral_norm"] for row in spectra.rows if row["run"] == f"{method}-s{seed}"]
-            for seed in (0, 1)
-        ]
-        assert len(norms[0]) == 14
-        assert not set(norms[0]) & set(norms[1])
-
-
-def test_what_is_there_is_not_trained_again(reproduced):
-    settings, _, model, _ = reproduced
-    runs = planned(settings, model)
-    before = [(run.out / "run.json").stat().st_mtime_ns for run in runs]
-    running.train_all(runs, settings.processes)
-    assert [(run.out / "run.json").stat().st_mtime_ns for run in runs] == before
-
-
-def test_other_settings_are_another_run(reproduced):
-    settings, _, model, _ = reproduced
-    run = planned(settings, model)[0]
-    longer = reproduce.Run(run.settings, run.seed, run.steps + 1, run.out)
-    assert identity.is_done(run.settings, run.arguments())
-    assert not identity.is_done(longer.settings, longer.arguments())
-
-
-def test_a_run_without_its_record_is_not_done(reproduced, tmp_path):
-    settings, _, model, _ = reproduced
-    run = planned(settings, model)[0]
-    lost = reproduce.Run(run.settings, run.seed, run.steps, tmp_path)
-    assert not identity.is_done(lost.settings, lost.arguments())
-
-
-def test_rows_are_means_over_modules_of_comparable_measures(reproduced):
-    settings, runs, _, _ = reproduced
-    spectra, record = store.load(settings.figures)
-    assert set(record["runs"]) == {run.name for run in runs}
-    k = 24
-    with open(f"{settings.figures}/methods.csv", encoding="utf-8") as file:
-        rows = {(row["method"], row["seed"]): row for row in csv.DictReader(file)}
-    for run in runs:
-        row = rows[run.method, str(run.seed)]
-        s = [spectra.s[r["key"]] for r in spectra.rows if r["run"] == run.name]
-        assert len(s) == 14
-        top = np.mean([x[0] ** 2 / np.sum(x**2) for x in s])
-        assert float(row["top_share_1"]) == pytest.approx(top, rel=1e-12)
-        even = np.mean([metrics.effective_rank(x[:k]) for x in s])
-        assert float(row["effective_rank_k"]) == pytest.approx(even, rel=1e-12)
-        assert float(row["score"]) == run.facts["scores"]["test"]["mean"]
-
-
-def test_text_gives_every_method_the_base_and_chance(reproduced):
-    settings, _, _, text = reproduced
-    lines = text.splitlines()
-    assert [line.split()[0] for line in lines[2:5]] == list(METHODS)
-    assert any(line.startswith("before training") for line in lines)
-    assert any(line.startswith("chance") and "35.0" in line for line in lines)
-    assert "first 24" in text
-    assert "full − lora" in text
-    assert "φ(24) between seeds of one method (its repeatability)" in text
-    drawn = ("spectra_by_method", "subspace_similarity", "dominance_ablation")
-    files = [*(f"{name}.png" for name in drawn), "claims.md"]
-    assert lines[-4:] == [f"{settings.figures}/{file}" for file in files]
-    assert all((Path(settings.figures) / file).is_file() for file in files)
-
-
-def test_claims_are_judged_from_the_tables_that_were_written(reproduced):
-    settings, _, _, text = reproduced
-    out = Path(settings.figures)
-    of = tables.load(out)
-    assert set(of.rows) == {"methods", "nearness", "overlap", "llama_budget"}
-    assert of.notes == ()
+@pytest.mark.slow
+def test_the_full_preset_on_a_tiny_base(tiny_base, tmp_path, monkeypatch):
+    """Sweeps, runs, grid and everything that is measured of them; begun again, nothing is made."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce.base, "ensure", lambda settings: tiny_base)
+    monkeypatch.setattr(reproduce.base, "directory", lambda settings: tiny_base)
+    few = tuple((s, v, of) for s, v, of in presets.GRID if (s, v) in (("rate", 1), ("n", 2)))
+    monkeypatch.setattr(presets, "GRID", few)
+    settings = reproduce.ReproduceSettings(
+        preset="full", methods="full,lora,multilora,rlora", seeds="0,1", steps=3, publish=True
+    )
+    text = reproduce.reproduce(settings)
+    out = tmp_path / "figures" / "full"
+    made = {path.name for path in out.iterdir()}
+    tables = ("methods", "cuts", "rounding_floor", "module_overlap", "dynamics", "sweep", "grid")
+    assert {f"{name}.csv" for name in tables} <= made
+    assert {"cut_curves.png", "dynamics.png", "scale_grid.png", "claims.md"} <= made
+    assert "wild.csv" not in made
     record = json.loads((out / "record.json").read_text())
-    assert {"differences.csv", "spectra_by_method.csv", *(f"{n}.csv" for n in of.rows)} <= set(
-        record["tables"]
-    )
-    judged = judge.judge(of)
-    outcomes = {one.stated.number: one.outcome for one in judged}
-    assert outcomes["5"] == "supported"
-    left_out = ("3", "6", "7", "8", "9")
-    assert {outcomes[number] for number in left_out} == {"not measured"}
-    assert "not measured" not in {outcomes[n] for n in ("1", "2", "4a", "4b", "4c")}
-    assert json.loads((out / "claims.json").read_text()) == claims_text.as_json(judged)
-    assert (out / "claims.md").read_text() == claims_text.as_markdown(judged, of.record)
-    assert claims_text.as_text(judged) in text
+    assert {f"{name}.csv" for name in tables} <= set(record["tables"])
+    assert (tmp_path / "figures" / "methods.csv").read_bytes() == (out / "methods.csv").read_bytes()
+    near = {(r["method"], r["seed"]): r for r in rows(out, "nearness") if r["reference"] == "full"}
+    centre = [row for row in rows(out, "grid") if row["setting"] == "rate"]
+    assert len(centre) == 6
+    for row in centre:
+        of_run = near[row["method"], row["seed"]]
+        assert row["right_phi_k"] == of_run["right_phi_k"]
+        assert row["left_phi_k"] == of_run["left_phi_k"]
+        assert bool(row["overlap_above_chance"]) == (row["method"] == "multilora")
+    times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/full/**/run.json")}
+    assert len(times) == 4 * 4 + 4 * 2 + 2
+    assert reproduce.reproduce(settings) == text
+    assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
-def test_a_table_that_others_made_keeps_its_hash(reproduced, tmp_path):
-    """The report makes its own tables again, and forgets no other."""
-    settings, runs, model, _ = reproduced
-    (tmp_path / "record.json").write_text("{}")
-    row = {"adapter": "a", "step": None, "module": "m", "kind": "q", "r": 4}
-    tables.write(tmp_path, {"wild": [row | {"top_share_1": 0.9, "null_top_share_1": 0.3}]})
-    kept = tables.hashes(tmp_path)
-    report.report(asdict(settings) | {"figures": str(tmp_path)}, runs, model)
-    assert tables.hashes(tmp_path).items() >= kept.items()
-    assert len(tables.load(tmp_path).of("wild")) == 1
-
-
-def test_figure_and_the_table_behind_it(reproduced):
-    settings, runs, _, _ = reproduced
-    spectra, _ = store.load(settings.figures)
-    method_of = {run.name: run.method for run in runs}
-    figure = report.figures.spectra_by_method(spectra, method_of)
-    above, below = figure.subfigs
-    assert [ax.get_title() for ax in above.axes] == list(report.figures.PROJECTIONS)
-    for ax in above.axes:
-        assert [line.get_label() for line in ax.lines] == list(METHODS)
-    zeros, linear, log = below.axes
-    assert [bar.get_height() for bar in zeros.patches] == pytest.approx([0, 0.25, 0.25])
-    assert (linear.get_xscale(), log.get_xscale()) == ("linear", "log")
-    with open(f"{settings.figures}/spectra_by_method.csv", encoding="utf-8") as file:
-        bands = list(csv.DictReader(file))
-    drawn = above.axes[0].lines[1].get_ydata()
-    kept = [float(b["median"]) for b in bands if (b["kind"], b["method"]) == ("q_proj", "lora")]
-    np.testing.assert_allclose(kept, drawn, rtol=1e-14)
-
-
-def test_differences_and_similarity_stand_beside(reproduced):
-    settings, _, _, _ = reproduced
-    with (Path(settings.figures) / "differences.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 3 * len(report.MEASURES)
-    with (Path(settings.figures) / "similarity_by_method.csv").open(encoding="utf-8") as file:
-        between = {(row["method_a"], row["method_b"]): row for row in csv.DictReader(file)}
-    assert between["lora", "lora"]["run_pairs"] == "1"
-    assert between["full", "multilora"]["run_pairs"] == "2"
-    assert len(between) == 6
-
-
-def test_the_relatives_stand_in_the_same_table(reproduced, tmp_path):
-    _, _, model, _ = reproduced
-    settings = reproduce.ReproduceSettings(
-        out=str(tmp_path / "runs"), figures=str(tmp_path / "figures"), steps=3, processes=2,
-        methods="rlora,mtllora", seeds="0",
-    )  # fmt: skip
-    runs = planned(settings, model)
-    running.train_all(runs, settings.processes)
-    finished = [trained.trained(run.out) for run in runs]
-    text = report.report(asdict(settings), finished, model)
-    assert [line.split()[0] for line in text.splitlines()[2:4]] == ["rlora", "mtllora"]
-    spectra, _ = store.load(settings.figures)
-    parts = {m: {r["part"] for r in spectra.rows if r["method"] == m} for m in ("rlora", "mtllora")}
-    assert parts == {"rlora": {"mean"}, "mtllora": set(suite.TASKS)}
-
-
-def test_a_failing_run_is_told_of(tmp_path):
-    settings = TrainSettings(method="lora", model=str(tmp_path / "nowhere"))
-    with pytest.raises((OSError, ValueError), match="nowhere"):
-        running.train_all([reproduce.Run(settings, 0, 3, tmp_path / "run")], 1)
-
-
-@pytest.mark.slow
-def test_methods_of_pefts_own_stand_in_the_same_tables(tiny_base, tmp_path):
-    settings = reproduce.ReproduceSettings(
-        out=str(tmp_path / "runs"), figures=str(tmp_path / "figures"), steps=3, seeds="0",
-        methods="lora,peft:PISSA,peft:DORA,peft:VERA",
-    )  # fmt: skip
-    runs = planned(settings, tiny_base)
-    running.train_all(runs, 2)
-    finished = [trained.trained(run.out) for run in runs]
-    text = report.report(asdict(settings), finished, tiny_base)
-    spectra, _ = store.load(settings.figures)
-    names = ["lora-s0", "peft-PISSA-s0", "peft-DORA-s0", "peft-VERA-s0"]
-    assert [row["run"] for row in spectra.rows] == [name for name in names for _ in range(14)]
-    for method in ("lora", "peft:PISSA", "peft:DORA", "peft:VERA"):
-        lines = [line for line in text.splitlines() if line.startswith(f"{method} ")]
-        assert len([line for line in lines if " − " not in line]) == 2
-
-
-def test_suite_has_three_families_of_five_tasks():
-    families = list(suite.FAMILY_OF.values())
-    assert {family: families.count(family) for family in families} == {
-        "instruction": 5,
-        "understanding": 5,
-        "knowledge": 5,
-    }
-
-
-@pytest.mark.slow
-def test_runs_end_with_the_command_that_started_them(tmp_path, tiny_base):
-    """Killed outright, it leaves no process behind that goes on writing."""
-    script = (
-        "from pathlib import Path\n"
-        "from multilora.reproduction import presets, running\n"
-        "if __name__ == '__main__':\n"
-        f"    model, out = Path({str(tiny_base)!r}), Path({str(tmp_path)!r})\n"
-        "    running.train_all(presets.plan(['lora'], [0, 1], 4000, model, out), 2)\n"
-    )
-    file = tmp_path / "script.py"
-    file.write_text(script)
-    parent = subprocess.Popen([sys.executable, file])
-    log = tmp_path / "train.log"
-
-    def wait_for(what):
-        end = time.monotonic() + 120
-        while not what():
-            assert time.monotonic() < end
-            time.sleep(0.2)
-
-    try:
-        wait_for(lambda: log.is_file() and log.read_text().count("training on") == 2)
-        workers = children(parent.pid)
-        assert len(workers) >= 2
-    finally:
-        parent.kill()
-        parent.wait()
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
-
-
-def children(pid):
-    """The processes that a process started, by Linux' word."""
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+def rows(directory, name):
+    with (directory / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))

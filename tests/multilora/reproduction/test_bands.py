@@ -32,3 +32,16 @@ def test_a_method_that_is_not_drawn_makes_no_bin_coarse():
     table = bands.histogram_table(results.Spectra(rows, s), {m: m for m in methods})
     assert {row["method"] for row in table} == {"full", "lora", "multilora"}
     assert max(row["right"] for row in table) == pytest.approx(8)
+
+
+def test_bands_of_pruned_ranks_go_as_far_as_all_do(rng):
+    """AdaLoRA leaves each module a rank of its own."""
+    spectra = results.Spectra()
+    for i, r in enumerate((5, 3, 4)):
+        key = f"run/{i}"
+        spectra.rows.append({"key": key, "run": "run", "kind": "q"})
+        spectra.s[key] = np.sort(rng.random(r))[::-1]
+    table = bands.bands_table(spectra, {"run": "peft:ADALORA"})
+    assert [row["index"] for row in table] == [1, 2, 3]
+    third = [spectra.s[f"run/{i}"][2] / np.linalg.norm(spectra.s[f"run/{i}"]) for i in range(3)]
+    assert table[2]["median"] == pytest.approx(np.median(third))

@@ -1,39 +1,19 @@
-"""Runs and spectra → rows: against the slow way, on adapters built for it."""
-
-import json
+"""Rows of runs, nearness and differences, against the slow way."""
 
 import numpy as np
 import pytest
+import scipy.stats
+from finished import run_of
 
 from analysis import similarity, spectrum
-from analysis.numerics import metrics, null, subspaces
+from analysis.numerics import metrics, null
 from analysis.pairs import dominance, repeatability
 from analysis.pairs.repeatability import Label
 from analysis.results import Spectra
 from analysis.tables import similarity as similarity_table
-from multilora import budget
-from multilora.reproduction import measures, trained
-from multilora.reproduction.studies import overlap
-from multilora.reproduction.trained import Trained
-from multilora.tasks.example import FAMILIES
-
-
-def facts(method, seed, **settings):
-    """What a run.json says, as far as it is read."""
-    scores = {"families": dict.fromkeys(FAMILIES, 0.5), "mean": 0.5, "tasks": {"sort": 0.25}}
-    return {
-        **{"fingerprint": "f", "method": method, "seed": seed, "parameters": 10},
-        "settings": {"method": method.split()[0], "n": 3} | settings,
-        **{"arguments": {"learning_rate": 0.003}, "base": {"sha256": {"model": "a"}}},
-        "scores": {"test": scores, "validation": scores | {"mean": 0.75}},
-    }
-
-
-def run_of(path, method, seed, **settings):
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "run.json").write_text(json.dumps(facts(method, seed, **settings)))
-    return trained.trained(path)
-
+from multilora.reproduction import measures
+from multilora.reproduction.measures import COMPARED, differences
+from multilora.reproduction.text import difference_table
 
 D = (12, 10)
 
@@ -126,50 +106,6 @@ def test_random_updates_have_the_top_share_of_the_null(rng):
     assert null.null_top_share(16, 20, 16) < null.null_top_share(16, 20, 4)
 
 
-# Overlap within MultiLoRA
-
-
-def multilora(write_adapter, name, modules):
-    """A MultiLoRA of one layer; modules: [(B, A), …]."""
-    n, r = len(modules), modules[0][1].shape[0]
-    prefix = "base_model.model.q.multilora_"
-    tensors = {
-        f"{prefix}A": np.concatenate([A for _, A in modules]).astype("f4"),
-        f"{prefix}B": np.concatenate([B for B, _ in modules], axis=1).astype("f4"),
-        f"{prefix}s": np.ones((D[0], n), dtype="f4"),
-    }
-    return write_adapter(tensors, name, peft_type="MULTILORA", n=n, r=r)
-
-
-def test_overlap_is_the_mean_over_pairs_against_chance(write_adapter, rng):
-    modules = [(rng.standard_normal((12, 2)), rng.standard_normal((2, 10))) for _ in range(3)]
-    run = run_of(multilora(write_adapter, "multilora-s0", modules), "multilora", 0)
-    (row,) = overlap.by_run([run])
-    assert (row["n"], row["r"], row["pairs"]) == (3, 2, 3)
-    for side, which, d in (("left", 0, 12), ("right", 1, 10)):
-        bases = [np.linalg.qr(m[0] if which == 0 else m[1].T)[0] for m in modules]
-        phis = [subspaces.phi(bases[i], bases[j])[-1, -1] for i, j in ((0, 1), (0, 2), (1, 2))]
-        assert row[f"{side}_phi_k"] == pytest.approx(np.mean(phis), abs=1e-6)
-        assert row[f"{side}_chance_k"] == pytest.approx(2 / d)
-        assert row[f"{side}_above_chance"] == pytest.approx(np.mean(phis) - 2 / d, abs=1e-6)
-    sides = (row["left_above_chance"] + row["right_above_chance"]) / 2
-    assert row["overlap_above_chance"] == pytest.approx(sides)
-
-
-def test_modules_of_one_span_overlap_wholly(write_adapter, rng):
-    B, A = rng.standard_normal((12, 2)), rng.standard_normal((2, 10))
-    path = multilora(write_adapter, "multilora-s0", [(B, A), (B @ [[1, 2], [0, 1]], 3 * A)])
-    (row,) = overlap.by_run([run_of(path, "multilora", 0, n=2)])
-    assert row["overlap_above_chance"] == pytest.approx(1 - (2 / 12 + 2 / 10) / 2, abs=1e-6)
-
-
-def test_what_has_no_modules_has_no_overlap(lora_runs):
-    assert overlap.by_run(lora_runs) == []
-
-
-# Nearness
-
-
 @pytest.fixture
 def alike(lora_runs):
     found = similarity.analyse([run.path for run in lora_runs], parts=False)
@@ -233,52 +169,57 @@ def test_nearness_agrees_with_the_means_between_methods(alike, spectra):
         assert pair["right_phi_k"] == pytest.approx(np.mean(phis))
 
 
-# The budget
+@pytest.fixture
+def rows(rng):
+    """Three seeds each of two methods, the second in another order."""
+    return [
+        {"method": method, "seed": seed, **{m: float(rng.standard_normal()) for m in COMPARED}}
+        for method, seeds in (("full", (0, 1, 2)), ("lora", (2, 0, 1)))
+        for seed in seeds
+    ]
 
 
-def test_the_nearest_rank_is_the_nearest():
-    rows = budget.llama_budget("2.5%", (1, 3))
-    assert {(row["model"], row["n"]) for row in rows} == {
-        (model, n) for model in budget.LLAMA for n in (1, 3)
-    }
-    row = next(row for row in rows if (row["model"], row["n"]) == ("llama-7b", 3))
-    # Touvron et al.'s shapes: q, k, v, o are 4096², gate and up 11008 × 4096, down 4096 × 11008.
-    d_in, d_out = 32 * (6 * 4096 + 11008), 32 * (5 * 4096 + 2 * 11008)
-
-    def share(r):
-        return (3 * r * (d_in + d_out) + 3 * d_out) / 6_738_415_616
-
-    assert row["share"] == pytest.approx(share(row["r"]), rel=1e-12)
-    away = {r: abs(share(r) - 0.025) for r in range(1, 60)}
-    assert min(away, key=away.get) == row["r"]
+def test_differences_are_paired_by_seed(rows):
+    compared = differences(rows)
+    assert [row["measure"] for row in compared] == list(COMPARED)
+    value = {(row["method"], row["seed"]): row["gini_k"] for row in rows}
+    d = [value["full", seed] - value["lora", seed] for seed in (0, 1, 2)]
+    row = compared[COMPARED.index("gini_k")]
+    want = scipy.stats.t.interval(0.95, 2, np.mean(d), scipy.stats.sem(d))
+    assert (row["low"], row["high"]) == pytest.approx(want)
+    assert row["mean"] == pytest.approx(np.mean(d))
+    assert (row["above"], row["below"]) == (sum(x > 0 for x in d), sum(x < 0 for x in d))
 
 
-# Runs that cannot be read
+def test_one_seed_has_no_interval(rows):
+    compared = differences([row for row in rows if row["seed"] == 1])
+    assert {row["low"] for row in compared} == {None}
+    assert "[–, –]" in difference_table(compared)
 
 
-def test_a_run_of_another_version_is_refused(tmp_path):
-    run = run_of(tmp_path / "lora-s0", "lora", 0)
-    assert (run.method, run.seed, run.name) == ("lora", 0, "lora-s0")
-    file = tmp_path / "lora-s0" / "run.json"
-    old = {key: value for key, value in run.facts.items() if key not in ("scores", "base")}
-    for text, words in (
-        (json.dumps(old), "lacks base, scores: another version wrote it; remove .*lora-s0"),
-        ("[]", "another version wrote it"),
-        ("{", "is no JSON"),
-    ):
-        file.write_text(text)
-        with pytest.raises(ValueError, match=words):
-            trained.trained(file.parent)
-    file.unlink()
-    with pytest.raises(ValueError, match="the run is not finished; run it again"):
-        trained.trained(file.parent)
+def test_one_method_has_no_difference(rows):
+    assert differences([row for row in rows if row["method"] == "full"]) == []
 
 
-def test_runs_of_other_bases_or_of_one_seed_are_refused(tmp_path):
-    runs = [run_of(tmp_path / f"lora-s{seed}", "lora", seed) for seed in (0, 1)]
-    trained.check_alike(runs)
-    other = Trained(tmp_path / "x", runs[1].facts | {"base": {"sha256": {"model": "b"}}})
-    with pytest.raises(ValueError, match="x: was trained from another base than"):
-        trained.check_alike([runs[0], other])
-    with pytest.raises(ValueError, match="both are lora, seed 1"):
-        trained.check_alike([*runs, Trained(tmp_path / "y", runs[1].facts)])
+def test_methods_of_other_seeds_are_paired_on_those_in_common(rows):
+    """The last row is LoRA's of seed 1."""
+    compared = differences(rows[:-1])
+    assert {row["seeds"] for row in compared} == {2}
+    want = differences([row for row in rows if row["seed"] != 1])
+    assert compared == want
+    assert "n = 2" in difference_table(compared)
+
+
+def test_methods_without_a_common_seed_have_no_difference(rows):
+    apart = [row for row in rows if (row["method"] == "full") == (row["seed"] == 0)]
+    compared = differences(apart)
+    assert {(row["seeds"], row["mean"], row["low"]) for row in compared} == {(0, None, None)}
+    assert "– [–, –] 0/0" in difference_table(compared)
+
+
+def test_what_a_method_has_too_few_values_for_is_left_out(rows):
+    for row in rows[:3]:
+        row["gini_k"] = None
+    compared = {row["measure"]: row for row in differences(rows)}
+    assert (compared["gini_k"]["seeds"], compared["gini_k"]["mean"]) == (0, None)
+    assert compared["top_share_1"]["seeds"] == 3

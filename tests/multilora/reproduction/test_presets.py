@@ -1,27 +1,18 @@
+"""The runs of each preset, and the learning rates that sweeps choose."""
+
 import csv
-import json
 from pathlib import Path
 
 import pytest
+from planned import finish
 
-from multilora import reproduce
-from multilora.reproduction import experiments, presets, running
+from multilora.reproduction import experiments, presets
 from multilora.training import identity
 from multilora.training.settings import DEFAULTS
 
 MODEL = Path("model")
 PUBLISHED = Path(__file__).parents[3] / "figures"
 RATES = (0.0005, 0.001, 0.002, 0.004)
-
-
-def finish(run, score):
-    """Write down what tells that a run is done, and how it scored on the validation items."""
-    run.out.mkdir(parents=True)
-    weights = "delta" if run.settings.method == "full" else "adapter_model"
-    (run.out / f"{weights}.safetensors").touch()
-    made_of = identity.fingerprint(run.settings, run.arguments())
-    scores = {"validation": {"mean": score}, "test": {"mean": 1 - score}}
-    (run.out / "run.json").write_text(json.dumps({"fingerprint": made_of, "scores": scores}))
 
 
 @pytest.mark.parametrize("method", presets.EVERY)
@@ -125,51 +116,12 @@ def test_the_grid_changes_one_thing_at_a_time():
     assert set(places) == {64, 128}
 
 
-def test_paper_needs_a_model_and_data(capsys):
-    with pytest.raises(ValueError, match="expected --model DIR of a LLaMA and --tasks"):
-        presets.paper("", "alpaca:a.json")
-    assert reproduce.main(["--preset", "paper"]) == 2
-    assert "--model DIR" in capsys.readouterr().err
-
-
 def test_papers_ranks_make_the_budget():
     commands = presets.paper("llama-7b", "alpaca:a b.json")
     assert "--method multilora --n 3 --r 22 " in commands[0]
     assert "--method lora --r 66 " in commands[1]
     assert "'alpaca:a b.json'" in commands[0]
     assert len(commands) == 8
-
-
-def test_presets_settle_what_is_not_asked_for():
-    quick, full = (reproduce.ReproduceSettings(preset=name) for name in ("quick", "full"))
-    assert (quick.seeds, quick.claims, quick.out) == ("0,1", "1,2,4,5", "runs/quick")
-    assert full.methods.split(",") == list(presets.EVERY)
-    assert (full.seeds, full.claims, full.figures) == ("0,1,2,3,4", "", "figures/full")
-    assert reproduce.ReproduceSettings(seeds="7").seeds == "7"
-    with pytest.raises(ValueError, match="preset is 'fast'; expected one of quick, full, paper"):
-        reproduce.ReproduceSettings(preset="fast")
-
-
-def test_a_dry_run_lists_what_is_missing_and_how_long_it_takes(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "seconds_a_step", lambda: 0.06)
-    settings = reproduce.ReproduceSettings(
-        out=str(tmp_path), steps=100, methods="full,lora", processes=2
-    )
-    model = reproduce.base.directory(reproduce.base.BaseSettings())
-    finish(presets.plan(["full"], [0], 100, model, tmp_path)[0], 0.5)
-    *runs, last = reproduce.listing(settings).splitlines()
-    assert [line.split()[0] for line in runs] == [
-        str(tmp_path / name) for name in ("lora-s0", "full-s1", "lora-s1")
-    ]
-    assert last.startswith("3 of 4 runs to train, 300 steps, about 0 minutes with 2 at a time")
-    full = reproduce.ReproduceSettings(preset="full", out=str(tmp_path), processes=1)
-    last = reproduce.listing(full).splitlines()[-1]
-    steps = (44 + 60) * 1500 + 6 * 500 + 6 * 1500 * 3 + 8 * 1500 + 4 * 1500
-    assert f" {steps:,} steps, about {steps * 0.06 / 60:.0f} minutes with 1" in last
-
-
-def test_a_step_is_measured(monkeypatch):
-    assert 0 < running.seconds_a_step(3) < 60
 
 
 @pytest.mark.parametrize(

@@ -67,16 +67,16 @@ def test_a_table_that_is_gone_or_of_unknown_origin_is_said(results):
         tables.load(results)
     (results / "wild.csv").write_text(",".join(tables.COLUMNS["wild"]) + "\n")
     first, second = sorted(tables.load(results).notes)
-    assert "methods.csv was made and is not here" in first
-    assert "wild.csv is not in record.json" in second
+    assert "methods.csv is in record.json but missing" in first
+    assert "wild.csv is not in record.json; its origin is unknown" in second
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, "is not there; expected a directory of results"),
-        ("{", "is no JSON"),
-        ("[]", "is no object"),
+        (None, "missing; expected a directory of results"),
+        ("{", "not readable as JSON.*; make it again with python -m"),
+        ("[]", "expected a JSON object; make it again with python -m"),
         ('{"seed": []}', "another version wrote it; make it again with python -m"),
     ],
 )

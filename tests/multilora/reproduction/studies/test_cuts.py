@@ -14,6 +14,7 @@ from analysis import checkpoint
 from analysis.update import LowRankUpdate
 from multilora import delta, train
 from multilora.reproduction.studies import cuts
+from multilora.reproduction.trained import trained
 from multilora.tasks.builtin import suite
 from multilora.tasks.encoding import index_of, tasks_of
 
@@ -52,12 +53,12 @@ def fine(monkeypatch):
     """Instead of right answers a number that the smallest change moves: of each task the loss."""
 
     def losses(model, tokenizer, examples):
-        found = {}
+        losses_of = {}
         for example in examples:
             ids = tokenizer(example.prompt, return_tensors="pt", add_special_tokens=False).input_ids
             with torch.no_grad():
-                found[example.task] = float(model(input_ids=ids, labels=ids).loss.double())
-        return {"tasks": found}
+                losses_of[example.task] = float(model(input_ids=ids, labels=ids).loss.double())
+        return {"tasks": losses_of}
 
     monkeypatch.setattr(cuts, "score", losses)
     return losses
@@ -98,11 +99,11 @@ def test_the_ends_are_the_base_and_the_run(runs, base, examples, fine, method):
 def of_tasks(tuned, tokenizer, examples, fine):
     """The numbers of a loaded checkpoint, which is told the tasks where it has an update each."""
     names = tasks_of(tuned)
-    found = {}
+    losses_of = {}
     for example in examples:
         ids = {"multilora_task_ids": torch.tensor([index_of(example.task, names)])} if names else {}
-        found |= fine(functools.partial(tuned, **ids), tokenizer, [example])["tasks"]
-    return found
+        losses_of |= fine(functools.partial(tuned, **ids), tokenizer, [example])["tasks"]
+    return losses_of
 
 
 @pytest.mark.parametrize("method", ["multilora", "full"])
@@ -125,7 +126,7 @@ def test_between_the_ends_it_is_the_truncated_svd(runs, base, examples, fine, me
 def test_the_scores_of_the_whole_update_are_those_of_the_run(runs, tiny_base):
     """With right answers counted, as it is used: a table of two runs."""
     paths = [runs("lora"), runs("full")]
-    rows = cuts.table(paths, tiny_base, per_task=PER_TASK)
+    rows = cuts.table([trained(path) for path in paths], tiny_base, per_task=PER_TASK)
     assert {tuple(row) for row in rows} == {cuts.COLUMNS}
     for path in paths:
         facts = json.loads((path / "run.json").read_text())

@@ -1,9 +1,8 @@
-"""Checkpoints of a run → a row a step, against the measures of each."""
-
-import json
+"""One row per step of a run, against the measures of each checkpoint."""
 
 import numpy as np
 import pytest
+from finished import run_of
 from safetensors.numpy import save_file
 
 from analysis import CheckpointError, checkpoint
@@ -34,22 +33,21 @@ def run(write_adapter, lora_tensors):
                         tensors[key][:] = 0
             write_adapter(tensors, name=f"{name}/checkpoint-{step}", r=r)
         path = write_adapter(lora_tensors("m.0.q", "m.0.v", r=r), name=name, r=r)
-        (path / "run.json").write_text(json.dumps({"method": name, "seed": seed}))
-        return path
+        return run_of(path, name, seed)
 
     return write
 
 
 def test_a_row_a_step_that_moved(run, base):
-    path = run("lora")
-    rows = dynamics.table([path], base)
+    lora = run("lora")
+    rows = dynamics.table([lora], base)
     assert [(row["method"], row["step"], row["modules"]) for row in rows] == [
         ("lora", 5, 2),
         ("lora", 10, 2),
     ]
     for row in rows:
         assert tuple(row) == dynamics.COLUMNS
-        updates = checkpoint.read(path / f"checkpoint-{row['step']}")
+        updates = checkpoint.read(lora.path / f"checkpoint-{row['step']}")
         spectra = [decompose.singular_values(update) for update in updates]
         want = np.mean([metrics.effective_rank(s) for s in spectra])
         assert row["effective_rank_k"] == pytest.approx(want)
@@ -69,21 +67,19 @@ def test_full_fine_tuning_is_the_difference_from_the_base(base, tmp_path, rng):
         path.mkdir(parents=True)
         moved = {"m.0.q.weight": 1 + step * dW, "m.0.v.weight": np.ones((12, 10), "f4")}
         save_file(moved, path / "model.safetensors")
-    (tmp_path / "full" / "run.json").write_text(json.dumps({"method": "full", "seed": 0}))
-    rows = dynamics.table([tmp_path / "full"], base)
+    rows = dynamics.table([run_of(tmp_path / "full", "full", 0)], base)
     assert [(row["step"], row["modules"]) for row in rows] == [(2, 1), (4, 1)]
     sizes = [row["frobenius_norm"] for row in rows]
     np.testing.assert_allclose(sizes, np.linalg.norm(dW) * np.array([2, 4]), rtol=1e-5)
 
 
 def test_a_run_without_steps_has_no_row(write_adapter, lora_tensors, base):
-    path = write_adapter(lora_tensors("m.0.q"))
-    (path / "run.json").write_text(json.dumps({"method": "lora", "seed": 0}))
-    assert dynamics.table([path], base) == []
+    without_steps = run_of(write_adapter(lora_tensors("m.0.q")), "lora", 0)
+    assert dynamics.table([without_steps], base) == []
 
 
 def test_a_broken_step_is_an_error(run, base):
-    path = run("lora")
-    (path / "checkpoint-5" / "adapter_model.safetensors").write_bytes(b"half")
+    lora = run("lora")
+    (lora.path / "checkpoint-5" / "adapter_model.safetensors").write_bytes(b"half")
     with pytest.raises(CheckpointError, match="checkpoint-5"):
-        dynamics.table([path], base)
+        dynamics.table([lora], base)

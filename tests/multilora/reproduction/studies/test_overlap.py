@@ -1,13 +1,14 @@
 """The overlap of a MultiLoRA's modules, against the cosines of their bases."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
 import scipy.linalg
+from finished import run_of
 
 from analysis import checkpoint
+from analysis.numerics import subspaces
 from multilora.reproduction.studies import overlap
 
 N, R, D_OUT, D_IN = 3, 2, 12, 10
@@ -15,7 +16,7 @@ N, R, D_OUT, D_IN = 3, 2, 12, 10
 
 @pytest.fixture
 def write_multilora(write_adapter, rng):
-    """Directory of a MultiLoRA of n modules a layer, of two layers, with its run.json."""
+    """Write a finished MultiLoRA run with n modules per layer and two layers."""
 
     def write(n=N, name="run", alike=False):
         tensors = {}
@@ -28,21 +29,20 @@ def write_multilora(write_adapter, rng):
             values = {"A": A.reshape(n * R, D_IN), "B": B.reshape(D_OUT, n * R), "s": s}
             tensors |= {stem + part: value.astype("f4") for part, value in values.items()}
         path = write_adapter(tensors, name=name, peft_type="MULTILORA", r=R, n=n)
-        (path / "run.json").write_text(json.dumps({"method": "multilora", "seed": 3}))
-        return path
+        return run_of(path, "multilora", 3, n=n)
 
     return write
 
 
 def test_it_is_the_mean_over_pairs_of_phi(write_multilora):
-    path = write_multilora()
-    rows = overlap.by_layer([path])
+    run = write_multilora()
+    rows = overlap.by_layer(overlap.module_pairs([run]))
     assert [(row["kind"], row["n"], row["r"], row["pairs"]) for row in rows] == [
         ("q_proj", N, R, 3),
         ("up_proj", N, R, 3),
     ]
-    for row, update in zip(rows, checkpoint.read(path), strict=True):
-        assert tuple(row) == overlap.COLUMNS
+    for row, update in zip(rows, checkpoint.read(run.path), strict=True):
+        assert tuple(row) == overlap.BY_LAYER_COLUMNS
         for side in ("left", "right"):
             bases = []
             for part in update.unstacked():
@@ -56,11 +56,57 @@ def test_it_is_the_mean_over_pairs_of_phi(write_multilora):
 
 
 def test_equal_modules_share_all(write_multilora):
-    for row in overlap.by_layer([write_multilora(alike=True)]):
+    for row in overlap.by_layer(overlap.module_pairs([write_multilora(alike=True)])):
         assert (row["left_phi"], row["right_phi"]) == pytest.approx((1, 1))
 
 
 def test_one_module_has_no_pair(write_multilora, write_adapter, lora_tensors):
-    lora = write_adapter(lora_tensors("m.0.q_proj"), name="lora")
-    (lora / "run.json").write_text(json.dumps({"method": "lora", "seed": 0}))
-    assert overlap.by_layer([write_multilora(n=1), lora]) == []
+    lora = run_of(write_adapter(lora_tensors("m.0.q_proj"), name="lora"), "lora", 0)
+    assert overlap.module_pairs([write_multilora(n=1), lora]) == []
+    assert overlap.by_layer([]) == overlap.by_run([]) == []
+
+
+def test_both_tables_come_from_the_same_comparisons(write_multilora):
+    """A run has the mean over its layers, which have equally many pairs."""
+    pairs = overlap.module_pairs([write_multilora()])
+    layers = overlap.by_layer(pairs)
+    (run,) = overlap.by_run(pairs)
+    assert run["pairs"] == sum(layer["pairs"] for layer in layers)
+    assert run["right_phi_k"] == pytest.approx(np.mean([layer["right_phi"] for layer in layers]))
+    assert run["left_chance_k"] == pytest.approx(
+        np.mean([layer["left_chance"] for layer in layers])
+    )
+
+
+def write_modules(write_adapter, name, modules):
+    """Write a MultiLoRA of one layer; modules: [(B, A), …]."""
+    n, r = len(modules), modules[0][1].shape[0]
+    prefix = "base_model.model.q.multilora_"
+    tensors = {
+        f"{prefix}A": np.concatenate([A for _, A in modules]).astype("f4"),
+        f"{prefix}B": np.concatenate([B for B, _ in modules], axis=1).astype("f4"),
+        f"{prefix}s": np.ones((D_OUT, n), dtype="f4"),
+    }
+    return write_adapter(tensors, name, peft_type="MULTILORA", n=n, r=r)
+
+
+def test_overlap_is_the_mean_over_pairs_against_chance(write_adapter, rng):
+    modules = [(rng.standard_normal((12, 2)), rng.standard_normal((2, 10))) for _ in range(3)]
+    run = run_of(write_modules(write_adapter, "multilora-s0", modules), "multilora", 0)
+    (row,) = overlap.by_run(overlap.module_pairs([run]))
+    assert (row["n"], row["r"], row["pairs"]) == (3, 2, 3)
+    for side, which, d in (("left", 0, 12), ("right", 1, 10)):
+        bases = [np.linalg.qr(m[0] if which == 0 else m[1].T)[0] for m in modules]
+        phis = [subspaces.phi(bases[i], bases[j])[-1, -1] for i, j in ((0, 1), (0, 2), (1, 2))]
+        assert row[f"{side}_phi_k"] == pytest.approx(np.mean(phis), abs=1e-6)
+        assert row[f"{side}_chance_k"] == pytest.approx(2 / d)
+        assert row[f"{side}_above_chance"] == pytest.approx(np.mean(phis) - 2 / d, abs=1e-6)
+    sides = (row["left_above_chance"] + row["right_above_chance"]) / 2
+    assert row["overlap_above_chance"] == pytest.approx(sides)
+
+
+def test_modules_of_one_span_overlap_wholly(write_adapter, rng):
+    B, A = rng.standard_normal((12, 2)), rng.standard_normal((2, 10))
+    path = write_modules(write_adapter, "multilora-s0", [(B, A), (B @ [[1, 2], [0, 1]], 3 * A)])
+    (row,) = overlap.by_run(overlap.module_pairs([run_of(path, "multilora", 0, n=2)]))
+    assert row["overlap_above_chance"] == pytest.approx(1 - (2 / 12 + 2 / 10) / 2, abs=1e-6)

@@ -1,12 +1,11 @@
 """Rounding a full fine-tuning, against a rounding by hand and a ΔW that needs none."""
 
-import json
-
 import ml_dtypes
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from finished import run_of
 from safetensors.numpy import save_file
 
 from analysis.numerics import metrics
@@ -22,14 +21,14 @@ def weights(rng):
 
 def test_it_is_the_spectrum_of_what_torch_rounds(weights):
     W0, dW = weights
-    found = rounding.rounded(dW, W0, 0.01)
+    measured = rounding.rounded(dW, W0, 0.01)
     start = torch.from_numpy(W0).bfloat16().double()
     size = 0.01 * float(start.norm()) / np.linalg.norm(dW)
     tuned = (start + size * torch.from_numpy(dW)).to(torch.bfloat16).double()
     s = scipy.linalg.svdvals((tuned - start).numpy())
-    assert found["effective_rank"] == pytest.approx(metrics.effective_rank(s), rel=1e-9)
-    assert found["gini"] == pytest.approx(metrics.gini(s), rel=1e-9)
-    assert found["top_share_1"] == pytest.approx(metrics.top_share(s, 1), rel=1e-9)
+    assert measured["effective_rank"] == pytest.approx(metrics.effective_rank(s), rel=1e-9)
+    assert measured["gini"] == pytest.approx(metrics.gini(s), rel=1e-9)
+    assert measured["top_share_1"] == pytest.approx(metrics.top_share(s, 1), rel=1e-9)
 
 
 def test_the_smaller_the_flatter_and_nearer_to_the_floor(weights):
@@ -47,26 +46,25 @@ def test_without_rounding_nothing_changes(rng):
     """Powers of two in W0 and a ΔW of one bit below them are exact in bfloat16."""
     W0 = np.ones((16, 16), np.float32)
     dW = rng.choice([0.0, 2.0**-7], (16, 16))
-    found = rounding.rounded(dW, W0, float(np.linalg.norm(dW) / 16))
+    measured = rounding.rounded(dW, W0, float(np.linalg.norm(dW) / 16))
     s = scipy.linalg.svdvals(dW)
-    assert found["effective_rank"] == pytest.approx(metrics.effective_rank(s))
+    assert measured["effective_rank"] == pytest.approx(metrics.effective_rank(s))
 
 
 @pytest.fixture
 def run(tmp_path, write_delta, weights, rng):
-    """(directory, base) of a full fine-tuning of two matrices, one of which did not move."""
+    """(run, base) of a full fine-tuning of two matrices, one of which did not move."""
     W0, dW = weights
     path = write_delta({"a.q": dW.astype("f4"), "a.k": np.zeros((40, 30), "f4")})
-    (path / "run.json").write_text(json.dumps({"method": "full", "seed": 7}))
     base = tmp_path / "base"
     base.mkdir()
     save_file({"a.q.weight": W0, "a.k.weight": W0}, base / "model.safetensors")
-    return path, base
+    return run_of(path, "full", 7), base
 
 
 def test_a_row_a_ratio_of_the_modules_that_moved(run, weights):
-    path, base = run
-    rows = rounding.table([path], base, (0.1, 0.01))
+    full, base = run
+    rows = rounding.table([full], base, (0.1, 0.01))
     assert [(row["method"], row["seed"], row["ratio"]) for row in rows] == [
         ("full", 7, 0.1),
         ("full", 7, 0.01),
@@ -84,16 +82,14 @@ def test_a_row_a_ratio_of_the_modules_that_moved(run, weights):
 
 def test_only_full_fine_tuning_is_rounded(run, write_adapter, lora_tensors):
     path = write_adapter(lora_tensors("a.q", d_out=40, d_in=30))
-    (path / "run.json").write_text(json.dumps({"method": "lora", "seed": 0}))
     with pytest.raises(ValueError, match=r"a\.q is low-rank; expected full"):
-        rounding.table([path], run[1])
+        rounding.table([run_of(path, "lora", 0)], run[1])
 
 
 def test_nothing_trained_is_an_error(run, write_delta):
     path = write_delta({"a.q": np.zeros((40, 30), "f4")}, name="still")
-    (path / "run.json").write_text(json.dumps({"method": "full", "seed": 0}))
     with pytest.raises(ValueError, match="nothing was trained"):
-        rounding.table([path], run[1])
+        rounding.table([run_of(path, "full", 0)], run[1])
 
 
 def test_bfloat16_of_numpy_is_that_of_torch(rng):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from analysis import UserError
 from analysis.numerics import null
 from multilora.reproduction.studies import wild
 
@@ -63,7 +64,9 @@ def test_what_is_left_out_is_said_with_its_reason(place):
 
 
 def test_without_the_directory_there_is_no_table(tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected one of adapters"):
+    with pytest.raises(
+        UserError, match="absent: no such directory; expected a directory of adapters"
+    ):
         wild.table(tmp_path / "absent")
 
 

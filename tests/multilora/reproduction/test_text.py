@@ -1,0 +1,48 @@
+"""The tables that are printed."""
+
+from multilora.reproduction import measures, text
+from multilora.tasks.example import FAMILIES
+
+BASE = {
+    "families": dict.fromkeys(FAMILIES, 0.25),
+    "mean": 0.25,
+    "chance": dict.fromkeys(FAMILIES, 0.125),
+}
+
+
+def rows_of(values):
+    """Rows of methods.csv; values: method -> value of every measure by seed."""
+    columns = [*measures.COMPARED, "held_k", *(f"score_{family}" for family in FAMILIES)]
+    return [
+        {"method": method, "seed": seed, "k": 24, "parameters": 1234}
+        | dict.fromkeys(columns, value)
+        for method, of_method in values.items()
+        for seed, value in enumerate(of_method)
+    ]
+
+
+def test_methods_have_a_line_with_mean_and_half_the_range():
+    lines = text.method_tables(rows_of({"full": (0.25, 0.75), "lora": (0.5,)}), BASE).splitlines()
+    thrice, twice = ["0.500", "±0.250"] * 3, ["0.500", "±0.250"] * 2
+    assert lines[2].split() == ["full", "2", "1,234", *thrice, "0.5", "±0.2", *twice]
+    assert lines[3].split()[:5] == ["lora", "1", "1,234", "0.500", "±0.000"]
+    scores = {line.split()[0]: line.split()[1:] for line in lines[9:]}
+    assert scores["lora"] == ["50.0", "±0.0"] * 4
+    assert scores["before"] == ["training", *["25.0"] * 4]
+    assert scores["chance"] == ["12.5"] * 3
+    assert "of the first 24" in " ".join(lines)
+
+
+def test_an_undefined_measure_is_a_dash():
+    rows = [row | {"gini_k": None} for row in rows_of({"expert": (0.25,)})]
+    assert text.method_tables(rows, BASE).splitlines()[2].split()[-3] == "–"
+
+
+def test_differences_have_one_line_per_pair():
+    compared = measures.differences(rows_of({"full": (1.0, 2.0, 3.5), "lora": (0.5, 1.0, 2.0)}))
+    lines = text.difference_table(compared).splitlines()
+    assert "n = 3" in lines[0]
+    assert lines[2].startswith("full − lora")
+    assert "+1.000 [" in lines[2]
+    assert lines[2].endswith("3/3")
+    assert "+100.0 [" in lines[2]  # scores in points
