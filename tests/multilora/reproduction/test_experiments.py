@@ -1,6 +1,12 @@
-"""Studies that are kept next to a run."""
+"""Studies that are kept next to a run, the grid and the sweeps."""
 
+import numpy as np
+import pytest
+from finished import run_of
+
+from analysis import checkpoint
 from multilora.reproduction import experiments, trained
+from multilora.reproduction.studies import overlap
 
 
 def test_what_takes_long_is_measured_once(tmp_path):
@@ -19,3 +25,57 @@ def test_what_takes_long_is_measured_once(tmp_path):
     assert len(calls) == 1
     kept(weights={"w": "2"})  # another run's weights in the same place
     assert len(calls) == 2
+
+
+@pytest.fixture
+def main_runs(write_adapter, write_delta, lora_tensors, rng):
+    """Two seeds of the three main methods, of one module."""
+    runs = []
+    for seed in (0, 1):
+        dW = rng.standard_normal((12, 10)).astype("f4")
+        runs.append(run_of(write_delta({"q": dW}, f"full-s{seed}"), "full", seed))
+        path = write_adapter(lora_tensors("q", r=6), f"lora-s{seed}", r=6)
+        runs.append(run_of(path, "lora", seed))
+        tensors = {
+            "base_model.model.q.multilora_A": rng.standard_normal((6, 10)).astype("f4"),
+            "base_model.model.q.multilora_B": rng.standard_normal((12, 6)).astype("f4"),
+            "base_model.model.q.multilora_s": np.ones((12, 3), "f4"),
+        }
+        path = write_adapter(tensors, f"multilora-s{seed}", peft_type="MULTILORA", n=3, r=2)
+        runs.append(run_of(path, "multilora r=2", seed))
+    return runs
+
+
+def test_the_grid_has_one_row_per_run_of_settings_with_all_main_methods(main_runs, tmp_path):
+    points = [("rate", 2, run) for run in main_runs]
+    points += [("n", 6, run) for run in main_runs if run.method != "full"]
+    rows = experiments.grid(points, tmp_path)
+    assert [(row["setting"], row["value"]) for row in rows] == [("rate", 2)] * 6
+    # A variant counts as its method, since setting and value say what is changed.
+    assert {row["method"] for row in rows} == {"full", "lora", "multilora"}
+    assert {row["k"] for row in rows} == {6}
+
+
+def test_rows_of_the_grid_hold_phi_with_full_and_the_overlap_of_modules(main_runs, tmp_path):
+    rows = experiments.grid([("rate", 2, run) for run in main_runs], tmp_path)
+    at = {(row["method"], row["seed"]): row for row in rows}
+    bases = {}
+    for run in main_runs:
+        (update,) = checkpoint.read(run.path)
+        bases[run.plain_method, run.seed] = np.linalg.svd(update.dense())[0][:, :6]
+    for method in ("lora", "multilora"):
+        shared = bases[method, 0].T @ bases["full", 1]
+        assert at[method, 0]["left_phi_k"] == pytest.approx(np.sum(shared**2) / 6, rel=1e-5)
+    assert at["lora", 0]["overlap_above_chance"] is None
+    (of_run,) = overlap.by_run(overlap.module_pairs(main_runs[2:3]))
+    assert at["multilora", 0]["overlap_above_chance"] == of_run["overlap_above_chance"]
+
+
+def test_a_sweep_marks_the_rate_that_is_best_on_validation_items():
+    scores = ((0.0005, 0.4), (0.001, 0.6), (0.002, 0.6), (0.004, 0.1))
+    rows = [
+        {"method": "lora", "learning_rate": rate, "score_validation": score, "score": 1 - score}
+        for rate, score in scores
+    ]
+    assert [row["chosen"] for row in experiments.sweep(rows)] == [0, 1, 0, 0]
+    assert [row["chosen"] for row in experiments.sweep(rows[:3])] == [0, 0, 0]
