@@ -1,4 +1,4 @@
-"""What the committed notebooks must be like; `make test` executes them too (nbmake)."""
+"""Rules for the committed notebooks; `make test` also runs them (nbmake)."""
 
 import ast
 import copy
@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# Whatever else they imported might import torch, which takes longer than a notebook should.
+# Other packages may import torch, which takes longer than a notebook should.
 MAY_IMPORT = {
     *("IPython", "analysis", "json", "matplotlib", "ml_dtypes", "numpy", "pandas", "pathlib"),
     *("safetensors", "seaborn", "tempfile"),
@@ -22,29 +22,29 @@ IMAGE = re.compile(r"image/")
 
 
 def complaints(notebook):
-    """What is wrong with a notebook, in lines; none where nothing is."""
-    found = [*of_text(notebook)]
+    """Return the flaws of a notebook, one sentence each."""
+    flaws = [*of_text(notebook)]
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
-        found.append("cells were not run once each, in order, from a clean kernel")
+        flaws.append("cells were not run once each, in order, from a clean kernel")
     outputs = [output for cell in code for output in cell.outputs]
     if not any(IMAGE.match(kind) for output in outputs for kind in output.get("data", {})):
-        found.append("no picture is among the outputs")
+        flaws.append("no picture is among the outputs")
     for output in outputs:
         if output.output_type == "error":
-            found.append(f"an output is an error: {output.ename}")
+            flaws.append(f"an output is an error: {output.ename}")
         if output.output_type == "stream" and output.name == "stderr":
-            found.append(f"a warning is among the outputs: {output.text[:80]}")
+            flaws.append(f"a warning is among the outputs: {output.text[:80]}")
         texts = [text for kind, text in output.get("data", {}).items() if not IMAGE.match(kind)]
         if any(ABSOLUTE.search(str(text)) for text in [*texts, output.get("text", "")]):
-            found.append("an output holds a path of one machine")
+            flaws.append("an output holds a path of one machine")
         if any(re.search(r" at 0x[0-9a-f]{6,}", str(text)) for text in texts):
-            found.append("an output holds an address in memory, other at every run")
+            flaws.append("an output holds an address in memory, other at every run")
     if any("execution" in cell.metadata for cell in code):
-        found.append("cells hold the times at which they were run")
+        flaws.append("cells hold the times at which they were run")
     for cell in code:
-        found += of_code(cell.source)
-    return found
+        flaws += of_code(cell.source)
+    return flaws
 
 
 def of_text(notebook):
@@ -60,7 +60,7 @@ def of_code(source):
     tree = ast.parse("\n".join(lines))
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
-            yield f"line {node.lineno} defines something: that belongs into the packages"
+            yield f"line {node.lineno} defines something: definitions belong in the packages"
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -164,9 +164,9 @@ def give_time(notebook):
 def test_a_broken_notebook_would_be_seen(first, broken, words):
     notebook = copy.deepcopy(first)
     broken(notebook)
-    found = complaints(notebook)
-    assert len(found) == 1
-    assert words in found[0]
+    flaws = complaints(notebook)
+    assert len(flaws) == 1
+    assert words in flaws[0]
 
 
 def test_what_they_import_does_not_import_torch():
