@@ -8,7 +8,6 @@ names, and `experts.json`. Full fine-tuning is written as ΔW of every trained m
 `delta.safetensors`, and its `delta_config.json`. `load_tuned` turns any of them into a model.
 """
 
-import json
 import os
 import tempfile
 import warnings
@@ -407,7 +406,7 @@ def load_tuned(model: Any, checkpoint: Path) -> Any:
             f"{checkpoint}: neither {ADAPTER_CONFIG} nor {full.CONFIG} is there; expected the "
             "directory of a checkpoint"
         )
-    config = json.loads((checkpoint / full.CONFIG).read_text(encoding="utf-8"))
+    config = record.read_json(checkpoint / full.CONFIG)
     layers = dict(model.named_modules())
     with safe_open(checkpoint / full.WEIGHTS, framework="pt") as file:
         for name in config["modules"]:

@@ -1,7 +1,6 @@
 """Compare methods over runs of several seeds, next to the repeatability of each method."""
 
 import itertools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis import UserError, checkpoint
+from analysis import CheckpointError, UserError, checkpoint
 from analysis.checkpoint import Run
+from analysis.formats import tensors
 from analysis.names import run_key
 from analysis.numerics import statistics
 from analysis.numerics.subspaces import SIDES, above_chance
@@ -48,9 +48,9 @@ def labels(runs: Sequence[Run], groups: Sequence[Sequence[str]] = ()) -> dict[st
 def _from_file(directory: Path) -> Label | None:
     """Return the label in the run.json of a training run; None if it is missing or another's."""
     try:
-        facts = json.loads((directory / "run.json").read_bytes())
+        facts = tensors.read_json(directory / "run.json")
         method, seed = facts["method"], facts["seed"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (CheckpointError, KeyError):
         return None
     if not isinstance(method, str) or not isinstance(seed, int):
         return None

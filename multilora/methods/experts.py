@@ -10,7 +10,6 @@ bank = ExpertBank.from_pretrained(model, "bank")
 """
 
 import copy
-import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -391,7 +390,7 @@ def count_labels(batches: Iterable[Mapping[str, torch.Tensor]], tasks: int) -> t
 def saved_tasks(path: Path) -> list[str]:
     """Return the task names in a saved bank's experts.json; raise ValueError if it is broken."""
     try:
-        listed = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        listed = record.read_json(path / CONFIG)
         tasks = [str(task) for task in listed["tasks"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path / CONFIG}: not the file of a bank of experts: {error}") from None

@@ -9,38 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+from made_spectra import power, spectra
 
-from analysis import results, store
+from analysis import store
 from analysis.numerics.statistics import comparable
 from analysis.pairs import dominance
 from analysis.pairs.dominance import COLUMNS, Comparison, judge, log_distance, wasserstein
-from analysis.results import Spectra
 from analysis.spectrum import analyse
 
 EPS = np.finfo(float).eps
 A, B = ("a", None), ("b", None)
-
-
-def spectra(**runs):
-    """run -> module -> s, as if analysed; all of them 64×48, a part after #, a step after @."""
-    found = Spectra()
-    for name, modules in runs.items():
-        run, _, step = name.partition("_at_")
-        for module, s in modules.items():
-            s = np.sort(np.asarray(s, float))[::-1]
-            row = dict.fromkeys(results.COLUMNS) | {"key": f"{name}/{module}", "run": run}
-            row |= {"step": int(step) if step else None, "kind": module.split("#")[0][:1]}
-            row["module"], _, part = module.partition("#")
-            row |= {"part": part or None, "d_out": 64, "d_in": 48, "capacity": s.size}
-            row |= {"spectral_norm": s[0], "rank": int(np.sum(s > 1e-12 * s[0]))}
-            found.rows.append(row)
-            found.s[row["key"]] = s
-    return found
-
-
-def power(k, exponent, modules=4):
-    """Modules with the power law i^-exponent, a little different from one another."""
-    return {f"q{i}": np.arange(1.0, k + 1) ** -(exponent + i / 100) for i in range(modules)}
 
 
 def finding(a, b):

@@ -6,16 +6,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 import scipy.linalg
+from made_updates import dense, from_spectrum, low_rank, merged, orthonormal
 
 from analysis import CheckpointError, checkpoint
 from analysis.formats import Options
 from analysis.numerics import decompose, metrics
 from analysis.numerics.decompose import Basis, Decomposition
 from analysis.pairs import merging
-from analysis.pairs.merging import COLUMNS, merge_row, opposite_sign
+from analysis.pairs.merging import COLUMNS, opposite_sign
 from analysis.tables import merging as merging_table
 from analysis.tables.merging import lines, relation, sentence
-from analysis.update import DenseUpdate, LowRankUpdate
 
 EPS = np.finfo(float).eps
 CLOSE = {"rtol": 0, "atol": 1e-11}  # shares and cosines, which lie in [−1, 1]
@@ -23,30 +23,10 @@ SHAPES = [(9, 5, 2, 3), (3, 8, 6, 2), (7, 7, 1, 1), (1, 5, 4, 2), (64, 48, 16, 4
 SIGNED = ("cosine", "opposite_sign", "sampled", "sample_seed", "sum_energy", "sum_spectral_norm")
 
 
-def low_rank(B, A, scale=1.0, name="layers.0.q", source="a.safetensors"):
-    return LowRankUpdate(name, B, A, scale, source=source)
-
-
-def dense(W, name="layers.0.q", source="delta.safetensors"):
-    return DenseUpdate(name, W.shape, lambda: W, source=source)
-
-
 def random_update(rng, d_out, d_in, r, scale=-0.7):
     # Of falling size, so that the directions that hold 90 % are not nearly tied with the next.
     sizes = 0.6 ** np.arange(r)
     return low_rank(rng.standard_normal((d_out, r)) * sizes, rng.standard_normal((r, d_in)), scale)
-
-
-def from_spectrum(U, s, V):
-    return low_rank(U * s, V.T)
-
-
-def orthonormal(rng, d, k):
-    return np.linalg.qr(rng.standard_normal((d, k)))[0]
-
-
-def merged(a, b):
-    return merge_row(a, b, decompose.decomposition(a), decompose.decomposition(b))
 
 
 def expected(W_a, W_b):

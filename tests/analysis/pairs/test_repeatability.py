@@ -59,7 +59,15 @@ def test_a_run_of_steps_is_no_seed(write_adapter, lora_tensors, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"method": 3, "seed": 0}', '{"method": "lora", "seed": "one"}', "\xff"],
+    [
+        "",
+        "[]",
+        "{}",
+        '{"method": 3, "seed": 0}',
+        '{"method": "lora", "seed": "one"}',
+        "\xff",
+        "[" * 100_000,  # nested deeper than a parser follows
+    ],
 )
 def test_a_run_json_of_another_kind_says_nothing(tmp_path, text):
     (tmp_path / "run.json").write_text(text, encoding="latin-1")

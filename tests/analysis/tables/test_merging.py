@@ -2,32 +2,10 @@
 
 import numpy as np
 import pytest
+from made_updates import dense, from_spectrum, low_rank, merged, orthonormal
 
-from analysis.numerics import decompose
-from analysis.pairs.merging import merge_row
 from analysis.tables import merging as merging_table
 from analysis.tables.merging import lines, relation, sentence
-from analysis.update import DenseUpdate, LowRankUpdate
-
-
-def low_rank(B, A, scale=1.0, name="layers.0.q", source="a.safetensors"):
-    return LowRankUpdate(name, B, A, scale, source=source)
-
-
-def dense(W, name="layers.0.q", source="delta.safetensors"):
-    return DenseUpdate(name, W.shape, lambda: W, source=source)
-
-
-def from_spectrum(U, s, V):
-    return low_rank(U * s, V.T)
-
-
-def orthonormal(rng, d, k):
-    return np.linalg.qr(rng.standard_normal((d, k)))[0]
-
-
-def merged(a, b):
-    return merge_row(a, b, decompose.decomposition(a), decompose.decomposition(b))
 
 
 def row_of(rng, case):
