@@ -28,7 +28,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from analysis import UserError
 from multilora import command, record
 from multilora.tasks import data, encoding
-from multilora.tasks.builtin import corpus, world
+from multilora.tasks.builtin import corpus, pretrained, world
 from multilora.tasks.example import SPLITS
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
@@ -57,7 +57,7 @@ class BaseSettings:
         default=2048, metadata={"help": "with --tasks: number of tokens learned from their text"}
     )
     threads: int = field(
-        default=2, metadata={"help": "CPU threads; the bits of the base depend on their number"}
+        default=1, metadata={"help": "CPU threads; the bits of the base depend on their number"}
     )
     least_copying: float = field(
         default=0.9, metadata={"help": "refuse a base that copies fewer of the words of a list"}
@@ -92,7 +92,7 @@ def ensure(settings: BaseSettings) -> Path:
 
 
 def path_of(model: str, tasks: str) -> str:
-    """`model`, or the directory of the built-in base if it is empty.
+    """`model`, or the directory of the base that comes with the package if it is empty.
 
     Raises UserError if the built-in base is chosen for the public `tasks`, which it cannot read.
     """
@@ -101,7 +101,7 @@ def path_of(model: str, tasks: str) -> str:
             "the built-in base only knows the words of the built-in suite; pass --model with "
             "--tasks, or train a base on the tasks' own text with python -m multilora.base --tasks"
         )
-    return model or str(ensure(BaseSettings()))
+    return model or str(pretrained.ensure(Path(BaseSettings.out)))
 
 
 def build_tokenizer(context: int) -> Any:
