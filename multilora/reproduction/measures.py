@@ -62,17 +62,18 @@ def of_runs(runs: Sequence[Trained], spectra: Spectra) -> list[Row]:
 
 def _of_module(row: Row, spectra: Spectra, k: int) -> Row:
     """Return the measures of one module; row: of spectrum.csv."""
-    s, sizes = spectra.s[row["key"]], sorted((row["d_out"], row["d_in"]))
+    s, sizes = spectra.s[row["key"]], (row["d_out"], row["d_in"])
     measured: Row = statistics.comparable(s, min(k, s.size))
     if s.size < k:
         measured |= dict.fromkeys(FIRST_K)
-    by_chance = null.null_top_share(*sizes, s.size)
+    chance = null.chance(*sizes, row["r"] or s.size, s.size, dense=row["r"] is None)
+    by_chance = chance["top_share_1"].mean
     return measured | {
         "null_top_share_1": by_chance,
         "top_share_1_above_null": measured["top_share_1"] - by_chance,
         "democracy": row["democracy"],
         "energy_rank_90": row["energy_rank_90"],
-        "above_floor_share": row["above_floor"] / sizes[0],
+        "above_floor_share": row["above_floor"] / min(sizes),
     }
 
 

@@ -90,7 +90,9 @@ def rounded(dW: np.ndarray, W0: np.ndarray, ratio: float) -> Row:
     after = float64(tuned) - float64(start)
     s = decompose.singular_values(DenseUpdate("", after.shape, lambda: after), "svd")
     return _measures(s) | {
-        "effective_rank_noise": null.null_effective_rank(*sorted(dW.shape), s.size),
+        "effective_rank_noise": null.chance(*dW.shape, s.size, s.size, dense=True)[
+            "effective_rank_k"
+        ].mean,
         "above_floor_share": metrics.rank(s, noise_floor(tuned)) / s.size,
     }
 

@@ -54,7 +54,7 @@ def test_a_row_a_run_against_the_slow_way(lora_runs, spectra):
         of_run = [r for r in spectra.rows if r["run"] == run.name]
         s = [spectra.s[r["key"]] for r in of_run]
         assert row["top_share_1"] == pytest.approx(np.mean([x[0] ** 2 / np.sum(x**2) for x in s]))
-        chance = null.null_top_share(10, 12, s[0].size)
+        chance = null.chance(10, 12, s[0].size, 1, dense=run.method == "full")["top_share_1"].mean
         assert row["null_top_share_1"] == pytest.approx(chance)
         assert row["top_share_1_above_null"] == pytest.approx(row["top_share_1"] - chance)
         assert row["democracy"] == pytest.approx(np.mean([r["democracy"] for r in of_run]))
@@ -101,9 +101,10 @@ def test_random_updates_have_the_top_share_of_the_null(rng):
         )
         for _ in range(2000)
     ]
-    assert null.null_top_share(16, 20, 4) == pytest.approx(np.mean(shares), abs=0.01)
-    assert null.null_top_share(16, 20, 4, k=4) == 1
-    assert null.null_top_share(16, 20, 16) < null.null_top_share(16, 20, 4)
+    of_4, of_16 = (null.chance(16, 20, r, 1, dense=False) for r in (4, 16))
+    assert of_4["top_share_1"].mean == pytest.approx(np.mean(shares), abs=0.01)
+    assert of_4["top_share_4"].mean == 1
+    assert of_16["top_share_1"].mean < of_4["top_share_1"].mean
 
 
 @pytest.fixture
