@@ -39,11 +39,16 @@ def summary(judged: Sequence[Judgement]) -> str:
 def as_text(judged: Sequence[Judgement]) -> str:
     """Return the table of claims for the terminal."""
     heading = ["", *HEADINGS[2:], "verdict"]
-    rows = [[row[0], *row[2:]] for one in judged for row in _rows(one)]
+    tested = [one for one in judged if one.outcome is not None]
+    rows = [[row[0], *row[2:]] for one in tested for row in _rows(one)]
+    results = [
+        f"{one.statement.number}: {one.evidence.result}" for one in judged if not one.outcome
+    ]
     return "\n".join(
         [
             "Claims, by differences paired by seed (wording and secondary measures: claims.md):",
             *text.aligned([heading, *rows]),
+            *results,
             summary(judged),
         ]
     )
