@@ -22,7 +22,7 @@ import torch
 
 from analysis import UserError
 from multilora import base, command
-from multilora.reproduction import parts, presets, report
+from multilora.reproduction import parts, presets, reference, report
 from multilora.reproduction.parts import Part
 from multilora.reproduction.publishing import publish
 from multilora.reproduction.running import seconds_per_step, train_all, train_bases
@@ -116,6 +116,8 @@ def reproduce(settings: ReproduceSettings) -> str:
     text = report.report(asdict(settings))
     if settings.publish:
         publish(out, to=Path("figures"))
+    if settings.preset == "quick" and (distance := reference.distance(out)):
+        text += f"\n\n{distance}"
     return text
 
 

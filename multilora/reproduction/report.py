@@ -97,7 +97,11 @@ def pooled(pool: Pool) -> dict[str, list[Row]]:
     rows_of = {name: list(rows) for name, rows in pool.rows_of.items()}
     for name, keys in AVERAGED.items():
         rows_of[name] = averaged(rows_of.get(name, []), keys)
-    method_of = {run: m for r in pool.records.values() for run, m in r["methods"].items()}
+    method_of = {
+        run: method
+        for made_by in pool.records.values()
+        for run, method in made_by["methods"].items()
+    }
     rows = rows_of["methods"]
     return rows_of | {
         "spectra_by_method": bands.bands_table(pool.spectra, method_of),
@@ -132,6 +136,8 @@ def _made_by(settings: Mapping[str, Any], pool: Pool, hashes: Mapping[str, str])
     return store.record("multilora.reproduce", [], dict(settings)) | {
         "seed": sorted({row["seed"] for row in pool.rows_of["methods"]}),
         "bases": {name: made_by["base"] for name, made_by in pool.records.items()},
+        "runs": {run: mark for made_by in records for run, mark in made_by["runs"].items()},
+        "methods": {run: m for made_by in records for run, m in made_by["methods"].items()},
         "environment": record.environment(),
         "trained_on": [m for i, m in enumerate(machines) if m not in machines[:i]],
         tables.HASHES: hashes,

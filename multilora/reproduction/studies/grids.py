@@ -33,8 +33,8 @@ def table(similarity: Similarity, labels: Mapping[str, Label], k: int) -> list[R
         pair = (b.method, a.method) if turned else (a.method, b.method)
         for side, d in zip(SIDES, (row["d_out"], row["d_in"]), strict=True):
             grid = similarity.phi[f"{row['key']}#{side}"][:k, :k]
-            above = grid - chance(*grid.shape, d)
-            if above.shape == (k, k):
+            if grid.shape == (k, k):
+                above = grid - chance(k, k, d)
                 grids.setdefault((*pair, side), []).append(above.T if turned else above)
     return [
         {"method_a": a, "method_b": b, "side": side, "i": i} | _cells(values)
