@@ -66,8 +66,7 @@ def _of_module(row: Row, spectra: Spectra, k: int) -> Row:
     measured: Row = statistics.comparable(s, min(k, s.size))
     if s.size < k:
         measured |= dict.fromkeys(FIRST_K)
-    chance = null.chance(*sizes, row["r"] or s.size, s.size, dense=row["r"] is None)
-    by_chance = chance["top_share_1"].mean
+    by_chance = null.of_row(row, 1)["top_share_1"].mean
     return measured | {
         "null_top_share_1": by_chance,
         "top_share_1_above_null": measured["top_share_1"] - by_chance,
