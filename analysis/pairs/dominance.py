@@ -50,7 +50,7 @@ CLEAR = 0.75
 SMALLEST = 0.01
 # Between unlike nulls, a module counts only if the difference beyond chance is more than this many
 # times as large as the standard deviation of that difference between two random updates.
-SPREADS = 2
+SPREADS = 2.5
 # Values that differ by less than this, relative to them, are equal: rounding of the same spectrum.
 TIE = 1e-9
 

@@ -301,12 +301,12 @@ def test_a_difference_matters_from_a_hundredth_of_the_range(measure, a_is_ahead,
 @pytest.mark.parametrize(
     ("beyond", "spread", "confirmed"),
     [
-        (0.25, 0.1, True),
-        (0.25, 0.12, True),
-        (0.25, 0.13, False),  # random updates differ as much
+        (0.25, 0.02, True),
+        (0.255, 0.1, True),
+        (0.245, 0.1, False),  # random updates differ as much
         (0.0105, 0.001, True),
         (0.0095, 0.001, False),  # too small to matter
-        (-0.25, 0.1, False),  # on the other side
+        (-0.25, 0.02, False),  # on the other side
     ],
 )
 def test_between_unlike_updates_a_difference_is_also_beyond_chance(

@@ -86,8 +86,9 @@ def random_pairs(count, modules):
         yield compared(untrained(rng, shapes, r_a), untrained(rng, shapes, r_b))
 
 
-def test_random_pairs_of_any_ranks_get_no_verdict():
-    findings = list(random_pairs(200, modules=(3, 24)))
+@pytest.mark.parametrize("modules", [(1, 2), (3, 24)])
+def test_random_pairs_of_any_ranks_get_no_verdict(modules):
+    findings = list(random_pairs(200, modules))
     verdicts = [f.sentence for f in findings if f.agreement not in WITHOUT_VERDICT]
     assert len(verdicts) <= 10, verdicts
     # Negative control: by the raw differences alone nearly every pair would have one.
