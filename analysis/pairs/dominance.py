@@ -273,7 +273,7 @@ def log_distance(a: np.ndarray, b: np.ndarray, common: int) -> float:
     rounding or noise. A value of 0, and all after it, never count. Unchanged by scaling a or b;
     0.69 is a factor of 2. nan if no value is left.
     """
-    common = min(common, np.count_nonzero(a), np.count_nonzero(b))
+    common = min(common, int(np.count_nonzero(a)), int(np.count_nonzero(b)))
     if common <= 0:
         return math.nan
     ratio = statistics.normalised(a)[:common] / statistics.normalised(b)[:common]
