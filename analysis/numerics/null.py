@@ -63,7 +63,12 @@ def chance(d_out: int, d_in: int, capacity: int, k: int, *, dense: bool) -> Mapp
 
 
 def of_row(row: Row, k: int) -> Mapping[str, Chance]:
-    """Return `chance` for the update of a row of spectrum.csv, whose r is None if it is dense."""
+    """Return `chance` for the update of a row of spectrum.csv, whose r is None if it is dense.
+
+    >>> row = {"d_out": 20, "d_in": 30, "r": 4, "capacity": 4}
+    >>> of_row(row, k=2) == chance(20, 30, capacity=4, k=2, dense=False)
+    True
+    """
     dense = row["r"] is None
     capacity = row["capacity"] if dense else row["r"]
     return chance(row["d_out"], row["d_in"], capacity, k, dense=dense)
