@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.numerics import metrics
+from analysis.results import Row
 
 SEED = 0
 # `chance` draws until the standard errors of its means are below this, relative to the means,
@@ -59,6 +60,18 @@ def chance(d_out: int, d_in: int, capacity: int, k: int, *, dense: bool) -> Mapp
     Chance(mean=1.0, spread=0.0)
     """
     return _chance(*sorted((d_out, d_in)), capacity, k, dense)
+
+
+def of_row(row: Row, k: int) -> Mapping[str, Chance]:
+    """Return `chance` for the update of a row of spectrum.csv, whose r is None if it is dense.
+
+    >>> row = {"d_out": 20, "d_in": 30, "r": 4, "capacity": 4}
+    >>> of_row(row, k=2) == chance(20, 30, capacity=4, k=2, dense=False)
+    True
+    """
+    dense = row["r"] is None
+    capacity = row["capacity"] if dense else row["r"]
+    return chance(row["d_out"], row["d_in"], capacity, k, dense=dense)
 
 
 @functools.cache

@@ -85,8 +85,7 @@ def _of_module(row: Row, spectra: Spectra, k: int) -> Row:
     measured: Row = statistics.comparable(s, own_k)
     if s.size < k:
         measured |= dict.fromkeys(FIRST_K)
-    r = row["r"] or s.size
-    random = null.chance(row["d_out"], row["d_in"], r, own_k, dense=row["r"] is None)
+    random = null.of_row(row, own_k)
     for name in WITH_NULL:
         measured |= _beyond_null(name, measured[name], random[name].mean)
     return measured | {

@@ -89,10 +89,10 @@ def rounded(dW: np.ndarray, W0: np.ndarray, ratio: float) -> Row:
     tuned = (float64(start) + size * dW).astype(ml_dtypes.bfloat16)
     after = float64(tuned) - float64(start)
     s = decompose.singular_values(DenseUpdate("", after.shape, lambda: after), "svd")
+    d_out, d_in = dW.shape
+    by_chance = null.chance(d_out, d_in, s.size, s.size, dense=True)
     return _measures(s) | {
-        "effective_rank_noise": null.chance(*dW.shape, s.size, s.size, dense=True)[
-            "effective_rank_k"
-        ].mean,
+        "effective_rank_noise": by_chance["effective_rank_k"].mean,
         "above_floor_share": metrics.rank(s, noise_floor(tuned)) / s.size,
     }
 

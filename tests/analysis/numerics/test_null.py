@@ -148,6 +148,17 @@ def test_an_impossible_k_is_refused(k):
         null.chance(12, 20, 8, k, dense=False)
 
 
+@pytest.mark.parametrize(("r", "capacity"), [(4, 4), (12, 12), (40, 12), (None, 12)])
+def test_a_row_has_the_null_of_its_r(r, capacity):
+    row = {"d_out": 20, "d_in": 12, "r": r, "capacity": capacity}
+    want = null.chance(20, 12, r or 12, 3, dense=r is None)
+    assert null.of_row(row, 3) == want
+    # Negative control: every other kind of update has another null.
+    others = {(4, False), (12, False), (40, False), (12, True)} - {(r or 12, r is None)}
+    for other, dense in others:
+        assert null.chance(20, 12, other, 3, dense=dense) != want
+
+
 def test_an_impossible_capacity_is_refused():
     with pytest.raises(ValueError, match="capacity is 8; expected 12 for a dense update"):
         null.chance(12, 20, 8, 1, dense=True)
