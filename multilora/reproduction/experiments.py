@@ -1,8 +1,8 @@
 """Make the tables that only the full preset has, from further studies of finished runs.
 
-cuts.csv (scores of cut updates), rounding_floor.csv, module_overlap.csv, dynamics.csv, budget.csv,
-sweep.csv, grid.csv and, if there are adapters of others, wild.csv. Studies that take long are kept
-next to the run and not measured again.
+cuts.csv (scores of cut updates), rounding_floor.csv, module_overlap.csv, dynamics.csv, sweep.csv,
+grid.csv and, if there are adapters of others, wild.csv. Studies that take long are kept next to the
+run and not measured again.
 """
 
 import sys
@@ -13,7 +13,7 @@ from types import ModuleType
 
 from analysis.pairs.repeatability import Label
 from analysis.results import Row
-from multilora import budget, record
+from multilora import record
 from multilora.reproduction import analysing, measures, presets
 from multilora.reproduction.studies import cuts, dynamics, overlap, rounding, wild
 from multilora.reproduction.studies.overlap import ModulePairs
@@ -56,7 +56,6 @@ def tables(
         "rounding_floor": [row for run in full for row in _rounded(run, model)],
         "module_overlap": overlap.by_layer(overlaps),
         "dynamics": dynamics.table(main, model),
-        "budget": budget.curve(),
     }
     if extras.adapters:
         rows_of["wild"], left_out = wild.table(extras.adapters)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from analysis import UserError
 from analysis.results import Row
 from analysis.store import save_figure
-from multilora.reproduction.pictures import claims, costs, experiments, spectra
+from multilora.reproduction.pictures import claims, experiments, spectra
 from multilora.reproduction.tables import parsed
 
 
@@ -59,8 +59,6 @@ SOURCES = {
         {"dynamics.csv": "method seed step k top_share_1 effective_rank_k gini_k frobenius_norm"},
         experiments.dynamics,
     ),
-    "resources": Source({"resources.csv": "what setting method value ratio"}, costs.resources),
-    "budget": Source({"budget.csv": "model n r share"}, costs.budget),
     "scale_grid": Source({"grid.csv": "setting value seed method"}, claims.scale_grid),
     "wild_adapters": Source(
         {"wild.csv": "adapter step r top_share_1 null_top_share_1"}, experiments.wild_adapters

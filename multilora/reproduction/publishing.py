@@ -9,8 +9,6 @@ from analysis import UserError, store
 KINDS = (".csv", ".json", ".md", ".png", ".pdf")
 # Too large to be committed: numbers and singular values of every module.
 UNPUBLISHED = ("spectrum.csv", "spectra.safetensors")
-# Made by the benchmarks and not by the runs.
-FROM_BENCHMARKS = ("resources.csv", "resources.json", "resources.png", "resources.pdf")
 
 
 def publish(results: Path, to: Path) -> None:
@@ -24,7 +22,7 @@ def publish(results: Path, to: Path) -> None:
     to.mkdir(parents=True, exist_ok=True)
     for file in fresh:
         store.replace(to / file.name, partial(shutil.copyfile, file))
-    kept = {*FROM_BENCHMARKS, *(file.name for file in fresh)}
+    kept = {file.name for file in fresh}
     for file in _files(to):
         if file.name not in kept:
             file.unlink()

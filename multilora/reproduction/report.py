@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis import UserError, store
-from analysis.figures import similarity as similarity_figures
 from analysis.pairs import repeatability
 from analysis.pairs.repeatability import Label
 from analysis.results import Row, Similarity, Spectra
-from analysis.store import save_figure
 from analysis.tables import similarity as similarity_table
 from multilora import budget, delta, record
 from multilora.reproduction import analysing, bands, experiments, figures, measures, tables
@@ -27,7 +25,7 @@ from multilora.reproduction.claims.evidence import Judgement
 from multilora.reproduction.experiments import Extras
 from multilora.reproduction.studies import overlap
 from multilora.reproduction.text import difference_table, method_tables
-from multilora.reproduction.trained import MAIN, Trained, check_comparable
+from multilora.reproduction.trained import Trained, check_comparable
 from multilora.tasks import data, scoring
 
 
@@ -84,7 +82,6 @@ def report(
         rows_of |= experiments.tables(runs, model, measured.overlaps, extras)
     tables.write(out, rows_of)
     drawn = figures.draw(out)
-    _draw_similarity_by_run(measured, out)
     judged = judge.write(out)
     return text_of(measured, rows_of, judged, files=[*drawn, out / "claims.md"])
 
@@ -150,14 +147,6 @@ def _made_by(
         "environment": record.environment(),
         tables.HASHES: hashes,
     }
-
-
-def _draw_similarity_by_run(measured: Measured, out: Path) -> None:
-    """Draw similarity_by_run, between runs of the three main methods."""
-    main = [run for run in measured.runs if run.method in MAIN]
-    if len(main) > 1:
-        between = analysing.between_runs(measured.similarity, main)
-        save_figure(similarity_figures.shared_by_many(between), out / "similarity_by_run")
 
 
 def _base_scores(measured: Measured) -> dict[str, Any]:

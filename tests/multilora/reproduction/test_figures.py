@@ -32,6 +32,6 @@ def test_only_the_named_figures_are_drawn(tmp_path, rng):
 
 
 def test_a_table_without_rows_is_refused(tmp_path):
-    (tmp_path / "budget.csv").write_text("model,n,r,share\n")
-    with pytest.raises(UserError, match=r"budget\.csv: has no row; expected at least one"):
+    (tmp_path / "cuts.csv").write_text("method,seed,kind,k,score\n")
+    with pytest.raises(UserError, match=r"cuts\.csv: has no row; expected at least one"):
         figures.draw(tmp_path)
