@@ -59,7 +59,6 @@ SOURCES = {
         {"dynamics.csv": "method seed step k top_share_1 effective_rank_k gini_k frobenius_norm"},
         experiments.dynamics,
     ),
-    "scale_grid": Source({"grid.csv": "setting value seed method"}, claims.scale_grid),
     "wild_adapters": Source(
         {"wild.csv": "adapter step r top_share_1 null_top_share_1"}, experiments.wild_adapters
     ),
