@@ -17,6 +17,7 @@ OTHERS = [
     "analysis.store",
     "analysis.update",
     "multilora.behaviour",
+    "multilora.reproduction.pictures.styles",
 ]
 
 

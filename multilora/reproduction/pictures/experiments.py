@@ -41,8 +41,10 @@ def cut_curves(rows: Sequence[Row]) -> Figure:
             plot_over_seeds(counts, values, ax, label=label, marker=".", **look[method])
         _label_cuts(ax, counts, title)
     axes[0].set_ylabel("share of the gain in score, %")
-    axes[0].legend(title=f"the top {MARKED} alone carry", loc="upper left", fontsize=9)
-    axes[1].legend(title=f"without the top {MARKED} is left", loc="upper right", fontsize=9)
+    seeds = len({row["seed"] for row in gains})
+    figure.suptitle(f"means over {seeds} seeds and their range", fontsize=9)
+    axes[0].legend(title=f"gain that the top {MARKED} carry", loc="upper left", fontsize=9)
+    axes[1].legend(title=f"gain left without the top {MARKED}", loc="upper right", fontsize=9)
     return figure
 
 

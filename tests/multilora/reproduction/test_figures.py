@@ -16,6 +16,8 @@ PUBLISHED = Path(__file__).parents[3] / "figures"
 def test_the_published_tables_have_the_columns_that_a_figure_needs(name):
     for table, columns in figures.SOURCES[name].tables.items():
         path = PUBLISHED / table
+        if not path.is_file():
+            pytest.skip(f"{table} is not published yet")
         assert parsed(path, path.read_bytes(), columns.split()) != []
 
 
