@@ -12,6 +12,8 @@ import analysis.numerics
 
 NUMERICS = [f"analysis.numerics.{m.name}" for m in pkgutil.iter_modules(analysis.numerics.__path__)]
 OTHERS = [
+    "analysis.figures.plots",
+    "analysis.figures.spectrum",
     "analysis.names",
     "analysis.results",
     "analysis.store",

@@ -18,6 +18,7 @@ from multilora.reproduction.pictures.styles import (
     styles,
 )
 
+MEASURES = ("top_share_1", "effective_rank_k", "gini_k")
 CHANCE: dict[str, Any] = {
     "color": "0.45",
     "linestyle": "",
@@ -69,13 +70,22 @@ def _draw_measure(ax: Axes, rows: Sequence[Row], methods: Sequence[str], measure
             if chance := _defined(of_method, f"null_{measure}"):
                 ax.plot(np.mean(chance), -y, **CHANCE)
         else:
-            place = {"transform": ax.get_yaxis_transform(), "ha": "center", "va": "center"}
-            ax.text(0.5, -y, "n/a", color="0.45", fontsize=9, **place)
+            across = ax.get_yaxis_transform()
+            ax.text(
+                0.5,
+                -y,
+                "n/a",
+                color="0.45",
+                fontsize=9,
+                ha="center",
+                va="center",
+                transform=across,
+            )
 
 
 def _known(rows: Sequence[Row]) -> bool:
     """Whether the null's value of any measure is in the table."""
-    return any(name.startswith("null_") for name in rows[0])
+    return any(_defined(rows, f"null_{measure}") for measure in MEASURES)
 
 
 def _undefined(rows: Sequence[Row]) -> bool:
@@ -161,12 +171,13 @@ def _overlaps(
     ax.plot(x, y, label=f"{name_of(method)} (n = {n})", **dots)
     for (kind,), of_kind in grouped(rows, "kind").items():
         at = (places[kind] - width / 2, places[kind] + width / 2)
-        for column, line, label in (
-            (f"{side}_chance", {"color": "0.45", "linestyle": "-"}, CHANCE_LABEL),
-            (f"{side}_null", {"color": "black", "linestyle": ":"}, NULL_LABEL),
+        for column, color, linestyle, label in (
+            ("chance", "0.45", "-", CHANCE_LABEL),
+            ("null", "black", ":", NULL_LABEL),
         ):
-            if values := _defined(of_kind, column):
-                ax.plot(at, [np.mean(values)] * 2, linewidth=1.5, label=label, **line)
+            if values := _defined(of_kind, f"{side}_{column}"):
+                line: dict[str, Any] = {"color": color, "linestyle": linestyle, "label": label}
+                ax.plot(at, [np.mean(values)] * 2, linewidth=1.5, **line)
 
 
 # Projections in the order in which a layer uses them.

@@ -85,7 +85,7 @@ def _label_cuts(ax: Axes, counts: Sequence[int], title: str) -> None:
         ax.axhline(level, color="0.6", linewidth=0.8, zorder=0)
     ax.axvline(MARKED, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
     ax.set_xscale("symlog", base=2, linthresh=1, linscale=0.6)
-    ax.set_xticks(counts[:1] + [k for k in counts if k & (k - 1) == 0 and k])
+    ax.set_xticks([k for k in counts if k & (k - 1) == 0])
     ax.xaxis.set_major_formatter("{x:g}")
     ax.minorticks_off()
     ax.grid(alpha=0.3)
