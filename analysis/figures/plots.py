@@ -4,11 +4,13 @@ Every function takes the Axes to draw on (by default the current ones), labels t
 them; further keyword arguments go to matplotlib.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 
 def plot_spectrum(s: np.ndarray, ax: Axes | None = None, **line_kw: Any) -> Axes:
@@ -95,6 +97,8 @@ def plot_phi(grid: np.ndarray, ax: Axes | None = None, **image_kw: Any) -> Axes:
     k1, k2 = grid.shape
     usual: dict[str, Any] = {"vmin": 0, "vmax": 1, "cmap": "cividis"}
     ax.imshow(grid, extent=(0.5, k2 + 0.5, k1 + 0.5, 0.5), **usual | image_kw)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(6, integer=True))
     ax.set(xlabel="top j directions", ylabel="top i directions")
     return ax
 
@@ -112,7 +116,7 @@ def plot_matrix(
     values: (len(rows), len(columns)), such as a metric by layer and kind; nan is left blank.
     rows, columns: tick labels.
     ax: the Axes.
-    form: format of the numbers.
+    form: format of the numbers; empty to write none.
     image_kw: for `Axes.imshow`.
     """
     ax = _axes(ax)
@@ -122,10 +126,23 @@ def plot_matrix(
     ax.set_yticks(range(len(rows)), rows)
     low, high = image.get_clim()
     for (i, j), value in np.ndenumerate(values):
-        if np.isfinite(value):
+        if form and np.isfinite(value):
             color = "white" if value < low + 0.6 * (high - low) else "black"
             ax.text(j, i, form.format(value), ha="center", va="center", color=color, fontsize=8)
     return ax
+
+
+def thinned(labels: Sequence[str], room: float, height: float = 0.17) -> list[str]:
+    """Return tick labels with blanks in place of those that would run into one another.
+
+    labels: one per position; room: inches from one position to the next.
+    height: inches that a label takes along the axis; every n-th label is kept, n ≥ 1.
+
+    >>> thinned(["0", "1", "2", "3"], room=0.1)
+    ['0', '', '2', '']
+    """
+    every = max(1, math.ceil(height / room))
+    return [label if i % every == 0 else "" for i, label in enumerate(labels)]
 
 
 def plot_steps(
@@ -155,6 +172,7 @@ def plot_angles(angles: np.ndarray, ax: Axes | None = None, **line_kw: Any) -> A
     ax = _axes(ax)
     ax.plot(np.arange(1, angles.size + 1), angles, **line_kw)
     ax.set(xlabel="index", ylabel="principal angle, radians", ylim=(0, 0.53 * np.pi))
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     return ax
 
 

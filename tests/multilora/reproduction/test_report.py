@@ -18,6 +18,7 @@ from multilora.reproduction import bands, measures, report, running, tables, tra
 from multilora.reproduction.claims import judge
 from multilora.reproduction.claims import text as claims_text
 from multilora.reproduction.pictures import spectra as pictures
+from multilora.reproduction.pictures.styles import name_of
 from multilora.reproduction.presets import Run
 from multilora.tasks.builtin import suite
 from multilora.training import identity
@@ -116,9 +117,9 @@ def test_text_gives_every_method_the_base_and_chance(reproduced):
     assert "first 24" in text
     assert "full − lora" in text
     assert "φ(24) between seeds of one method (its repeatability)" in text
-    drawn = ("spectra_by_method", "subspace_similarity", "dominance_ablation")
+    drawn = ("spectra_by_method", "dominance_ablation")
     files = [*(f"{name}.png" for name in drawn), "claims.md"]
-    assert lines[-4:] == [f"{settings.figures}/{file}" for file in files]
+    assert lines[-3:] == [f"{settings.figures}/{file}" for file in files]
     assert all((Path(settings.figures) / file).is_file() for file in files)
 
 
@@ -159,19 +160,14 @@ def test_figure_and_the_table_behind_it(reproduced):
     settings, runs, _, _ = reproduced
     spectra, _ = store.load(settings.figures)
     method_of = {run.name: run.method for run in runs}
-    figure = pictures.spectra_by_method(
-        bands.bands_table(spectra, method_of), bands.histogram_table(spectra, method_of)
-    )
-    above, below = figure.subfigs
-    assert [ax.get_title() for ax in above.axes] == list(pictures.PROJECTIONS)
-    for ax in above.axes:
-        assert [line.get_label() for line in ax.lines] == list(METHODS)
-    zeros, linear, log = below.axes
-    assert [bar.get_height() for bar in zeros.patches] == pytest.approx([0, 0.25, 0.25])
-    assert (linear.get_xscale(), log.get_xscale()) == ("linear", "log")
+    figure = pictures.spectra_by_method(bands.bands_table(spectra, method_of))
+    above = figure.axes[:4]
+    assert [ax.get_title() for ax in above] == list(pictures.PROJECTIONS)
+    for ax in figure.axes:
+        assert [line.get_label() for line in ax.lines] == [name_of(m) for m in METHODS]
     with open(f"{settings.figures}/spectra_by_method.csv", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
-    drawn = above.axes[0].lines[1].get_ydata()
+    drawn = above[0].lines[1].get_ydata()
     kept = [float(b["median"]) for b in lines if (b["kind"], b["method"]) == ("q_proj", "lora")]
     np.testing.assert_allclose(kept, drawn, rtol=1e-14)
 
