@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import ml_dtypes
 import numpy as np
 
 
@@ -11,7 +12,7 @@ class LowRankUpdate:
     """ΔW = scale · B @ A, never multiplied out.
 
     name: dotted path of the module in the base.
-    B (d_out, r), A (r, d_in): the factors, in the dtype in which they are stored.
+    B (d_out, r), A (r, d_in): the factors, in the dtype in which they are stored or computed.
     part: distinguishes several updates of one module (a task, a head); "" if there is only one.
     method: how the model was fine-tuned.
     source: the file that the update comes from, for messages.
@@ -21,6 +22,10 @@ class LowRankUpdate:
         parts.
     of_parts: True if the update is computed from the other parts (a mean of heads), so that it
         must not be compared with them.
+    dtypes: the dtypes of the stored numbers that B and A were computed from, the coarsest if there
+        are several; None if B and A are as they were stored.
+    sizes: the shapes of B and A, the sizes of the stored numbers if they are larger than B and A,
+        which are then differences; None if they are not.
     """
 
     name: str
@@ -33,11 +38,18 @@ class LowRankUpdate:
     stacked: int = 1
     of_rows: bool = False
     of_parts: bool = False
+    dtypes: tuple[np.dtype, np.dtype] | None = None
+    sizes: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """(d_out, d_in) of ΔW."""
         return self.B.shape[0], self.A.shape[1]
+
+    @property
+    def stored(self) -> tuple[np.dtype, np.dtype]:
+        """The dtypes of B and A in the file: these limit how well ΔW is known."""
+        return self.dtypes or (self.B.dtype, self.A.dtype)
 
     @property
     def capacity(self) -> int:
@@ -120,3 +132,12 @@ def float64(x: np.ndarray) -> np.ndarray:
     """
     with np.errstate(invalid="ignore"):  # signalling NaNs, which are reported later
         return x.astype(np.float64, copy=False)
+
+
+def coarsest(*dtypes: np.dtype) -> np.dtype:
+    """Return the floating-point dtype with the largest spacing at 1.
+
+    >>> coarsest(np.dtype(np.float32), np.dtype(np.float16))
+    dtype('float16')
+    """
+    return max(dtypes, key=lambda dtype: float(ml_dtypes.finfo(dtype).eps))

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.formats.tensors import Stored, count, number
-from analysis.update import float64
+from analysis.formats.tensors import FLOATS, Stored, count, number
+from analysis.update import coarsest, float64
 
 PARTS = ("lora_A", "lora_B", "lora_E")
 
@@ -47,3 +47,9 @@ def factors(parts: dict[str, Stored], where: str) -> tuple[np.ndarray, np.ndarra
         return np.zeros((B.shape[0], 1)), np.zeros((1, A.shape[1]))
     with np.errstate(invalid="ignore"):  # Inf · 0, which is reported later
         return float64(B.load()), float64(E.load()) * float64(A.load())
+
+
+def dtypes(parts: dict[str, Stored]) -> tuple[np.dtype, np.dtype]:
+    """Return the dtypes that B and diag(E) A are stored in, the coarser one of E and A."""
+    A, B, E = (FLOATS[parts[part].dtype] for part in PARTS)
+    return B, coarsest(A, E)

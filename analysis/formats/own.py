@@ -8,14 +8,15 @@ which defines its parts and ΔW.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from analysis import CheckpointError
 from analysis.formats import peft
 from analysis.formats.place import Place
-from analysis.formats.tensors import Stored
-from analysis.update import Entry, LowRankUpdate, Other, Skipped, float64
+from analysis.formats.tensors import FLOATS, Stored
+from analysis.update import Entry, LowRankUpdate, Other, Skipped, coarsest, float64
 
 Shapes = Mapping[str, tuple[int, ...]]
 Tensors = Mapping[str, np.ndarray]
@@ -72,7 +73,8 @@ def read(
             continue
         with np.errstate(invalid="ignore", over="ignore"):  # NaN and Inf are reported later
             of_module = list(updates(module, str(file), values))
-        yield from of_module
+        dtype = coarsest(*(FLOATS[stored[part].dtype] for part in parts))
+        yield from (replace(update, dtypes=(dtype, dtype)) for update in of_module)
 
 
 def modules(place: Place, prefix: str, parts: tuple[str, ...]) -> list[str]:

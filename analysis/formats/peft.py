@@ -268,7 +268,8 @@ def _module(module: str, part: str, names: dict[str, str], adapter: Adapter) -> 
     if rule is None:
         B, A = adalora.factors(parts, where)
         scale = adalora.scale(config, str(adapter.file.parent / CONFIG))
-        yield LowRankUpdate(module, B, A, scale, part, "peft:ADALORA", source)
+        dtypes = adalora.dtypes(parts)
+        yield LowRankUpdate(module, B, A, scale, part, "peft:ADALORA", source, dtypes=dtypes)
         return
     scale = rule.scale(module)
     if parts.pop("lora_B.bias", None):

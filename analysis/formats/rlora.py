@@ -47,6 +47,8 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
         parts |= {f"head{i + 1}": (heads[:, i], before[:, i]) for i in range(n)}
         # B A − B0 A0 = (B − B0) A + B0 (A − A0): this form has no cancellation.
         right = np.vstack([t["A"], t["A"] - t["A0"]])
+        # The rounding of a difference is that of its terms.
+        right_sizes = np.vstack([t["A"], np.hypot(t["A"], t["A0"])])
         for part, (B, B0) in parts.items():
             yield LowRankUpdate(
                 module,
@@ -57,6 +59,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
                 method="rlora",
                 source=file,
                 of_parts=part == "mean",
+                sizes=(np.hstack([np.hypot(B, B0), B0]), right_sizes),
             )
 
     yield from own.read(place, "rlora_", ("A", "B", "R", "A0", "B0"), fault, updates)

@@ -12,7 +12,7 @@ import numpy as np
 
 from analysis import CheckpointError
 from analysis.formats.tensors import short
-from analysis.update import LowRankUpdate, float64
+from analysis.update import LowRankUpdate, coarsest, float64
 
 # Values of init_lora_weights that leave the base weight as it was, so that B·A is all of ΔW.
 PLAIN = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
@@ -52,4 +52,5 @@ def subtract(update: LowRankUpdate, start: LowRankUpdate | None) -> LowRankUpdat
         )
     B = np.hstack([update.scale * float64(update.B), -start.scale * float64(start.B)])
     A = np.vstack([float64(update.A), float64(start.A)])
-    return replace(update, B=B, A=A, scale=1.0)
+    dtypes = [coarsest(*pair) for pair in zip(update.stored, start.stored, strict=True)]
+    return replace(update, B=B, A=A, scale=1.0, dtypes=(dtypes[0], dtypes[1]))

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.numerics import metrics
+from analysis.numerics import metrics, turning
+from analysis.numerics.turning import Turning
 from analysis.update import DenseUpdate, LowRankUpdate, Update, float64
 
 EPS = float(np.finfo(np.float64).eps)
@@ -89,6 +90,11 @@ class Basis:
         """Return the first k vectors as columns, (d, k); all of them by default."""
         return self.M[:, :k] if self.P is None else self.M @ self.P[:, :k]
 
+    def single(self) -> np.ndarray:
+        """Return all vectors as columns in single precision, (d, k), twice as fast."""
+        M = self.M.astype(np.float32)
+        return M if self.P is None else M @ self.P.astype(np.float32)
+
     def against(self, other: "Basis") -> np.ndarray:
         """Return the cosines of these vectors with those of `other`, (k, other's k)."""
         C = self.M.T @ other.M
@@ -106,6 +112,7 @@ class Decomposition:
     rank: number of singular values above the rank cutoff (see `rank`); the vectors beyond it are
         noise or an arbitrary orthonormal completion.
     error_bound: of s, as in `Spectrum`.
+    turning: how far rounding at storage can have turned the vectors; None if nothing was rounded.
     """
 
     left: Basis
@@ -113,6 +120,7 @@ class Decomposition:
     right: Basis
     rank: int
     error_bound: float
+    turning: Turning | None = None
 
 
 def decomposition(update: Update, method: str = "auto") -> Decomposition:
@@ -135,9 +143,12 @@ def decomposition(update: Update, method: str = "auto") -> Decomposition:
 
         W = update.dense()
         _magnitude(W, update)
-        U, s, Vh = (M.numpy() for M in torch.linalg.svd(torch.from_numpy(W), full_matrices=False))
+        # torch takes no negative strides.
+        M = torch.from_numpy(np.ascontiguousarray(W))
+        U, s, Vh = (x.numpy() for x in torch.linalg.svd(M, full_matrices=False))
         left, right, bound = Basis(U), Basis(Vh.T), float(max(W.shape) * EPS * s[0])
         floor = _floor(update)
+        turned = turning.of_floor(s, *W.shape, floor)
     else:
         floor = None
         with np.errstate(all="ignore"):
@@ -149,8 +160,16 @@ def decomposition(update: Update, method: str = "auto") -> Decomposition:
             left = _through(roots.B, roots.L_B, sign * X[:, :k], roots.algorithm)
             right = _through(roots.A, roots.L_A, Yh.T[:, :k], roots.algorithm)
             s, bound = scale * s[:k], scale * roots.error_bound(float(s[0]))
+            core = turning.Core(
+                s,
+                of_B=scale * roots.L_B @ X[:, :k],
+                of_A=scale * roots.L_A @ Yh.T[:, :k],
+                norms_B=np.linalg.norm(roots.L_B, axis=1),
+                norms_A=np.linalg.norm(roots.L_A, axis=1),
+            )
+            turned = turning.of_factors(update, core, left.single, right.single)
     _check_size(s, bound, update)
-    return Decomposition(left, s, right, rank(s, bound, update, floor), bound)
+    return Decomposition(left, s, right, rank(s, bound, update, floor), bound, turned)
 
 
 def svd(update: Update) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from analysis.numerics import metrics
 from analysis.numerics.decompose import Basis, Decomposition
+from analysis.numerics.turning import TURNED
 
 CUTS = (1, 4, 8, 16)  # φ(i, i) is reported at these i, and at k
 GRID = 128  # the grid φ(i, j) is kept for i and j up to this
@@ -109,8 +110,9 @@ def undetermined(decomposition: Decomposition) -> np.ndarray:
     """Return, for each cut i, whether ΔW leaves the span of the first i vectors open.
 
     (capacity,), bool, cut i at [i − 1]. If the values i and i + 1 are equal up to their error, the
-    vectors on both sides of the cut rotate into one another; beyond the rank they are arbitrary.
-    The cut at the rank itself is always determined.
+    vectors on both sides of the cut rotate into one another, be it the error of the computation
+    (TIE) or of the stored numbers (TURNED); beyond the rank they are arbitrary. The cut at the rank
+    itself is undetermined only by what is stored.
 
     >>> basis = Basis(np.eye(4))
     >>> s = np.array([3.0, 2.0, 2.0, 0.0])
@@ -122,6 +124,8 @@ def undetermined(decomposition: Decomposition) -> np.ndarray:
     open_cuts = gaps <= TIE * decomposition.error_bound
     if rank:
         open_cuts[rank - 1] = False
+    if decomposition.turning is not None:
+        open_cuts |= decomposition.turning.largest > TURNED
     open_cuts[rank:] = True
     return open_cuts
 

@@ -14,7 +14,16 @@ import numpy as np
 
 from analysis import CheckpointError, UserError, checkpoint
 from analysis.formats import Options
-from analysis.update import DenseUpdate, Entry, LowRankUpdate, Other, Skipped, Update, float64
+from analysis.update import (
+    DenseUpdate,
+    Entry,
+    LowRankUpdate,
+    Other,
+    Skipped,
+    Update,
+    coarsest,
+    float64,
+)
 
 PLAIN = "lora"  # the method whose factors are averaged
 Weighted = list[tuple[float, Update]]  # updates of one module with their weights in a sum
@@ -92,6 +101,7 @@ def averages(terms: Sequence[Term], options: Options) -> Iterator[Entry]:
                 part=first.part,
                 method="average of factors",
                 source=first.source,
+                dtypes=_dtypes([u for _, u in factored]),
             )
 
 
@@ -131,8 +141,21 @@ def weighted_sum(weighted: Weighted) -> Update:
         A = np.vstack([u.A for _, u in factored], dtype=np.float64)
     B *= np.repeat([w * u.scale for w, u in factored], [u.B.shape[1] for _, u in factored])
     return LowRankUpdate(
-        first.name, B, A, scale=1.0, part=first.part, method="sum", source=first.source
+        first.name,
+        B,
+        A,
+        scale=1.0,
+        part=first.part,
+        method="sum",
+        source=first.source,
+        dtypes=_dtypes([u for _, u in factored]),
     )
+
+
+def _dtypes(updates: Sequence[LowRankUpdate]) -> tuple[np.dtype, np.dtype]:
+    """Return the coarsest stored dtype of the B of all updates, and that of their A."""
+    of_B, of_A = zip(*(update.stored for update in updates), strict=True)
+    return coarsest(*of_B), coarsest(*of_A)
 
 
 def _dense_sum(weighted: Weighted) -> DenseUpdate:

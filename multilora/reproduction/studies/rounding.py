@@ -4,7 +4,6 @@ Real fine-tuning moves weights by less than a hundredth of their size and is pub
 so that ΔW is a difference of rounded numbers. Here the true ΔW is known.
 """
 
-import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,7 +13,9 @@ import numpy as np
 from analysis import UserError, checkpoint
 from analysis.base import weights as base_weights
 from analysis.numerics import decompose, metrics, null
+from analysis.numerics.denoise import denoised
 from analysis.numerics.floor import noise_floor
+from analysis.numerics.statistics import mean
 from analysis.results import Row
 from analysis.update import DenseUpdate, float64
 from multilora.reproduction.trained import Trained
@@ -34,6 +35,9 @@ COLUMNS = (
     "top_share_1_true",
     "effective_rank_noise",
     "above_floor_share",
+    "effective_rank_denoised",
+    "gini_denoised",
+    "top_share_1_denoised",
 )
 
 
@@ -44,7 +48,9 @@ def table(runs: Iterable[Trained], base: Path, ratios: Sequence[float] = RATIOS)
     rounded to bfloat16; own_ratio: the ratio before. NAME_true: the measure of ΔW itself, which
     scaling does not change. effective_rank_noise: its mean for a matrix of noise;
     above_floor_share: the share of the min(d_out, d_in) singular values above the noise floor.
-    Modules with ΔW = 0 are left out.
+    NAME_denoised: the measure after the noise was estimated and taken out (`denoise.denoised`); a
+    mean over the modules in which that is defined, None if there are none. Modules with ΔW = 0 are
+    left out.
 
     Raises UserError for a run that is not a full fine-tuning or whose ΔW are all zero, and
     CheckpointError if `base` is not the base of the runs.
@@ -55,7 +61,7 @@ def table(runs: Iterable[Trained], base: Path, ratios: Sequence[float] = RATIOS)
             if not modules:
                 raise UserError(f"{run.path}: every ΔW is zero: nothing was trained")
             row = {"method": run.method, "seed": run.seed, "ratio": ratio, "modules": len(modules)}
-            row |= {name: statistics.fmean(m[name] for m in modules) for name in modules[0]}
+            row |= {name: mean(m[name] for m in modules) for name in modules[0]}
             rows.append({column: row[column] for column in COLUMNS})
     return rows
 
@@ -90,14 +96,22 @@ def rounded(dW: np.ndarray, W0: np.ndarray, ratio: float) -> Row:
     after = float64(tuned) - float64(start)
     s = decompose.singular_values(DenseUpdate("", after.shape, lambda: after), "svd")
     d_out, d_in = dW.shape
+    floor = noise_floor(tuned)
     by_chance = null.chance(d_out, d_in, s.size, s.size, dense=True)
-    return _measures(s) | {
+    without_noise = _measures(denoised(s, d_out, d_in, floor))
+    noise = {
         "effective_rank_noise": by_chance["effective_rank_k"].mean,
-        "above_floor_share": metrics.rank(s, noise_floor(tuned)) / s.size,
+        "above_floor_share": metrics.rank(s, floor) / s.size,
     }
+    return (
+        _measures(s) | noise | {f"{name}_denoised": value for name, value in without_noise.items()}
+    )
 
 
-def _measures(s: np.ndarray) -> Row:
+def _measures(s: np.ndarray | None) -> Row:
+    """Return the measures of a spectrum, all None for None."""
+    if s is None:
+        return dict.fromkeys(("effective_rank", "gini", "top_share_1"))
     return {
         "effective_rank": metrics.effective_rank(s),
         "gini": metrics.gini(s),

@@ -42,6 +42,25 @@ def test_the_smaller_the_flatter_and_nearer_to_the_floor(weights):
     assert ranks[-1] > 1.5 * ranks[0]  # control: it would be flat here by the rounding alone
 
 
+@pytest.mark.parametrize("ratio", [0.01, 0.003])
+def test_the_estimate_without_noise_is_nearer_to_the_truth(rng, ratio):
+    """Measured at 0.003: effective rank 71.6 raw, 59.7 denoised, 59.4 true."""
+    W0 = rng.standard_normal((120, 96)).astype(np.float32)
+    U, V = (scipy.linalg.orth(rng.standard_normal((d, 96))) for d in (120, 96))
+    s = np.exp(-np.arange(96) / 24)
+    measured = rounding.rounded((U * s) @ V.T, W0, ratio)
+    for name, true in rounding._measures(s).items():
+        assert abs(measured[f"{name}_denoised"] - true) <= abs(measured[name] - true)
+
+
+def test_where_nothing_is_left_of_it_nothing_is_estimated(weights):
+    W0, dW = weights
+    measured = rounding.rounded(dW, W0, 0.0003)
+    assert measured["effective_rank_denoised"] is None
+    assert measured["gini_denoised"] is None
+    assert measured["top_share_1_denoised"] is None
+
+
 def test_without_rounding_nothing_changes(rng):
     """Powers of two in W0 and a ΔW of one bit below them are exact in bfloat16."""
     W0 = np.ones((16, 16), np.float32)
