@@ -29,7 +29,7 @@ SOURCES = {
         {"spectra_by_method.csv": "kind method index low median high"}, spectra.spectra_by_method
     ),
     "subspace_similarity": Source(
-        {"phi_grids.csv": "method_a method_b side i d j1"}, spectra.subspace_similarity
+        {"phi_grids.csv": "method_a method_b side i j1"}, spectra.subspace_similarity
     ),
     "module_overlap": Source(
         {"module_overlap.csv": "method seed n r kind left_phi left_chance right_phi right_chance"},
