@@ -132,6 +132,37 @@ def plot_matrix(
     return ax
 
 
+def plot_forest(
+    values: Sequence[Sequence[float]],
+    middles: Sequence[float],
+    side: int = 0,
+    ax: Axes | None = None,
+    **line_kw: Any,
+) -> Axes:
+    """Draw one row per group, the first on top: its values as dots, a diamond at its middle.
+
+    values: of each group, in any number; middles: one per group, such as their means.
+    side: 1 or −1 to shade what is above or below zero, such as the side that a claim names; 0 for
+        no shade.
+    ax: the Axes; rows are at y = 0, −1, … and are labelled by the caller, as is the x axis.
+    line_kw: for dots and diamonds, such as their colour.
+    """
+    ax = _axes(ax)
+    for i, (of_group, middle) in enumerate(zip(values, middles, strict=True)):
+        n = len(of_group)
+        shifts = np.linspace(-0.13, 0.13, n) if n > 1 else np.zeros(n)
+        ax.plot(of_group, shifts - i, "o", markersize=5, alpha=0.6, mew=0, **line_kw)
+        ax.plot(middle, -i, "D", markersize=4, **line_kw)
+    ax.axvline(0, color="black", linewidth=0.8)
+    low, high = ax.get_xlim()
+    if side:
+        ax.axvspan(0, high if side > 0 else low, alpha=0.08, linewidth=0, **line_kw)
+        ax.set_xlim(low, high)
+    ax.set_ylim(0.3 - len(values), 0.7)
+    ax.grid(axis="x", alpha=0.3)
+    return ax
+
+
 def thinned(labels: Sequence[str], room: float, height: float = 0.17) -> list[str]:
     """Return tick labels with blanks in place of those that would run into one another.
 

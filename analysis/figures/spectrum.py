@@ -106,6 +106,7 @@ def by_layer(rows: Sequence[Row], column: str) -> Figure:
     width = max(1.6, 0.7 * len(kinds))  # inches of a panel
     across = int(np.clip((WIDEST - 2) / width, 1, len(panels)))
     down = math.ceil(len(panels) / across)
+    across = math.ceil(len(panels) / down)  # rows of about equal length
     room = min(0.28, max(2.0, TALLEST / down) / len(layers))  # inches of a layer
     below = 0.5 + 0.08 * max(map(len, kinds))
     size = (across * (width + 0.2) + 2, down * (room * len(layers) + 0.7) + below)

@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from analysis.figures.plots import plot_forest
 from analysis.results import Row, grouped
-from multilora.reproduction.pictures.styles import FULL, MULTILORA, name_of
+from multilora.reproduction.pictures.styles import MULTILORA, name_of
 
 
 class Compared(NamedTuple):
@@ -83,7 +84,6 @@ def scale_grid(rows: Sequence[Row]) -> Figure:
         of_measure = [row for row in differences if COMPARED[row["compared"]] == compared]
         _draw_column(ax, of_measure, compared, places)
     axes[0].set_yticks([-y for y in range(len(places))], [_label(*place) for place in places])
-    axes[0].set_ylim(0.7 - len(places), 0.7)
     figure.suptitle("● one seed, ◆ mean, shaded: the side that the claim names", fontsize=10)
     return figure
 
@@ -93,23 +93,16 @@ def _draw_column(
 ) -> None:
     """Draw one measure; rows: its differences; places: settings and values from the top."""
     factor = FACTORS.get(compared.measure, 1)
-    for (setting, value), of_place in grouped(rows, "setting", "value").items():
-        y = -places.index((setting, value))
-        dots = [factor * row["difference"] for row in of_place]
-        shifts = np.linspace(-0.13, 0.13, len(dots)) if len(dots) > 1 else np.zeros(1)
-        ax.plot(dots, y + shifts, "o", color=MULTILORA, markersize=5, alpha=0.6, mew=0)
-        ax.plot(np.mean(dots), y, "D", color=MULTILORA, markersize=4)
-    ax.axvline(0, color=FULL, linewidth=0.8)
-    low, high = ax.get_xlim()
-    if compared.side:
-        ax.set_xlim(low, high)
-        ax.axvspan(0, high if compared.side > 0 else low, color=MULTILORA, alpha=0.08, linewidth=0)
+    at = grouped(rows, "setting", "value")
+    values = [[factor * row["difference"] for row in at.get(place, ())] for place in places]
+    means = [float(np.mean(of_place)) if of_place else float("nan") for of_place in values]
+    plot_forest(values, means, compared.side, ax, color=MULTILORA)
     what = " − ".join(name_of(method) for method in (compared.a, compared.b) if method)
     ax.set_title(f"claim {compared.claim}\n{what}", fontsize=9)
     ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.tick_params("x", labelsize=8)
     ax.set_xlabel(compared.label, fontsize=9)
     ax.axhline(-0.5, color="0.6", linewidth=0.8)
-    ax.grid(axis="x", alpha=0.3)
 
 
 def _place(place: tuple[str, Any]) -> tuple[Any, ...]:

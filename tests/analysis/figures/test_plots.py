@@ -139,3 +139,22 @@ def test_directions_and_angles_have_whole_indices(ax):
     plots.plot_angles(np.array([0.1, 0.2, 0.3]), other)
     assert all(tick == int(tick) for tick in other.get_xticks())
     plt.close(figure)
+
+
+def test_a_forest_has_a_row_per_group_and_shades_a_side(ax):
+    groups = [[0.1, 0.3], [], [-0.2]]
+    assert plots.plot_forest(groups, [0.2, np.nan, -0.2], 1, ax, color="C1") is ax
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [list(line.get_xdata()) for line in dots] == groups
+    assert [round(float(np.mean(line.get_ydata()))) for line in (dots[0], dots[2])] == [0, -2]
+    middles = [line.get_xydata()[0] for line in ax.lines if line.get_marker() == "D"]
+    np.testing.assert_array_equal(middles, [[0.2, 0], [np.nan, -1], [-0.2, -2]])
+    (shade,) = ax.patches
+    assert (shade.get_x(), shade.get_x() + shade.get_width()) == (0, ax.get_xlim()[1])
+    low, high = ax.get_ylim()
+    assert low < -2 < 0 < high
+
+
+def test_a_forest_without_a_side_has_no_shade(ax):
+    plots.plot_forest([[1.0]], [1.0], ax=ax)
+    assert len(ax.patches) == 0
