@@ -104,15 +104,15 @@ def _turning(
 
     v_B, v_A: (r,), the sums of the variances of the columns of B and of the rows of A.
     """
-    s, k = core.s, core.s.size
+    s = core.s
     with np.errstate(divide="ignore", invalid="ignore"):
         tau2 = np.maximum(coupling, coupling.T) / (s[:, None] - s) ** 2
     tau2 = np.triu(np.where(np.isnan(tau2), np.inf, tau2), 1)
     # Summed over rows up to i and columns from j on: the cut between i and i + 1 is at [i, i + 1],
     # on the first diagonal above the main one.
     below, beyond = np.cumsum(tau2, axis=0), _from_right(np.cumsum, tau2)
-    # The entries of uᵢᵀE vⱼ are not independent, as they share E_B and E_A: the Frobenius norm bounds
-    # them all. 2·(the largest) adds up to four standard deviations of a single entry, with its own.
+    # The entries of uᵢᵀE vⱼ share E_B and E_A, and are not independent: the Frobenius norm bounds
+    # them all. With three times the largest, it is four standard deviations of a single entry.
     total = np.diagonal(np.cumsum(beyond, axis=0), 1)
     most = np.diagonal(_from_right(np.maximum.accumulate, np.maximum.accumulate(tau2, axis=0)), 1)
     largest = np.sqrt(total) + 3 * np.sqrt(most)
