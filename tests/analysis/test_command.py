@@ -261,10 +261,8 @@ def test_paths_read_are_the_checkpoints_and_what_they_need(parser):
 def test_what_begins_with_a_negative_number_is_a_value(parser, value):
     parser.add_argument("--x", nargs="+", action="extend", default=[])
     got = []
-    assert (
-        command.run(parser, ["--x", "1:a", value, "--x", value], lambda a: got.extend(a.x) or 0)
-        == 0
-    )
+    argv = ["--x", "1:a", value, "--x", value]
+    assert command.run(parser, argv, lambda arguments: got.extend(arguments.x) or 0) == 0
     assert got == ["1:a", value, value]
 
 
