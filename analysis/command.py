@@ -8,6 +8,7 @@ something was skipped, each with a line that says why; 2 if nothing was analysed
 import argparse
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from analysis.formats import Options
 from analysis.names import printable
 from analysis.results import Row
 
+NEGATIVE = re.compile(r"-\.?\d")
+
 # Running a command
 
 
@@ -27,8 +30,14 @@ def run(
     argv: Sequence[str] | None,
     work: Callable[[argparse.Namespace], int],
 ) -> int:
-    """Add --version, parse `argv`, call `work` and return the exit status; see `exit_status`."""
+    """Add --version, parse `argv`, call `work` and return the exit status; see `exit_status`.
+
+    An argument that begins with a negative number, such as -1e-3 or -1:path, is a value and no
+    option.
+    """
     parser.add_argument("--version", action="version", version=__version__)
+    # The expression of Python 3.14; older ones know neither exponents nor what follows a number.
+    parser._negative_number_matcher = NEGATIVE
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -16,6 +16,8 @@ import numpy as np
 
 Row = dict[str, Any]
 
+# Measures of a dense update without its rounding noise (`numerics.denoise`), if it has a floor.
+DENOISED = ("effective_rank_denoised", "gini_denoised", "top_share_1_denoised")
 # The columns of the table of spectra, spectrum.csv.
 COLUMNS = (
     "key", "run", "method", "step", "module", "layer", "kind", "part",
@@ -25,7 +27,7 @@ COLUMNS = (
     "effective_rank", "energy_entropy_rank", "stable_rank", "participation_ratio", "gini",
     "energy_rank_50", "energy_rank_90", "energy_rank_99",
     "utilisation", "democracy", "outliers", "floor", "above_floor",
-    "algorithm", "error_bound",
+    "algorithm", "error_bound", *DENOISED,
 )  # fmt: skip
 
 

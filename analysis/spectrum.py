@@ -24,7 +24,7 @@ from analysis import CheckpointError, checkpoint, command, names, results, store
 from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.names import kind_of, layer_of
-from analysis.numerics import decompose, metrics, null, parallel
+from analysis.numerics import decompose, denoise, metrics, null, parallel
 from analysis.pairs import combine, dominance
 from analysis.pairs.dominance import Finding
 from analysis.results import Row, Spectra
@@ -234,6 +234,7 @@ def row(update: Update, spectrum: decompose.Spectrum, run: Run) -> Row:
     }
     if s[0] > 0:
         line |= _concentration(s, d_out, d_in, line["r"])
+        line |= _denoised(s, d_out=d_out, d_in=d_in, floor=floor)
     return {column: line.get(column) for column in results.COLUMNS}
 
 
@@ -257,6 +258,18 @@ def _concentration(s: np.ndarray, d_out: int, d_in: int, r: int | None) -> Row:
         "utilisation": metrics.utilisation(s, s.size),
         "democracy": null.democracy(s, d_out, d_in, r or d, dense=dense),
         "outliers": null.outliers(s, d_out, d_in) if dense else None,
+    }
+
+
+def _denoised(s: np.ndarray, d_out: int, d_in: int, floor: float | None) -> Row:
+    """The columns `results.DENOISED`; empty without a floor, or if noise makes up most of ΔW."""
+    estimate = None if floor is None else denoise.denoised(s, d_out, d_in, floor)
+    if estimate is None or not estimate[0] > 0:
+        return {}
+    return {
+        "effective_rank_denoised": metrics.effective_rank(estimate),
+        "gini_denoised": metrics.gini(estimate),
+        "top_share_1_denoised": metrics.top_share(estimate, 1),
     }
 
 
@@ -389,9 +402,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--combine",
         nargs="+",
+        action="extend",
         default=[],
         metavar="WEIGHT:PATH",
-        help="also analyse the weighted sum of these checkpoints, and the average of their factors",
+        help="also analyse the weighted sum of these checkpoints, 1:a -1:b for a difference, and"
+        " the average of their factors",
     )
     parser.add_argument(
         "--method",

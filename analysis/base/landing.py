@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,7 +24,10 @@ from analysis.numerics.decompose import EPS, Basis, Decomposition
 from analysis.pairs import meeting
 from analysis.pairs.members import ONE, Member, Members, over_modules
 from analysis.results import AgainstBase, Row
-from analysis.update import Update, float64
+from analysis.update import LowRankUpdate, Update, float64
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
 
 COLUMNS = (
     "relative_spectral", "relative_frobenius",
@@ -34,7 +38,15 @@ DECILES = 10
 LANDING_COLUMNS = tuple(
     f"{side}_{part}" for side in ("left", "right") for part in (*range(1, DECILES + 1), "outside")
 )
-ROW_COLUMNS = (*ONE, *COLUMNS, *LANDING_COLUMNS, "intruders")
+TOP = 10  # vectors of W0 + ΔW that can be intruders
+EPSILON = 0.5  # a vector is an intruder if its largest |cosine| with one of W0 is below
+EPSILONS = tuple(round(0.1 * i, 1) for i in range(1, 10))  # the same for the curve
+INTRUDER_COLUMNS = (
+    *(f"intruders_{epsilon}" for epsilon in EPSILONS),
+    *(f"null_intruders_{epsilon}" for epsilon in EPSILONS),
+)
+DRAWS = 3  # random updates for the null of the intruders
+ROW_COLUMNS = (*ONE, *COLUMNS, *LANDING_COLUMNS, "intruders", *INTRUDER_COLUMNS)
 SOON = 60.0  # seconds; landing is computed without being requested if it takes less
 SEED = 0
 SMALL = 256  # up to this size, a full SVD is faster than a Krylov method for the largest values
@@ -104,22 +116,35 @@ def _top(W: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     convergence; by a full SVD if that matrix is small, or if it would lose the smallest of the
     values.
     """
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
-
     m, size = min(W.shape), float(np.abs(W).max())
-    if m > max(SMALL, 2 * k) and size > 0:
-        tall = W if W.shape[0] >= W.shape[1] else W.T
-        gram = LinearOperator((m, m), lambda x: tall.T @ (tall @ (x / size)) / size, dtype=W.dtype)
-        v0 = np.random.default_rng(SEED).standard_normal(m)
-        try:
-            V = eigsh(gram, k, v0=v0)[1]
-            P, s, Qh = np.linalg.svd(tall @ V, full_matrices=False)
-            if s[-1] > RESOLVED * s[0]:
-                return (P if tall is W else V @ Qh.T), s
-        except ArpackNoConvergence:
-            pass
+    found = _krylov(W, k, size) if m > max(SMALL, 2 * k) and size > 0 else None
+    if found is not None:
+        return found
     U, s, _ = np.linalg.svd(W, full_matrices=False)
     return U[:, :k], s[:k]
+
+
+def _krylov(
+    W: "np.ndarray | LinearOperator", k: int, size: float
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return what `_top` does, by ARPACK; None if it does not converge or the k-th loses digits.
+
+    size: of a typical entry, so that no square overflows or vanishes.
+    """
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+    m, is_tall = min(W.shape), W.shape[0] >= W.shape[1]
+    tall = W if is_tall else W.T
+    gram = LinearOperator((m, m), lambda x: tall.T @ (tall @ (x / size)) / size, dtype=W.dtype)
+    v0 = np.random.default_rng(SEED).standard_normal(m)
+    try:
+        V = eigsh(gram, k, v0=v0)[1]
+    except ArpackNoConvergence:
+        return None
+    P, s, Qh = np.linalg.svd(tall @ V, full_matrices=False)
+    if s[-1] <= RESOLVED * s[0]:
+        return None
+    return (P if is_tall else V @ Qh.T), s
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,39 +212,123 @@ def _shares(
     return shares / shares.sum()
 
 
-def intruders(
-    update: Decomposition,
-    W0: np.ndarray,
-    base: Decomposition,
-    top: int = 10,
-    epsilon: float = 0.5,
-) -> int | None:
-    """Return how many of the first left singular vectors of W0 + ΔW resemble none of W0.
+def resemblance(
+    update: Decomposition, W0: np.ndarray, base: Decomposition, top: int = TOP
+) -> np.ndarray | None:
+    """Return how much the first left singular vectors of W0 + ΔW resemble those of W0.
 
-    Shuttleworth et al., arXiv 2410.21228.
+    (top,), or fewer: for each vector its largest |cosine| with a left singular vector of W0, in
+    [0, 1].
 
     update: the decomposition of ΔW.
     W0: (d_out, d_in).
     base: the decomposition of W0, from `decompose_base`.
     top: the number of vectors of W0 + ΔW that are looked at.
-    epsilon: a vector is an intruder if its largest |cosine| with a left singular vector of W0 is
-        smaller than this.
 
     If values of W0 are equal, every vector in their span is a singular vector, and the cosine is
-    that with the span. Vectors of value zero do not count, in W0 nor in W0 + ΔW. 0 for ΔW = 0; None
-    for W0 = 0.
+    that with the span. Vectors of value zero do not count, in W0 nor in W0 + ΔW. All 1 for ΔW = 0;
+    None for W0 = 0.
     """
     if base.rank == 0:
         return None
     if update.rank == 0:
-        return 0
+        return np.ones(min(top, base.rank))
     U, s = _top(_sum(W0, update), min(top, *W0.shape))
     U = U[:, s > max(W0.shape) * EPS * s[0]]
-    squares = base.left.against(Basis(U))[: base.rank] ** 2
+    return _greatest(base.left.against(Basis(U)), base)
+
+
+def _greatest(cosines: np.ndarray, base: Decomposition) -> np.ndarray:
+    """Return the largest |cosine| of each column with a vector of W0, or the span of equal ones."""
+    squares = cosines[: base.rank] ** 2
     s0 = base.s[: base.rank]
     starts = np.flatnonzero(np.append(True, s0[:-1] - s0[1:] > TIED * s0[0]))
-    greatest = np.add.reduceat(squares, starts, axis=0).max(axis=0)
-    return int(np.count_nonzero(greatest < epsilon**2))
+    return np.sqrt(np.add.reduceat(squares, starts, axis=0).max(axis=0))
+
+
+def intruders(
+    update: Decomposition,
+    W0: np.ndarray,
+    base: Decomposition,
+    top: int = TOP,
+    epsilon: float = EPSILON,
+) -> int | None:
+    """Return how many of the first left singular vectors of W0 + ΔW resemble none of W0.
+
+    Shuttleworth et al., arXiv 2410.21228. epsilon: a vector is an intruder if its `resemblance` is
+    smaller than this; the other arguments are those of `resemblance`. 0 for ΔW = 0; None for
+    W0 = 0.
+    """
+    greatest = resemblance(update, W0, base, top)
+    return None if greatest is None else int(np.count_nonzero(greatest < epsilon))
+
+
+def null_resemblance(
+    shape: tuple[int, int], norm: float, r: int | None, base: Decomposition, top: int = TOP
+) -> list[np.ndarray]:
+    """Return the `resemblance` for DRAWS random updates in the place of ΔW.
+
+    shape: (d_out, d_in).
+    norm: ‖ΔW‖_F, the Frobenius norm of the random updates.
+    r: they are products of Gaussian factors of this rank; None: one Gaussian matrix.
+    base: the decomposition of W0, which is not zero.
+
+    In the bases of the singular vectors of W0, which leave Gaussian matrices as they are, W0 is
+    diagonal: a product with W0 + B A takes (d_out + d_in)·r operations. The draws are seeded; three
+    take 0.1 to 0.5 s for factors of a 4096 × 4096 weight, and 5 to 15 s for a dense update.
+    """
+    found = []
+    for seed in range(SEED, SEED + DRAWS):
+        U, s = _drawn(shape, norm, r, base.s, min(top, *shape), seed)
+        found.append(_greatest(U[: base.s.size, s > max(shape) * EPS * s[0]], base))
+    return found
+
+
+def _drawn(
+    shape: tuple[int, int], norm: float, r: int | None, s0: np.ndarray, k: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first k left singular vectors (d_out, k) of diag(s0) + a random update, and s."""
+    from scipy.sparse.linalg import LinearOperator
+
+    (d_out, d_in), m = shape, s0.size
+    rng = np.random.default_rng(seed)
+    B = rng.standard_normal((d_out, d_in if r is None else r))
+    A = None if r is None else rng.standard_normal((r, d_in))
+    # ‖B A‖² = ⟨BᵀB, AAᵀ⟩
+    size = np.linalg.norm(B) if A is None else np.sqrt(np.sum((B.T @ B) * (A @ A.T)))
+    B *= norm / size
+
+    def times(x: np.ndarray) -> np.ndarray:
+        y = B @ (x if A is None else A @ x)
+        y[:m] += (s0 * x[:m].T).T
+        return y
+
+    def transposed(y: np.ndarray) -> np.ndarray:
+        x = B.T @ y if A is None else A.T @ (B.T @ y)
+        x[:m] += (s0 * y[:m].T).T
+        return x
+
+    if m > max(SMALL, 2 * k):
+        operator = LinearOperator(
+            shape, times, transposed, matmat=times, rmatmat=transposed, dtype=np.dtype(float)
+        )
+        found = _krylov(operator, k, size=float(s0[0]))
+        if found is not None:
+            return found
+    W = B if A is None else B @ A
+    W[np.arange(m), np.arange(m)] += s0
+    return _top(W, k)
+
+
+def intruder_columns(greatest: np.ndarray, of_null: Sequence[np.ndarray]) -> dict[str, float]:
+    """Return the numbers of intruders of an update and of random ones, by INTRUDER_COLUMNS.
+
+    greatest: of `resemblance`; of_null: of `null_resemblance`, whose numbers are means.
+    """
+    drawn = np.concatenate(of_null)
+    numbers = [float(np.count_nonzero(greatest < epsilon)) for epsilon in EPSILONS]
+    by_null = [np.count_nonzero(drawn < epsilon) / len(of_null) for epsilon in EPSILONS]
+    return dict(zip(INTRUDER_COLUMNS, [*numbers, *by_null], strict=True))
 
 
 def _sum(W0: np.ndarray, update: Decomposition) -> np.ndarray:
@@ -254,7 +363,7 @@ def analyse(
     rename: (pattern, replacement), applied to the names of modules.
     landing: compute the landing, for which every W0 is decomposed. It is also computed if that
         takes less than a minute, or is done for the intruders.
-    intruders: count the intruders, for which every W0 is decomposed.
+    intruders: count the intruders, and those of random updates, for which every W0 is decomposed.
     cache: directory for decompositions of W0 that were requested; None keeps none.
     say: is called with a line about the cost of the decompositions before they start.
     progress: show a bar on stderr if dense modules take longer than two seconds.
@@ -321,5 +430,20 @@ def _row(
         if with_landing:
             row |= landing(update, base).columns()
         if with_intruders:
-            row["intruders"] = intruders(update, W0, base)
+            row |= _intruder_row(member.update, update, W0, base)
     return {column: row.get(column) for column in ROW_COLUMNS}
+
+
+def _intruder_row(update: Update, found: Decomposition, W0: np.ndarray, base: Decomposition) -> Row:
+    """Return the numbers of intruders and those of the null; nothing for W0 = 0."""
+    greatest = resemblance(found, W0, base)
+    if greatest is None:
+        return {}
+    r = update.B.shape[1] if isinstance(update, LowRankUpdate) else None
+    norm = metrics.frobenius_norm(found.s)
+    # For ΔW = 0, W0 is compared with itself.
+    of_null = null_resemblance(W0.shape, norm, r, base) if norm > 0 else [greatest]
+    return {
+        "intruders": int(np.count_nonzero(greatest < EPSILON)),
+        **intruder_columns(greatest, of_null),
+    }

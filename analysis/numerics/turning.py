@@ -77,11 +77,20 @@ def of_factors(
         if turning.largest.max() <= TURNED:
             return turning
     B, A = update.sizes or (update.B, update.A)
-    v_B, v_A = variance(B, update.stored[0]), variance(A, update.stored[1])
-    in_U, in_V = (U() ** 2).T @ v_B, v_A @ V() ** 2
+    unit_B, unit_A = (_unit(norms) for norms in (core.norms_B, core.norms_A))
+    v_B, v_A = variance(B, update.stored[0], unit_B), variance(A, update.stored[1], unit_A)
+    in_U = unit_B**2 * ((U() ** 2).T @ v_B).astype(np.float64)
+    in_V = unit_A**2 * (v_A @ V() ** 2).astype(np.float64)
     # uᵢᵀ E vⱼ = scale (uᵢᵀ E_B A vⱼ + uᵢᵀ B E_A vⱼ); its variance at [i, j].
     coupling = in_U @ core.of_A**2 + core.of_B.T**2 @ in_V
-    return _turning(core, coupling, v_B.sum(axis=0), v_A.sum(axis=1), d_out, d_in)
+    sum_B = unit_B**2 * v_B.sum(axis=0, dtype=np.float64)
+    sum_A = unit_A**2 * v_A.sum(axis=1, dtype=np.float64)
+    return _turning(core, coupling, sum_B, sum_A, d_out, d_in)
+
+
+def _unit(norms: np.ndarray) -> float:
+    """Return the largest norm, within the range of float32."""
+    return min(max(float(norms.max()), 1e-30), 1e30)
 
 
 def _eps(dtype: np.dtype) -> float:
@@ -95,15 +104,15 @@ def _turning(
 
     v_B, v_A: (r,), the sums of the variances of the columns of B and of the rows of A.
     """
-    s, k = core.s, core.s.size
+    s = core.s
     with np.errstate(divide="ignore", invalid="ignore"):
         tau2 = np.maximum(coupling, coupling.T) / (s[:, None] - s) ** 2
     tau2 = np.triu(np.where(np.isnan(tau2), np.inf, tau2), 1)
     # Summed over rows up to i and columns from j on: the cut between i and i + 1 is at [i, i + 1],
     # on the first diagonal above the main one.
     below, beyond = np.cumsum(tau2, axis=0), _from_right(np.cumsum, tau2)
-    # The entries of uᵢᵀE vⱼ are not independent, as they share E_B and E_A: the Frobenius norm bounds
-    # them all. 2·(the largest) adds up to four standard deviations of a single entry, with its own.
+    # The entries of uᵢᵀE vⱼ share E_B and E_A, and are not independent: the Frobenius norm bounds
+    # them all. With three times the largest, it is four standard deviations of a single entry.
     total = np.diagonal(np.cumsum(beyond, axis=0), 1)
     most = np.diagonal(_from_right(np.maximum.accumulate, np.maximum.accumulate(tau2, axis=0)), 1)
     largest = np.sqrt(total) + 3 * np.sqrt(most)
@@ -163,9 +172,12 @@ def of_floor(s: np.ndarray, d_out: int, d_in: int, floor: float | None) -> Turni
             column = sigma2 / (s[: i + 1] - s[i + 1]) ** 2
             largest[i] = _norm(row.sum(), column.sum(), row[0])
             lost[i] = min(np.minimum(row, 1.0).sum(), np.minimum(column, 1.0).sum())
-        outside = np.where(s > 0, abs(d_out - d_in) * sigma2 / s**2, np.inf)
-    # These entries are independent, and the smallest value has the largest.
-    out = np.sqrt(outside) + np.sqrt(np.arange(1, k + 1) * sigma2) / s
+        # These entries are independent, and the smallest value has the largest.
+        outside = abs(d_out - d_in) * sigma2 / s**2
+        out = np.sqrt(outside) + np.sqrt(np.arange(1, k + 1) * sigma2) / s
+    outside, out = (np.where(s > 0, x, np.inf) for x in (outside, out))
+    if d_out == d_in:
+        out = np.zeros(k)
     return Turning(np.hypot(largest, out), lost + np.cumsum(np.minimum(outside, 1.0)))
 
 
@@ -178,10 +190,11 @@ def _norm(row: float, column: float, most: float) -> float:
     return float(np.sqrt(row) + np.sqrt(column) + 2 * np.sqrt(most))
 
 
-def variance(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Variance of the rounding of each number to the dtype, q²/12, of the shape of x, float32.
+def variance(x: np.ndarray, dtype: np.dtype, unit: float = 1.0) -> np.ndarray:
+    """Variance of the rounding of each number to the dtype, q²/12, in units of unit².
 
-    q: the spacing of the dtype at |x|, not below that of its subnormal numbers.
+    x: numbers of any shape; the result has the same, in float32, whose range needs the unit: a size
+    of typical numbers. q: the spacing of the dtype at |x|, not below that of its subnormal numbers.
 
     >>> float(12 * variance(np.array([1.5]), np.dtype(np.float16))[0]) == (2.0**-10) ** 2
     True
@@ -193,5 +206,5 @@ def variance(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
     spacing = bits.view(np.float32)
     spacing *= np.float32(info.eps)
     np.maximum(spacing, np.float32(info.smallest_subnormal), out=spacing)
-    spacing *= np.float32(12**-0.5)
+    spacing *= np.float32(12**-0.5 / unit)
     return np.square(spacing, out=spacing)

@@ -42,6 +42,7 @@ COLUMNS = (
 )  # fmt: skip
 ROW_COLUMNS = (*PAIR, *COLUMNS)
 TOP = 0.9  # the top directions of an update hold at least this share of its energy
+LOST = 0.01  # of the span of the top directions: the cut is moved if rounding replaced more of it
 SAMPLE = 1000  # signs are compared in a sample of this many rows and columns: 10⁶ entries
 
 
@@ -94,7 +95,7 @@ def merge_row(
     """Return the effect of merging a and b, by COLUMNS, and the singular values of ΔW_a + ΔW_b.
 
     U_b and V_b are the top directions of b: rank_90_b of them hold 90 % of its energy, those tied
-    with the last included; rank_99_b of its directions hold 99 %.
+    with the last included (see `top`); rank_99_b of its directions hold 99 %.
 
     shared_left_a: ‖U_bᵀΔW_a‖²/‖ΔW_a‖², the share that a writes to the top directions of b.
     shared_right_a: ‖ΔW_a V_b‖²/‖ΔW_a‖², the share that it reads from them.
@@ -176,12 +177,17 @@ def top(decomposition: Decomposition) -> int:
     """Return the number of top directions, which hold a share TOP of the energy.
 
     Directions tied with the last one are included: among equal values the directions rotate
-    freely, and their span is a property of ΔW only if it has all of them. Raises ValueError for
-    ΔW = 0.
+    freely, and their span is a property of ΔW only if it has all of them. Values are tied if the
+    computation cannot tell them apart, or if rounding at storage has replaced more than a share
+    LOST of the span. Raises ValueError for ΔW = 0.
     """
-    s = decomposition.s
+    s, rank, turning = decomposition.s, decomposition.rank, decomposition.turning
     last = s[int(metrics.energy_rank(s, TOP)) - 1]
-    return min(metrics.rank(s, last - TIE * decomposition.error_bound), decomposition.rank)
+    n = min(metrics.rank(s, last - TIE * decomposition.error_bound), rank)
+    if turning is not None:
+        while n < rank and turning.lost[n - 1] > LOST * n:
+            n += 1
+    return n
 
 
 def _shared(which: str, s: np.ndarray, left: np.ndarray, right: np.ndarray) -> Row:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from analysis.base.landing import DECILES, landing_chance
-from analysis.numerics.statistics import median
+from analysis.base.landing import DECILES, EPSILON, EPSILONS, landing_chance
+from analysis.numerics.statistics import mean, median
 from analysis.numerics.subspaces import SIDES
 from analysis.results import Row, grouped
 from analysis.tables.text import aligned, cell, run_heading
@@ -14,8 +14,9 @@ EXPLANATION = """\
 rank. lands: share of ΔW's energy in the tenth of W0's singular vectors with the largest values, and
 in the tenth with the smallest; in brackets what random directions would have; left: output
 directions, right: input. intruders: how many of the top 10 left singular vectors of W0 + ΔW
-resemble none of W0, |cosine| < 0.5 (arXiv 2410.21228). Numbers are medians over modules; – means
-undefined."""
+resemble none of W0, |cosine| < ε = 0.5 (arXiv 2410.21228); in brackets for random updates of that
+shape, capacity and norm in the place of ΔW; below the table, means for other ε. Numbers are medians
+over modules; – means undefined."""
 
 # Heading, column, format.
 PRINTED = (
@@ -42,6 +43,8 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
         for kind, group in [*kinds.items(), ("all", of_run)]:
             cells.append([kind, str(len(group)), *_numbers(group, landed, counted)])
         yield from aligned(cells)
+        if counted:
+            yield from _curves(of_run)
         yield ""
 
 
@@ -57,8 +60,21 @@ def _numbers(rows: Sequence[Row], landed: bool, counted: bool) -> list[str]:
     if landed:
         numbers += _landed(rows)
     if counted:
-        numbers.append(cell(median(row["intruders"] for row in rows), "g"))
+        of_null = mean(row[f"null_intruders_{EPSILON}"] for row in rows)
+        numbers.append(
+            f"{cell(median(row['intruders'] for row in rows), 'g')} ({cell(of_null, '.2g')})"
+        )
     return numbers
+
+
+def _curves(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield means over modules of the numbers of intruders by ε, with those of random updates."""
+    cells = [["intruders below ε =", *(f"{epsilon:g}" for epsilon in EPSILONS)]]
+    for name, prefix in (("ΔW", ""), ("random updates", "null_")):
+        means = (mean(row[f"{prefix}intruders_{epsilon}"] for row in rows) for epsilon in EPSILONS)
+        cells.append([name, *(cell(number, ".2g") for number in means)])
+    yield ""
+    yield from aligned(cells)
 
 
 def _landed(rows: Sequence[Row]) -> list[str]:

@@ -1,5 +1,6 @@
 """Summarise the rows of `analysis.similarity` by kind of module, and print the summary."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from analysis.numerics.statistics import mean, median
@@ -13,8 +14,8 @@ EXPLANATION = """\
 of φ(i) − i/d over i = 1…k. left: output directions, right: input directions. Two LoRA adapters with
 one seed share their A, and with it their right side, at the start. cosine: between the two ΔW as
 vectors. ‖a‖/‖b‖: ratio of the Frobenius norms. Numbers are medians over modules (for parts, means
-over pairs); – is undefined, such as φ(i) for i beyond the rank or at a cut between equal singular
-values."""
+over pairs); – is undefined, such as φ(i) for i beyond the rank or at a cut between singular values
+that the stored numbers cannot separate; a line below the table counts such cuts."""
 
 NUMBERS = [name for name in COLUMNS if name != "undetermined"]
 MANY = 3  # more pairs of runs than this are printed on one line each
@@ -47,23 +48,36 @@ def lines(rows: Sequence[Row], inside: Sequence[Row], methods: Sequence[Row]) ->
     methods: of `repeatability.between`.
     """
     summarised = grouped(summary(rows), *RUNS)
+    pairs = grouped(rows, *RUNS)
     if len(summarised) > MANY:
         yield "all modules"
         totals = [of_pair[-1] for of_pair in summarised.values()]
         yield from _table([(pair_name(line), line) for line in totals], "pair")
+        yield from _left_out(rows)
         yield ""
     else:
-        for of_pair in summarised.values():
+        for runs, of_pair in summarised.items():
             yield f"{pair_name(of_pair[0])}, {counted(of_pair[-1]['modules'], 'module')}"
             yield from _table([(line["kind"], line) for line in of_pair], "kind")
+            yield from _left_out(pairs[runs])
             yield ""
-    for of_run in grouped(summary(inside, mean), *RUNS).values():
-        name, pairs = run_name(of_run[0], "a"), counted(of_run[-1]["pairs"], "pair")
-        yield f"{name}: its parts compared with one another, means of {pairs}"
+    parts = grouped(inside, *RUNS)
+    for runs, of_run in grouped(summary(inside, mean), *RUNS).items():
+        name, number = run_name(of_run[0], "a"), counted(of_run[-1]["pairs"], "pair")
+        yield f"{name}: its parts compared with one another, means of {number}"
         yield from _table([(line["kind"], line) for line in of_run], "kind")
+        yield from _left_out(parts[runs])
         yield ""
     if methods:
         yield from method_lines(methods)
+
+
+def _left_out(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield in how many pairs of updates each φ(i) is undetermined; nothing if it is in none."""
+    cuts = Counter(int(cut) for row in rows for cut in (row["undetermined"] or "").split())
+    if cuts:
+        numbers = ", ".join(f"φ({cut}) in {cuts[cut]}" for cut in sorted(cuts))
+        yield f"undetermined and left out: {numbers} of {counted(len(rows), 'pair')}"
 
 
 def _table(labelled: Sequence[tuple[str, Row]], heading: str) -> Iterator[str]:

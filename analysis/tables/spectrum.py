@@ -15,7 +15,12 @@ Numbers are medians over modules. Compare them only within one capacity; between
 below for several checkpoints, every measure is compared beyond chance."""
 
 # The columns whose medians make the summary.
-MEASURES = results.COLUMNS[results.COLUMNS.index("capacity") : results.COLUMNS.index("algorithm")]
+MEASURES = (
+    *results.COLUMNS[results.COLUMNS.index("capacity") : results.COLUMNS.index("algorithm")],
+    *results.DENOISED,
+)
+SHOWN = ("effective_rank", "top_share_1")  # the measures that are printed without noise
+NOTICED = 0.01  # an effective rank is shown without noise if that changes it by this share
 
 # Heading, column of the summary, format.
 PRINTED = (
@@ -71,7 +76,10 @@ def _shape(rows: Iterable[Row], kind: str) -> str:
 
 
 def remarks(rows: Iterable[Row], other: Sequence[Mapping[str, str]]) -> Iterator[str]:
-    """Yield what the table does not show: updates lost in rounding noise, tensors left out."""
+    """Yield what the table does not show: what noise does, and which tensors are left out."""
+    rows = list(rows)
+    for of_run in grouped(rows, "run", "step").values():
+        yield from _without_noise(of_run)
     faint = sum(_mostly_below_floor(row) for row in rows)
     if faint:
         modules = counted(faint, "module")
@@ -79,6 +87,24 @@ def remarks(rows: Iterable[Row], other: Sequence[Mapping[str, str]]) -> Iterator
     if other:
         reasons = "heads, biases, tensors missing in the base"
         yield f"{counted(len(other), 'tensor')} not analysed ({reasons}): --json lists them."
+
+
+def _without_noise(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield medians of one checkpoint without its rounding noise, if the difference is noticed."""
+    known = [row for row in rows if row["effective_rank_denoised"] is not None]
+    if not known:
+        return
+    raw, estimate = (
+        [float(statistics.median(row[f"{name}{end}"] for row in known) or 0.0) for name in SHOWN]
+        for end in ("", "_denoised")
+    )
+    if abs(raw[0] - estimate[0]) > NOTICED * raw[0]:
+        run = run_heading(known[0]["run"], known[0]["step"])
+        yield (
+            f"{run}: eff. rank {estimate[0]:.2f} (for {raw[0]:.2f}) and top-1 {estimate[1]:.3f}"
+            f" (for {raw[1]:.3f}) without the rounding noise, estimated in"
+            f" {counted(len(known), 'module')} of {len(rows)}."
+        )
 
 
 def _mostly_below_floor(row: Row) -> bool:

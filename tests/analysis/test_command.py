@@ -255,3 +255,19 @@ def test_paths_read_are_the_checkpoints_and_what_they_need(parser):
     want = [*runs, Path("B"), Path("I")]
     assert command.paths_read(runs, arguments) == want
     assert command.paths_read(runs, parser.parse_args([])) == want[:2]
+
+
+@pytest.mark.parametrize("value", ["-1", "-1e-3", "-.5", "-0.5:b", "-1:b/c", "-1e3:b"])
+def test_what_begins_with_a_negative_number_is_a_value(parser, value):
+    parser.add_argument("--x", nargs="+", action="extend", default=[])
+    got = []
+    argv = ["--x", "1:a", value, "--x", value]
+    assert command.run(parser, argv, lambda arguments: got.extend(arguments.x) or 0) == 0
+    assert got == ["1:a", value, value]
+
+
+@pytest.mark.parametrize("option", ["-x", "--nonsense", "-e5"])
+def test_other_unknown_options_are_still_refused(parser, option, capfd):
+    with pytest.raises(SystemExit):
+        command.run(parser, [option], lambda a: 0)
+    assert "unrecognized arguments" in capfd.readouterr().err

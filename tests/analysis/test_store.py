@@ -50,7 +50,8 @@ def test_columns_are_those_of_the_design(tmp_path, spectra):
         "frobenius_norm,nuclear_norm,top_share_1,top_share_4,top_share_16,top_share_1pct,"
         "top_share_10pct,effective_rank,energy_entropy_rank,stable_rank,participation_ratio,gini,"
         "energy_rank_50,energy_rank_90,energy_rank_99,utilisation,democracy,outliers,floor,"
-        "above_floor,algorithm,error_bound"
+        "above_floor,algorithm,error_bound,effective_rank_denoised,gini_denoised,"
+        "top_share_1_denoised"
     )
     assert len(lines) == 3
     assert lines[0].startswith("run@20/head,run,lora,20,head,,head,,12,10,4,4,0,0.0,0.0,0.0,,,,")

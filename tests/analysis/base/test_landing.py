@@ -415,6 +415,87 @@ def test_float32_vectors_are_enough(rng, weight):
         assert landing.intruders(found, weight, exact) == landing.intruders(found, weight, stored)
 
 
+def test_the_curve_counts_each_epsilon_and_has_the_fixed_one(rng, weight):
+    update = low_rank(orthonormal(rng, 320, 8) * np.geomspace(0.5, 20, 8), np.eye(8, 300))
+    found, base = decomposition(update), base_vectors.decompose_base(weight)
+    greatest = landing.resemblance(found, weight, base)
+    columns = landing.intruder_columns(greatest, [greatest, np.ones(10)])
+    assert tuple(columns) == landing.INTRUDER_COLUMNS
+    for epsilon in landing.EPSILONS:
+        number = count(update, weight, epsilon=epsilon)
+        assert columns[f"intruders_{epsilon}"] == number
+        assert columns[f"null_intruders_{epsilon}"] == number / 2
+    numbers = list(columns.values())[:9]
+    assert numbers == sorted(numbers)
+    assert numbers[0] < numbers[-1]
+
+
+def dense_null(shape, norm, r, W0, seeds):
+    """Mean numbers of intruders of random updates, from dense SVDs in the given basis."""
+    U0 = np.linalg.svd(W0, full_matrices=False)[0]
+    counts = []
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        R = rng.standard_normal(shape)
+        if r is not None:
+            R = rng.standard_normal((shape[0], r)) @ rng.standard_normal((r, shape[1]))
+        U = np.linalg.svd(W0 + R * norm / np.linalg.norm(R))[0][:, :10]
+        greatest = np.abs(U0.T @ U).max(axis=0)
+        counts.append([np.sum(greatest < epsilon) for epsilon in landing.EPSILONS])
+    return np.array(counts)
+
+
+@pytest.mark.parametrize("r", [4, 40, None])
+@pytest.mark.parametrize("shape", [(60, 40), (40, 60)])
+def test_the_null_has_the_mean_of_direct_draws(rng, monkeypatch, shape, r):
+    """W0 made diagonal, against random updates of W0 itself."""
+    W0 = known(rng, 1 / np.arange(1.0, 41) ** 0.5, *shape)[0]
+    norm = 6.0 if r is None else 3.0
+    direct = dense_null(shape, norm, r, W0, range(100, 160))
+    monkeypatch.setattr(landing, "DRAWS", 60)
+    drawn = landing.null_resemblance(shape, norm, r, base_vectors.decompose_base(W0))
+    got = np.array([[np.sum(x < epsilon) for epsilon in landing.EPSILONS] for x in drawn])
+    error = np.sqrt((direct.var(axis=0) + got.var(axis=0)) / 60)
+    assert np.all(np.abs(got.mean(axis=0) - direct.mean(axis=0)) <= 4 * error + 1e-9)
+    assert direct.mean(axis=0)[-1] > 0.5  # there is something to compare
+    # Negative control: half the norm is told apart.
+    half = dense_null(shape, norm / 2, r, W0, range(60)).mean(axis=0)
+    assert np.any(np.abs(got.mean(axis=0) - half) > 4 * error)
+
+
+@pytest.mark.parametrize("shape", [(320, 300), (300, 320)])
+def test_the_krylov_method_of_the_null_agrees_with_a_dense_svd(rng, monkeypatch, shape):
+    base = base_vectors.decompose_base(known(rng, np.linspace(2, 1, 300), *shape)[0])
+    for r in (3, None):
+        fast = landing.null_resemblance(shape, 9.0, r, base)
+        monkeypatch.setattr(landing, "SMALL", 1000)
+        np.testing.assert_allclose(fast, landing.null_resemblance(shape, 9.0, r, base), atol=1e-6)
+        monkeypatch.undo()
+
+
+def test_the_null_of_nothing_and_of_small_matrices(rng, weight):
+    base = base_vectors.decompose_base(weight)
+    tiny = landing.null_resemblance(weight.shape, 1e-12, 4, base)
+    np.testing.assert_allclose(tiny, 1.0, atol=1e-6)
+    again = landing.null_resemblance(weight.shape, 1e-12, 4, base)
+    np.testing.assert_array_equal(tiny, again)
+    for shape in ((1, 7), (7, 1), (1, 1), (2, 300)):
+        of_small = base_vectors.decompose_base(rng.standard_normal(shape))
+        for r in (1, 3, None):
+            drawn = landing.null_resemblance(shape, 1.0, r, of_small)
+            assert all(1 <= len(x) <= min(shape) for x in drawn)
+
+
+def test_an_update_of_zero_has_no_intruders_and_nor_has_its_null(rng, weight):
+    zero = low_rank(np.zeros((320, 2)), np.ones((2, 300)))
+    base = base_vectors.decompose_base(weight)
+    row = landing._intruder_row(zero, decomposition(zero), weight, base)
+    assert row.pop("intruders") == 0
+    assert set(row.values()) == {0.0}
+    nothing = base_vectors.decompose_base(np.zeros((320, 300)))
+    assert landing._intruder_row(zero, decomposition(zero), np.zeros((320, 300)), nothing) == {}
+
+
 # Real models, adapted by PEFT
 
 

@@ -269,3 +269,24 @@ def test_the_rank_cutoff_is_the_largest_of_error_noise_and_rounding(error_bound,
     assert decompose.rank(s, error_bound, update, floor) == want
     assert decompose.rank(1e-30 * s, 1e-30 * error_bound, update, floor and 1e-30 * floor) == want
     assert decompose.rank(0 * s, 0.0, update) == 0
+
+
+@pytest.mark.parametrize(
+    "turned",
+    [lambda W: W[::-1], lambda W: W[:, ::-1], lambda W: W[::-2, ::-1], lambda W: W.T],
+    ids=["rows", "columns", "both", "transposed"],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_views_are_decomposed_as_their_copies(rng, turned, dtype):
+    """torch refuses negative strides."""
+    W = turned(rng.standard_normal((14, 9)).astype(dtype))
+    view, copy = (DenseUpdate("q", W.shape, lambda x=x: x) for x in (W, np.ascontiguousarray(W)))
+    for method in ("auto", "svd"):
+        want = decompose.singular_values(copy, method)
+        np.testing.assert_allclose(decompose.singular_values(view, method), want, rtol=1e-12)
+    U, s, Vh = decompose.svd(view)
+    np.testing.assert_allclose(U * s @ Vh, W, rtol=0, atol=50 * EPS * s[0])
+    B, A = rng.standard_normal((14, 3)), rng.standard_normal((3, 9))
+    factored = LowRankUpdate("q", B[::-1], A[::-1, ::-1])
+    want = scipy.linalg.svdvals(factored.dense())[:3]
+    np.testing.assert_allclose(decompose.decomposition(factored).s, want, rtol=1e-10)

@@ -1,11 +1,14 @@
 """Two subspaces against explicit projections, scipy's angles, chance by direct draws."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.linalg
 
 from analysis.numerics import decompose, subspaces
 from analysis.numerics.decompose import Basis
+from analysis.numerics.turning import Turning
 from analysis.update import DenseUpdate, LowRankUpdate
 
 EPS = np.finfo(float).eps
@@ -347,3 +350,13 @@ def test_vectors_through_the_factors_keep_their_digits(rng, condition):
         assert by_cholesky
     if condition > 200:
         assert not by_cholesky
+
+
+@pytest.mark.parametrize("largest", [0.099, 0.101, np.inf])
+def test_a_span_that_storage_turned_is_undetermined(largest):
+    """Also at the rank itself; beyond it every cut is."""
+    turning = Turning(largest=np.array([0.0, largest, largest, 0.0]), lost=np.zeros(4))
+    found = replace(decomposed([4.0, 3, 2, 1e-9], 3, 1e-15), turning=turning)
+    open_cut = largest > subspaces.TURNED
+    want = [False, open_cut, open_cut, True]
+    np.testing.assert_array_equal(subspaces.undetermined(found), want)

@@ -37,14 +37,27 @@ def test_checkpoints_have_tables_of_their_own():
 def test_landing_and_intruders_are_shown_if_computed():
     plain = list(lines([row()]))
     assert not any("lands" in line or "intruders" in line for line in plain)
-    rows = [row(**landed(0.5, 0.125), intruders=3), row("1.q", **landed(0.25, 0.0), intruders=4)]
-    _, columns, q, *_ = lines(rows)
+    curve = {
+        f"{prefix}intruders_{epsilon}": number * epsilon
+        for prefix, number in (("", 10), ("null_", 1))
+        for epsilon in landing.EPSILONS
+    }
+    rows = [
+        row(**landed(0.5, 0.125), intruders=3, **curve),
+        row("1.q", **landed(0.25, 0.0), intruders=4, **curve),
+    ]
+    _, columns, q, _, gap, epsilons, of_update, of_null, end = lines(rows)
+    assert gap == end == ""
+    assert epsilons.split()[-9:] == [f"0.{i}" for i in range(1, 10)]
+    assert of_update.split() == ["ΔW", *"123456789"]
+    assert of_null.split() == ["random", "updates", *(f"0.{i}" for i in range(1, 10))]
     headings = " ".join(columns.split())
     assert headings.endswith(
         "rank lands left first lands left last lands right first lands right last intruders"
     )
     # 20 directions of W0 in R^40 and in R^20, a tenth of them in each decile.
-    assert q.split()[-9:] == ("0.375 (0.050) 0.062 (0.050) 0.375 (0.100) 0.062 (0.100) 3.5".split())
+    shares = "0.375 (0.050) 0.062 (0.050) 0.375 (0.100) 0.062 (0.100)".split()
+    assert q.split()[-10:] == [*shares, "3.5", "(0.5)"]
 
 
 @pytest.mark.parametrize("words", ["amplified", "lands", "intruders", "medians", "2410.21228"])

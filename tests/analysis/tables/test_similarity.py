@@ -10,7 +10,7 @@ from analysis.tables.similarity import EXPLANATION, lines, method_lines, summary
 
 def row(module="0.q", a=("a", None), b=("b", None), **changes):
     """A row as `similarity.analyse` makes it: φ(1) and φ(4) defined, φ(8) and φ(16) not."""
-    numbers = dict.fromkeys(COLUMNS, 0.5) | {"k": 4}
+    numbers = dict.fromkeys(COLUMNS, 0.5) | {"k": 4, "undetermined": None}
     numbers |= {f"{side}_phi_{i}": None for side in ("left", "right") for i in (8, 16)}
     place = {"run_a": a[0], "step_a": a[1], "run_b": b[0], "step_b": b[1]}
     return {**place, "module": module, "kind": module.split(".")[-1], **numbers, **changes}
@@ -42,6 +42,16 @@ def test_a_table_has_both_sides_and_only_cuts_that_are_defined():
     )
     assert left.split()[:7] == ["q", "1", "4", "0.500", "0.5", "left", "0.250"]
     assert right.split()[:2] == ["right", "0.750"]
+
+
+def test_a_line_counts_what_is_undetermined():
+    rows = [row("0.q", undetermined="1 4"), row("1.q", undetermined="4"), row("2.q")]
+    line = "undetermined and left out: φ(1) in 1, φ(4) in 2 of 3 pairs"
+    assert list(lines(rows, [], []))[-2:] == [line, ""]
+    assert line in list(lines([], rows, []))
+    many = [row(a=("a", i), undetermined="1") for i in range(4)]
+    assert "undetermined and left out: φ(1) in 4 of 4 pairs" in list(lines(many, [], []))
+    assert not any("undetermined" in line for line in lines(rows[2:], [], []))
 
 
 def test_many_pairs_get_one_line_each():

@@ -14,7 +14,7 @@ def row(module, run="a", step=None, **changes):
 
 
 def test_measures_are_the_numbers_of_a_row():
-    assert (MEASURES[0], MEASURES[-1]) == ("capacity", "above_floor")
+    assert (MEASURES[0], MEASURES[-1]) == ("capacity", "top_share_1_denoised")
     assert {"rank", "gini", "democracy", "floor"} < set(MEASURES)
 
 
@@ -64,6 +64,20 @@ def test_remarks_tell_of_noise_and_of_other_tensors():
     faint, other = remarks(rows, [{"run": "a", "name": "head", "what": "a head"}] * 2)
     assert faint.startswith("In 1 module more than half of the values")
     assert other.startswith("2 tensors not analysed (heads")
+
+
+def test_a_remark_shows_the_spectrum_without_noise_where_that_is_noticed():
+    noisy = {"floor": 0.1, "above_floor": 4, "effective_rank": 91.0, "top_share_1": 0.1}
+    noisy |= {"effective_rank_denoised": 70.0, "top_share_1_denoised": 0.115}
+    unknown = noisy | dict.fromkeys(results.DENOISED)
+    (line,) = remarks([row("q", **noisy), row("v", **unknown)], [])
+    assert line == (
+        "a: eff. rank 70.00 (for 91.00) and top-1 0.115 (for 0.100) without the rounding noise,"
+        " estimated in 1 module of 2."
+    )
+    same = noisy | {"effective_rank_denoised": 90.5}
+    assert list(remarks([row("q", **same)], [])) == []
+    assert list(remarks([row("q", **unknown)], [])) == []
 
 
 def test_the_legend_explains_the_printed_columns():
