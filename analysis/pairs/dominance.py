@@ -46,7 +46,7 @@ COLUMNS = (
 # A measure is clear if one side is more dominated in at least this share of the modules,
 CLEAR = 0.75
 # and the median difference is at least this part of the measure's range, which is 1, or k
-# directions for an effective rank.
+# directions for an effective rank; beyond chance the range is 1.
 SMALLEST = 0.01
 # Between unlike nulls, a module counts only if the difference beyond chance is more than this many
 # times as large as the standard deviation of that difference between two random updates.
