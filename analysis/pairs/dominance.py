@@ -46,10 +46,10 @@ COLUMNS = (
 # A measure is clear if one side is more dominated in at least this share of the modules,
 CLEAR = 0.75
 # and the median difference is at least this part of the measure's range, which is 1, or k
-# directions for an effective rank.
+# directions for an effective rank; beyond chance the range is 1.
 SMALLEST = 0.01
-# Between unlike nulls, a module counts only if the difference beyond chance is more than this many
-# times as large as the standard deviation of that difference between two random updates.
+# A module counts only if the difference beyond chance is more than this many times as large as the
+# standard deviation of that difference between two random updates.
 SPREADS = 2.5
 # Values that differ by less than this, relative to them, are equal: rounding of the same spectrum.
 TIE = 1e-9
@@ -244,7 +244,7 @@ def _beyond(row: Row, chance_a: Chances, chance_b: Chances) -> Row:
     """Return the columns of what the measures in `row` are beyond chance.
 
     The spread is the standard deviation of the difference between two random updates, one of each
-    kind; 0 if both are of the same kind, where chance cancels.
+    capacity and kind.
     """
     found: Row = {}
     for measure in MEASURES:
@@ -256,7 +256,7 @@ def _beyond(row: Row, chance_a: Chances, chance_b: Chances) -> Row:
                 value / chance.mean if ratio else value - chance.mean
             )
             spreads.append(chance.spread / chance.mean if ratio else chance.spread)
-        found[f"{measure}_spread"] = math.hypot(*spreads) if unlike(row) else 0.0
+        found[f"{measure}_spread"] = math.hypot(*spreads)
     return found
 
 
@@ -301,9 +301,9 @@ def judge(comparison: Comparison) -> Finding:
 
     A measure is clear if one side is more dominated (a larger share or Gini coefficient, a smaller
     effective rank) in at least CLEAR of the modules, and the median difference on that side is at
-    least SMALLEST of the measure's range; and if both are so beyond chance too, where a module with
-    unlike updates counts only if its difference is more than SPREADS standard deviations between
-    random updates. If only the first holds, the capacities explain the difference. A module counts
+    least SMALLEST of the measure's range; and if both are so beyond chance too, where a module counts
+    only if its difference is more than SPREADS standard deviations between random updates. If only
+    the first holds, unlike capacities or kinds explain the difference. A module counts
     for a measure only if the smaller capacity does not determine it: top_share_4 of an adapter of
     rank 4 is 1 by construction, as is the effective rank of one value. See `Agreement` for the
     results: all measures that count are clear and agree; some of both families; those of one family
@@ -366,9 +366,11 @@ def reading(rows: Sequence[Row], measure: str) -> Reading:
     excess, beyond = a - b, beyond_a - beyond_b
     if measure == "effective_rank_k":
         excess, beyond = -excess / k, -beyond
+    # Between updates of one capacity and kind chance cancels, and only its spread counts.
+    explained = any(unlike(row) for row in free or rows)
     same = np.abs(a - b) <= TIE * np.maximum(np.abs(a), np.abs(b))
     excess[same] = 0
-    beyond = np.where(spread > 0, beyond, excess)  # where chance cancels
+    beyond[same] = 0
     more, more_beyond = (
         _clear(values, at_least) if free else None
         for values, at_least in ((excess, 0.0), (beyond, SPREADS * spread))
@@ -384,7 +386,7 @@ def reading(rows: Sequence[Row], measure: str) -> Reading:
         more_b=int(np.count_nonzero(excess < 0)) if free else 0,
         modules=len(free),
         more=more if more == more_beyond else None,
-        by_capacity=more if more != more_beyond else None,
+        by_capacity=more if more != more_beyond and explained else None,
     )
 
 

@@ -13,8 +13,8 @@ Numbers are medians over the modules that both have, a − b too. k: the smaller
 and Gini are those of s[:k], and held is its share of the energy. More dominated: a larger share or
 Gini, a smaller eff. rank; clear if so in 3/4 of the modules and by 0.01 of the measure's range.
 Beyond chance: a − b of what each is beyond the mean of random updates of its own shape, capacity
-and kind (eff. rank: divided by that mean). Updates of unlike capacity or kind must be clear there
-too, by 2.5 standard deviations between random ones; else the capacities explain the difference.
+and kind (eff. rank: divided by that mean). A difference must be clear there too, by 2.5 standard
+deviations between random updates; if it is not, unlike capacities or kinds explain it.
 log s: rms distance of log(s/‖s‖_F); Wasserstein: of all min(d_out, d_in) values of s/‖s‖_F. Last
 column of one-line comparisons: "all" = every measure agrees; "both" = at least one energy share and
 one of eff. rank and Gini; "shares only"; "s[:k] only" = eff. rank or Gini only."""

@@ -20,6 +20,9 @@ from analysis.spectrum import analyse
 
 EPS = np.finfo(float).eps
 A, B = ("a", None), ("b", None)
+# Rows of updates of one capacity, and of two.
+ALIKE = {"r_a": 8, "r_b": 8, "capacity_a": 8, "capacity_b": 8}
+UNLIKE = ALIKE | {"r_b": 16, "capacity_b": 16}
 
 
 def finding(a, b):
@@ -140,7 +143,7 @@ def test_chance_cancels_between_updates_of_one_kind(rng):
     s = [np.sort(rng.exponential(size=6))[::-1] for _ in "ab"]
     (row,) = dominance.pair_spectra(spectra(a={"q": s[0]}, b={"q": s[1]}), A, B).rows
     assert not dominance.unlike(row)
-    assert {row[f"{measure}_spread"] for measure in dominance.MEASURES} == {0}
+    assert row["top_share_1_spread"] > 0  # but two random ones differ
     for measure in set(dominance.MEASURES) - {"effective_rank_k"}:
         beyond = row[f"{measure}_beyond_a"] - row[f"{measure}_beyond_b"]
         assert beyond == pytest.approx(row[f"{measure}_a"] - row[f"{measure}_b"], abs=1e-15)
@@ -235,7 +238,7 @@ def test_within_k_only_says_what_is_held():
 
 def test_measures_that_disagree_are_named():
     # a: a larger first value over an even rest; b: two that hold all.
-    a, b = [6, 2, 2, 2, 2, 2, 2, 2], [5, 5, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01]
+    a, b = [9, 2, 2, 2, 2, 2, 2, 2], [5, 5, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01]
     got = finding({"q": a}, {"q": b})
     assert (got.agreement, got.more) == ("measures disagree", None)
     assert got.sentence == (
@@ -287,9 +290,11 @@ def test_a_difference_matters_from_a_hundredth_of_the_range(measure, a_is_ahead,
     k = 20
     more, less = (3.0 - part * k, 3.0) if measure == "effective_rank_k" else (0.5 + part, 0.5)
     a, b = (more, less) if a_is_ahead else (less, more)
-    # Far beyond chance, which the last column says is the same for both.
-    beyond = {f"{measure}_beyond_a": 9.0, f"{measure}_beyond_b": 9.0, f"{measure}_spread": 0.0}
-    row = {"k": k, f"{measure}_a": a, f"{measure}_b": b} | beyond
+    # Chance is the same for both, and cancels.
+    chance = k if measure == "effective_rank_k" else 1
+    beyond = {f"{measure}_beyond_a": a / chance, f"{measure}_beyond_b": b / chance}
+    row = ALIKE | {"k": k, f"{measure}_a": a, f"{measure}_b": b} | beyond
+    row[f"{measure}_spread"] = 0.0
     got = dominance.reading([row] * 4, measure)
     assert got.more == (("a" if a_is_ahead else "b") if clear else None)
     assert got.by_capacity is None
@@ -314,7 +319,7 @@ def test_between_unlike_updates_a_difference_is_also_beyond_chance(
 ):
     sign = -1 if measure == "effective_rank_k" else 1
     raw, beyond = sign * (6 if sign < 0 else 0.3), sign * beyond
-    row = {"k": 20, f"{measure}_a": 7.0 + raw, f"{measure}_b": 7.0}
+    row = UNLIKE | {"k": 20, f"{measure}_a": 7.0 + raw, f"{measure}_b": 7.0}
     row |= {f"{measure}_beyond_a": 0.5 + beyond, f"{measure}_beyond_b": 0.5}
     if not a_is_ahead:
         row |= {f"{measure}_a": 7.0, f"{measure}_b": 7.0 + raw}
@@ -327,7 +332,7 @@ def test_between_unlike_updates_a_difference_is_also_beyond_chance(
 
 @pytest.mark.parametrize(("confirmed", "clear"), [(2, False), (3, True)])
 def test_beyond_chance_takes_three_quarters_of_the_modules_too(confirmed, clear):
-    row = {"k": 20, "gini_k_a": 0.7, "gini_k_b": 0.4, "gini_k_beyond_b": 0.1}
+    row = UNLIKE | {"k": 20, "gini_k_a": 0.7, "gini_k_b": 0.4, "gini_k_beyond_b": 0.1}
     rows = [
         row | {"gini_k_beyond_a": 0.4 if i < confirmed else 0.12, "gini_k_spread": 0.02}
         for i in range(4)

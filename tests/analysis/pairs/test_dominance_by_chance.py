@@ -77,12 +77,12 @@ def truncated(spectra, share):
 
 
 def random_pairs(count, modules):
-    """Yield the findings of `count` pairs of untrained updates of different ranks or kinds."""
+    """Yield the findings of `count` pairs of untrained updates of any ranks and kinds."""
     rng = np.random.default_rng(0)
     for _ in range(count):
         drawn = rng.integers(*modules, endpoint=True)
         shapes = [SHAPES[i] for i in rng.integers(len(SHAPES), size=drawn)]
-        r_a, r_b = (RANKS[i] for i in rng.choice(len(RANKS), size=2, replace=False))
+        r_a, r_b = (RANKS[i] for i in rng.integers(len(RANKS), size=2))
         yield compared(untrained(rng, shapes, r_a), untrained(rng, shapes, r_b))
 
 
