@@ -11,7 +11,7 @@ METHODS = {"lora-s0": "lora", "lora-s1": "lora", "full-s0": "full"}
 
 
 def results_in(directory, change=(0.0, 0.0), runs=RUNS):
-    """Write methods.csv of three runs; change: added to the score and top-1 share of lora, seed 1."""
+    """Write methods.csv of three runs; change: of the score and top-1 share of lora, seed 1."""
     directory.mkdir()
     made_by = {"runs": runs, "methods": METHODS, "trained_on": [{"cpu": "Kind of processor"}]}
     (directory / "record.json").write_text(json.dumps(made_by))
