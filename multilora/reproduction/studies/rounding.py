@@ -95,8 +95,8 @@ def rounded(dW: np.ndarray, W0: np.ndarray, ratio: float) -> Row:
     tuned = (float64(start) + size * dW).astype(ml_dtypes.bfloat16)
     after = float64(tuned) - float64(start)
     s = decompose.singular_values(DenseUpdate("", after.shape, lambda: after), "svd")
-    floor = noise_floor(tuned)
-    without_noise = _measures(denoised(s, *dW.shape, floor))
+    (d_out, d_in), floor = dW.shape, noise_floor(tuned)
+    without_noise = _measures(denoised(s, d_out, d_in, floor))
     return (
         _measures(s)
         | {
