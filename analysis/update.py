@@ -26,6 +26,8 @@ class LowRankUpdate:
         are several; None if B and A are as they were stored.
     sizes: the shapes of B and A, the sizes of the stored numbers if they are larger than B and A,
         which are then differences; None if they are not.
+    inner: (r, r), if stored numbers multiply whole columns of B, so that their rounding makes ΔW
+        scale · B (1 + N) A: the variances of N, in units of those of a relative rounding.
     """
 
     name: str
@@ -40,6 +42,7 @@ class LowRankUpdate:
     of_parts: bool = False
     dtypes: tuple[np.dtype, np.dtype] | None = None
     sizes: tuple[np.ndarray, np.ndarray] | None = None
+    inner: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -60,7 +63,7 @@ class LowRankUpdate:
         """Return the stacked modules as parts "1" … "n"; their sum is this update."""
         factors = zip(np.hsplit(self.B, self.stacked), np.vsplit(self.A, self.stacked), strict=True)
         return [
-            replace(self, B=B, A=A, part=f"{self.part}{i}", stacked=1)
+            replace(self, B=B, A=A, part=f"{self.part}{i}", stacked=1, inner=None)
             for i, (B, A) in enumerate(factors, 1)
         ]
 

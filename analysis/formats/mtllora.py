@@ -53,9 +53,17 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
         B = t["B"].reshape(len(t["B"]), n, r)
         for task, w, L in zip(tasks, softmax(t["w"] / tau), t["lambda"], strict=True):
             mixed = np.einsum("onr,n->or", B, w)
+            full = L if L.ndim == 2 else np.diag(L)
             left = mixed @ L if L.ndim == 2 else mixed * L
             yield LowRankUpdate(
-                module, left, t["A"], scale, part=task, method="mtllora", source=file
+                module,
+                left,
+                t["A"],
+                scale,
+                part=task,
+                method="mtllora",
+                source=file,
+                inner=inner(B * w[:, None], mixed, full, float(np.abs(t["w"]).max()) / tau),
             )
 
     yield from own.read(place, "mtllora_", ("A", "B", "lambda", "w"), fault, updates)
@@ -70,6 +78,25 @@ def _tasks(config: dict[str, Any], source: Path) -> list[str]:
             f"{source}: tasks is {short(tasks)}; expected a list of names that differ"
         )
     return list(tasks)
+
+
+def inner(heads: np.ndarray, mixed: np.ndarray, L: np.ndarray, logit: float) -> np.ndarray | None:
+    """Return the variances of N in mixed Λ (1 + N), if Λ and the weights of the heads are rounded.
+
+    heads: (d_out, n, r), wᵢBᵢ.
+    mixed: (d_out, r), their sum.
+    L: (r, r), Λ.
+    logit: the largest |w/τ|, by which the relative error of a weight is larger than that of w.
+
+    In units of the variance of a relative rounding; None where they are not finite.
+    """
+    if not (np.isfinite(heads).all() and np.isfinite(L).all()):
+        return None
+    inverse = np.linalg.pinv(L)
+    of_lambda = inverse**2 @ L**2
+    pieces = np.einsum("ro,onq->nrq", np.linalg.pinv(mixed), heads)
+    of_weights = np.sum((inverse @ pieces @ L) ** 2, axis=0)
+    return of_lambda + 2 * logit**2 * of_weights
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

@@ -47,7 +47,11 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
 
     def updates(module: str, file: str, t: own.Tensors) -> Iterator[LowRankUpdate]:
         B, scale = stack(t["B"], t["s"], n), rule.scale(module)
-        yield LowRankUpdate(module, B, t["A"], scale, method="multilora", source=file, stacked=n)
+        # One s for a whole module multiplies all of its columns; a row of s averages out.
+        inner = np.eye(B.shape[1]) if scaled == 1 else None
+        yield LowRankUpdate(
+            module, B, t["A"], scale, method="multilora", source=file, stacked=n, inner=inner
+        )
 
     yield from own.read(place, *KEYS, fault, updates)
 

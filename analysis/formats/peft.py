@@ -269,7 +269,17 @@ def _module(module: str, part: str, names: dict[str, str], adapter: Adapter) -> 
         B, A = adalora.factors(parts, where)
         scale = adalora.scale(config, str(adapter.file.parent / CONFIG))
         dtypes = adalora.dtypes(parts)
-        yield LowRankUpdate(module, B, A, scale, part, "peft:ADALORA", source, dtypes=dtypes)
+        yield LowRankUpdate(
+            module,
+            B,
+            A,
+            scale,
+            part,
+            "peft:ADALORA",
+            source,
+            dtypes=dtypes,
+            inner=np.eye(len(A)),
+        )
         return
     scale = rule.scale(module)
     if parts.pop("lora_B.bias", None):

@@ -148,7 +148,7 @@ def decomposition(update: Update, method: str = "auto") -> Decomposition:
         U, s, Vh = (x.numpy() for x in torch.linalg.svd(M, full_matrices=False))
         left, right, bound = Basis(U), Basis(Vh.T), float(max(W.shape) * EPS * s[0])
         floor = _floor(update)
-        turned = turning.of_floor(s, *W.shape, floor)
+        turned = turning.of_floor(s, *update.shape, floor=floor)
     else:
         floor = None
         with np.errstate(all="ignore"):
@@ -160,14 +160,14 @@ def decomposition(update: Update, method: str = "auto") -> Decomposition:
             left = _through(roots.B, roots.L_B, sign * X[:, :k], roots.algorithm)
             right = _through(roots.A, roots.L_A, Yh.T[:, :k], roots.algorithm)
             s, bound = scale * s[:k], scale * roots.error_bound(float(s[0]))
-            core = turning.Core(
+            known = turning.Core(
                 s,
                 of_B=scale * roots.L_B @ X[:, :k],
                 of_A=scale * roots.L_A @ Yh.T[:, :k],
                 norms_B=np.linalg.norm(roots.L_B, axis=1),
                 norms_A=np.linalg.norm(roots.L_A, axis=1),
             )
-            turned = turning.of_factors(update, core, left.single, right.single)
+            turned = turning.of_factors(update, known, left.single, right.single)
     _check_size(s, bound, update)
     return Decomposition(left, s, right, rank(s, bound, update, floor), bound, turned)
 

@@ -69,10 +69,15 @@ def of_factors(
     if all(dtype == np.float64 for dtype in update.stored):
         return None
     (d_out, d_in), (eps_B, eps_A) = update.shape, (_eps(dtype) for dtype in update.stored)
+    shared: np.ndarray | float = 0.0
+    if update.inner is not None:
+        # uᵢᵀB N A vⱼ, of which of_B and of_A each have the scale.
+        shared = core.of_B.T**2 @ update.inner @ core.of_A**2 / update.scale**2
+        shared *= max(eps_B, eps_A) ** 2 / 12
     if update.sizes is None:
         # No direction has more of the noise of a column than all of it.
         v_B, v_A = (eps_B * core.norms_B) ** 2 / 12, (eps_A * core.norms_A) ** 2 / 12
-        coupling = v_B @ core.of_A**2 + (core.of_B.T**2 @ v_A)[:, None]
+        coupling = v_B @ core.of_A**2 + (core.of_B.T**2 @ v_A)[:, None] + shared
         turning = _turning(core, coupling, v_B, v_A, d_out, d_in)
         if turning.largest.max() <= TURNED:
             return turning
@@ -82,7 +87,7 @@ def of_factors(
     in_U = unit_B**2 * ((U() ** 2).T @ v_B).astype(np.float64)
     in_V = unit_A**2 * (v_A @ V() ** 2).astype(np.float64)
     # uᵢᵀ E vⱼ = scale (uᵢᵀ E_B A vⱼ + uᵢᵀ B E_A vⱼ); its variance at [i, j].
-    coupling = in_U @ core.of_A**2 + core.of_B.T**2 @ in_V
+    coupling = in_U @ core.of_A**2 + core.of_B.T**2 @ in_V + shared
     sum_B = unit_B**2 * v_B.sum(axis=0, dtype=np.float64)
     sum_A = unit_A**2 * v_A.sum(axis=1, dtype=np.float64)
     return _turning(core, coupling, sum_B, sum_A, d_out, d_in)

@@ -301,9 +301,9 @@ def judge(comparison: Comparison) -> Finding:
 
     A measure is clear if one side is more dominated (a larger share or Gini coefficient, a smaller
     effective rank) in at least CLEAR of the modules, and the median difference on that side is at
-    least SMALLEST of the measure's range; and if both are so beyond chance too, where a module counts
-    only if its difference is more than SPREADS standard deviations between random updates. If only
-    the first holds, unlike capacities or kinds explain the difference. A module counts
+    least SMALLEST of the measure's range; and if both are so beyond chance too, where a module
+    counts only if its difference is more than SPREADS standard deviations between random updates.
+    If only the first holds, unlike capacities or kinds explain the difference. A module counts
     for a measure only if the smaller capacity does not determine it: top_share_4 of an adapter of
     rank 4 is 1 by construction, as is the effective rank of one value. See `Agreement` for the
     results: all measures that count are clear and agree; some of both families; those of one family

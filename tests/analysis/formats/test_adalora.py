@@ -1,5 +1,7 @@
 """AdaLoRA, made by PEFT, against PEFT's own ΔW."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from entries import close, scan, updates
 from tiny_models import layers, matrix, tiny, trained
 
 from analysis import checkpoint
+from analysis.numerics import decompose, turning
 from analysis.update import Skipped
 
 
@@ -65,3 +68,38 @@ def test_adalora_of_known_numbers(write_adapter):
     want = 8 / (12 + 1e-5) * np.array([[2, -4, 2, 4], [0, 2, 0, -2], [6, -2, 6, 2]])
     (update,) = checkpoint.read(path)
     np.testing.assert_allclose(update.dense(), want, rtol=1e-14, atol=1e-15)
+
+
+def test_adalora_knows_the_coarser_dtype_of_a_product(write_adapter, rng):
+    for E, of_A in (("f4", "f4"), ("f2", "f2"), ("f8", "f4")):
+        tensors = {
+            "base_model.model.q.lora_A": rng.standard_normal((3, 40)).astype("f4"),
+            "base_model.model.q.lora_B": rng.standard_normal((50, 3)).astype("f8"),
+            "base_model.model.q.lora_E": rng.standard_normal((3, 1)).astype(E),
+        }
+        path = write_adapter(tensors, peft_type="ADALORA", init_r=3, lora_alpha=1)
+        assert scan(path)["q"].stored == (np.float64, np.dtype(of_A))
+
+
+def test_the_diagonal_turns_more_than_the_entries_of_a_factor(write_adapter, monkeypatch):
+    """Its rounding is shared by all entries of a column, and does not average out."""
+    ratios, without = [], []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        exact = {"A": rng.standard_normal((5, 200)), "B": rng.standard_normal((300, 5))}
+        exact["E"] = np.geomspace(1, 0.3, 5)[:, None]
+        found = []
+        for name, dtype in (("exact", "f8"), ("stored", "f4")):
+            tensors = {f"base_model.model.q.lora_{part}": x for part, x in exact.items()}
+            tensors["base_model.model.q.lora_E"] = exact["E"].astype(dtype)
+            path = write_adapter(tensors, name, peft_type="ADALORA", init_r=5, lora_alpha=1)
+            found.append(scan(path)["q"])
+        a, b = (decompose.decomposition(update, "svd") for update in found)
+        assert a.turning is None
+        turned = np.linalg.norm(a.left.against(b.left)[1:, 0])
+        monkeypatch.setattr(turning, "TURNED", 0.0)  # the exact bound, not the cheap one
+        for update, into in ((found[1], ratios), (replace(found[1], inner=None), without)):
+            into.append(turned / decompose.decomposition(update, "svd").turning.largest[0])
+    assert max(ratios) <= 1
+    assert np.median(ratios) > 0.02
+    assert max(without) > 1.5 * max(ratios)  # control

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 from own_files import D_IN, D_OUT, SHAPES, N, R
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from analysis import CheckpointError, checkpoint
 from analysis.formats import own
-from analysis.numerics import decompose
+from analysis.numerics import decompose, subspaces
 from analysis.update import Skipped
 
 
@@ -118,3 +119,66 @@ def test_reading_needs_no_torch(write_own, method):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == {"rlora": 4, "mtllora": 2}[method]
+
+
+# The dtype that numbers were stored in
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+F64 = np.dtype(np.float64)
+METHODS = {
+    "multilora": {"A": (6, 70), "B": (90, 6), "s": (90, 3)},
+    "multilora by module": {"A": (6, 70), "B": (90, 6), "s": (1, 3)},
+    "rlora": {"A": (4, 70), "B": (90, 12), "R": (3, 70), "A0": (4, 70), "B0": (90, 12)},
+    "mtllora": {"A": (4, 70), "B": (90, 12), "lambda": (2, 4, 4), "w": (2, 3)},
+}
+CONFIGS = {
+    "multilora": {"n": 3, "r": 2},
+    "multilora by module": {"n": 3, "r": 2, "scale_per": "module"},
+    "rlora": {"n": 3, "r": 4},
+    "mtllora": {"n": 3, "r": 4, "tasks": ["a", "b"], "temperature": 0.5},
+}
+
+
+def both(write_adapter, rng, method, coarse):
+    """One adapter whose tensors are stored in float64, and in `coarse` as far as it says."""
+    exact = {part: rng.standard_normal(shape) for part, shape in METHODS[method].items()}
+    if method == "rlora":  # trained a little: A and B are near their start
+        exact |= {part: exact[f"{part}0"] + 0.1 * exact[part] for part in "AB"}
+    peft_type, paths = method.split()[0], []
+    for name, dtypes in (("exact", {}), ("coarse", coarse)):
+        tensors = {
+            f"base_model.model.q.{peft_type}_{part}": x.astype(dtypes.get(part, x.dtype))
+            for part, x in exact.items()
+        }
+        config = {"peft_type": peft_type.upper(), "lora_alpha": 4} | CONFIGS[method]
+        paths.append(write_adapter(tensors, f"{method}-{name}", **config))
+    return paths
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_factors_know_the_coarsest_dtype_that_they_come_from(write_adapter, rng, method):
+    parts = METHODS[method]
+    for coarse in (dict.fromkeys(parts, BF16), {"B": np.dtype("f4"), "A": BF16}):
+        exact, stored = both(write_adapter, rng, method, coarse)
+        assert {u.stored for u in checkpoint.read(exact)} == {(F64, F64)}
+        assert {u.stored for u in checkpoint.read(stored)} == {(BF16, BF16)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_direction_is_turned_by_more_than_the_bound(write_adapter, method):
+    """R-LoRA's factors are differences; one number of MTL-LoRA's Λ, or one s, turns much."""
+    ratios = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        exact, stored = both(write_adapter, rng, method, dict.fromkeys(METHODS[method], BF16))
+        for a, b in zip(checkpoint.read(exact), checkpoint.read(stored), strict=True):
+            x, y = decompose.decomposition(a, "svd"), decompose.decomposition(b, "svd")
+            determined = ~subspaces.undetermined(y)
+            for side in subspaces.SIDES:
+                C = getattr(x, side).against(getattr(y, side))
+                for i in np.flatnonzero(determined) + 1:
+                    cosine = np.linalg.svd(C[:i, :i], compute_uv=False)[-1]
+                    ratios.append(np.sqrt(max(0.0, 1 - cosine**2)) / y.turning.largest[i - 1])
+    assert len(ratios) > 20
+    assert max(ratios) <= 1
+    assert np.median(ratios) > 0.05

@@ -144,3 +144,13 @@ def test_dora_with_an_initial_adapter_is_refused(write_adapter, lora_tensors):
     path = write_adapter(lora_tensors("q"), use_dora=True)
     with pytest.raises(CheckpointError, match="use_dora is set and --initial is given"):
         updates(path, initial=path)
+
+
+def test_the_coarser_dtype_of_both_adapters_is_known(rng):
+    single, half = np.dtype("f4"), np.dtype("f2")
+    a, b = (
+        LowRankUpdate("q", rng.standard_normal((9, 2)).astype(x), rng.standard_normal((2, 7)))
+        for x in (single, half)
+    )
+    assert starts.subtract(a, b).stored == (half, np.float64)
+    assert starts.subtract(a, a).stored == (single, np.float64)
