@@ -80,6 +80,7 @@ WITHOUT_EFFECT = {
     "multilora.methods": "empty",
     "multilora.tasks": "empty",
     "multilora.tasks.builtin": "empty",
+    "multilora.tasks.builtin.pretrained": "its copy is named by the hash of the weights",
     "multilora.tasks.public": "empty",
     "multilora.tasks.public.alpaca": "examples from files are hashed themselves",
     "multilora.tasks.public.curation": "examples from files are hashed themselves",

@@ -157,7 +157,9 @@ def test_earlier_tables_are_judged_apart_and_stand_beside(results):
     (place,) = (i for i, line in enumerate(lines) if line.startswith("| 1a |"))
     above_null, share = lines[place : place + 2]
     assert above_null.endswith("| **supported** | n/a |")
-    assert share.split("|")[-2].strip().startswith("-0.4 [")
+    before = claims_text.number_text(earlier[0].evidence.differences["top_share_1"])
+    assert share.endswith(f"| {before} |")
+    assert before.startswith("-0.")
     objects = json.loads((results / "claims.json").read_text())
     assert objects["earlier"][0]["outcome"] == "contradicted"
     assert objects["claims"][0]["outcome"] == "supported"

@@ -40,7 +40,7 @@ def compared(pairs):
     for n, (a, b, left, right) in enumerate(pairs):
         row = {"key": str(n), "run_a": a, "run_b": b, "step_a": None, "step_b": None}
         found.rows.append(row | {"d_out": D_OUT, "d_in": D_IN})
-        found.phi |= {f"{n}#left": left, f"{n}#right": right}
+        found.phi.update({f"{n}#left": left, f"{n}#right": right})
     return found
 
 
