@@ -103,7 +103,8 @@ WITHOUT_EFFECT = {
 
 def source_of(module):
     path = ROOT.joinpath(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    package = path / "__init__.py"
+    return package if package.is_file() else path.with_suffix(".py")
 
 
 def imported(module):
