@@ -155,7 +155,8 @@ def planned(settings: ReproduceSettings) -> Iterator[Part]:
 def bases(settings: ReproduceSettings, part: Part) -> list[base.BaseSettings]:
     """Return the settings of the bases that the runs of a part need and that are trained here."""
     needed = {run.settings.model for run in part.runs}
-    seeds = [0, presets.SWEEP_SEED, *(int(seed) for seed in _distinct(settings.seeds))]
+    # Seed 0 is that of the quick preset, whose own seeds may name it again.
+    seeds = dict.fromkeys([0, presets.SWEEP_SEED, *map(int, _distinct(settings.seeds))])
     widths = [base.BaseSettings.width, *(int(v) for s, v, _ in presets.GRID if s == "width")]
     possible = [_base(settings, seed, width) for seed in seeds for width in widths]
     return [one for one in possible if str(base.directory(one)) in needed]

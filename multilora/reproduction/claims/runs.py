@@ -16,6 +16,7 @@ from multilora.reproduction.claims.evidence import (
     methods,
 )
 from multilora.reproduction.claims.wording import (
+    AT_EQUAL_LOSS,
     count_text,
     listed,
     mean_text,
@@ -28,7 +29,6 @@ from multilora.tasks.example import FAMILIES
 
 # Claims 1a, 3a, 3b, 6a and 6b: methods.csv, dynamics.csv
 
-AT_EQUAL_LOSS = " at equal validation loss"
 DOMINANCE = tuple(
     Part(
         Claim(

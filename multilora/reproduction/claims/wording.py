@@ -29,10 +29,14 @@ WORDS = {
     **{f"score_{family}": family for family in FAMILIES},
 }
 
+# Ends the name of a measure that is taken at equal validation loss instead of after equal steps.
+AT_EQUAL_LOSS = " at equal validation loss"
+
 
 def words_of(measure: str) -> str:
     """Return a measure in words; its name if there are none for it."""
-    return WORDS.get(measure, measure)
+    name = measure.removesuffix(AT_EQUAL_LOSS)
+    return WORDS.get(name, name) + measure.removeprefix(name)
 
 
 def listed(items: Iterable[Any]) -> str:
