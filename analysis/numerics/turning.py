@@ -201,8 +201,11 @@ def variance(x: np.ndarray, dtype: np.dtype, unit: float = 1.0) -> np.ndarray:
     x: numbers of any shape; the result has the same, in float32, whose range needs the unit: a size
     of typical numbers. q: the spacing of the dtype at |x|, not below that of its subnormal numbers.
 
-    >>> float(12 * variance(np.array([1.5]), np.dtype(np.float16))[0]) == (2.0**-10) ** 2
-    True
+    Between 1 and 2, float16 has a spacing of 2⁻¹⁰:
+
+    >>> q2 = 12 * variance(np.array([1.5]), np.dtype(np.float16), unit=2.0**-10)
+    >>> q2.round(6).tolist()
+    [1.0]
     """
     info = ml_dtypes.finfo(dtype)
     with np.errstate(invalid="ignore", over="ignore"):  # NaN and Inf are reported elsewhere
