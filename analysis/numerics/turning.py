@@ -65,6 +65,15 @@ def of_factors(
     U, V: return the singular vectors in single precision, (d_out, k) and (d_in, k), which are asked
     for only if the norms of the factors do not show that every cut is determined. None if both
     dtypes are float64.
+
+    >>> B, A = np.diag([2.0, 1.0]), np.eye(2)
+    >>> ones = np.ones(2)
+    >>> core = Core(s=np.array([2.0, 1.0]), of_B=B, of_A=A, norms_B=2 * ones, norms_A=ones)
+    >>> single = LowRankUpdate("q", B.astype(np.float32), A.astype(np.float32))
+    >>> bool(of_factors(single, core, lambda: A, lambda: A).largest.max() < 1e-5)
+    True
+    >>> of_factors(LowRankUpdate("q", B, A), core, lambda: A, lambda: A) is None
+    True
     """
     if all(dtype == np.float64 for dtype in update.stored):
         return None
@@ -165,6 +174,9 @@ def of_floor(s: np.ndarray, d_out: int, d_in: int, floor: float | None) -> Turni
 
     s (k,), descending. The noise is taken for independent entries of one size σ, with floor =
     σ (√d_out + √d_in).
+
+    >>> (of_floor(np.array([3.0, 2.0, 1.99]), 3, 3, floor=0.05).largest > TURNED).tolist()
+    [False, True, False]
     """
     if not floor:
         return None
@@ -201,8 +213,11 @@ def variance(x: np.ndarray, dtype: np.dtype, unit: float = 1.0) -> np.ndarray:
     x: numbers of any shape; the result has the same, in float32, whose range needs the unit: a size
     of typical numbers. q: the spacing of the dtype at |x|, not below that of its subnormal numbers.
 
-    >>> float(12 * variance(np.array([1.5]), np.dtype(np.float16))[0]) == (2.0**-10) ** 2
-    True
+    Between 1 and 2, float16 has a spacing of 2⁻¹⁰:
+
+    >>> q2 = 12 * variance(np.array([1.5]), np.dtype(np.float16), unit=2.0**-10)
+    >>> q2.round(6).tolist()
+    [1.0]
     """
     info = ml_dtypes.finfo(dtype)
     with np.errstate(invalid="ignore", over="ignore"):  # NaN and Inf are reported elsewhere
