@@ -63,7 +63,7 @@ def test_shared_directions_are_grids_minus_chance_on_one_scale(rng):
     # The table has (full, lora); its transpose is drawn.
     of = {(r["method_a"], r["method_b"], r["side"], r["i"]): r for r in rows}
     lora = images[0].get_array()
-    assert lora[1, 4] == of["full", "lora", "left", 5]["j2"]
+    assert lora[3, 5] == of["full", "lora", "left", 6]["j4"] != lora[5, 3]
     assert panels[0].get_ylabel() == "top i of LoRA"
     # Four directions are the same with other seeds, two with LoRA, and none with MultiLoRA.
     four, chance = images[2].get_array()[3, 3], images[1].get_array()
