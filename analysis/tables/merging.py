@@ -23,7 +23,7 @@ LARGER, DWARFS = 10**0.5, 10.0
 
 EXPLANATION = f"""\
 ΔW = U diag(s) Vᵀ reads the directions V and writes the directions U; its top directions are those
-that hold 90 % of its energy Σs². cosine: ⟨ΔW_a, ΔW_b⟩/(‖ΔW_a‖‖ΔW_b‖); a/b: ‖ΔW_a‖_F/‖ΔW_b‖_F;
+that hold 90 % of its energy Σs², and any that storage cannot separate from the last of them. cosine: ⟨ΔW_a, ΔW_b⟩/(‖ΔW_a‖‖ΔW_b‖); a/b: ‖ΔW_a‖_F/‖ΔW_b‖_F;
 writes, reads: share of the energy of one update that lies in the other's top left (output) and top
 right (input) directions, in brackets what random directions would hold; opposite: share of entries
 with opposite signs, 0.5 by chance, and arccos(cosine)/π for Gaussian entries; if there are more
