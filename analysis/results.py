@@ -21,7 +21,7 @@ DENOISED = ("effective_rank_denoised", "gini_denoised", "top_share_1_denoised")
 # The columns of the table of spectra, spectrum.csv.
 COLUMNS = (
     "key", "run", "method", "step", "module", "layer", "kind", "part",
-    "d_out", "d_in", "capacity", "rank",
+    "d_out", "d_in", "r", "capacity", "rank",
     "spectral_norm", "frobenius_norm", "nuclear_norm",
     "top_share_1", "top_share_4", "top_share_16", "top_share_1pct", "top_share_10pct",
     "effective_rank", "energy_entropy_rank", "stable_rank", "participation_ratio", "gini",

@@ -221,6 +221,7 @@ def row(update: Update, spectrum: decompose.Spectrum, run: Run) -> Row:
         "part": update.part or None,
         "d_out": d_out,
         "d_in": d_in,
+        "r": update.B.shape[1] if isinstance(update, LowRankUpdate) else None,
         "capacity": update.capacity,
         "rank": rank,
         "spectral_norm": metrics.spectral_norm(s),
@@ -232,14 +233,14 @@ def row(update: Update, spectrum: decompose.Spectrum, run: Run) -> Row:
         "error_bound": spectrum.error_bound,
     }
     if s[0] > 0:
-        line |= _concentration(s, d_out=d_out, d_in=d_in, dense=isinstance(update, DenseUpdate))
+        line |= _concentration(s, d_out, d_in, line["r"])
         line |= _denoised(spectrum, d_out=d_out, d_in=d_in)
     return {column: line.get(column) for column in results.COLUMNS}
 
 
-def _concentration(s: np.ndarray, d_out: int, d_in: int, dense: bool) -> Row:
-    """The columns that are ratios, undefined for ΔW = 0."""
-    d = min(d_out, d_in)
+def _concentration(s: np.ndarray, d_out: int, d_in: int, r: int | None) -> Row:
+    """The columns that are ratios, undefined for ΔW = 0; r: of the factors, None if dense."""
+    d, dense = min(d_out, d_in), r is None
     return {
         "top_share_1": metrics.top_share(s, 1),
         "top_share_4": metrics.top_share(s, 4),
@@ -255,7 +256,7 @@ def _concentration(s: np.ndarray, d_out: int, d_in: int, dense: bool) -> Row:
         "energy_rank_90": int(metrics.energy_rank(s, 0.9)),
         "energy_rank_99": int(metrics.energy_rank(s, 0.99)),
         "utilisation": metrics.utilisation(s, s.size),
-        "democracy": null.democracy(s, d_out, d_in),
+        "democracy": null.democracy(s, d_out, d_in, r or d, dense=dense),
         "outliers": null.outliers(s, d_out, d_in) if dense else None,
     }
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # The columns of a table of spectra that hold text and integers; all others hold floats.
 TEXT = ("key", "run", "method", "module", "kind", "part", "algorithm")
 WHOLE = (
-    "step", "layer", "d_out", "d_in", "capacity", "rank",
+    "step", "layer", "d_out", "d_in", "r", "capacity", "rank",
     "energy_rank_50", "energy_rank_90", "energy_rank_99", "outliers", "above_floor",
 )  # fmt: skip
 TABLE, SPECTRA, RECORD = "spectrum.csv", "spectra.safetensors", "record.json"

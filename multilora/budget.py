@@ -39,7 +39,6 @@ LLAMA = {
     "llama-65b": (8192, 80, 64, 22016),
 }
 VOCABULARY = 32000
-RANKS = range(1, 257)
 # Errors that transformers raises for a config from which no model can be built.
 UNBUILDABLE = (
     ArithmeticError,
@@ -247,21 +246,6 @@ def rows(sizes: Sizes, share: Fraction, counts: Iterable[int]) -> list[BudgetRow
     return rows
 
 
-def curve(
-    models: Iterable[str] = LLAMA, counts: Iterable[int] = (1, 3, 5), ranks: Iterable[int] = RANKS
-) -> list[dict[str, Any]]:
-    """Rows of budget.csv: the size of MultiLoRA against r, one row per model, n and r.
-
-    share: of all parameters of the model; share_outside: of those outside embeddings and head.
-    """
-    counts, ranks = tuple(counts), tuple(ranks)
-    rows = []
-    for name in models:
-        sizes = sizes_of(name)
-        rows += [_size_row(name, sizes, n, r) for n in counts for r in ranks]
-    return rows
-
-
 def _size_row(model: str, sizes: Sizes, n: int, r: int) -> dict[str, Any]:
     """Number of parameters of MultiLoRA on a model, and its shares of the model's."""
     parameters = sizes.multilora(n, r)
@@ -358,7 +342,8 @@ def answer(settings: BudgetSettings) -> str:
 def llama_budget(share: str = "2.5%", counts: Sequence[int] = (1, 2, 3, 4, 5, 8)) -> list[Row]:
     """Rows of llama_budget.csv: the r nearest to a share of all parameters, per LLaMA and n.
 
-    All linear layers except the head are adapted. Columns as in `curve`.
+    All linear layers except the head are adapted. share: of all parameters of the model;
+    share_outside: of those outside embeddings and head.
     """
     wanted = share_of(share)
     rows: list[Row] = []

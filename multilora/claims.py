@@ -6,31 +6,33 @@ DIR holds the results of multilora.reproduce, as figures/quick. Nothing is writt
 follow from the tables alone. The measure, direction and bound of each claim are fixed in
 multilora/reproduction/claims. A claim whose table is missing is not measured. The tables (CSV):
 
-methods.csv       one row per run: method, seed, k, measures of ΔW, scores (reproduction.measures)
+methods.csv       one row per run: method, seed, k, measures of ΔW and their null, scores
 sweep.csv         one row per run of the sweeps: method, learning_rate, the measures of methods.csv,
                   chosen (0, 1)
+dynamics.csv      one row per run and step: method, seed, step, measures, validation_loss
 nearness.csv      one row per run and method: φ(k, k) with that method's runs of other seeds
 overlap.csv       one row per run of MultiLoRA: φ(r, r) between its modules
 llama_budget.csv  one row per LLaMA and n: the r nearest to 2.5 % of its parameters
 grid.csv          one row per run of the grid: setting, value, seed, method, k, the measures of
-                  methods.csv; for claims 4a to 4c overlap_above_chance, left_phi_k, right_phi_k
-                  (with full fine-tuning)
+                  methods.csv, φ(k, k) and log_distance with full fine-tuning
 cuts.csv          one row per run and cut: method, seed, kind (keep, remove), k, score_<family>,
                   score
 rounding_floor.csv  one row per full fine-tuning and ratio ‖ΔW‖/‖W0‖: its spectrum after bfloat16
 wild.csv          one row per module: adapter, step, module, kind, r, top_share_1, null_top_share_1
+
+The tables of an earlier reproduction in DIR/earlier are judged too and shown in a column beside.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from analysis import __version__
 from multilora import command
-from multilora.reproduction.claims.judge import judge
+from multilora.reproduction.claims.judge import of_results
 from multilora.reproduction.claims.text import as_json, as_markdown
-from multilora.reproduction.tables import load
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,13 +54,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _judged(arguments: argparse.Namespace) -> str:
     """Return claims.md, or claims.json, for the tables of a directory."""
-    measured = load(arguments.directory)
+    judged, measured, earlier = of_results(Path(arguments.directory))
     for note in measured.notes:
         print(f"multilora.claims: {note}", file=sys.stderr)
-    judged = judge(measured)
     if arguments.json:
-        return json.dumps(as_json(judged), indent=1, allow_nan=False)
-    return as_markdown(judged, measured.record).rstrip("\n")
+        return json.dumps(as_json(judged, earlier), indent=1, allow_nan=False)
+    return as_markdown(judged, measured.record, earlier).rstrip("\n")
 
 
 if __name__ == "__main__":

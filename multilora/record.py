@@ -63,18 +63,51 @@ def sha256_of_files(directory: Path, pattern: str = "*.safetensors") -> dict[str
     return hashes
 
 
+# The keys of `environment` that name the machine: another one gives other numbers.
+MACHINE = ("machine", "cpu", "instructions", "threads", "device")
+
+
 def environment() -> dict[str, Any]:
-    """Versions, machine and number of threads, on which the bits of a result can depend."""
+    """Versions, machine and number of threads, on which the bits of a result can depend.
+
+    cpu: the name of the processor; instructions: the widest vector instructions that torch uses;
+    blas: the libraries of linear algebra, with the kernels that they chose for this processor.
+    """
     import torch
 
     return {
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "cpu": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "blas": _linear_algebra(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
+
+
+def _processor() -> str:
+    """Name of the processor; on Linux with family and model, since clouds hide the number."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    facts = (line.split(":", 1) for line in lines if ":" in line)
+    known = {key.strip(): value.strip() for key, value in facts}
+    name = known.get("model name") or platform.processor()
+    where = [f"{key} {known[key]}" for key in ("cpu family", "model", "stepping") if key in known]
+    return f"{name} ({', '.join(where)})" if where else name
+
+
+def _linear_algebra() -> list[str]:
+    """Names, versions and kernels of the BLAS libraries that are loaded."""
+    from threadpoolctl import threadpool_info
+
+    keys = ("internal_api", "version", "architecture")
+    loaded = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    return sorted({" ".join(str(one[key]) for key in keys if one.get(key)) for one in loaded})
 
 
 @contextmanager

@@ -1,35 +1,37 @@
 """Train LoRA, MultiLoRA and full fine-tuning from one base and compare their updates.
 
     python -m multilora.reproduce [--preset quick] [--seeds 0,1] [--methods full,lora,multilora] …
-    python -m multilora.reproduce --preset full [--dry_run] [--report_only]
+    python -m multilora.reproduce --preset full [--seeds 5] [--dry_run] [--report_only]
     python -m multilora.reproduce --preset paper --model LLAMA/ --tasks alpaca:FILE,mmlu:DIR,…
 
-quick: two seeds, 8 to 13 minutes on two cores. full: five seeds, learning rates from sweeps on
-validation items, ablations, relatives and a grid of settings; hours. paper: prints the commands for
-a LLaMA and public data. Runs go to --out; tables, figures and claims go to --figures and are
-printed. Runs that exist, made from the same settings by the same code, are not made again.
+quick: two seeds from the base that comes with the package, 6 to 10 minutes on two cores. full:
+twelve methods with five seeds, each from a base of its own, a grid of settings and a sweep of
+learning rates; hours. paper: prints the commands for a LLaMA and public data. Runs go to --runs;
+tables, figures and claims go to --figures and are printed. Runs that exist, made from the same
+settings by the same code, are not made again. The full preset proceeds seed by seed and writes the
+tables of a seed to FIGURES/parts as soon as its runs are finished.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from analysis import UserError
 from multilora import base, command
-from multilora.reproduction import presets, report
-from multilora.reproduction.experiments import Extras
-from multilora.reproduction.presets import Run, Runs
+from multilora.reproduction import parts, presets, reference, report
+from multilora.reproduction.parts import Part
 from multilora.reproduction.publishing import publish
-from multilora.reproduction.running import seconds_per_step, train_all
-from multilora.reproduction.trained import Trained, trained
+from multilora.reproduction.running import seconds_per_step, train_all, train_bases
+from multilora.tasks.builtin import pretrained
 
 # The settings of a preset that are not given on the command line.
 PRESETS = {
-    "quick": {"methods": ",".join(presets.CORE), "seeds": "0,1", "claims": "1,2,4,5"},
-    "full": {"methods": ",".join(presets.EVERY), "seeds": "0,1,2,3,4"},
+    "quick": {"methods": ",".join(presets.CORE), "seeds": "0,1", "claims": "1a,4b,4c,4d,5"},
+    "full": {"methods": ",".join(presets.EVERY), "seeds": "5,6,7,8,9"},
     "paper": {},
 }
 
@@ -39,7 +41,9 @@ class ReproduceSettings:
     """Settings of a reproduction; those that are not given are taken from the preset."""
 
     preset: str = field(default="quick", metadata={"help": "quick, full or paper"})
-    out: str = field(default="", metadata={"help": "directory of the runs; runs/PRESET by default"})
+    runs: str = field(
+        default="", metadata={"help": "directory of the runs; runs/PRESET by default"}
+    )
     figures: str = field(
         default="", metadata={"help": "directory of the results; figures/PRESET by default"}
     )
@@ -51,22 +55,28 @@ class ReproduceSettings:
         },
     )
     seeds: str = field(
-        default="", metadata={"help": "separated by commas; two by default, five for full"}
+        default="", metadata={"help": "separated by commas; 0,1 by default, 5 to 9 for full"}
     )
     steps: int = field(default=1500, metadata={"help": "optimiser steps of each run"})
-    base_steps: int = field(default=2000, metadata={"help": "optimiser steps of the base"})
+    train_base: bool = field(
+        default=False,
+        metadata={"help": "quick: train the base here instead of using that of the package"},
+    )
+    base_steps: int = field(
+        default=2000, metadata={"help": "optimiser steps of a base that is trained here"}
+    )
     processes: int = field(default=0, metadata={"help": "runs at a time; one per core by default"})
     dry_run: bool = field(
         default=False, metadata={"help": "list the missing runs and how long they would take here"}
     )
     report_only: bool = field(
-        default=False, metadata={"help": "train nothing; report on the finished runs"}
+        default=False, metadata={"help": "train nothing; report on what is finished"}
     )
     adapters: str = field(
         default="", metadata={"help": "directory of adapters that others trained, for claim 9"}
     )
     claims: str = field(
-        default="", metadata={"help": "claims to judge, separated by commas; quick: 1,2,4,5"}
+        default="", metadata={"help": "claims to judge, separated by commas; quick: 1a,4b,4c,4d,5"}
     )
     publish: bool = field(default=False, metadata={"help": "copy the results to figures/"})
     model: str = field(default="", metadata={"help": "paper: the LLaMA to fine-tune"})
@@ -80,65 +90,81 @@ class ReproduceSettings:
             )
         if self.preset not in PRESETS:
             raise UserError(f"preset is {self.preset!r}; expected one of {', '.join(PRESETS)}")
-        places = {"out": f"runs/{self.preset}", "figures": f"figures/{self.preset}"}
+        if self.train_base and self.preset != "quick":
+            raise UserError(
+                f"train_base with preset {self.preset}; expected preset quick: full trains a base"
+                " for every seed, paper needs --model"
+            )
+        places = {"runs": f"runs/{self.preset}", "figures": f"figures/{self.preset}"}
         for name, value in (PRESETS[self.preset] | places).items():
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
 
 
 def reproduce(settings: ReproduceSettings) -> str:
-    """Train the missing runs, report on all of them, and return the text to print."""
-    runs = Runs()
-    for runs in stages(settings, base.directory if settings.report_only else base.ensure):
+    """Train and measure part by part, report on all parts, and return the text to print.
+
+    With report_only, finished runs are measured, and parts without any are taken as they are.
+    """
+    out = Path(settings.figures)
+    for part in planned(settings):
         if not settings.report_only:
-            processes = settings.processes or min(len(runs.all()), torch.get_num_threads())
-            train_all(runs.all(), processes)
-    model = base.directory(_base(settings))
-    extras = _extras(settings, runs) if settings.preset == "full" else None
-    text = report.report(asdict(settings), _finished(runs.compared), model, extras)
+            processes = settings.processes or torch.get_num_threads()
+            train_bases(bases(settings, part), processes)
+            train_all(part.runs, processes)
+        parts.write(part, asdict(settings), out / report.PARTS)
+    text = report.report(asdict(settings))
     if settings.publish:
-        publish(Path(settings.figures), to=Path("figures"))
+        publish(out, to=Path("figures"))
+    if settings.preset == "quick" and (distance := reference.distance(out)):
+        text += f"\n\n{distance}"
     return text
 
 
-def stages(
-    settings: ReproduceSettings, make_base: Callable[[base.BaseSettings], Path]
-) -> Iterator[Runs]:
-    """Yield the runs planned so far, stage by stage; the runs of a stage can be trained together.
+def planned(settings: ReproduceSettings) -> Iterator[Part]:
+    """Yield the parts of a preset, in the order in which they are trained.
 
-    make_base: returns the directory of a base. The learning rates of a stage come from the sweep
-    before it, so each stage must be trained before the next is asked for.
+    The full preset has the seeds, each with a base of its own, then the grid from the base of the
+    first seed, the sweep of learning rates, and the adapters of others if there are any.
     """
-
-    def base_of(width: int) -> Path:
-        return make_base(_base(settings, width))
-
     methods, seeds = _distinct(settings.methods), [int(s) for s in _distinct(settings.seeds)]
-    out, steps, model = Path(settings.out), settings.steps, make_base(_base(settings))
-    runs = Runs()
+    out, steps = Path(settings.runs), settings.steps
     if settings.preset == "quick":
-        runs.compared = presets.plan(methods, seeds, steps, model, out)
-        yield runs
+        model = _model(settings, seed=0)
+        runs = presets.plan(methods, seeds, steps, model, out)
+        yield Part("seeds", runs, model, partial(parts.of_base, model=model))
         return
-    core = [method for method in methods if method in presets.CORE]
-    others = [method for method in methods if method not in core]
-    for some in (core, others):
-        runs.swept += presets.sweep(some, steps, model, out)
-        yield runs
-        rates = presets.best_rates(runs.swept)
-        runs.compared += presets.plan(some, seeds, steps, model, out, rates, saves=True)
-        yield runs
-    rates = presets.best_rates(runs.swept)
-    runs.grid = presets.grid(seeds[:2], steps, out, rates, base_of)
-    yield runs
+    for seed in seeds:
+        model = _model(settings, seed)
+        runs = presets.of_base(methods, seed, steps, model, out / f"seed-{seed}")
+        measure = partial(parts.of_base, model=model, unit=seed, thorough=True)
+        yield Part(f"seed-{seed}", runs, model, measure)
+    if set(presets.CORE) <= set(methods):
+        model = _model(settings, seeds[0])
+        points = presets.grid(seeds[0], steps, out, partial(_model, settings, seeds[0]))
+        runs = list({run.out: run for _, _, run in points}.values())
+        yield Part("grid", runs, model, partial(parts.of_grid, points=points, model=model))
+    model = _model(settings, presets.SWEEP_SEED)
+    runs = presets.sweep(methods, steps, model, out)
+    yield Part("sweep", runs, model, partial(parts.of_sweep, model=model))
+    if settings.adapters:
+        measure = partial(parts.of_adapters, directory=Path(settings.adapters))
+        yield Part("wild", [], model, measure)
+
+
+def bases(settings: ReproduceSettings, part: Part) -> list[base.BaseSettings]:
+    """Return the settings of the bases that the runs of a part need and that are trained here."""
+    needed = {run.settings.model for run in part.runs}
+    # Seed 0 is that of the quick preset, whose own seeds may name it again.
+    seeds = dict.fromkeys([0, presets.SWEEP_SEED, *map(int, _distinct(settings.seeds))])
+    widths = [base.BaseSettings.width, *(int(v) for s, v, _ in presets.GRID if s == "width")]
+    possible = [_base(settings, seed, width) for seed in seeds for width in widths]
+    return [one for one in possible if str(base.directory(one)) in needed]
 
 
 def listing(settings: ReproduceSettings) -> str:
-    """Return the list of missing runs and an estimate of their duration on this machine.
-
-    Before learning rates are chosen, runs are listed with the defaults of their methods.
-    """
-    runs = list(stages(settings, base.directory))[-1].all()
+    """Return the list of missing runs and an estimate of their duration on this machine."""
+    runs = list({run.out: run for part in planned(settings) for run in part.runs}.values())
     missing = [run for run in runs if not run.is_done()]
     steps = sum(run.steps for run in missing)
     processes = settings.processes or torch.get_num_threads()
@@ -162,24 +188,18 @@ def _distinct(listed: str) -> list[str]:
     return items
 
 
-def _base(settings: ReproduceSettings, width: int = base.BaseSettings.width) -> base.BaseSettings:
-    """Return the settings of the base of a width, with the usual proportions."""
-    usual = base.BaseSettings(steps=settings.base_steps)
+def _model(settings: ReproduceSettings, seed: int, width: int = base.BaseSettings.width) -> Path:
+    """Return the directory of the base of a seed and width, which need not exist yet."""
+    if settings.preset == "quick" and not settings.train_base:
+        return pretrained.ensure(Path(settings.runs) / "base")
+    return base.directory(_base(settings, seed, width))
+
+
+def _base(settings: ReproduceSettings, seed: int, width: int) -> base.BaseSettings:
+    """Return the settings of the base of a seed and width, with the usual proportions."""
+    out = str(Path(settings.runs) / "base")
+    usual = base.BaseSettings(out=out, seed=seed, steps=settings.base_steps)
     return replace(usual, width=width, mlp=usual.mlp * width // usual.width)
-
-
-def _finished(runs: Sequence[Run]) -> list[Trained]:
-    """Read the runs that are finished."""
-    return [trained(run.out) for run in runs if run.is_done()]
-
-
-def _extras(settings: ReproduceSettings, runs: Runs) -> Extras:
-    """Return the finished runs of sweeps and grid, and the adapters, for the full preset."""
-    return Extras(
-        swept=_finished(runs.swept),
-        points=[(s, value, trained(run.out)) for s, value, run in runs.grid if run.is_done()],
-        adapters=Path(settings.adapters) if settings.adapters else None,
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

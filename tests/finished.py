@@ -5,6 +5,14 @@ import json
 from multilora.reproduction import trained
 from multilora.tasks.example import FAMILIES
 
+MACHINE = {
+    "machine": "x86_64",
+    "cpu": "A",
+    "instructions": "AVX2",
+    "threads": 1,
+    "device": "cpu",
+}
+
 
 def facts(method, seed, **settings):
     """Return the content of a run.json, as far as it is read."""
@@ -14,6 +22,7 @@ def facts(method, seed, **settings):
         "settings": {"method": method.split()[0], "n": 3} | settings,
         **{"arguments": {"learning_rate": 0.003}, "base": {"sha256": {"model": "a"}}},
         "scores": {"test": scores, "validation": scores | {"mean": 0.75}},
+        "environment": MACHINE | {"python": "3.12"},
     }
 
 

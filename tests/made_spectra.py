@@ -16,7 +16,8 @@ def spectra(**runs):
             row = dict.fromkeys(results.COLUMNS) | {"key": f"{name}/{module}", "run": run}
             row |= {"step": int(step) if step else None, "kind": module.split("#")[0][:1]}
             row["module"], _, part = module.partition("#")
-            row |= {"part": part or None, "d_out": 64, "d_in": 48, "capacity": s.size}
+            row |= {"part": part or None, "d_out": 64, "d_in": 48}
+            row |= {"r": s.size, "capacity": s.size}
             row |= {"spectral_norm": s[0], "rank": int(np.sum(s > 1e-12 * s[0]))}
             result.rows.append(row)
             result.s[row["key"]] = s

@@ -4,6 +4,7 @@ import matplotlib as mpl
 import numpy as np
 
 from analysis import results
+from analysis.numerics import subspaces
 from multilora.reproduction.tables import parsed
 
 mpl.use("Agg")
@@ -59,7 +60,7 @@ def grid_rows(rng):
 
 
 def cut_rows(rng):
-    """Rows of cuts.csv: two methods of different capacity."""
+    """Rows of cuts.csv: two methods of different capacity; the base scores 0.2, every run more."""
     return [
         {
             "method": method,
@@ -67,7 +68,7 @@ def cut_rows(rng):
             "kind": kind,
             "k": k,
             "score_knowledge": rng.random(),
-            "score": rng.random(),
+            "score": 0.2 if (kind, k) == ("keep", 0) else 0.3 + 0.5 * rng.random(),
         }
         for method, capacity in (("full", 8), ("lora", 4))
         for seed in (0, 1)
@@ -121,6 +122,32 @@ def rounding_rows(rng):
         for ratio in (0.3, 0.01)
         for _ in range(2)
     ]
+
+
+PAIRS = (("full", "full"), ("full", "lora"), ("full", "multilora"), ("lora", "lora"))
+
+
+def phi_rows(rng, k=6, d=40, shared=(("full", "full", 4), ("full", "lora", 2))):
+    """Rows of phi_grids.csv: random subspaces, some of which share their first directions.
+
+    rng: draws the subspaces; k: directions of each; d: their dimension.
+    shared: (method_a, method_b, number of directions that both have, as the first ones). All other
+    pairs of PAIRS share what chance gives them.
+    """
+    planted = {(a, b): n for a, b, n in shared}
+    rows = []
+    for a, b in PAIRS:
+        for side in subspaces.SIDES:
+            U, V = (np.linalg.qr(rng.standard_normal((d, k)))[0] for _ in range(2))
+            n = planted.get((a, b), 0)
+            V = np.linalg.qr(np.hstack([U[:, :n], V[:, n:]]))[0]
+            grid = subspaces.phi(U, V) - subspaces.chance(k, k, d)
+            rows += [
+                {"method_a": a, "method_b": b, "side": side, "i": i, "d": d}
+                | {f"j{j}": float(value) for j, value in enumerate(of_i, start=1)}
+                for i, of_i in enumerate(grid, start=1)
+            ]
+    return rows
 
 
 def read(path):

@@ -12,11 +12,14 @@ import analysis.numerics
 
 NUMERICS = [f"analysis.numerics.{m.name}" for m in pkgutil.iter_modules(analysis.numerics.__path__)]
 OTHERS = [
+    "analysis.figures.plots",
+    "analysis.figures.spectrum",
     "analysis.names",
     "analysis.results",
     "analysis.store",
     "analysis.update",
     "multilora.behaviour",
+    "multilora.reproduction.pictures.styles",
 ]
 
 

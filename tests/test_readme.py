@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,17 @@ def test_every_command_in_a_shell_example_exists():
     for module in modules:
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+
+
+def test_every_option_of_reproduce_in_the_pages_exists():
+    from multilora import reproduce
+
+    texts = [block for page in PAGES for block in blocks(page.read_text(), "sh")]
+    texts.append(reproduce.__doc__)
+    lines = [line for text in texts for line in text.splitlines() if "multilora.reproduce" in line]
+    options = {option for line in lines for option in re.findall(r"--(\w+)", line)}
+    assert {"preset", "seeds", "dry_run"} <= options
+    assert options <= {field.name for field in fields(reproduce.ReproduceSettings)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names_of)

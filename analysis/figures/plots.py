@@ -4,11 +4,13 @@ Every function takes the Axes to draw on (by default the current ones), labels t
 them; further keyword arguments go to matplotlib.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 
 def plot_spectrum(s: np.ndarray, ax: Axes | None = None, **line_kw: Any) -> Axes:
@@ -95,6 +97,8 @@ def plot_phi(grid: np.ndarray, ax: Axes | None = None, **image_kw: Any) -> Axes:
     k1, k2 = grid.shape
     usual: dict[str, Any] = {"vmin": 0, "vmax": 1, "cmap": "cividis"}
     ax.imshow(grid, extent=(0.5, k2 + 0.5, k1 + 0.5, 0.5), **usual | image_kw)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(6, integer=True))
     ax.set(xlabel="top j directions", ylabel="top i directions")
     return ax
 
@@ -112,7 +116,7 @@ def plot_matrix(
     values: (len(rows), len(columns)), such as a metric by layer and kind; nan is left blank.
     rows, columns: tick labels.
     ax: the Axes.
-    form: format of the numbers.
+    form: format of the numbers; empty to write none.
     image_kw: for `Axes.imshow`.
     """
     ax = _axes(ax)
@@ -122,10 +126,54 @@ def plot_matrix(
     ax.set_yticks(range(len(rows)), rows)
     low, high = image.get_clim()
     for (i, j), value in np.ndenumerate(values):
-        if np.isfinite(value):
+        if form and np.isfinite(value):
             color = "white" if value < low + 0.6 * (high - low) else "black"
             ax.text(j, i, form.format(value), ha="center", va="center", color=color, fontsize=8)
     return ax
+
+
+def plot_forest(
+    values: Sequence[Sequence[float]],
+    middles: Sequence[float],
+    side: int = 0,
+    ax: Axes | None = None,
+    **line_kw: Any,
+) -> Axes:
+    """Draw one row per group, the first on top: its values as dots, a diamond at its middle.
+
+    values: of each group, in any number; middles: one per group, such as their means.
+    side: 1 or −1 to shade what is above or below zero, such as the side that a claim names; 0 for
+        no shade.
+    ax: the Axes; rows are at y = 0, −1, … and are labelled by the caller, as is the x axis.
+    line_kw: for dots and diamonds, such as their colour.
+    """
+    ax = _axes(ax)
+    for i, (of_group, middle) in enumerate(zip(values, middles, strict=True)):
+        n = len(of_group)
+        shifts = np.linspace(-0.13, 0.13, n) if n > 1 else np.zeros(n)
+        ax.plot(of_group, shifts - i, "o", markersize=5, alpha=0.6, mew=0, **line_kw)
+        ax.plot(middle, -i, "D", markersize=4, **line_kw)
+    ax.axvline(0, color="black", linewidth=0.8)
+    low, high = ax.get_xlim()
+    if side:
+        ax.axvspan(0, high if side > 0 else low, alpha=0.08, linewidth=0, **line_kw)
+        ax.set_xlim(low, high)
+    ax.set_ylim(0.3 - len(values), 0.7)
+    ax.grid(axis="x", alpha=0.3)
+    return ax
+
+
+def thinned(labels: Sequence[str], room: float, height: float = 0.17) -> list[str]:
+    """Return tick labels with blanks in place of those that would run into one another.
+
+    labels: one per position; room: inches from one position to the next.
+    height: inches that a label takes along the axis; every n-th label is kept, n ≥ 1.
+
+    >>> thinned(["0", "1", "2", "3"], room=0.1)
+    ['0', '', '2', '']
+    """
+    every = max(1, math.ceil(height / room))
+    return [label if i % every == 0 else "" for i, label in enumerate(labels)]
 
 
 def plot_steps(
@@ -155,6 +203,7 @@ def plot_angles(angles: np.ndarray, ax: Axes | None = None, **line_kw: Any) -> A
     ax = _axes(ax)
     ax.plot(np.arange(1, angles.size + 1), angles, **line_kw)
     ax.set(xlabel="index", ylabel="principal angle, radians", ylim=(0, 0.53 * np.pi))
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     return ax
 
 

@@ -6,13 +6,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from analysis.figures.plots import plot_angles, plot_matrix, plot_phi
-from analysis.figures.spectrum import style
+from analysis.figures.plots import plot_angles, plot_matrix, plot_phi, thinned
+from analysis.figures.spectrum import lean, style
 from analysis.numerics import null
 from analysis.numerics.subspaces import SIDES, above_chance, chance
 from analysis.results import RUNS, Row, Similarity, grouped, pair_name, run_name
 
 SHAPES = {"left": "d_out", "right": "d_in"}  # the dimension of either side's directions
+READABLE = 0.42  # inches of a cell in which a number can be read
 TITLES = {"left": "left: what is written", "right": "right: what is read"}
 
 
@@ -95,20 +96,27 @@ def _draw_angles(ax: Axes, similarity: Similarity, rows: Sequence[Row], side: st
 def shared_by_many(similarity: Similarity) -> Figure:
     """Return a figure of what each pair of runs shares: mean of φ(i, i) − i/d over i = 1…k.
 
-    Both sides, means over modules. k is the smallest rank of any pair.
+    Both sides, means over modules. k is the smallest rank of any pair. The colours start at chance
+    and span at least 0.1. Numbers are written into the cells and all runs are labelled as far as
+    there is room.
     """
     rows = similarity.rows
     names = list(dict.fromkeys(run_name(row, side) for side in "ab" for row in rows))
     k = min(_directions(similarity, row) for row in rows)
     shared = {side: _shared(similarity, names, side, k) for side in SIDES}
     greatest = max(float(np.nan_to_num(values).max()) for values in shared.values())
-    figure = Figure(figsize=(1.5 * len(names) + 5, 0.45 * len(names) + 2.5), layout="constrained")
+    room = float(np.clip(6 / len(names), 0.05, 1.0))  # inches of a cell
+    width = 0.085 * max(map(len, names))  # inches of the longest name
+    size = (2 * room * len(names) + width + 2.5, 0.8 * (room * len(names) + width) + 1.2)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
+    labels = thinned(names, 0.8 * room)
     for ax, side in zip(axes, SIDES, strict=True):
-        plot_matrix(shared[side], names, names, ax, vmin=0, vmax=_round_up(greatest))
+        form = "{:z.2f}" if room >= READABLE else ""
+        plot_matrix(shared[side], labels, labels, ax, form, vmin=0, vmax=_round_up(greatest))
         ax.set_title(TITLES[side])
-        ax.tick_params("x", rotation=30)
-    label = f"φ(i, i) − chance,\nmean over i = 1…{k}"
+        lean(ax)
+    label = f"φ(i, i) − chance, mean over i = 1…{k}"
     figure.colorbar(axes[0].images[0], ax=list(axes), label=label)
     return figure
 

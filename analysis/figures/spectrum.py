@@ -1,5 +1,7 @@
 """Draw the spectra of several checkpoints, and one number of every module."""
 
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from analysis import UserError
-from analysis.figures.plots import plot_band, plot_ecdf, plot_histogram, plot_matrix
+from analysis.figures.plots import plot_band, plot_ecdf, plot_histogram, plot_matrix, thinned
 from analysis.names import run_key
 from analysis.numerics import statistics
 from analysis.results import Row, Spectra, grouped
@@ -29,6 +31,9 @@ LINES: tuple[Any, ...] = (
     (0, (8, 2)),
     (0, (5, 1, 1, 1)),
 )
+LEAST = 0.1  # least range of a colour scale, as a share of its largest value
+WIDEST, TALLEST = 18, 16  # inches of a figure of many panels
+WRITTEN = 0.16  # inches of a row in which numbers can be read
 LEGEND = 140  # characters that fit into one line of a legend below the figure
 
 
@@ -85,10 +90,12 @@ def by_layer(rows: Sequence[Row], column: str) -> Figure:
     """Return a figure of one number by layer and kind of module, one panel per checkpoint.
 
     rows: of `spectrum.analyse`; a module with parts is drawn by their mean.
-    column: the number; all panels share one colour scale.
+    column: the number; all panels share one colour scale, which spans at least a tenth of the
+        largest value (`colour_range`).
 
-    Modules without a layer in their name, or without the number, are left out. Raises UserError if
-    this leaves none.
+    Modules without a layer in their name, or without the number, are left out. Numbers are written
+    into the cells and all layers are labelled as far as there is room. Raises UserError if no
+    module is left.
     """
     rows = [row for row in rows if row["layer"] is not None and row[column] is not None]
     if not rows:
@@ -96,22 +103,62 @@ def by_layer(rows: Sequence[Row], column: str) -> Figure:
     layers = sorted({row["layer"] for row in rows})
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     panels = grouped(rows, "run", "step")
-    size = ((0.7 * len(kinds) + 0.8) * len(panels) + 2, 0.28 * len(layers) + 2.2)
+    width = max(1.6, 0.7 * len(kinds))  # inches of a panel
+    across = int(np.clip((WIDEST - 2) / width, 1, len(panels)))
+    down = math.ceil(len(panels) / across)
+    across = math.ceil(len(panels) / down)  # rows of about equal length
+    room = min(0.28, max(2.0, TALLEST / down) / len(layers))  # inches of a layer
+    below = 0.5 + 0.08 * max(map(len, kinds))
+    size = (across * (width + 0.2) + 2, down * (room * len(layers) + 0.7) + below)
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    values = [row[column] for row in rows]
-    scale = {"vmin": min(values), "vmax": max(values)}
-    for ax, ((run, step), of_panel) in zip(axes, panels.items(), strict=True):
+    axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    low, high, widened = colour_range([row[column] for row in rows])
+    names = thinned([str(layer) for layer in layers], room)
+    for ax, ((run, step), of_panel) in zip(axes.flat, panels.items(), strict=False):
         matrix = np.full((len(layers), len(kinds)), np.nan)
         for (layer, kind), of_module in grouped(of_panel, "layer", "kind").items():
             mean = np.mean([row[column] for row in of_module])
             matrix[layers.index(layer), kinds.index(kind)] = mean
-        plot_matrix(matrix, [str(layer) for layer in layers], kinds, ax, "{:.3g}", **scale)
-        ax.set_title(run_key(run, step))
-        ax.tick_params("x", rotation=60)
-    axes[0].set_ylabel("layer")
-    figure.colorbar(axes[0].images[0], ax=list(axes), label=column.replace("_", " "))
+        form = "{:.3g}" if room >= WRITTEN else ""
+        plot_matrix(matrix, names, kinds, ax, form, vmin=low, vmax=high)
+        ax.set_title(textwrap.fill(run_key(run, step), int(12 * width)), fontsize=9)
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
+    for ax in axes.flat[max(0, len(panels) - across) : len(panels)]:
+        ax.xaxis.set_tick_params(labelbottom=True)  # also above a place that stays empty
+        lean(ax)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("layer")
+    note = "\n(colours span a tenth of the largest value)" if widened else ""
+    label = f"{column.replace('_', ' ')}{note}"
+    drawn = list(axes.flat[: len(panels)])
+    figure.colorbar(drawn[0].images[0], ax=drawn, label=label, aspect=30)
     return figure
+
+
+def colour_range(values: Sequence[float]) -> tuple[float, float, bool]:
+    """Return (low, high, widened) of a colour scale for the values.
+
+    From the least to the largest, but at least a tenth of the largest magnitude wide, so that
+    differences without a meaning have no colours; widened says whether that was needed. The upper
+    end is the largest value. Of zeros alone, (0, 1, True).
+
+    >>> colour_range([0.2, 0.6])
+    (0.2, 0.6, False)
+    >>> colour_range([0.5, 0.50001])[2]
+    True
+    """
+    low, high = min(values), max(values)
+    least = LEAST * max(abs(low), abs(high))
+    if least == 0:
+        return 0.0, 1.0, True
+    return min(low, high - least), high, high - low < least
+
+
+def lean(ax: Axes, degrees: float = 60) -> None:
+    """Turn the labels of the x axis, so that each ends at its tick."""
+    for label in ax.get_xticklabels():
+        label.set(rotation=degrees, ha="right", rotation_mode="anchor")
 
 
 def _step(checkpoint: Checkpoint) -> str:

@@ -39,11 +39,15 @@ def nuclear_norm(s: np.ndarray) -> float:
 def top_share(s: np.ndarray, k: int) -> float:
     """Share of the energy Σs² in the k largest values, in [0, 1]; 1 for k beyond len(s).
 
+    0 for k = 0; raises ValueError for k below it.
+
     >>> round(top_share(np.array([4.0, 3.0]), k=1), 6)
     0.64
     """
-    cumulative = np.cumsum(_relative(s) ** 2)
-    return float(cumulative[min(k, s.size) - 1] / cumulative[-1])
+    if k < 0:
+        raise ValueError(f"k is {k}; expected at least 0")
+    cumulative = np.cumsum(np.append(0.0, _relative(s) ** 2))
+    return float(cumulative[min(k, s.size)] / cumulative[-1])
 
 
 def effective_rank(s: np.ndarray) -> float:

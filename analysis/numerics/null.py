@@ -1,37 +1,141 @@
 """Spectra and angles of random updates, the null that measured numbers are compared with.
 
-The null of a low-rank update (capacity < min(d_out, d_in)) is a product of two Gaussian factors of
-that rank, that of a dense update one Gaussian matrix. Neither is formed: spectra are drawn from
-small matrices that have the same distribution of singular values. They depend only on the shape
-and a fixed seed, and are cached for further modules of the same shape. d_small and d_large are
-min(d_out, d_in) and max(d_out, d_in).
+The null of a factored update is a product of two Gaussian factors of its rank r, also where r is
+not below min(d_out, d_in); that of a dense update is one Gaussian matrix. Neither is formed:
+spectra are drawn from small matrices that have the same distribution of singular values. They
+depend only on the shape and a fixed seed, and are cached for further modules of the same shape.
+d_small and d_large are min(d_out, d_in) and max(d_out, d_in); capacity is r for factors and d_small
+for a dense update.
 """
 
 import functools
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from analysis.numerics import metrics
+from analysis.results import Row
 
 SEED = 0
+# `chance` draws until the standard errors of its means are below this, relative to the means,
+PRECISION = 1e-3
+# but at least FEWEST spectra, PILOT of them to learn how many are needed, and at most WORK / k² of
+# k values each, which take about 0.1 s.
+FEWEST, PILOT, WORK = 4, 64, 2**20
 EDGE_DRAWS, EDGE_QUANTILE = 1000, 0.99
 ANGLE_DRAWS = 16
 SMALL = 64  # up to this size, numpy's batched solver is faster than scipy's tridiagonal one
 
 
-def democracy(s: np.ndarray, d_out: int, d_in: int) -> float:
-    """Return effective_rank(s) over its mean under the null of capacity len(s); nan for ΔW = 0.
+@dataclass(frozen=True)
+class Chance:
+    """A measure of random updates.
 
-    1: as even as a random update; below 1: more concentrated.
+    mean: over the updates; spread: the standard deviation between single updates.
+    """
 
-    >>> s = null_spectra(200, 100, capacity=8, draws=1, rng=np.random.default_rng(0))[0]
-    >>> round(democracy(s, 200, 100), 2)
-    1.0
-    >>> democracy(np.array([1.0] + [0.1] * 7), 200, 100) < 0.6
+    mean: float
+    spread: float
+
+
+def chance(d_out: int, d_in: int, capacity: int, k: int, *, dense: bool) -> Mapping[str, Chance]:
+    """Return the measures of `statistics.comparable(s, k)` for random updates, by name.
+
+    d_out, d_in: the shape, in either order.
+    capacity: r of the factors, which may exceed min(d_out, d_in), or min(d_out, d_in) if dense.
+    k: 1 … the number of values min(d_out, d_in, capacity).
+    dense: one Gaussian matrix instead of a product of two factors.
+
+    The standard error of each mean is at most 0.1 % of it (of gini_k: 0.001), unless that takes
+    more than about 0.1 s, as it does for r > 32, for small shapes and for dense updates; then it is
+    that of the draws made in this time, at least FEWEST. Raises ValueError for an impossible
+    capacity or k.
+
+    >>> by_chance = chance(200, 100, capacity=8, k=4, dense=False)
+    >>> round(by_chance["top_share_1"].mean, 2), round(by_chance["top_share_4"].mean, 2)
+    (0.2, 0.65)
+    >>> by_chance["top_share_16"]
+    Chance(mean=1.0, spread=0.0)
+    """
+    return _chance(*sorted((d_out, d_in)), capacity, k, dense)
+
+
+def of_row(row: Row, k: int) -> Mapping[str, Chance]:
+    """Return `chance` for the update of a row of spectrum.csv, whose r is None if it is dense.
+
+    >>> row = {"d_out": 20, "d_in": 30, "r": 4, "capacity": 4}
+    >>> of_row(row, k=2) == chance(20, 30, capacity=4, k=2, dense=False)
     True
     """
-    return metrics.effective_rank(s) / null_effective_rank(*sorted((d_out, d_in)), s.size)
+    dense = row["r"] is None
+    capacity = row["capacity"] if dense else row["r"]
+    return chance(row["d_out"], row["d_in"], capacity, k, dense=dense)
+
+
+@functools.cache
+def _chance(d_small: int, d_large: int, capacity: int, k: int, dense: bool) -> Mapping[str, Chance]:
+    spectra = _enough_spectra(d_small, d_large, capacity, dense)
+    if not 1 <= k <= spectra.shape[1]:
+        raise ValueError(f"k is {k}; expected 1 to {spectra.shape[1]}, the number of values")
+    return {
+        name: Chance(float(values.mean()), float(values.std(ddof=1)))
+        for name, values in _measures(spectra, k).items()
+    }
+
+
+def _measures(spectra: np.ndarray, k: int) -> dict[str, np.ndarray]:
+    """Return `statistics.comparable(s, k)` of each spectrum s, (draws, values) -> (draws,)."""
+    held = np.cumsum(spectra**2, axis=1)
+    held /= held[:, -1:]
+    p = spectra[:, :k] / spectra[:, :k].sum(axis=1, keepdims=True)
+    from_top = np.arange(1, k + 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = -np.where(p > 0, p * np.log(p), 0).sum(axis=1)
+    shares = {f"top_share_{i}": held[:, min(i, held.shape[1]) - 1] for i in (1, 4, 16)}
+    return {
+        **shares,
+        "effective_rank_k": np.exp(entropy),
+        "gini_k": 1 + 1 / k - 2 * (p @ from_top) / k,
+        "held_k": held[:, k - 1],
+    }
+
+
+@functools.cache
+def _enough_spectra(d_small: int, d_large: int, capacity: int, dense: bool) -> np.ndarray:
+    """Return as many spectra as `chance` needs, (draws, min(d_small, capacity))."""
+    rng = _rng(d_small, d_large, capacity, dense)
+    size = min(d_small, capacity)
+    most = max(FEWEST, WORK // max(1, size**2))
+    first = null_spectra(d_small, d_large, capacity, min(PILOT, most), rng, dense=dense)
+    measures = _measures(first, size)
+    # The energy share of the first value has the largest relative error of all shares.
+    errors = [
+        measures[name] / measures[name].mean() for name in ("top_share_1", "effective_rank_k")
+    ]
+    spread = max(np.std(values, ddof=1) for values in (*errors, measures["gini_k"]))
+    more = min(most, math.ceil((spread / PRECISION) ** 2)) - len(first)
+    if more <= 0:
+        return first
+    rest = null_spectra(d_small, d_large, capacity, more, rng, dense=dense)
+    return np.concatenate([first, rest])
+
+
+def democracy(s: np.ndarray, d_out: int, d_in: int, capacity: int, *, dense: bool) -> float:
+    """Return effective_rank(s) over its mean under the null; nan for ΔW = 0.
+
+    1: as even as a random update; below 1: more concentrated. capacity, dense: as for `chance`.
+
+    >>> rng = np.random.default_rng(0)
+    >>> s = null_spectra(200, 100, capacity=8, draws=1, rng=rng, dense=False)[0]
+    >>> round(democracy(s, 200, 100, capacity=8, dense=False), 2)
+    1.0
+    >>> democracy(np.array([1.0] + [0.1] * 7), 200, 100, capacity=8, dense=False) < 0.6
+    True
+    """
+    by_chance = chance(d_out, d_in, capacity, s.size, dense=dense)
+    return metrics.effective_rank(s) / by_chance["effective_rank_k"].mean
 
 
 def outliers(s: np.ndarray, d_out: int, d_in: int) -> int:
@@ -50,34 +154,6 @@ def outliers(s: np.ndarray, d_out: int, d_in: int) -> int:
 
 
 @functools.cache
-def null_effective_rank(d_small: int, d_large: int, capacity: int) -> float:
-    """Mean effective rank under the null, with an error of about 0.1 %.
-
-    >>> round(null_effective_rank(100, 200, capacity=8), 1)
-    7.9
-    """
-    spectra = _enough_spectra(d_small, d_large, capacity)
-    return float(np.mean([metrics.effective_rank(s) for s in spectra]))
-
-
-@functools.cache
-def null_top_share(d_small: int, d_large: int, capacity: int, k: int = 1) -> float:
-    """Mean share of the energy in the k largest values under the null, in (0, 1].
-
-    >>> round(null_top_share(100, 200, capacity=8), 2)
-    0.2
-    """
-    spectra = _enough_spectra(d_small, d_large, capacity)
-    return float(np.mean([metrics.top_share(s, k) for s in spectra]))
-
-
-def _enough_spectra(d_small: int, d_large: int, capacity: int) -> np.ndarray:
-    """Return spectra of the null, (draws, capacity); more draws for a smaller capacity."""
-    draws = max(4, min(4096, 2**16 // capacity**2))
-    return null_spectra(d_small, d_large, capacity, draws, _rng(d_small, d_large, capacity))
-
-
-@functools.cache
 def null_edge(d_small: int, d_large: int) -> float:
     """Return the 99 % quantile of s₁ / median(s) of a Gaussian matrix.
 
@@ -86,7 +162,7 @@ def null_edge(d_small: int, d_large: int) -> float:
     """
     rng = _rng(d_small, d_large)
     if d_small <= SMALL:
-        spectra = null_spectra(d_small, d_large, d_small, EDGE_DRAWS, rng)
+        spectra = null_spectra(d_small, d_large, d_small, EDGE_DRAWS, rng, dense=True)
         ratios = spectra[:, 0] / np.median(spectra, axis=1)
     else:
         ratios = np.array([_top_over_median(d_small, d_large, rng) for _ in range(EDGE_DRAWS)])
@@ -109,20 +185,28 @@ def null_angles(d: int, k: int) -> np.ndarray:
 
 
 def null_spectra(
-    d_out: int, d_in: int, capacity: int, draws: int, rng: np.random.Generator
+    d_out: int, d_in: int, capacity: int, draws: int, rng: np.random.Generator, *, dense: bool
 ) -> np.ndarray:
-    """Singular values of random updates under the null, (draws, capacity), descending.
+    """Singular values of random updates under the null, (draws, values), descending.
 
-    d_out, d_in: the shape of the update, in either order.
-    capacity: min(d_out, d_in) for a dense update, else smaller.
+    d_out, d_in, capacity, dense: as for `chance`; there are min(d_out, d_in, capacity) values.
     draws: the number of updates.
     rng: the source of randomness.
 
-    >>> null_spectra(200, 100, capacity=8, draws=5, rng=np.random.default_rng(0)).shape
+    Raises ValueError for a capacity below 1 or, if dense, other than min(d_out, d_in).
+
+    >>> rng = np.random.default_rng(0)
+    >>> null_spectra(200, 100, capacity=8, draws=5, rng=rng, dense=False).shape
     (5, 8)
     """
-    if capacity < min(d_out, d_in):
-        L_B, L_A = (_bartlett(d, capacity, draws, rng) for d in (d_out, d_in))
+    if capacity < 1 or (dense and capacity != min(d_out, d_in)):
+        expected = f"{min(d_out, d_in)} for a dense update" if dense else "at least 1"
+        raise ValueError(f"capacity is {capacity}; expected {expected}")
+    if not dense:
+        # The singular values of a product of Gaussian matrices of any sizes do not depend on the
+        # order of these sizes (Ipsen & Kieburg 2014); the smallest one is put in the middle.
+        k, *others = sorted((d_out, d_in, capacity))
+        L_B, L_A = (_bartlett(d, k, draws, rng) for d in others)
         return np.linalg.svd(L_B.swapaxes(-1, -2) @ L_A, compute_uv=False)
     if capacity > SMALL:
         from scipy.linalg import eigvalsh_tridiagonal

@@ -1,7 +1,7 @@
 """Summarise numbers over modules and runs, and judge claims that were fixed beforehand.
 
-Bands of spectra over modules, measures that may be compared between capacities, paired differences
-between methods over runs, and verdicts on claims.
+Bands of spectra over modules, measures to compare between capacities, paired differences between
+methods over runs, and verdicts on claims.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,7 +46,10 @@ def band(
 
 
 def comparable(s: np.ndarray, k: int) -> dict[str, float]:
-    """Return the measures of concentration that may be compared between capacities of at least k.
+    """Return the measures of concentration to compare between capacities of at least k.
+
+    They depend on the capacity all the same: compare each beyond its mean for random updates
+    (`null.chance`).
 
     top_share_1, 4 and 16 of the whole spectrum; effective_rank_k and gini_k of s[:k]; held_k, the
     share of the energy that s[:k] holds. nan for ΔW = 0. Raises ValueError if s has fewer than k

@@ -1,21 +1,27 @@
 """Compare the spectra of two checkpoints, module by module, and say which is more dominated.
 
-Only measures that may be compared between capacities are used, in two families. The energy shares
-top_share_1, 4 and 16 look at the whole spectrum: the share of ΔW's energy in a fixed number of
-directions. effective_rank and gini of s[:k], k being the smaller of the two capacities, look at how
-even these k values are, whatever lies beyond them; held_k is the share of the energy that they
-hold. If only one family tells the two apart, the sentence at the end says so.
+The measures are of two families. The energy shares top_share_1, 4 and 16 look at the whole
+spectrum: the share of ΔW's energy in a fixed number of directions. effective_rank and gini of
+s[:k], k being the smaller of the two capacities, look at how even these k values are, whatever lies
+beyond them; held_k is the share of the energy that they hold. If only one family tells the two
+apart, the sentence at the end says so.
+
+No measure is free of capacity: two random updates of ranks 8 and 64 differ in all of them. So each
+is also compared beyond chance, that is beyond its mean for random updates of the same shape,
+capacity and kind (`null.chance`): the measure minus that mean, or the effective rank divided by it.
+A difference that is there only before chance is accounted for is explained by the capacities.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 
 from analysis.names import run_key
-from analysis.numerics import statistics
+from analysis.numerics import null, statistics
 from analysis.pairs import meeting
 from analysis.results import Row, Spectra, grouped
 
@@ -25,22 +31,31 @@ WITHIN = ("effective_rank_k", "gini_k")
 MEASURES = (*SHARES, *WITHIN)
 COLUMNS = (
     "run_a", "step_a", "run_b", "step_b", "module", "layer", "kind", "part",
-    "capacity_a", "capacity_b", "k",
+    "r_a", "r_b", "capacity_a", "capacity_b", "k",
     "top_share_1_a", "top_share_1_b", "top_share_4_a", "top_share_4_b",
     "top_share_16_a", "top_share_16_b", "effective_rank_k_a", "effective_rank_k_b",
     "gini_k_a", "gini_k_b", "held_k_a", "held_k_b",
+    "top_share_1_beyond_a", "top_share_1_beyond_b", "top_share_1_spread",
+    "top_share_4_beyond_a", "top_share_4_beyond_b", "top_share_4_spread",
+    "top_share_16_beyond_a", "top_share_16_beyond_b", "top_share_16_spread",
+    "effective_rank_k_beyond_a", "effective_rank_k_beyond_b", "effective_rank_k_spread",
+    "gini_k_beyond_a", "gini_k_beyond_b", "gini_k_spread",
     "log_distance", "wasserstein",
 )  # fmt: skip
 
 # A measure is clear if one side is more dominated in at least this share of the modules,
 CLEAR = 0.75
 # and the median difference is at least this part of the measure's range, which is 1, or k
-# directions for an effective rank.
+# directions for an effective rank; beyond chance the range is 1.
 SMALLEST = 0.01
+# A module counts only if the difference beyond chance is more than this many times as large as the
+# standard deviation of that difference between two random updates.
+SPREADS = 2.5
 # Values that differ by less than this, relative to them, are equal: rounding of the same spectrum.
 TIE = 1e-9
 
 Checkpoint = tuple[str, int | None]  # run, step
+Chances = Mapping[str, null.Chance]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,18 +83,25 @@ class Reading:
 
     a, b, difference: medians of the measure for a, for b, and of a − b, over the modules counted
         below, or over all if there are none.
+    beyond_a, beyond_b, beyond: the same of the measure beyond chance.
     more_a, more_b: the numbers of modules in which a, and b, is more dominated.
     modules: the number of modules whose capacities do not determine the measure.
-    more: "a" or "b", the one that is clearly more dominated; None if neither is.
+    more: "a" or "b", the one that is clearly more dominated, also beyond chance; None if neither.
+    by_capacity: "a" or "b", the one that is clearly more dominated, but not beyond chance; None if
+        neither is.
     """
 
     a: float
     b: float
     difference: float
+    beyond_a: float
+    beyond_b: float
+    beyond: float
     more_a: int
     more_b: int
     modules: int
     more: str | None
+    by_capacity: str | None
 
 
 class Agreement(StrEnum):
@@ -92,6 +114,7 @@ class Agreement(StrEnum):
     DISAGREE = "measures disagree"
     NONE = "no clear difference"
     CAPACITY = "follows from the capacities"
+    EXPLAINED = "the capacities explain the difference"
     NOTHING = "nothing to compare"
 
 
@@ -202,6 +225,8 @@ def _row(row_a: Row, s_a: np.ndarray, row_b: Row, s_b: np.ndarray) -> Row:
         "layer": row_a["layer"],
         "kind": row_a["kind"],
         "part": row_a["part"] or row_b["part"],
+        "r_a": row_a["r"],
+        "r_b": row_b["r"],
         "capacity_a": s_a.size,
         "capacity_b": s_b.size,
         "k": k,
@@ -211,7 +236,33 @@ def _row(row_a: Row, s_a: np.ndarray, row_b: Row, s_b: np.ndarray) -> Row:
     for side, s in (("a", s_a), ("b", s_b)):
         for measure, value in statistics.comparable(s, k).items():
             row[f"{measure}_{side}"] = value
+    row |= _beyond(row, null.of_row(row_a, k), null.of_row(row_b, k))
     return {column: row[column] for column in COLUMNS}
+
+
+def _beyond(row: Row, chance_a: Chances, chance_b: Chances) -> Row:
+    """Return the columns of what the measures in `row` are beyond chance.
+
+    The spread is the standard deviation of the difference between two random updates, one of each
+    capacity and kind.
+    """
+    found: Row = {}
+    for measure in MEASURES:
+        spreads = []
+        for side, chance in (("a", chance_a[measure]), ("b", chance_b[measure])):
+            value = row[f"{measure}_{side}"]
+            ratio = measure == "effective_rank_k"
+            found[f"{measure}_beyond_{side}"] = (
+                value / chance.mean if ratio else value - chance.mean
+            )
+            spreads.append(chance.spread / chance.mean if ratio else chance.spread)
+        found[f"{measure}_spread"] = math.hypot(*spreads)
+    return found
+
+
+def unlike(row: Row) -> bool:
+    """Return whether the two updates of a row differ in capacity or kind, so that chance does."""
+    return any(row[f"{column}_a"] != row[f"{column}_b"] for column in ("r", "capacity"))
 
 
 def log_distance(a: np.ndarray, b: np.ndarray, common: int) -> float:
@@ -219,10 +270,12 @@ def log_distance(a: np.ndarray, b: np.ndarray, common: int) -> float:
 
     a, b: singular values, descending; the norms are over all of them. common: the number of values
     that both have above their rank cutoff, since the logarithm of a smaller value is that of
-    rounding or noise. Unchanged by scaling a or b; 0.69 is a factor of 2. nan if common is 0.
+    rounding or noise. A value of 0, and all after it, never count. Unchanged by scaling a or b;
+    0.69 is a factor of 2. nan if no value is left.
     """
-    if common == 0:
-        return float("nan")
+    common = min(common, int(np.count_nonzero(a)), int(np.count_nonzero(b)))
+    if common <= 0:
+        return math.nan
     ratio = statistics.normalised(a)[:common] / statistics.normalised(b)[:common]
     return float(np.sqrt(np.mean(np.log(ratio) ** 2)))
 
@@ -248,15 +301,19 @@ def judge(comparison: Comparison) -> Finding:
 
     A measure is clear if one side is more dominated (a larger share or Gini coefficient, a smaller
     effective rank) in at least CLEAR of the modules, and the median difference on that side is at
-    least SMALLEST of the measure's range. A module counts for a measure only if the smaller
-    capacity does not determine it: top_share_4 of an adapter of rank 4 is 1 by construction, as is
-    the effective rank of one value. See `Agreement` for the results: all measures that count are
-    clear and agree; some of both families; those of one family only; they disagree; none is clear;
-    no measure counts, because one side has a single value; there is no common module.
+    least SMALLEST of the measure's range; and if both are so beyond chance too, where a module
+    counts only if its difference is more than SPREADS standard deviations between random updates.
+    If only the first holds, unlike capacities or kinds explain the difference. A module counts
+    for a measure only if the smaller capacity does not determine it: top_share_4 of an adapter of
+    rank 4 is 1 by construction, as is the effective rank of one value. See `Agreement` for the
+    results: all measures that count are clear and agree; some of both families; those of one family
+    only; they disagree; none is clear; none is, because the capacities explain the difference; no
+    measure counts, because one side has a single value; there is no common module.
     """
     rows = comparison.rows
     readings = {measure: reading(rows, measure) for measure in MEASURES} if rows else {}
     clear = {measure: r.more for measure, r in readings.items() if r.more}
+    explained = [measure for measure, r in readings.items() if r.by_capacity]
     agreement, more = _agreement(readings, clear)
     held_a, held_b, distance, wasserstein_distance = (
         statistics.median([row[column] for row in rows])
@@ -271,7 +328,7 @@ def judge(comparison: Comparison) -> Finding:
         wasserstein=wasserstein_distance,
         agreement=agreement,
         more=more,
-        sentence=_sentence(comparison, agreement, clear, held),
+        sentence=_sentence(comparison, agreement, clear, explained, held),
     )
 
 
@@ -286,7 +343,8 @@ def _agreement(readings: dict[str, Reading], clear: dict[str, str]) -> tuple[Agr
     if not counting:
         return Agreement.CAPACITY, None
     if not clear:
-        return Agreement.NONE, None
+        explained = any(reading.by_capacity for reading in readings.values())
+        return (Agreement.EXPLAINED if explained else Agreement.NONE), None
     if len(set(clear.values())) == 2:
         return Agreement.DISAGREE, None
     more = next(iter(clear.values()))
@@ -300,25 +358,53 @@ def _agreement(readings: dict[str, Reading], clear: dict[str, str]) -> tuple[Agr
 def reading(rows: Sequence[Row], measure: str) -> Reading:
     """Return the reading of one measure over the rows, of which there is at least one."""
     free = [row for row in rows if row["k"] > SHARES.get(measure, 1)]
-    counted = free or rows
-    a, b, k = (np.array([row[c] for row in counted]) for c in (f"{measure}_a", f"{measure}_b", "k"))
+    a, b, beyond_a, beyond_b, spread, k = (
+        np.array([row[column] for row in free or rows])
+        for column in (*_columns(measure), f"{measure}_spread", "k")
+    )
     # Positive if a is more dominated, as a part of the measure's range.
-    excess = (b - a) / k if measure == "effective_rank_k" else a - b
-    excess[np.abs(a - b) <= TIE * np.maximum(np.abs(a), np.abs(b))] = 0
-    more_a, more_b = (int(np.count_nonzero(side * excess > 0)) for side in (1, -1))
-    more = None
-    for label, count, side in (("a", more_a, 1), ("b", more_b, -1)):
-        if free and count >= CLEAR * len(free) and side * np.median(excess) >= SMALLEST:
-            more = label
+    excess, beyond = a - b, beyond_a - beyond_b
+    if measure == "effective_rank_k":
+        excess, beyond = -excess / k, -beyond
+    # Between updates of one capacity and kind chance cancels, and only its spread counts.
+    explained = any(unlike(row) for row in free or rows)
+    same = np.abs(a - b) <= TIE * np.maximum(np.abs(a), np.abs(b))
+    excess[same] = 0
+    beyond[same] = 0
+    more, more_beyond = (
+        _clear(values, at_least) if free else None
+        for values, at_least in ((excess, 0.0), (beyond, SPREADS * spread))
+    )
     return Reading(
         a=float(np.median(a)),
         b=float(np.median(b)),
         difference=float(np.median(a - b)),
-        more_a=more_a if free else 0,
-        more_b=more_b if free else 0,
+        beyond_a=float(np.median(beyond_a)),
+        beyond_b=float(np.median(beyond_b)),
+        beyond=float(np.median(beyond_a - beyond_b)),
+        more_a=int(np.count_nonzero(excess > 0)) if free else 0,
+        more_b=int(np.count_nonzero(excess < 0)) if free else 0,
         modules=len(free),
-        more=more,
+        more=more if more == more_beyond else None,
+        by_capacity=more if more != more_beyond and explained else None,
     )
+
+
+def _columns(measure: str) -> tuple[str, ...]:
+    """The columns of a measure and of what it is beyond chance, for a and b."""
+    return tuple(f"{measure}{what}_{side}" for what in ("", "_beyond") for side in "ab")
+
+
+def _clear(excess: np.ndarray, beyond: float | np.ndarray) -> str | None:
+    """Return the side, "a" or "b", that is clearly more dominated; None if neither is.
+
+    excess (modules,): positive where a is more dominated; beyond: a module counts from there on.
+    """
+    for label, side in (("a", 1), ("b", -1)):
+        count = np.count_nonzero(side * excess > beyond)
+        if count >= CLEAR * excess.size and side * np.median(excess) >= SMALLEST:
+            return label
+    return None
 
 
 def k_range(rows: Sequence[Row]) -> str:
@@ -338,9 +424,14 @@ def _sentence(
     comparison: Comparison,
     agreement: Agreement,
     clear: dict[str, str],
+    explained: Sequence[str],
     held: tuple[float, float] | None,
 ) -> str:
-    """Return the result in a sentence; the arguments are those of `Finding` and `_agreement`."""
+    """Return the result in a sentence.
+
+    explained: the measures whose difference the capacities explain; the other arguments are those
+    of `Finding` and `_agreement`.
+    """
     names = {"a": name(comparison.a), "b": name(comparison.b)}
     both = f"{names['a']} and {names['b']}"
     if agreement is Agreement.NOTHING or held is None:
@@ -354,6 +445,9 @@ def _sentence(
         return f"Which of {both} is more dominated follows from the capacities: k = {k}."
     if agreement is Agreement.NONE:
         return f"No clear difference in how dominated {both} are by their top values."
+    if agreement is Agreement.EXPLAINED:
+        measures = ", ".join(heading(measure, k) for measure in explained)
+        return f"{both} differ by {measures}: the capacities explain the difference."
     if agreement is Agreement.DISAGREE:
         return (
             f"The measures disagree: {names['a']} is more dominated by {by['a']},"

@@ -12,6 +12,9 @@ EXPLANATION = """\
 Numbers are medians over the modules that both have, a − b too. k: the smaller capacity; eff. rank
 and Gini are those of s[:k], and held is its share of the energy. More dominated: a larger share or
 Gini, a smaller eff. rank; clear if so in 3/4 of the modules and by 0.01 of the measure's range.
+Beyond chance: a − b of what each is beyond the mean of random updates of its own shape, capacity
+and kind (eff. rank: divided by that mean). A difference must be clear there too, by 2.5 standard
+deviations between random updates; if it is not, unlike capacities or kinds explain it.
 log s: rms distance of log(s/‖s‖_F); Wasserstein: of all min(d_out, d_in) values of s/‖s‖_F. Last
 column of one-line comparisons: "all" = every measure agrees; "both" = at least one energy share and
 one of eff. rank and Gini; "shares only"; "s[:k] only" = eff. rank or Gini only."""
@@ -27,6 +30,7 @@ SHORT = {
     Agreement.DISAGREE: "disagree",
     Agreement.NONE: "not clear",
     Agreement.CAPACITY: "by capacity",
+    Agreement.EXPLAINED: "by capacity",
     Agreement.NOTHING: "nothing to compare",
 }
 
@@ -68,25 +72,32 @@ def _block(finding: Finding) -> Iterator[str]:
 
 
 def _measures(finding: Finding, k: str) -> Iterator[str]:
-    """Yield one line per measure: both medians, their difference, the more dominated side."""
-    cells = [["", "a", "b", "a − b", "more dominated", ""]]
+    """Yield one line per measure: both medians, their difference, the more dominated side.
+
+    Between unlike updates also their difference beyond chance.
+    """
+    unlike = any(map(dominance.unlike, finding.comparison.rows))
+    cells = [["", "a", "b", "a − b", *["beyond chance"] * unlike, "more dominated", ""]]
     for measure, reading in finding.readings.items():
         if reading.modules or reading.difference:
             form = ".2f" if measure == "effective_rank_k" else ".3f"
             numbers = [format(value, form) for value in (reading.a, reading.b)]
             numbers.append(_signed(reading.difference, "+" + form))
+            if unlike:
+                numbers.append(_signed(reading.beyond, "+.3f"))
             cells.append([dominance.heading(measure, k), *numbers, *_majority(reading)])
     return aligned(cells)
 
 
 def _majority(reading: dominance.Reading) -> tuple[str, str]:
-    """The side that is more dominated, in how many modules, and "clear" if it is."""
+    """The side that is more dominated, in how many modules, and whether that is clear."""
     if not reading.modules:
-        return "by capacity", ""
+        return "set by capacity", ""
     if reading.more_a == reading.more_b:
         return f"each in {reading.more_a} of {reading.modules}", ""
     count, side = max((reading.more_a, "a"), (reading.more_b, "b"))
-    return f"{side} in {count} of {reading.modules}", "clear" if reading.more else ""
+    clear = "clear" if reading.more else "by capacity" if reading.by_capacity else ""
+    return f"{side} in {count} of {reading.modules}", clear
 
 
 def _overview(findings: Sequence[Finding]) -> Iterator[str]:
@@ -117,6 +128,7 @@ def _one_line_each(
     findings: the comparisons.
     names: of the two checkpoints of each.
     """
+    unlike = any(dominance.unlike(row) for f in findings for row in f.comparison.rows)
     cells = [
         [
             heading,
@@ -125,6 +137,7 @@ def _one_line_each(
             "held a",
             "b",
             "top-1 a − b",
+            *["beyond chance"] * unlike,
             "eff. rank a − b",
             "Gini a − b",
             "log s",
@@ -139,9 +152,10 @@ def _one_line_each(
             cells.append([label, "0", *["–"] * (len(cells[0]) - 3), more])
             continue
         numbers = [format(share, ".3f") for share in finding.held]
-        numbers += [
-            _signed(finding.readings[measure].difference, form) for measure, form in MEASURES
-        ]
+        for measure, form in MEASURES:
+            numbers.append(_signed(finding.readings[measure].difference, form))
+            if unlike and measure == "top_share_1":
+                numbers.append(_signed(finding.readings[measure].beyond, form))
         numbers += [cell(finding.log_distance, ".2f"), cell(finding.wasserstein, ".2g")]
         cells.append([label, str(len(rows)), dominance.k_range(rows), *numbers, more])
     return aligned(cells)

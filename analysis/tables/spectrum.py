@@ -11,8 +11,8 @@ EXPLANATION = """\
 ‖ΔW‖₂ = s₁, ‖ΔW‖_F = √Σs²; top-k: share of the energy in the k largest values; eff. rank: exp of
 the entropy of s/Σs; stable: Σs²/s₁²; used: eff. rank / capacity; democracy: eff. rank / its mean
 for random updates of that shape and capacity (1: as even as chance); zero: modules with ΔW = 0.
-Numbers are medians over modules. Compare eff. rank, used and democracy only within one capacity;
-between capacities compare the energy shares."""
+Numbers are medians over modules. Compare them only within one capacity; between capacities, as
+below for several checkpoints, every measure is compared beyond chance."""
 
 # The columns whose medians make the summary.
 MEASURES = (

@@ -50,13 +50,6 @@ def similarity_of(runs: Sequence[Trained], model: Path) -> Similarity:
     return replace(every, rows=rows)
 
 
-def between_runs(every: Similarity, runs: Sequence[Trained]) -> Similarity:
-    """Return the part of a comparison that is between the given runs."""
-    names = {run.name for run in runs}
-    rows = [row for row in every.rows if {row["run_a"], row["run_b"]} <= names]
-    return replace(every, rows=rows)
-
-
 def _options(run: Trained, model: Path) -> Options:
     """Return how to read a run: PEFT's own methods need the base and their start."""
     if not peft_methods.is_named(run.plain_method):

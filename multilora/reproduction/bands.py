@@ -1,4 +1,4 @@
-"""Compute the tables of the figure spectra_by_method: bands and histograms of singular values."""
+"""Compute the tables of spectra by method: bands and histograms of singular values."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -9,6 +9,7 @@ from analysis.results import Row, Spectra
 from multilora.reproduction.trained import MAIN
 
 BINS = 79
+BANDS = ("low", "median", "high", "energy_low", "energy_median", "energy_high")
 MOST = 5  # the number of methods that can be told apart in one figure
 
 
@@ -19,9 +20,11 @@ def shown(methods: Iterable[str]) -> list[str]:
 
 
 def bands_table(spectra: Spectra, method_of: Mapping[str, str]) -> list[Row]:
-    """Return spectra_by_method.csv: median and 10–90 % range of s_i/‖s‖, one row per index i.
+    """Return spectra_by_method.csv: bands over layers and seeds, one row per index i.
 
-    Over layers and seeds, for each projection (kind) and method. method_of: run -> method.
+    For each projection (kind) and method: low, median and high are the 10 %, 50 % and 90 %
+    quantiles of s_i/‖s‖; energy_low, energy_median and energy_high those of the cumulative energy
+    Σ_{j≤i} s_j² / Σ s_j², in [0, 1]. Updates with ΔW = 0 count as zeros. method_of: run -> method.
     """
     rows = []
     for kind in dict.fromkeys(row["kind"] for row in spectra.rows):
@@ -31,12 +34,23 @@ def bands_table(spectra: Spectra, method_of: Mapping[str, str]) -> list[Row]:
             if not values:
                 continue
             # AdaLoRA gives each module a rank of its own; the band ends at the smallest.
-            band = statistics.band(values, k=min(s.size for s in values))
+            k = min(s.size for s in values)
+            bands = [*statistics.band(values, k=k), *_energy_band(values, k)]
             rows += [
-                {"kind": kind, "method": method, "index": i, "low": lo, "median": mid, "high": hi}
-                for i, (lo, mid, hi) in enumerate(zip(*band, strict=True), start=1)
+                {"kind": kind, "method": method, "index": i} | dict(zip(BANDS, of_i, strict=True))
+                for i, of_i in enumerate(zip(*bands, strict=True), start=1)
             ]
     return rows
+
+
+def _energy_band(spectra: Sequence[np.ndarray], k: int) -> np.ndarray:
+    """Quantiles of the cumulative energy of the first k values over modules, (3, k)."""
+    energies = []
+    for s in spectra:
+        cumulative = np.cumsum(statistics.normalised(s) ** 2)
+        # Compared with its own last entry: another order of summation would exceed 1.
+        energies.append(cumulative[:k] / (cumulative[-1] or 1.0))
+    return np.quantile(energies, (0.1, 0.5, 0.9), axis=0)
 
 
 def histogram_table(spectra: Spectra, method_of: Mapping[str, str]) -> list[Row]:
@@ -44,8 +58,8 @@ def histogram_table(spectra: Spectra, method_of: Mapping[str, str]) -> list[Row]
 
     axis is "linear" or "logarithmic", and left and right are the edges of the bin. share is that of
     all min(d_out, d_in) values of every module. The rows of axis "zero" give the share of values
-    that a low-rank parametrisation keeps at zero. Only methods that the figure shows have rows, so
-    that the values of another do not widen the bins. method_of: run -> method.
+    that a low-rank parametrisation keeps at zero. Only the methods of `shown` have rows, so that
+    the values of another do not widen the bins. method_of: run -> method.
     """
     values = {m: _values(spectra, _rows(spectra, method_of, m)) for m in shown(method_of.values())}
     every = np.concatenate([s for s, _ in values.values()])

@@ -1,71 +1,34 @@
 """Make the tables that only the full preset has, from further studies of finished runs.
 
-cuts.csv (scores of cut updates), rounding_floor.csv, module_overlap.csv, dynamics.csv, budget.csv,
-sweep.csv, grid.csv and, if there are adapters of others, wild.csv. Studies that take long are kept
-next to the run and not measured again.
+cuts.csv (scores of cut updates), rounding_floor.csv, sweep.csv and grid.csv. Studies that take long
+are kept next to the run and not measured again.
 """
 
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from analysis.pairs.repeatability import Label
 from analysis.results import Row
-from multilora import budget, record
+from multilora import record
 from multilora.reproduction import analysing, measures, presets
-from multilora.reproduction.studies import cuts, dynamics, overlap, rounding, wild
-from multilora.reproduction.studies.overlap import ModulePairs
+from multilora.reproduction.studies import cuts, overlap, rounding
 from multilora.reproduction.trained import MAIN, Trained
 
 # A run of the grid: the setting that is changed, its value, and the run.
 Point = tuple[str, float, Trained]
 # Columns of other tables that each row of grid.csv also has.
-FROM_OVERLAP, FROM_NEARNESS = ("overlap_above_chance",), ("left_phi_k", "right_phi_k")
+FROM_OVERLAP = ("overlap_above_chance",)
+FROM_NEARNESS = ("left_phi_k", "right_phi_k", "log_distance")
 
 
-@dataclass(frozen=True)
-class Extras:
-    """Input of the measurements that only the full preset makes.
-
-    swept: the runs of the sweeps that learning rates are chosen from.
-    points: the runs of the grid.
-    adapters: a directory of adapters that others trained, or None.
-    """
-
-    swept: Sequence[Trained] = ()
-    points: Sequence[Point] = ()
-    adapters: Path | None = None
-
-
-def tables(
-    runs: Sequence[Trained], model: Path, overlaps: Sequence[ModulePairs], extras: Extras
-) -> dict[str, list[Row]]:
-    """Return the tables of the full preset by name; a table without data has no rows.
-
-    runs: the runs that are compared.
-    model: the directory of their base.
-    overlaps: the comparisons between the modules of MultiLoRA runs.
-    extras: sweeps, grid and adapters. Adapters that are left out are listed on stderr.
-    """
-    main = [run for run in runs if run.method in MAIN]
+def of_runs(runs: Sequence[Trained], model: Path) -> dict[str, list[Row]]:
+    """Return cuts.csv and rounding_floor.csv of the main methods' runs; model: their base."""
     full = [run for run in runs if run.method == "full"]
-    rows_of = {
-        "cuts": [row for run in main for row in _cut(run, model)],
+    return {
+        "cuts": [row for run in runs for row in _cut(run, model)],
         "rounding_floor": [row for run in full for row in _rounded(run, model)],
-        "module_overlap": overlap.by_layer(overlaps),
-        "dynamics": dynamics.table(main, model),
-        "budget": budget.curve(),
     }
-    if extras.adapters:
-        rows_of["wild"], left_out = wild.table(extras.adapters)
-        for line in left_out:
-            print(*line.values(), sep=": ", file=sys.stderr)
-    swept = measures.of_runs(extras.swept, analysing.spectra_of(extras.swept, model))
-    rows_of["sweep"] = sweep(swept)
-    rows_of["grid"] = grid(extras.points, model)
-    return rows_of
 
 
 def _cut(run: Trained, model: Path) -> list[Row]:

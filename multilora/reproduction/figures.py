@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from analysis import UserError
 from analysis.results import Row
 from analysis.store import save_figure
-from multilora.reproduction.pictures import claims, costs, experiments, spectra
+from multilora.reproduction.pictures import claims, experiments, grid, spectra
 from multilora.reproduction.tables import parsed
 
 
@@ -26,18 +26,10 @@ class Source(NamedTuple):
 
 SOURCES = {
     "spectra_by_method": Source(
-        {
-            "spectra_by_method.csv": "kind method index low median high",
-            "spectra_histogram.csv": "axis method left right share",
-        },
-        spectra.spectra_by_method,
+        {"spectra_by_method.csv": "kind method index low median high"}, spectra.spectra_by_method
     ),
     "subspace_similarity": Source(
-        {
-            "similarity_by_method.csv": "method_a method_b k left_phi_k left_chance_k right_phi_k"
-            " right_chance_k"
-        },
-        spectra.subspace_similarity,
+        {"phi_grids.csv": "method_a method_b side i j1"}, spectra.subspace_similarity
     ),
     "module_overlap": Source(
         {"module_overlap.csv": "method seed n r kind left_phi left_chance right_phi right_chance"},
@@ -59,9 +51,7 @@ SOURCES = {
         {"dynamics.csv": "method seed step k top_share_1 effective_rank_k gini_k frobenius_norm"},
         experiments.dynamics,
     ),
-    "resources": Source({"resources.csv": "what setting method value ratio"}, costs.resources),
-    "budget": Source({"budget.csv": "model n r share"}, costs.budget),
-    "scale_grid": Source({"grid.csv": "setting value seed method"}, claims.scale_grid),
+    "scale_grid": Source({"grid.csv": "setting value seed method"}, grid.scale_grid),
     "wild_adapters": Source(
         {"wild.csv": "adapter step r top_share_1 null_top_share_1"}, experiments.wild_adapters
     ),

@@ -4,11 +4,12 @@ The unit is the run: every value is already a mean over modules.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from analysis import UserError, names
+from analysis import UserError, names, results
 from analysis.numerics import null, statistics
 from analysis.pairs import dominance, repeatability
 from analysis.pairs.repeatability import Label
@@ -18,7 +19,23 @@ from multilora.tasks.example import FAMILIES
 
 FIRST_K = ("effective_rank_k", "gini_k", "held_k")
 # The measures by which every two methods are compared in differences.csv.
-COMPARED = ("top_share_1", "top_share_4", "top_share_16", "effective_rank_k", "gini_k", "score")
+COMPARED = (
+    "top_share_1",
+    "top_share_1_above_null",
+    "top_share_4",
+    "top_share_4_above_null",
+    "top_share_16",
+    "top_share_16_above_null",
+    "effective_rank_k",
+    "effective_rank_k_of_null",
+    "gini_k",
+    "gini_k_above_null",
+    "score",
+)
+# The measures that are compared with those of a random update.
+WITH_NULL = ("top_share_1", "top_share_4", "top_share_16", "effective_rank_k", "gini_k")
+# The measures whose variation between bases and between seeds of one base is told apart.
+VARYING = ("top_share_1", "effective_rank_k", "gini_k", "score")
 
 
 def common_k(runs: Sequence[Trained], spectra: Spectra) -> int:
@@ -34,10 +51,11 @@ def of_runs(runs: Sequence[Trained], spectra: Spectra) -> list[Row]:
     """Return methods.csv: one row per run with its concentration and its scores.
 
     k is `common_k`. effective_rank_k and gini_k are those of s[:k], held_k is the share of the
-    energy in s[:k]; None if the capacity is lower. above_floor_share: how many of the
-    min(d_out, d_in) values are above the noise floor, as a share. null_top_share_1: the top-1
-    share of a random update of the same shape and capacity. All are means over modules; modules
-    with ΔW = 0 are left out. Raises UserError if every ΔW of a run is zero.
+    energy in s[:k]; None if the capacity is lower. null_NAME: the measure of a random update of the
+    same shape and capacity (`null.chance`); NAME_above_null: the difference, or for the effective
+    rank effective_rank_k_of_null, the ratio. above_floor_share: how many of the min(d_out, d_in)
+    values are above the noise floor, as a share. All are means over modules; modules with ΔW = 0
+    are left out. Raises UserError if every ΔW of a run is zero.
     """
     if not runs:
         return []
@@ -62,17 +80,30 @@ def of_runs(runs: Sequence[Trained], spectra: Spectra) -> list[Row]:
 
 def _of_module(row: Row, spectra: Spectra, k: int) -> Row:
     """Return the measures of one module; row: of spectrum.csv."""
-    s, sizes = spectra.s[row["key"]], sorted((row["d_out"], row["d_in"]))
-    measured: Row = statistics.comparable(s, min(k, s.size))
+    s = spectra.s[row["key"]]
+    own_k = min(k, s.size)
+    measured: Row = statistics.comparable(s, own_k)
     if s.size < k:
         measured |= dict.fromkeys(FIRST_K)
-    by_chance = null.null_top_share(*sizes, s.size)
+    random = null.of_row(row, own_k)
+    for name in WITH_NULL:
+        measured |= _beyond_null(name, measured[name], random[name].mean)
     return measured | {
-        "null_top_share_1": by_chance,
-        "top_share_1_above_null": measured["top_share_1"] - by_chance,
         "democracy": row["democracy"],
         "energy_rank_90": row["energy_rank_90"],
-        "above_floor_share": row["above_floor"] / sizes[0],
+        "above_floor_share": row["above_floor"] / min(row["d_out"], row["d_in"]),
+    }
+
+
+def _beyond_null(name: str, value: float | None, by_chance: float) -> Row:
+    """Return the null's value and the measure relative to it; None for an undefined measure."""
+    ratio = name == "effective_rank_k"
+    relative = f"{name}_of_null" if ratio else f"{name}_above_null"
+    if value is None:
+        return {f"null_{name}": None, relative: None}
+    return {
+        f"null_{name}": by_chance,
+        relative: value / by_chance if ratio else value - by_chance,
     }
 
 
@@ -112,6 +143,47 @@ def _log_distance(row: Row, spectra: Spectra) -> float | None:
     )
     distance = dominance.log_distance(a, b, min(row["k"], a.size, b.size))
     return None if np.isnan(distance) else distance
+
+
+def of_unit(near: Sequence[Row], seed: int) -> list[Row]:
+    """Return rows of nearness.csv with one seed for a base: means over the seeds of each method.
+
+    near: of `nearness`, for the runs of one base; seed: that of the base.
+    """
+    combined: dict[str, Callable[[list[Any]], Any]] = {"k": max, "modules": max, "run_pairs": sum}
+    return [
+        {"method": method, "seed": seed, "reference": reference}
+        | {
+            name: combined.get(name, statistics.mean)([row[name] for row in rows])
+            for name in rows[0]
+            if name not in ("method", "seed", "reference")
+        }
+        for (method, reference), rows in results.grouped(near, "method", "reference").items()
+    ]
+
+
+def spread(rows: Sequence[Row], repeats: Sequence[Row], repeat: int) -> list[Row]:
+    """Return spread.csv: the variation between bases and between seeds of one base, by method.
+
+    rows: of methods.csv, one seed per base; repeats: the second seed of each, `repeat` above it.
+    between_seeds: the standard deviation of runs of one base; between_bases: that of the bases, the
+    variance of the means over the two seeds less half the variance between seeds, 0 if that is
+    negative (one-way analysis of variance). bases: how many have both seeds; at least two.
+    """
+    second = {(row["method"], row["seed"] - repeat): row for row in repeats}
+    table: list[Row] = []
+    for (method,), of_method in results.grouped(rows, "method").items():
+        both = [(row, second[key]) for row in of_method if (key := (method, row["seed"])) in second]
+        for measure in VARYING:
+            pairs = np.array([(a[measure], b[measure]) for a, b in both], float)
+            if len(pairs) < 2 or np.isnan(pairs).any():
+                continue
+            within = float(np.mean((pairs[:, 0] - pairs[:, 1]) ** 2) / 2)
+            between = float(np.var(pairs.mean(axis=1), ddof=1)) - within / 2
+            row = {"method": method, "measure": measure, "bases": len(pairs)}
+            row |= {"between_bases": max(between, 0.0) ** 0.5, "between_seeds": within**0.5}
+            table.append(row)
+    return table
 
 
 def differences(rows: Sequence[Row]) -> list[Row]:

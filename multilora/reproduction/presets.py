@@ -2,12 +2,12 @@
 
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from analysis import UserError
-from multilora import base, budget, record
+from multilora import base, budget
 from multilora.training import identity
 from multilora.training.settings import TrainSettings, complete, defaults
 from multilora.training.trainer import TrainArguments
@@ -26,13 +26,25 @@ ABLATIONS = ("multilora zero", "multilora n=1", "multilora n=1 zero", "lora+", "
 RELATIVES = ("rlora", "mtllora", "expert")
 EVERY = (*CORE, *ABLATIONS, "lora r=26", *RELATIVES)
 
+# The learning rates of variants, if not the default of their method. These and the defaults were
+# chosen by the sweep that was published with seeds 0 to 4 and are fixed, so that a replication has
+# nothing to choose; the sweep of the full preset shows whether it would choose them again.
+RATES = {
+    "multilora zero": 3e-3,
+    "multilora n=1 zero": 3e-3,
+    "multilora s×5": 3e-3,
+}
+# Methods that are also trained with a second seed from each base: only directions of updates of one
+# base can be compared, and two runs of one seed see the same data in the same order.
+REPEATED = ("full", "lora", "multilora", "multilora zero")
+REPEAT = 10  # what is added to the seed of a base for its second seed
+
 # The seed of all sweeps, which is not reported, and the learning rates as multiples of a middle.
 # The middle is the method's default, or that of MIDDLE for methods whose default a sweep chose
 # below it.
 SWEEP_SEED, SWEPT = 100, (0.25, 0.5, 1.0, 2.0)
 MIDDLE = {"lora+": 3e-3, "rlora": 3e-3, "mtllora": 6e-3}
-# Variants without a sweep, and the method whose learning rate they take.
-RATE_OF = {"lora r=26": "lora"}
+UNSWEPT = ("lora r=26",)  # takes the learning rate of LoRA
 
 # One setting changed at a time, for LoRA, MultiLoRA and full fine-tuning: the setting, its value,
 # and what it changes for each method; {} if the method does not have the setting.
@@ -88,25 +100,6 @@ class Run:
         return identity.is_done(self.settings, self.arguments())
 
 
-@dataclass
-class Runs:
-    """The runs of a preset.
-
-    compared: the runs that the claims compare.
-    swept: the runs of the sweeps of learning rates.
-    grid: (setting, value, run) of the grid.
-    """
-
-    compared: list[Run] = field(default_factory=list)
-    swept: list[Run] = field(default_factory=list)
-    grid: list[tuple[str, float, Run]] = field(default_factory=list)
-
-    def all(self) -> list[Run]:
-        """Return each run once."""
-        every = [*self.swept, *self.compared, *(run for _, _, run in self.grid)]
-        return list({run.out: run for run in every}.values())
-
-
 def settings_of(method: str, model: Path) -> TrainSettings:
     """Return the settings of a method or variant, with the base at `model`."""
     return TrainSettings(model=str(model), **VARIANTS.get(method, {"method": method}))
@@ -118,34 +111,41 @@ def plan(
     steps: int,
     model: Path,
     out: Path,
-    rates: dict[str, float] | None = None,
     saves: bool = False,
 ) -> list[Run]:
-    """Return one run per method and seed, seed by seed.
+    """Return one run per method and seed, seed by seed, with the learning rates of RATES.
 
     methods: names of methods and variants.
     seeds: the seeds.
     steps: the number of optimiser steps of each run.
     model: the directory of the base.
     out: the directory that the runs go to.
-    rates: the learning rate of each method; its default if missing.
-    saves: True to keep checkpoints of LoRA, MultiLoRA and full fine-tuning from the first seed.
+    saves: True to keep checkpoints of LoRA, MultiLoRA and full fine-tuning.
     """
     runs = []
     for seed in seeds:
         for method in methods:
             settings = settings_of(method, model)
-            rate = (rates or {}).get(RATE_OF.get(method, method), 0.0)
-            kept = saves and seed == seeds[0] and method in CORE
-            runs.append(Run(settings, seed, steps, out / settings.run_name(seed), rate, kept))
+            place = out / settings.run_name(seed)
+            kept = saves and method in CORE
+            runs.append(Run(settings, seed, steps, place, RATES.get(method, 0.0), kept))
     return runs
+
+
+def of_base(methods: Sequence[str], seed: int, steps: int, model: Path, out: Path) -> list[Run]:
+    """Return the runs of the base of a seed: all methods, then the second seed of REPEATED."""
+    repeated = [method for method in methods if method in REPEATED]
+    return [
+        *plan(methods, [seed], steps, model, out, saves=True),
+        *plan(repeated, [seed + REPEAT], steps, model, out),
+    ]
 
 
 def sweep(methods: Sequence[str], steps: int, model: Path, out: Path) -> list[Run]:
     """Return one run per method and learning rate of its sweep, from SWEEP_SEED."""
     runs = []
     for method in methods:
-        if method in RATE_OF:
+        if method in UNSWEPT:
             continue
         settings = settings_of(method, model)
         middle = MIDDLE.get(settings.method, defaults(settings.method)["learning_rate"])
@@ -153,14 +153,6 @@ def sweep(methods: Sequence[str], steps: int, model: Path, out: Path) -> list[Ru
             name = f"{settings.run_name(SWEEP_SEED)}-lr{rate:g}"
             runs.append(Run(settings, SWEEP_SEED, steps, out / "sweep" / name, rate))
     return runs
-
-
-def best_rates(swept: Sequence[Run]) -> dict[str, float]:
-    """Return the learning rate of each method with the best score on the validation items."""
-    done = [(run, record.read_json(run.out / "run.json")) for run in swept if run.is_done()]
-    return best_of(
-        (run.settings.name, run.rate, facts["scores"]["validation"]["mean"]) for run, facts in done
-    )
 
 
 def best_of(scored: Iterable[tuple[str, float, float]]) -> dict[str, float]:
@@ -179,35 +171,31 @@ def best_of(scored: Iterable[tuple[str, float, float]]) -> dict[str, float]:
 
 
 def grid(
-    seeds: Sequence[int],
-    steps: int,
-    out: Path,
-    rates: dict[str, float],
-    base_of: Callable[[int], Path],
+    seed: int, steps: int, out: Path, base_of: Callable[[int], Path]
 ) -> list[tuple[str, float, Run]]:
     """Return (setting, value, run) of the grid: one setting changed at a time from `plan`.
 
-    seeds: the seeds.
+    seed: of the base; the runs have this seed and the second one.
     steps: the number of optimiser steps, unless they are changed.
-    out: the directory that the runs go to.
-    rates: the learning rate of each method; its default if missing.
+    out: the directory that the runs of the full preset go to.
     base_of: returns the directory of the base of a width.
 
-    If a setting changes nothing for a method, its run is that of `plan`, in `out` itself.
+    If a setting changes nothing for a method, its run is that of `of_base`.
     """
     points = []
     for setting, value, of_method in GRID:
-        for seed in seeds:
+        for run_seed in (seed, seed + REPEAT):
             for method, change in of_method.items():
                 own = dict(change)
                 settings = settings_of(method, base_of(own.pop("width", base.BaseSettings.width)))
-                rate = rates.get(method) or defaults(method)["learning_rate"]
-                rate *= own.pop("rate", 1.0)
+                rate = defaults(method)["learning_rate"] * own.pop("rate", 1.0)
                 length = own.pop("steps", steps)
                 settings = replace(settings, **own)
-                where = out / "grid" / f"{setting}-{value:g}" if change else out
-                name = settings_of(method, Path()).run_name(seed)
-                points.append((setting, value, Run(settings, seed, length, where / name, rate)))
+                where = f"grid/{setting}-{value:g}" if change else f"seed-{seed}"
+                place = out / where / settings_of(method, Path()).run_name(run_seed)
+                saves = not change and run_seed == seed  # as the run of `of_base`
+                rate = rate if change else 0.0
+                points.append((setting, value, Run(settings, run_seed, length, place, rate, saves)))
     return points
 
 

@@ -5,26 +5,34 @@ from functools import partial
 from pathlib import Path
 
 from analysis import UserError, store
+from multilora.reproduction.claims import judge
 
-KINDS = (".csv", ".json", ".md", ".png", ".pdf")
-# Too large to be committed: numbers and singular values of every module.
-UNPUBLISHED = ("spectrum.csv", "spectra.safetensors")
-# Made by the benchmarks and not by the runs.
-FROM_BENCHMARKS = ("resources.csv", "resources.json", "resources.png", "resources.pdf")
+KINDS = (".csv", ".json", ".md", ".png", ".pdf", ".safetensors")
+PARTS = "parts"
 
 
 def publish(results: Path, to: Path) -> None:
-    """Copy tables, figures, claims and record to `to`, then remove those of an earlier run.
+    """Copy tables, parts, figures, claims and record to `to`, then remove those of an earlier run.
 
-    Raises UserError if both are the same directory.
+    A part that `to` has and the results lack is kept: parts can be made on different days. The
+    claims are judged again, so that the tables in to/earlier are shown beside. Raises UserError if
+    both are the same directory.
     """
     if results.resolve() == to.resolve():
         raise UserError(f"{results}: expected another directory than {to}, which is published to")
-    fresh = [file for file in _files(results) if file.name not in UNPUBLISHED]
+    for part in sorted((results / PARTS).glob("*")):
+        _exchange(part, to / PARTS / part.name)
+    _exchange(results, to)
+    judge.write(to)
+
+
+def _exchange(source: Path, to: Path) -> None:
+    """Copy the files of a directory, then remove other files of these kinds."""
+    fresh = _files(source)
     to.mkdir(parents=True, exist_ok=True)
     for file in fresh:
         store.replace(to / file.name, partial(shutil.copyfile, file))
-    kept = {*FROM_BENCHMARKS, *(file.name for file in fresh)}
+    kept = {file.name for file in fresh}
     for file in _files(to):
         if file.name not in kept:
             file.unlink()

@@ -1,167 +1,156 @@
-"""Report on finished runs: measure them, write tables, figures and claims, and return the text.
+"""Report on a reproduction from the tables of its parts: pool them, draw, judge, and print.
 
 Written to the results directory: methods.csv, one row per run; differences.csv, differences
 between methods paired by seed; similarity_by_method.csv, the directions that methods share next to
-the repeatability of each; the other tables of `tables_of` and, for the full preset, of
-`experiments`; a figure for each table that has one; claims.md and claims.json.
+the repeatability of each; the other tables of `pooled`; a figure for each table that has one;
+claims.md and claims.json. Only the tables in DIR/parts/ are read, so that a report can be made
+again without any run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from analysis import UserError, store
-from analysis.figures import similarity as similarity_figures
-from analysis.pairs import repeatability
-from analysis.pairs.repeatability import Label
-from analysis.results import Row, Similarity, Spectra
-from analysis.store import save_figure
+from analysis.numerics import statistics
+from analysis.results import Row, Spectra, grouped
 from analysis.tables import similarity as similarity_table
-from multilora import budget, delta, record
-from multilora.reproduction import analysing, bands, experiments, figures, measures, tables
+from multilora import budget, record
+from multilora.reproduction import bands, figures, measures, presets, tables
 from multilora.reproduction.claims import judge
 from multilora.reproduction.claims import text as claims_text
-from multilora.reproduction.claims.evidence import Judgement
-from multilora.reproduction.experiments import Extras
-from multilora.reproduction.studies import overlap
 from multilora.reproduction.text import difference_table, method_tables
-from multilora.reproduction.trained import MAIN, Trained, check_comparable
-from multilora.tasks import data, scoring
+
+PARTS = "parts"  # the directory of the parts in the directory of the results
+# Tables whose rows do not belong to one run, and the columns that tell the rows apart: their values
+# are means over the parts.
+AVERAGED = {
+    "similarity_by_method": ("method_a", "method_b"),
+    "phi_grids": ("method_a", "method_b", "side", "i"),
+}
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """Finished runs of one base and the analysis of their updates.
+class Pool:
+    """The results of all parts.
 
-    runs, model: the runs and the directory of their base.
-    spectra: the spectra of all runs.
-    similarity: the directions that runs share, without methods that have an update per task.
-    overlaps: the comparisons between the modules of each MultiLoRA run.
+    rows_of: rows of the tables, by name, part by part.
+    spectra: of the methods that figures show.
+    records: record.json by name of the part.
     """
 
-    runs: Sequence[Trained]
-    model: Path
+    rows_of: Mapping[str, Sequence[Row]]
     spectra: Spectra
-    similarity: Similarity
-    overlaps: Sequence[overlap.ModulePairs]
-
-    @cached_property
-    def k(self) -> int:
-        """The number of values and directions that are compared between methods."""
-        return measures.common_k(self.runs, self.spectra)
-
-    @cached_property
-    def labels(self) -> dict[str, Label]:
-        """Method and seed by name of the run."""
-        return {run.name: Label(run.method, run.seed) for run in self.runs}
+    records: Mapping[str, Mapping[str, Any]]
 
 
-def report(
-    settings: Mapping[str, Any],
-    runs: Sequence[Trained],
-    model: Path,
-    extras: Extras | None = None,
-) -> str:
-    """Analyse the runs, write tables, figures and claims, and return the text to print.
+def report(settings: Mapping[str, Any]) -> str:
+    """Pool the parts, write tables, figures and claims, and return the text to print.
 
-    settings: those of `reproduce`; "figures" is the directory that is written.
-    runs: finished runs of one base, each of another method or seed.
-    model: the directory of their base.
-    extras: input of the measurements that only the full preset makes.
-
-    Raises UserError if there is no run, or the runs cannot be compared.
+    settings: those of `reproduce`; "figures" is the directory of the results. Raises UserError if
+    there is no part.
     """
     out = Path(settings["figures"])
-    if not runs:
-        raise UserError(f"{settings['out']}: no run is finished; nothing to report on")
-    check_comparable(runs)
-    measured = measure(runs, model)
-    store.save(out, measured.spectra, _made_by(settings, measured, tables.hashes(out)))
-    rows_of = tables_of(measured)
-    if extras:
-        rows_of |= experiments.tables(runs, model, measured.overlaps, extras)
+    pool = read(out)
+    store.write(out, {}, {}, _made_by(settings, pool, tables.hashes(out)))
+    rows_of = pooled(pool)
     tables.write(out, rows_of)
     drawn = figures.draw(out)
-    _draw_similarity_by_run(measured, out)
     judged = judge.write(out)
-    return text_of(measured, rows_of, judged, files=[*drawn, out / "claims.md"])
-
-
-def measure(runs: Sequence[Trained], model: Path) -> Measured:
-    """Analyse the updates of the runs."""
-    return Measured(
-        runs=runs,
-        model=model,
-        spectra=analysing.spectra_of(runs, model),
-        similarity=analysing.similarity_of(runs, model),
-        overlaps=overlap.module_pairs(runs),
-    )
-
-
-def tables_of(measured: Measured) -> dict[str, list[Row]]:
-    """Return the tables of every preset, by name."""
-    runs, spectra, similarity = measured.runs, measured.spectra, measured.similarity
-    labels, k = measured.labels, measured.k
-    method_of = {run.name: run.method for run in runs}
-    rows = measures.of_runs(runs, spectra)
-    return {
-        "methods": rows,
-        "spectra_by_method": bands.bands_table(spectra, method_of),
-        "spectra_histogram": bands.histogram_table(spectra, method_of),
-        "differences": measures.differences(rows),
-        "similarity_by_method": repeatability.between(similarity.rows, similarity.phi, labels, k),
-        "nearness": measures.nearness(similarity, labels, spectra, k),
-        "overlap": overlap.by_run(measured.overlaps),
-        "llama_budget": budget.llama_budget(),
-    }
-
-
-def text_of(
-    measured: Measured,
-    rows_of: Mapping[str, Sequence[Row]],
-    judged: Sequence[Judgement],
-    files: Sequence[Path],
-) -> str:
-    """Return the text to print: tables, claims and the files that were written.
-
-    measured: the runs; rows_of: their tables by name; judged: the claims; files: to be listed.
-    """
-    sections = [method_tables(rows_of["methods"], _base_scores(measured))]
+    sections = [method_tables(rows_of["methods"], _base_scores(pool.records.values()))]
     if compared := rows_of["differences"]:
         sections.append(difference_table(compared))
     if similar := rows_of["similarity_by_method"]:
         sections.append("\n".join(similarity_table.method_lines(similar)))
     sections.append(claims_text.as_text(judged))
-    sections.append("\n".join(map(str, files)))
+    sections.append("\n".join(map(str, [*drawn, out / "claims.md"])))
     return "\n\n".join(sections)
 
 
-def _made_by(
-    settings: Mapping[str, Any], measured: Measured, hashes: Mapping[str, str]
-) -> dict[str, Any]:
+def read(out: Path) -> Pool:
+    """Read the parts in out/parts, in the order of their names.
+
+    Raises UserError if there is none, a table was edited, or two parts have the same run.
+    """
+    rows_of: dict[str, list[Row]] = {}
+    spectra = Spectra()
+    records = {}
+    for directory in sorted(path for path in (out / PARTS).glob("*") if path.is_dir()):
+        of_part = tables.load_all(directory)
+        for name, rows in of_part.rows.items():
+            rows_of.setdefault(name, []).extend(rows)
+        own, _ = store.load(directory)
+        spectra.rows.extend(own.rows)
+        spectra.s.update(own.s)
+        records[directory.name] = of_part.record
+    if not rows_of.get("methods"):
+        raise UserError(f"{out / PARTS}: no run is finished and measured; nothing to report on")
+    seen = [(row["method"], row["seed"]) for row in rows_of["methods"]]
+    if len(set(seen)) < len(seen):
+        raise UserError(f"{out / PARTS}: two parts hold the same method and seed; remove one")
+    return Pool(rows_of, spectra, records)
+
+
+def pooled(pool: Pool) -> dict[str, list[Row]]:
+    """Return all tables by name: rows of all parts, and what is computed from them together."""
+    rows_of = {name: list(rows) for name, rows in pool.rows_of.items()}
+    for name, keys in AVERAGED.items():
+        rows_of[name] = averaged(rows_of.get(name, []), keys)
+    method_of = {
+        run: method
+        for made_by in pool.records.values()
+        for run, method in made_by["methods"].items()
+    }
+    rows = rows_of["methods"]
+    return rows_of | {
+        "spectra_by_method": bands.bands_table(pool.spectra, method_of),
+        "spectra_histogram": bands.histogram_table(pool.spectra, method_of),
+        "differences": measures.differences(rows),
+        "spread": measures.spread(rows, rows_of.get("repeats", []), presets.REPEAT),
+        "llama_budget": budget.llama_budget(),
+    }
+
+
+def averaged(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
+    """Return one row per value of `keys`: the mean of each other column over the rows.
+
+    run_pairs, the number of pairs of runs, is a sum; k and modules are the smallest.
+    """
+    combined: dict[str, Callable[[list[Any]], Any]] = {"run_pairs": sum, "k": min, "modules": min}
+    return [
+        dict(zip(keys, values, strict=True))
+        | {
+            name: combined.get(name, statistics.mean)([row[name] for row in of_key])
+            for name in of_key[0]
+            if name not in keys
+        }
+        for values, of_key in grouped(rows, *keys).items()
+    ]
+
+
+def _made_by(settings: Mapping[str, Any], pool: Pool, hashes: Mapping[str, str]) -> dict[str, Any]:
     """Return record.json; hashes: of the tables that exist already."""
-    paths = [run.path for run in measured.runs]
-    return store.record("multilora.reproduce", paths, dict(settings)) | {
-        "seed": sorted({run.seed for run in measured.runs}),
-        "base": str(measured.model),
-        "runs": {run.name: run.facts["fingerprint"] for run in measured.runs},
+    records = pool.records.values()
+    machines = [machine for made_by in records for machine in made_by["trained_on"]]
+    return store.record("multilora.reproduce", [], dict(settings)) | {
+        "seed": sorted({row["seed"] for row in pool.rows_of["methods"]}),
+        "bases": {name: made_by["base"] for name, made_by in pool.records.items()},
+        "runs": {run: mark for made_by in records for run, mark in made_by["runs"].items()},
+        "methods": {run: m for made_by in records for run, m in made_by["methods"].items()},
         "environment": record.environment(),
+        "trained_on": [m for i, m in enumerate(machines) if m not in machines[:i]],
         tables.HASHES: hashes,
     }
 
 
-def _draw_similarity_by_run(measured: Measured, out: Path) -> None:
-    """Draw similarity_by_run, between runs of the three main methods."""
-    main = [run for run in measured.runs if run.method in MAIN]
-    if len(main) > 1:
-        between = analysing.between_runs(measured.similarity, main)
-        save_figure(similarity_figures.shared_by_many(between), out / "similarity_by_run")
-
-
-def _base_scores(measured: Measured) -> dict[str, Any]:
-    """Score the base on the items that the runs were scored on."""
-    model, tokenizer = delta.load_base(str(measured.model))
-    per_task = measured.runs[0].facts["settings"]["per_task_scored"]
-    return scoring.score(model, tokenizer, data.load().split("test", per_task))
+def _base_scores(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the scores of the base before training, means over the bases."""
+    known = [made_by["base_scores"] for made_by in records if made_by["base_scores"]]
+    return {
+        what: {
+            family: statistics.mean(scores[what][family] for scores in known)
+            for family in known[0][what]
+        }
+        for what in ("families", "chance")
+    } | {"mean": statistics.mean(scores["mean"] for scores in known)}

@@ -52,6 +52,20 @@ def train_all(runs: Sequence[Run], processes: int) -> None:
             raise
 
 
+def train_bases(bases: Sequence[base.BaseSettings], processes: int) -> None:
+    """Train the missing bases, `processes` at a time; their output goes to train.log."""
+    missing = [one for one in bases if not base.directory(one).is_dir()]
+    if not missing:
+        return
+    log = Path(missing[0].out) / "train.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, _start_worker, (None, log)) as pool:
+        done = pool.map(base.ensure, missing)
+        for _ in tqdm(done, desc="pretraining", total=len(missing), unit="base"):
+            pass
+
+
 def _count_steps(steps: Any) -> int:
     """Return the number of steps reported since the last call; wait up to 0.5 s for the first."""
     count = 0

@@ -19,11 +19,26 @@ from multilora import record
 AGAIN = "make it again with python -m multilora.reproduce"
 HASHES = "tables"  # key in record.json: file name -> SHA-256
 # Columns of text, even if a value looks like a number.
-TEXT = ("method", "reference", "setting", "kind", "adapter", "module", "part", "model")
+TEXT = (
+    "method",
+    "method_a",
+    "method_b",
+    "measure",
+    "reference",
+    "setting",
+    "kind",
+    "side",
+    "axis",
+    "adapter",
+    "module",
+    "part",
+    "model",
+)
 # The tables that claims are judged from, and the columns that each must have.
 COLUMNS = {
     "methods": ("method", "seed", "k", "top_share_1", "top_share_1_above_null", "score"),
-    "overlap": ("method", "seed", "n", "overlap_above_chance"),
+    "dynamics": ("method", "seed", "step", "top_share_1", "effective_rank_k"),
+    "overlap": ("method", "seed", "n", "left_phi_k", "right_phi_k"),
     "nearness": ("method", "seed", "reference", "k", "left_phi_k", "right_phi_k"),
     "sweep": ("method", "learning_rate", "score_validation", "top_share_1", "chosen"),
     "llama_budget": ("model", "n", "r", "share"),
@@ -86,17 +101,23 @@ def load(directory: str | Path) -> Tables:
     Raises UserError if record.json is missing or from another version, a table was edited, or a
     table lacks a column.
     """
-    out = Path(directory)
-    made_by = _record(out)
-    if HASHES not in made_by:
-        raise UserError(
-            f"{out / store.RECORD}: holds no SHA-256 of tables: another version wrote it; {AGAIN}"
-        )
+    return _load(Path(directory), COLUMNS)
+
+
+def load_all(directory: Path) -> Tables:
+    """Read all tables that record.json names; raises UserError as `load`."""
+    names = [name.removesuffix(".csv") for name in _hashes(directory)]
+    return _load(directory, {name: COLUMNS.get(name, ()) for name in names})
+
+
+def _load(out: Path, columns: Mapping[str, Sequence[str]]) -> Tables:
+    """Read the tables of these names that exist; columns: what each must have."""
+    made_by, known_hashes = _record(out), _hashes(out)
     rows: dict[str, list[Row]] = {}
     notes = []
-    for name, needed in COLUMNS.items():
+    for name, needed in columns.items():
         file = out / f"{name}.csv"
-        known = made_by[HASHES].get(file.name)
+        known = known_hashes.get(file.name)
         if file.is_file():
             content = file.read_bytes()
             if known is None:
@@ -110,6 +131,17 @@ def load(directory: str | Path) -> Tables:
         elif known is not None:
             notes.append(f"{file.name} is in {store.RECORD} but missing; its claims lack evidence.")
     return Tables(rows, made_by, tuple(notes))
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    """Return the SHA-256 of the tables by file name; UserError if record.json does not hold any."""
+    made_by = _record(directory)
+    if HASHES not in made_by:
+        raise UserError(
+            f"{directory / store.RECORD}: holds no SHA-256 of tables: another version wrote it;"
+            f" {AGAIN}"
+        )
+    return dict(made_by[HASHES])
 
 
 def _record(directory: Path) -> dict[str, Any]:

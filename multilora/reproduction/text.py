@@ -70,15 +70,22 @@ def _over_seeds(rows: Sequence[Row], column: str, form: str, factor: float = 1) 
     return f"{statistics.fmean(values):{form}} ±{half:{form}}"
 
 
-# Headings of the measures in `measures.COMPARED`.
-HEADINGS = ("top-1", "top-4", "top-16", "eff. rank", "Gini", "score, %")
+# The measures of differences.csv that are printed.
+HEADINGS = {
+    "top_share_1": "top-1",
+    "top_share_1_above_null": "beyond the null",
+    "effective_rank_k": "eff. rank",
+    "gini_k": "Gini",
+    "score": "score, %",
+}
 
 
 def difference_table(compared: Sequence[Row]) -> str:
     """Return the table of differences between methods; compared: rows of differences.csv."""
-    cells = [["", *HEADINGS]]
+    cells = [["", *HEADINGS.values()]]
     for (a, b), of_pair in results.grouped(compared, "method_a", "method_b").items():
-        cells.append([f"{a} − {b}", *(_difference(row) for row in of_pair)])
+        row_of = {row["measure"]: row for row in of_pair}
+        cells.append([f"{a} − {b}", *(_difference(row_of[measure]) for measure in HEADINGS)])
     seeds = "–".join(map(str, sorted({row["seeds"] for row in compared if row["seeds"]})))
     title = (
         f"Differences paired by seed, mean, 95 % interval (Student, n = {seeds}), seeds above 0:"

@@ -11,7 +11,17 @@ from multilora import record
 # The methods whose smallest capacity sets how many values and directions are compared. Relatives
 # of lower rank are compared by measures that hold between any capacities.
 MAIN = ("full", "lora", "multilora")
-NEEDED = ("fingerprint", "method", "settings", "arguments", "seed", "base", "parameters", "scores")
+NEEDED = (
+    "fingerprint",
+    "method",
+    "settings",
+    "arguments",
+    "seed",
+    "base",
+    "parameters",
+    "scores",
+    "environment",
+)
 
 
 @dataclass(frozen=True)

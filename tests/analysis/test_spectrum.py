@@ -15,12 +15,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from analysis import CheckpointError, UserError, checkpoint, results, spectrum, store
+from analysis.checkpoint import Run
 from analysis.formats import Options
-from analysis.numerics import metrics
+from analysis.numerics import metrics, null
 from analysis.pairs import combine, dominance
-from analysis.spectrum import analyse, main
+from analysis.spectrum import analyse, main, of_updates
 from analysis.tables.spectrum import summary
-from analysis.update import DenseUpdate, Other, Skipped
+from analysis.update import DenseUpdate, LowRankUpdate, Other, Skipped
 
 ROOT = Path(__file__).resolve().parents[2]
 EPS = np.finfo(float).eps
@@ -131,6 +132,7 @@ def test_a_row_says_what_the_numbers_are_of(two_layers):
         "part": None,
         "d_out": 12,
         "d_in": 10,
+        "r": 4,
         "capacity": 4,
         "rank": 4,
         "outliers": None,
@@ -147,6 +149,27 @@ def test_a_row_says_what_the_numbers_are_of(two_layers):
     # 1 % and 10 % of min(12, 10) are one value each.
     assert row["top_share_1pct"] == row["top_share_10pct"] == row["top_share_1"]
     assert row["utilisation"] == pytest.approx(row["effective_rank"] / 4, rel=50 * EPS)
+
+
+def test_factors_of_more_than_the_smaller_side_meet_their_own_null(rng):
+    """Untrained factors are as even as chance at every r, also from r = min(d_out, d_in) on."""
+    for r in (15, 16, 32):
+        updates = [
+            LowRankUpdate(f"q{i}", rng.standard_normal((16, r)), rng.standard_normal((r, 64)))
+            for i in range(20)
+        ]
+        rows = of_updates(updates, Run(Path("a"), "a", None)).rows
+        assert {(row["r"], row["capacity"]) for row in rows} == {(r, min(r, 16))}
+        democracy = np.array([row["democracy"] for row in rows])
+        assert democracy.mean() == pytest.approx(1, abs=4 * democracy.std() / 20**0.5)
+        # Negative control: one Gaussian matrix is another null.
+        dense = null.chance(16, 64, 16, 16, dense=True)["effective_rank_k"].mean
+        assert r == 15 or np.mean([row["effective_rank"] for row in rows]) < 0.95 * dense
+
+
+def test_a_dense_update_has_no_r(write_delta, rng):
+    (row,) = analyse(write_delta({"q": rng.standard_normal((20, 30)).astype("f4")})).rows
+    assert (row["r"], row["capacity"]) == (None, 20)
 
 
 def test_shares_round_the_number_of_values_up(write_delta, rng):

@@ -46,7 +46,7 @@ def test_columns_are_those_of_the_design(tmp_path, spectra):
     store.save(tmp_path, spectra, {})
     header, *lines = (tmp_path / "spectrum.csv").read_text().splitlines()
     assert header == (
-        "key,run,method,step,module,layer,kind,part,d_out,d_in,capacity,rank,spectral_norm,"
+        "key,run,method,step,module,layer,kind,part,d_out,d_in,r,capacity,rank,spectral_norm,"
         "frobenius_norm,nuclear_norm,top_share_1,top_share_4,top_share_16,top_share_1pct,"
         "top_share_10pct,effective_rank,energy_entropy_rank,stable_rank,participation_ratio,gini,"
         "energy_rank_50,energy_rank_90,energy_rank_99,utilisation,democracy,outliers,floor,"
@@ -54,7 +54,7 @@ def test_columns_are_those_of_the_design(tmp_path, spectra):
         "top_share_1_denoised"
     )
     assert len(lines) == 3
-    assert lines[0].startswith("run@20/head,run,lora,20,head,,head,,12,10,4,0,0.0,0.0,0.0,,,,")
+    assert lines[0].startswith("run@20/head,run,lora,20,head,,head,,12,10,4,4,0,0.0,0.0,0.0,,,,")
 
 
 def test_undefined_numbers_are_refused_not_written(tmp_path, spectra):

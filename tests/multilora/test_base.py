@@ -110,6 +110,18 @@ def test_a_base_that_has_not_learned_is_refused(tmp_path, gate):
     assert not base.directory(settings).exists()
 
 
+def test_a_base_is_trained_with_one_thread_unless_told_otherwise(tmp_path, monkeypatch):
+    used = []
+
+    def train(settings, out):
+        used.append(torch.get_num_threads())
+
+    monkeypatch.setattr(base, "_train", train)
+    base.ensure(base.BaseSettings(out=str(tmp_path)))
+    base.ensure(base.BaseSettings(out=str(tmp_path), threads=2))
+    assert used == [1, 2]
+
+
 def test_training_leaves_the_number_of_threads_alone(tmp_path, monkeypatch):
     before = torch.get_num_threads()
     settings = base.BaseSettings(out=str(tmp_path), threads=before + 1)

@@ -35,3 +35,12 @@ def test_an_edited_table_ends_in_one_line(results, run_main):
     assert (status, out) == (2, "")
     assert "methods.csv: was edited" in line
     assert "make it again with python -m multilora.reproduce" in line
+
+
+def test_earlier_tables_are_printed_beside(results, run_main):
+    write_results(results / judge.EARLIER)
+    status, out, _ = run_main(claims.main, results)
+    assert status == 0
+    assert "| verdict | seeds 0–4 |" in out
+    objects = json.loads(run_main(claims.main, results, "--json")[1])
+    assert objects["earlier"] == objects["claims"]

@@ -5,8 +5,10 @@ import re
 import threading
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 from analysis import UserError
 from multilora import record
@@ -76,6 +78,52 @@ def test_the_environment_is_json_and_names_the_versions():
     environment = json.loads(json.dumps(record.environment(), allow_nan=False))
     assert {"torch", "transformers", "peft"} <= environment["versions"].keys()
     assert environment["threads"] >= 1
+
+
+def test_the_environment_names_processor_instructions_and_linear_algebra():
+    environment = record.environment()
+    assert set(record.MACHINE) <= environment.keys()
+    assert environment["cpu"]
+    assert environment["instructions"] == torch.backends.cpu.get_cpu_capability()
+    with record.threads(torch.get_num_threads() + 1):
+        assert record.environment()["threads"] == environment["threads"] + 1
+    np.linalg.inv(np.eye(3))  # loads a BLAS
+    loaded = {one["internal_api"] for one in threadpool_info() if one["user_api"] == "blas"}
+    assert {name.split()[0] for name in record.environment()["blas"]} == loaded
+
+
+CPUINFO = """\
+processor\t: 0
+cpu family\t: 25
+model\t\t: 17
+model name\t: AMD EPYC
+stepping\t: 1
+
+processor\t: 1
+model name\t: AMD EPYC
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (CPUINFO, "AMD EPYC (cpu family 25, model 17, stepping 1)"),
+        ("model name\t: A: B\n", "A: B"),
+        ("model\t: 17\n", "by platform (model 17)"),
+        ("", "by platform"),
+        (None, "by platform"),
+    ],
+)
+def test_the_processor_is_named_with_what_tells_it_from_others(monkeypatch, text, name):
+    def read(path, **options):
+        if text is None:
+            raise FileNotFoundError(path)
+        assert str(path) == "/proc/cpuinfo"
+        return text
+
+    monkeypatch.setattr(record.Path, "read_text", read)
+    monkeypatch.setattr(record.platform, "processor", lambda: "by platform")
+    assert record._processor() == name
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):

@@ -1,43 +1,236 @@
-"""The command multilora.reproduce: settings, the list of runs, and the full preset."""
+"""The command multilora.reproduce: settings, the parts, the list of runs, and the full preset."""
 
 import csv
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import matplotlib as mpl
 import pytest
 from planned import finish
 
-from multilora import reproduce
-from multilora.reproduction import presets
+from multilora import reproduce, train
+from multilora.reproduction import parts, presets, report
+from multilora.reproduction.parts import Measured, Part
+from multilora.reproduction.tables import load, load_all
+from multilora.tasks.builtin import pretrained
 
 mpl.use("Agg")
+
+PRETRAINED = f"pretrained-{pretrained.SHA256[:12]}"
+
+
+def settings_of(tmp_path, **given):
+    places = {"runs": str(tmp_path / "runs"), "figures": str(tmp_path / "figures")}
+    return reproduce.ReproduceSettings(**places | given)
+
+
+# Settings.
 
 
 def test_presets_settle_what_is_not_asked_for():
     quick, full = (reproduce.ReproduceSettings(preset=name) for name in ("quick", "full"))
-    assert (quick.seeds, quick.claims, quick.out) == ("0,1", "1,2,4,5", "runs/quick")
+    assert (quick.seeds, quick.claims) == ("0,1", "1a,4b,4c,4d,5")
+    assert (quick.runs, quick.figures) == ("runs/quick", "figures/quick")
     assert full.methods.split(",") == list(presets.EVERY)
-    assert (full.seeds, full.claims, full.figures) == ("0,1,2,3,4", "", "figures/full")
-    assert reproduce.ReproduceSettings(seeds="7").seeds == "7"
-    with pytest.raises(ValueError, match="preset is 'fast'; expected one of quick, full, paper"):
-        reproduce.ReproduceSettings(preset="fast")
+    assert (full.seeds, full.claims, full.figures) == ("5,6,7,8,9", "", "figures/full")
+    given = reproduce.ReproduceSettings(preset="full", seeds="7", runs="/elsewhere")
+    assert (given.seeds, given.runs, given.figures) == ("7", "/elsewhere", "figures/full")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"preset": "fast"}, "preset is 'fast'; expected one of quick, full, paper"),
+        ({"train_base": True, "preset": "full"}, "train_base with preset full; expected .*quick"),
+        ({"publish": True}, "publish with preset quick; expected preset full"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(given, words):
+    with pytest.raises(ValueError, match=words):
+        reproduce.ReproduceSettings(**given)
+
+
+@pytest.mark.parametrize("given", [{"seeds": "5,5"}, {"methods": "lora, lora"}])
+def test_what_is_named_twice_is_refused(tmp_path, given):
+    with pytest.raises(ValueError, match="names an item twice"):
+        list(reproduce.planned(settings_of(tmp_path, **given)))
+
+
+# The parts.
+
+
+def test_quick_is_one_part_from_the_base_of_the_package(tmp_path):
+    (part,) = reproduce.planned(settings_of(tmp_path))
+    assert part.name == "seeds"
+    assert [run.out.name for run in part.runs] == [
+        f"{method}-s{seed}" for seed in (0, 1) for method in presets.CORE
+    ]
+    assert part.model == tmp_path / "runs" / "base" / PRETRAINED
+    assert part.model.is_dir()
+    assert {run.settings.model for run in part.runs} == {str(part.model)}
+    assert reproduce.bases(settings_of(tmp_path), part) == []
+
+
+def test_quick_trains_its_base_if_asked(tmp_path):
+    settings = settings_of(tmp_path, train_base=True, base_steps=7)
+    (part,) = reproduce.planned(settings)
+    (one,) = reproduce.bases(settings, part)
+    assert (one.seed, one.steps, one.threads) == (0, 7, 1)
+    assert part.model == reproduce.base.directory(one)
+    assert not part.model.exists()
+
+
+def test_full_has_a_part_per_base_then_the_grid_and_the_sweep(tmp_path):
+    settings = settings_of(tmp_path, preset="full", adapters="adapters")
+    planned = list(reproduce.planned(settings))
+    names = [f"seed-{seed}" for seed in range(5, 10)]
+    assert [part.name for part in planned] == [*names, "grid", "sweep", "wild"]
+    assert [len(part.runs) for part in planned] == [16] * 5 + [6 + 36, 44, 0]
+    for part, seed in zip(planned, range(5, 10), strict=False):
+        assert {run.seed for run in part.runs} == {seed, seed + presets.REPEAT}
+        assert {run.settings.model for run in part.runs} == {str(part.model)}
+        assert {run.out.parent for run in part.runs} == {tmp_path / "runs" / part.name}
+    assert len({part.model for part in planned[:5]}) == 5
+    # The grid starts from the base of the first seed, and shares its runs.
+    grid, first = planned[5], planned[0]
+    assert grid.model == first.model
+    shared = {run.out for run in grid.runs} & {run.out for run in first.runs}
+    assert len(shared) == 6
+    assert {run.seed for run in planned[6].runs} == {presets.SWEEP_SEED}
+    assert len({run.out for part in planned for run in part.runs}) == 5 * 16 + 12 * 3 + 44
+
+
+def test_each_part_needs_the_bases_of_its_runs(tmp_path):
+    settings = settings_of(tmp_path, preset="full", base_steps=9)
+    needed = {part.name: reproduce.bases(settings, part) for part in reproduce.planned(settings)}
+    of = {name: [(one.seed, one.width) for one in bases] for name, bases in needed.items()}
+    assert of["seed-7"] == [(7, 128)]
+    assert sorted(of["grid"]) == [(5, 64), (5, 128)]
+    assert of["sweep"] == [(presets.SWEEP_SEED, 128)]
+    assert {one.steps for bases in needed.values() for one in bases} == {9}
+    (narrow,) = (one for one in needed["grid"] if one.width == 64)
+    assert narrow.mlp == 344 // 2
+
+
+def test_without_the_main_methods_there_is_no_grid(tmp_path):
+    settings = settings_of(tmp_path, preset="full", methods="lora,rlora", seeds="5")
+    assert [part.name for part in reproduce.planned(settings)] == ["seed-5", "sweep"]
+
+
+# What is trained and kept.
+
+
+def rows_of(seed):
+    row = {"method": "lora", "seed": seed, "k": 24, "top_share_1": 0.5, "score": 0.5}
+    return {"methods": [row | {"top_share_1_above_null": 0.3}]}
+
+
+def fails(runs):
+    raise RuntimeError("interrupted")
+
+
+@pytest.fixture
+def two_parts(tmp_path, monkeypatch):
+    """Settings, and a dict of the functions that measure two parts without runs."""
+    measuring = {f"seed-{seed}": lambda _, seed=seed: Measured(rows_of(seed)) for seed in (5, 6)}
+
+    def planned(settings):
+        for name in measuring:
+            yield Part(name, [], tmp_path, lambda runs, name=name: measuring[name](runs))
+
+    monkeypatch.setattr(reproduce, "planned", planned)
+    monkeypatch.setattr(report, "report", lambda settings: sorted(report.read(out).records))
+    out = tmp_path / "figures"
+    return settings_of(tmp_path, preset="full"), measuring
+
+
+def test_a_part_survives_if_a_later_one_fails(two_parts):
+    settings, measuring = two_parts
+    second = measuring["seed-6"]
+    measuring["seed-6"] = fails
+    with pytest.raises(RuntimeError, match="interrupted"):
+        reproduce.reproduce(settings)
+    first = Path(settings.figures) / report.PARTS / "seed-5"
+    assert [row["seed"] for row in load_all(first).of("methods")] == [5]
+    assert [path.name for path in first.parent.iterdir()] == ["seed-5"]
+    measuring["seed-6"] = second
+    assert reproduce.reproduce(settings) == ["seed-5", "seed-6"]
+
+
+def test_report_only_takes_parts_without_runs_as_they_are(two_parts, monkeypatch, tmp_path):
+    settings, _ = two_parts
+    reproduce.reproduce(settings)
+    kept = {p: p.read_bytes() for p in Path(settings.figures).rglob("*.csv")}
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        report, "report", lambda _: sorted(report.read(tmp_path / "figures").records)
+    )
+    for name in ("train_bases", "train_all"):
+        monkeypatch.setattr(reproduce, name, lambda *_: pytest.fail("trains"))
+    assert reproduce.reproduce(replace(settings, report_only=True)) == ["seed-5", "seed-6"]
+    assert {p: p.read_bytes() for p in kept} == kept
+
+
+def test_bases_are_trained_before_the_runs_part_by_part(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(
+        reproduce, "train_bases", lambda bases, n: order.append(("bases", len(bases), n))
+    )
+    monkeypatch.setattr(
+        reproduce, "train_all", lambda runs, n: order.append(("runs", len(runs), n))
+    )
+    monkeypatch.setattr(parts, "write", lambda part, *_: order.append(part.name))
+    monkeypatch.setattr(report, "report", lambda _: "text")
+    settings = settings_of(
+        tmp_path, preset="full", methods="lora", seeds="5,6", processes=3, adapters="adapters"
+    )
+    assert reproduce.reproduce(settings) == "text"
+    assert order == [
+        ("bases", 1, 3),
+        ("runs", 2, 3),
+        "seed-5",
+        ("bases", 1, 3),
+        ("runs", 2, 3),
+        "seed-6",
+        ("bases", 1, 3),
+        ("runs", 4, 3),
+        "sweep",
+        ("bases", 0, 3),
+        ("runs", 0, 3),
+        "wild",
+    ]
+
+
+def test_results_are_published_if_asked(tmp_path, monkeypatch):
+    published = []
+    monkeypatch.setattr(reproduce, "planned", lambda settings: [])
+    monkeypatch.setattr(report, "report", lambda settings: settings["figures"])
+    monkeypatch.setattr(reproduce, "publish", lambda out, to: published.append((out, to)))
+    settings = settings_of(tmp_path, preset="full")
+    assert reproduce.reproduce(settings) == settings.figures
+    assert published == []
+    reproduce.reproduce(replace(settings, publish=True))
+    assert published == [(tmp_path / "figures", Path("figures"))]
+
+
+# The command.
 
 
 def test_a_dry_run_lists_what_is_missing_and_how_long_it_takes(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "seconds_per_step", lambda: 0.06)
-    settings = reproduce.ReproduceSettings(
-        out=str(tmp_path), steps=100, methods="full,lora", processes=2
-    )
-    model = reproduce.base.directory(reproduce.base.BaseSettings())
-    finish(presets.plan(["full"], [0], 100, model, tmp_path)[0], 0.5)
+    settings = settings_of(tmp_path, steps=100, methods="full,lora", processes=2)
+    (part,) = reproduce.planned(settings)
+    finish(part.runs[0], 0.5)
     *runs, last = reproduce.listing(settings).splitlines()
     assert [line.split()[0] for line in runs] == [
-        str(tmp_path / name) for name in ("lora-s0", "full-s1", "lora-s1")
+        str(tmp_path / "runs" / name) for name in ("lora-s0", "full-s1", "lora-s1")
     ]
     assert last.startswith("3 of 4 runs to train, 300 steps, about 0 minutes with 2 at a time")
-    full = reproduce.ReproduceSettings(preset="full", out=str(tmp_path), processes=1)
-    last = reproduce.listing(full).splitlines()[-1]
-    steps = (44 + 60) * 1500 + 6 * 500 + 6 * 1500 * 3 + 8 * 1500 + 4 * 1500
+    full = settings_of(tmp_path, preset="full", processes=1)
+    *runs, last = reproduce.listing(full).splitlines()
+    assert len(runs) == len({line.split()[0] for line in runs}) == 5 * 16 + 36 + 44
+    steps = (5 * 16 + 44 + 36 - 6) * 1500 + 6 * 500
     assert f" {steps:,} steps, about {steps * 0.06 / 60:.0f} minutes with 1" in last
 
 
@@ -50,37 +243,62 @@ def test_paper_needs_a_model_and_data(capsys):
 
 @pytest.mark.slow
 def test_the_full_preset_on_a_tiny_base(tiny_base, tmp_path, monkeypatch):
-    """Sweeps, runs, grid and everything that is measured of them; begun again, nothing is made."""
+    """Two bases, grid, sweep and everything that is measured; begun again, nothing is made."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(reproduce.base, "ensure", lambda settings: tiny_base)
     monkeypatch.setattr(reproduce.base, "directory", lambda settings: tiny_base)
     few = tuple((s, v, of) for s, v, of in presets.GRID if (s, v) in (("rate", 1), ("n", 2)))
     monkeypatch.setattr(presets, "GRID", few)
+    monkeypatch.setattr(presets, "SWEPT", (0.5, 1.0))
+    monkeypatch.setattr(reproduce, "train_all", train_here)
     settings = reproduce.ReproduceSettings(
-        preset="full", methods="full,lora,multilora,rlora", seeds="0,1", steps=3, publish=True
+        preset="full", methods="full,lora,multilora", seeds="0,1", steps=3, publish=True
     )
     text = reproduce.reproduce(settings)
     out = tmp_path / "figures" / "full"
     made = {path.name for path in out.iterdir()}
     tables = ("methods", "cuts", "rounding_floor", "module_overlap", "dynamics", "sweep", "grid")
+    tables = (*tables, "repeats", "spread", "nearness", "phi_grids", "overlap")
     assert {f"{name}.csv" for name in tables} <= made
     assert {"cut_curves.png", "dynamics.png", "scale_grid.png", "claims.md"} <= made
     assert "wild.csv" not in made
     record = json.loads((out / "record.json").read_text())
     assert {f"{name}.csv" for name in tables} <= set(record["tables"])
+    assert record["seed"] == [0, 1]
+    assert record["bases"].keys() == {"seed-0", "seed-1", "grid", "sweep"}
+    assert {path.name for path in (out / report.PARTS).iterdir()} == record["bases"].keys()
     assert (tmp_path / "figures" / "methods.csv").read_bytes() == (out / "methods.csv").read_bytes()
-    near = {(r["method"], r["seed"]): r for r in rows(out, "nearness") if r["reference"] == "full"}
-    centre = [row for row in rows(out, "grid") if row["setting"] == "rate"]
+    measured = load(out)
+    assert [(row["method"], row["seed"]) for row in measured.of("methods")] == [
+        (method, seed) for seed in (0, 1) for method in presets.CORE
+    ]
+    assert all(row["validation_loss"] > 0 for row in measured.of("dynamics"))
+    assert {row["bases"] for row in rows(out, "spread")} == {"2"}
+    # Nearness is of the base: the mean over the two seeds that the grid gives one by one.
+    near = {
+        r["method"]: r
+        for r in measured.of("nearness")
+        if (r["reference"], r["seed"]) == ("full", 0)
+    }
+    centre = [row for row in measured.of("grid") if row["setting"] == "rate"]
     assert len(centre) == 6
-    for row in centre:
-        of_run = near[row["method"], row["seed"]]
-        assert row["right_phi_k"] == of_run["right_phi_k"]
-        assert row["left_phi_k"] == of_run["left_phi_k"]
-        assert bool(row["overlap_above_chance"]) == (row["method"] == "multilora")
+    for method in presets.CORE:
+        of_method = [row["right_phi_k"] for row in centre if row["method"] == method]
+        assert near[method]["right_phi_k"] == pytest.approx(sum(of_method) / 2)
+    assert all(
+        bool(row["overlap_above_chance"]) == (row["method"] == "multilora") for row in centre
+    )
     times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/full/**/run.json")}
-    assert len(times) == 4 * 4 + 4 * 2 + 2
+    assert len(times) == 2 * 6 + 2 + 6
     assert reproduce.reproduce(settings) == text
     assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert reproduce.reproduce(replace(settings, report_only=True)) == text
+
+
+def train_here(runs, processes):
+    """Train the missing runs in this process."""
+    for run in runs:
+        if not run.is_done():
+            train.run(run.settings, run.arguments())
 
 
 def rows(directory, name):

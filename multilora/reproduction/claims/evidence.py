@@ -1,8 +1,10 @@
 """The parts of a claim, and the differences between runs that it is judged by.
 
-A `Statement` of the paper has one part or several. Each `Part` holds one `statistics.Claim`: a
-primary measure, a direction and a bound. `Evidence` holds the differences that the tables of a
-reproduction give for these measures, and a `Judgement` the verdicts that follow.
+A `Statement` of the paper has one part or several, or none if it gets a table and no verdict. Each
+`Part` holds one `statistics.Claim`: a primary measure, a direction and a bound. `Evidence` holds
+the differences that the tables of a reproduction give for these measures, and a `Judgement` the
+verdicts that follow. Every difference is one between two measured numbers, never between a number
+and a bare constant.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +17,6 @@ from analysis.numerics.statistics import (
     Difference,
     Outcome,
     Verdict,
-    paired,
     paired_in_common,
 )
 from analysis.results import Row
@@ -25,7 +26,9 @@ from multilora.reproduction.tables import Tables
 # Measures of the first k values or directions. Runs with different k are not compared by them.
 AT_K = (
     "effective_rank_k",
+    "effective_rank_k_of_null",
     "gini_k",
+    "gini_k_above_null",
     "held_k",
     "left_phi_k",
     "right_phi_k",
@@ -49,12 +52,16 @@ class Supplement:
 class Evidence:
     """The measured differences that a claim is judged by.
 
-    differences: by name of the measure; notes: sentences about them; supplements: further tables.
+    differences: by name of the measure.
+    notes: sentences about them.
+    supplements: further tables.
+    result: what is said of a statement without parts, in a few words.
     """
 
     differences: Mapping[str, Difference] = field(default_factory=dict)
     notes: Sequence[str] = ()
     supplements: Sequence[Supplement] = ()
+    result: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,20 +71,18 @@ class Part:
     claim: the primary measure, its direction and bound, and the secondary measures.
     what: the primary measure in words.
     why: the reason for the bound.
-    against: the constant that is subtracted from the values of a single method, if the claim does
-        not compare two methods.
     """
 
     claim: Claim
     what: str
     why: str
-    against: float = 0.0
 
 
 @dataclass(frozen=True)
 class Statement:
     """A numbered claim, in words, that is supported if all of its parts are.
 
+    parts: none for a statement that is not judged: arithmetic, or counts of settings.
     gather: the function that takes the evidence for all parts from the tables.
     """
 
@@ -89,12 +94,15 @@ class Statement:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A statement, its evidence, one verdict per part, and the outcome of the whole."""
+    """A statement, its evidence, one verdict per part, and the outcome of the whole.
+
+    outcome: None for a statement without parts, unless it was not measured.
+    """
 
     statement: Statement
     evidence: Evidence
     verdicts: tuple[Verdict, ...]
-    outcome: Outcome
+    outcome: Outcome | None
 
     @property
     def disagree(self) -> list[str]:
@@ -159,31 +167,6 @@ def between(
                 f" {listed(common) or 'none'}. Train the missing runs and report again."
             )
     return differences, list(dict.fromkeys(notes))
-
-
-def single(
-    rows: Sequence[Row], method: str, against: Mapping[str, float], **where: Any
-) -> tuple[dict[str, Difference], list[str]]:
-    """Return ({column: values of a method − constant}, notes).
-
-    rows: of one table.
-    method: the method; undefined values are left out.
-    against: the constant to subtract from each column.
-    where: column=value that the rows must have.
-
-    The note says if there is no run of the method. Raises UserError if two rows have the same seed.
-    """
-    rows_of_method = by_seed(rows, method, **where)
-    if not rows_of_method:
-        return {}, [f"There is no run of {method}."]
-    differences = {}
-    for column, constant in against.items():
-        values = {
-            seed: row[column] for seed, row in rows_of_method.items() if row.get(column) is not None
-        }
-        if values:
-            differences[column] = paired(values, dict.fromkeys(values, constant))
-    return differences, []
 
 
 def measures(parts: Sequence[Part]) -> list[str]:

@@ -1,22 +1,22 @@
-"""Evidence on claims 1 to 4 and 6, which compare LoRA, MultiLoRA and full fine-tuning."""
+"""Evidence on claims 1a, 3 and 6: concentration and scores of LoRA, MultiLoRA and full."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from analysis.numerics.statistics import Claim, Difference, mean
+import numpy as np
+
+from analysis.numerics.statistics import CONFIDENCE, Claim, Difference
 from analysis.results import Row, grouped
 from multilora.reproduction.claims.evidence import (
     Evidence,
     Part,
     Supplement,
-    agreement,
     between,
     by_seed,
     measures,
     methods,
-    single,
 )
 from multilora.reproduction.claims.wording import (
-    MARGIN,
+    AT_EQUAL_LOSS,
     count_text,
     listed,
     mean_text,
@@ -27,140 +27,78 @@ from multilora.reproduction.claims.wording import (
 from multilora.reproduction.tables import Tables
 from multilora.tasks.example import FAMILIES
 
-# Claims 1, 2, 3 and 6: methods.csv
+# Claims 1a, 3a, 3b, 6a and 6b: methods.csv, dynamics.csv
 
-DOMINANCE = (
+DOMINANCE = tuple(
     Part(
         Claim(
-            "LoRA is dominated",
-            "top_share_1",
+            f"LoRA is dominated, {how}",
+            measure,
             direction=+1,
             delta=0.1,
-            secondary={
-                "top_share_4": +1,
-                "top_share_16": +1,
-                "top_share_1_above_null": +1,
-                "effective_rank_k": -1,
-                "gini_k": +1,
+            secondary=secondary,
+        ),
+        what=f"top-1 share{how}, LoRA − full",
+        why="a tenth of the energy",
+    )
+    for measure, how, secondary in (
+        (
+            "top_share_1_above_null",
+            " beyond the null",
+            {
+                "top_share_4_above_null": +1,
+                "top_share_16_above_null": +1,
+                "effective_rank_k_of_null": -1,
+                "gini_k_above_null": +1,
             },
         ),
-        what="top-1 share, LoRA − full",
-        why="capacity alone explains less: the top-1 share of a random update of rank 24 in 128"
-        " dimensions is 0.07 above that of a random dense update",
-    ),
+        ("top_share_1", "", {}),
+    )
 )
-MANY = (
-    Part(
-        Claim("no direction dominates full fine-tuning", "top_share_1", direction=-1, delta=0.0),
-        what="top-1 share of full",
-        why="a direction with half of the energy outweighs all others together",
-        against=0.5,
-    ),
-    Part(
-        Claim("full fine-tuning has many directions", "above_floor_share", direction=+1, delta=0.0),
-        what="values above the noise floor / min(d_out, d_in), full",
-        why="more than half of all directions",
-        against=0.5,
-    ),
+HEAD, TAIL = (
+    tuple(
+        Part(
+            Claim(
+                f"MultiLoRA is less dominated: {end}{when}",
+                f"{measure}{when}",
+                direction=direction,
+                delta=delta,
+                secondary={f"{name}{when}": sign for name, sign in secondary.items()},
+            ),
+            what=f"{words_of(measure)}{when}, MultiLoRA − LoRA",
+            why=why,
+        )
+        for when in ("", AT_EQUAL_LOSS)
+    )
+    for end, measure, direction, delta, secondary, why in (
+        ("head", "top_share_1", -1, 0.02, {"top_share_4": -1}, "a fiftieth of the energy"),
+        ("tail", "effective_rank_k", +1, 1.0, {"gini_k": -1}, "one more direction in even use"),
+    )
 )
-REDUCED = (
-    Part(
-        Claim(
-            "MultiLoRA is less dominated",
-            "effective_rank_k",
-            direction=+1,
-            delta=1.0,
-            secondary={"top_share_1": -1, "gini_k": -1},
+BETTER = {
+    other: (
+        Part(
+            Claim(
+                f"MultiLoRA is better than {other}",
+                "score",
+                direction=+1,
+                delta=0.01,
+                secondary={f"score_{family}": +1 for family in FAMILIES},
+            ),
+            what=f"mean score, MultiLoRA − {name}",
+            why="a point is about the standard error of one run's mean over the 1,500 test items",
         ),
-        what="effective rank, MultiLoRA − LoRA",
-        why="one more direction in even use",
-    ),
-)
-BETTER = tuple(
-    Part(
-        Claim(
-            f"MultiLoRA is better than {other}",
-            f"score − {other}",
-            direction=+1,
-            delta=0.01,
-            secondary={f"score_{family} − {other}": +1 for family in FAMILIES},
-        ),
-        what=f"mean score, MultiLoRA − {name}",
-        why="a point is about the standard error of one run's mean over the 1,500 test items",
     )
     for other, name in (("lora", "LoRA"), ("full", "full"))
-)
-
-
-def dominance(measured: Tables) -> Evidence:
-    """Evidence on claim 1: concentration of LoRA minus that of full fine-tuning."""
-    rows = measured.of("methods")
-    differences, notes = between(rows, "lora", "full", measures(DOMINANCE))
-    if not differences:
-        return Evidence(notes=notes)
-    notes.append(_rests_on(DOMINANCE[0].claim, differences))
-    return Evidence(differences, notes, [_concentration(rows)])
-
-
-# The two ways to compare updates of different capacity, and the measures of each.
-WAYS = {
-    "energy shares": ("top_share_1", "top_share_4", "top_share_16"),
-    "the first k values": ("effective_rank_k", "gini_k"),
 }
 
 
-def _rests_on(claim: Claim, differences: Mapping[str, Difference]) -> str:
-    """Return a sentence that names the ways of comparing capacities that support the claim.
-
-    A way supports the claim if at least one of its measures agrees with it and none contradicts.
-    """
-    directions = {claim.primary: claim.direction, **claim.secondary}
-    supporting = []
-    for way, names in WAYS.items():
-        of_way = {
-            agreement(differences[name], directions[name]) for name in names if name in differences
-        }
-        if 1 in of_way and -1 not in of_way:
-            supporting.append(way)
-    if len(supporting) == len(WAYS):
-        return "Both energy shares and the first k values support the claim."
-    if not supporting:
-        return "Neither energy shares nor the first k values clearly support the claim."
-    return f"Only {supporting[0]} support the claim: it rests on one of two ways of comparing."
-
-
-def many(measured: Tables) -> Evidence:
-    """Evidence on claim 2: the spectrum of full fine-tuning alone."""
+def dominance(measured: Tables) -> Evidence:
+    """Evidence on claim 1a: concentration of LoRA minus that of full fine-tuning."""
     rows = measured.of("methods")
-    differences, notes = single(rows, "full", {part.claim.primary: 0.5 for part in MANY})
-    if differences:
-        values = [row["top_share_1"] for row in rows if row["method"] == "lora"]
-        if values:
-            notes.append(f"For comparison, the top-1 share of LoRA is {mean_text(values)}.")
-        notes.append(
-            "ΔW is computed from float32 weights here; if weights are stored in bfloat16, part of"
-            " a flat spectrum can be rounding noise."
-        )
-    rounded = measured.of("rounding_floor")
-    return Evidence(differences, notes, [_rounded(rounded)] if rounded else [])
-
-
-def _rounded(rows: Sequence[Row]) -> Supplement:
-    """Table of the spectrum that would be left of a smaller update stored in bfloat16."""
-    columns = ("effective_rank", "effective_rank_true", "above_floor_share")
-    cells = [
-        [
-            "‖ΔW‖/‖W0‖",
-            "effective rank",
-            "effective rank of ΔW itself",
-            "values above the floor / min(d_out, d_in)",
-        ]
-    ]
-    for (ratio,), of_ratio in grouped(rows, "ratio").items():
-        means = [mean(row[column] for row in of_ratio) for column in columns]
-        cells.append([f"{ratio:g}", *("–" if n is None else f"{n:.3g}" for n in means)])
-    title = "ΔW of full fine-tuning, scaled down and stored in bfloat16, means over seeds"
-    return Supplement(title, cells)
+    differences, notes = between(rows, "lora", "full", measures(DOMINANCE))
+    supplements = [_concentration(rows)] if differences else []
+    return Evidence(differences, notes, supplements)
 
 
 # LoRA with more parameters than MultiLoRA, and the two methods with a ratio of learning rates.
@@ -173,12 +111,17 @@ TWO_BY_TWO = (
 )
 
 
-def reduced(measured: Tables) -> Evidence:
-    """Evidence on claim 3: concentration of MultiLoRA minus LoRA, and ablations of both."""
+def head(measured: Tables) -> Evidence:
+    """Evidence on claim 3a: the top-1 share of MultiLoRA minus that of LoRA."""
+    return _reduced(measured, HEAD)
+
+
+def tail(measured: Tables) -> Evidence:
+    """Evidence on claim 3b: the evenness of the first k values, and ablations of both methods."""
+    evidence = _reduced(measured, TAIL)
     rows, sweep = measured.of("methods"), measured.of("sweep")
-    differences, notes = between(rows, "multilora", "lora", measures(REDUCED))
-    if not differences:
-        return Evidence(notes=notes)
+    if not evidence.differences:
+        return evidence
     present = methods(rows)
     pairs = [(f"{a} − lora", a, "lora") for a in present if a not in ("lora", "full")]
     pairs += [(f"{a} − {b}", a, b) for a, b in RATES_AND_SIZES if {a, b} <= set(present)]
@@ -189,28 +132,104 @@ def reduced(measured: Tables) -> Evidence:
         supplements.append(_compared(title, rows, crossed))
     if swept := [row for row in sweep if row["method"] != "full"]:
         supplements.append(_at_every_rate(swept))
-    return Evidence(differences, [*notes, _rates(rows, sweep)], supplements)
+    notes = [*evidence.notes, _rates(rows, sweep)]
+    return Evidence(evidence.differences, notes, supplements)
 
 
-def better(measured: Tables) -> Evidence:
-    """Evidence on claim 6: scores of MultiLoRA minus those of LoRA and of full fine-tuning."""
+def _reduced(measured: Tables, parts: Sequence[Part]) -> Evidence:
+    """MultiLoRA − LoRA by the measures of the parts, after equal steps and at equal loss."""
+    columns = [name for name in measures(parts) if not name.endswith(AT_EQUAL_LOSS)]
+    differences, notes = between(measured.of("methods"), "multilora", "lora", columns)
+    rows, notes_on_loss = at_equal_loss(measured.of("dynamics"))
+    at_loss, notes_of_rows = between(rows, "multilora", "lora", columns) if rows else ({}, [])
+    differences |= {f"{name}{AT_EQUAL_LOSS}": at_loss[name] for name in at_loss}
+    return Evidence(differences, [*notes, *notes_on_loss, *notes_of_rows])
+
+
+def at_equal_loss(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """Return ({method, seed, k, measures} of LoRA and MultiLoRA at equal validation loss, notes).
+
+    rows: of dynamics.csv. The loss of a seed is the lowest that both methods reach. Each is taken
+    where it first reaches it, interpolated linearly between the steps before and after.
+    """
+    if not any("validation_loss" in row for row in rows):
+        return [], ["dynamics.csv does not give the validation loss: equal loss is not measured."]
+    found: list[Row] = []
+    losses = []
+    for (seed,), of_seed in grouped(rows, "seed").items():
+        curves = {
+            method: sorted(of_method, key=lambda row: row["step"])
+            for (method,), of_method in grouped(of_seed, "method").items()
+            if method in ("lora", "multilora")
+        }
+        if len(curves) < 2:
+            continue
+        loss = max(min(row["validation_loss"] for row in curve) for curve in curves.values())
+        losses.append(loss)
+        for method, curve in curves.items():
+            found.append({"method": method, "seed": seed, **_at_loss(curve, loss)})
+    notes = [f"Equal validation loss: {mean_text(losses)} nats per answer."] if losses else []
+    return found, notes
+
+
+def _at_loss(curve: Sequence[Row], loss: float) -> Row:
+    """Return the measures where a run first reaches a loss; curve: its rows by step."""
+    place = next(i for i, row in enumerate(curve) if row["validation_loss"] <= loss)
+    after, before = curve[place], curve[max(place - 1, 0)]
+    gap = before["validation_loss"] - after["validation_loss"]
+    share = (before["validation_loss"] - loss) / gap if gap else 1.0
+    columns = ("top_share_1", "top_share_4", "effective_rank_k", "gini_k")
+    at = {name: before[name] + share * (after[name] - before[name]) for name in columns}
+    return at | {"k": after["k"]}
+
+
+def better_than_lora(measured: Tables) -> Evidence:
+    """Evidence on claim 6a: scores of MultiLoRA minus those of LoRA."""
+    return _better(measured, "lora")
+
+
+def better_than_full(measured: Tables) -> Evidence:
+    """Evidence on claim 6b: scores of MultiLoRA minus those of full fine-tuning."""
+    evidence = _better(measured, "full")
     rows = measured.of("methods")
-    columns = ["score", *(f"score_{family}" for family in FAMILIES)]
-    differences: dict[str, Difference] = {}
-    notes: list[str] = []
-    for other in ("lora", "full"):
-        of_other, notes_of_other = between(rows, "multilora", other, columns)
-        differences |= {f"{name} − {other}": of_other[name] for name in of_other}
-        notes += [note for note in notes_of_other if note not in notes]
-    if not differences:
-        return Evidence(notes=notes)
-    notes.append(_rates(rows, measured.of("sweep")))
-    columns = ["score_validation", *columns[1:], "score"]
+    if not evidence.differences:
+        return evidence
+    families = [f"score_{family}" for family in FAMILIES]
+    columns = ["score_validation", *families, "score"]
     supplements = [_scores("Scores, means over seeds", rows, columns, prefix="score_")]
     tasks = [column for column in rows[0] if column.startswith("task_")]
     if tasks:
         supplements.append(_scores("Scores by task", rows, tasks, prefix="task_"))
-    return Evidence(differences, notes, supplements)
+    notes = [*evidence.notes, _rates(rows, measured.of("sweep"))]
+    return Evidence(evidence.differences, notes, supplements)
+
+
+def _better(measured: Tables, other: str) -> Evidence:
+    columns = measures(BETTER[other])
+    differences, notes = between(measured.of("methods"), "multilora", other, columns)
+    if differences and (seeds := seeds_needed(differences["score"], BETTER[other][0].claim.delta)):
+        notes.append(
+            f"With this spread over seeds, an interval of ±1 point would need {seeds} seeds."
+        )
+    return Evidence(differences, notes)
+
+
+def seeds_needed(difference: Difference, half: float) -> int | None:
+    """Number of seeds for a Student interval of ± `half`, with the standard deviation seen here.
+
+    None for fewer than two seeds, or for more than a million.
+    """
+    from scipy.special import stdtrit
+
+    if len(difference.values) < 2:
+        return None
+    spread = float(np.std(difference.values, ddof=1))
+    n = 2
+    while stdtrit(n - 1, (1 + CONFIDENCE) / 2) * spread / n**0.5 > half:
+        n += 1
+        if n > 10**6:
+            return None
+    return n
 
 
 def _rates(rows: Sequence[Row], swept: Sequence[Row]) -> str:
@@ -326,115 +345,4 @@ def _scores(title: str, rows: Sequence[Row], columns: Sequence[str], prefix: str
     for column in columns:
         name = column.removeprefix(prefix) if column != "score" else "mean"
         cells.append([name, *(over_seeds(rows, method, column) for method in of_methods)])
-    return Supplement(title, cells)
-
-
-# Claims 4a, 4b, 4c: overlap.csv, nearness.csv
-
-# Left and right overlap minus the margin; the primary measure is their mean.
-OVERLAP_SIDES = tuple(f"{side}_above_margin" for side in ("left", "right"))
-INDEPENDENT = (
-    Part(
-        Claim(
-            "MultiLoRA's modules are independent",
-            "overlap_above_chance",
-            direction=-1,
-            delta=0.0,
-            secondary=dict.fromkeys(OVERLAP_SIDES, -1),
-        ),
-        what="φ(r, r) between modules above chance, MultiLoRA",
-        why="random modules have 0, equal ones 1 − chance; 0.1 is less than one direction of eight",
-        against=MARGIN,
-    ),
-)
-NEARER = {
-    side: (
-        Part(
-            Claim(
-                f"MultiLoRA is nearer to full fine-tuning, {side}",
-                f"{side}_phi_k",
-                direction=+1,
-                delta=0.04,
-                secondary={f"{side}_above_chance": +1, "log_distance": -1},
-            ),
-            what=f"φ(k, k) with full, {side}, MultiLoRA − LoRA",
-            why="one direction of k = 24",
-        ),
-    )
-    for side in ("left", "right")
-}
-
-
-def independent(measured: Tables) -> Evidence:
-    """Evidence on claim 4a: the overlap between the modules of one MultiLoRA."""
-    rows = [
-        row | {name: row.get(name.replace("margin", "chance")) for name in OVERLAP_SIDES}
-        for row in measured.of("overlap")
-    ]
-    against = dict.fromkeys(("overlap_above_chance", *OVERLAP_SIDES), MARGIN)
-    differences, notes = single(rows, "multilora", against)
-    if differences:
-        above_zero, _ = single(rows, "multilora", {"overlap_above_chance": 0.0})
-        if agreement(above_zero["overlap_above_chance"], +1) > 0:
-            notes.append("The whole interval lies above chance, however small the overlap is.")
-    return Evidence(differences, notes, [_overlaps(rows)] if rows else [])
-
-
-def _overlaps(rows: Sequence[Row]) -> Supplement:
-    """Table of the overlap between modules on both sides, one row per method."""
-    headings = {
-        "left_phi_k": "left",
-        "left_chance_k": "left by chance",
-        "right_phi_k": "right",
-        "right_chance_k": "right by chance",
-        "overlap_above_chance": "above chance",
-        "cosine": "abs. cosine",
-    }
-    cells = [["", "n", "r", *headings.values()]]
-    for method in methods(rows):
-        first = next(row for row in rows if row["method"] == method)
-        numbers = [over_seeds(rows, method, column) for column in headings]
-        cells.append([method, str(first["n"]), str(first.get("r", "–")), *numbers])
-    return Supplement("φ(r, r) between the modules of one run, means over pairs", cells)
-
-
-def nearer_left(measured: Tables) -> Evidence:
-    """Evidence on claim 4b: how near the output directions are to those of full fine-tuning."""
-    return _nearer(measured, "left")
-
-
-def nearer_right(measured: Tables) -> Evidence:
-    """Evidence on claim 4c: how near the input directions are to those of full fine-tuning."""
-    return _nearer(measured, "right")
-
-
-def _nearer(measured: Tables, side: str) -> Evidence:
-    rows = measured.of("nearness")
-    if not rows:
-        return Evidence(notes=["There is no nearness.csv; it needs two seeds of a method."])
-    differences, notes = between(
-        rows, "multilora", "lora", measures(NEARER[side]), reference="full"
-    )
-    return Evidence(differences, notes, [_repeatability(rows, side)] if differences else [])
-
-
-def _repeatability(rows: Sequence[Row], side: str) -> Supplement:
-    """Table of φ(k, k) with full fine-tuning and with a method's own other seeds."""
-    cells = [["", "k", "with full", "with its own other seeds", "by chance", "log distance"]]
-    for method in methods(rows):
-        of_method = [row for row in rows if row["method"] == method]
-        with_full = [row for row in of_method if row["reference"] == "full"]
-        with_itself = [row for row in of_method if row["reference"] == method]
-        chance = [row.get(f"{side}_chance_k") for row in with_full]
-        cells.append(
-            [
-                method,
-                str(with_full[0]["k"] if with_full else "–"),
-                mean_text(row[f"{side}_phi_k"] for row in with_full),
-                mean_text(row[f"{side}_phi_k"] for row in with_itself),
-                mean_text(chance[:1]),
-                mean_text(row.get("log_distance") for row in with_full),
-            ]
-        )
-    title = f"φ(k, k), {side}, and log distance of the spectra, over pairs of different seeds"
     return Supplement(title, cells)

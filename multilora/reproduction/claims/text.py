@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from analysis.numerics.statistics import Difference, Outcome, Verdict
@@ -12,29 +11,27 @@ from multilora.reproduction.claims.wording import listed, number_text, words_of
 
 HEADINGS = ("", "claim", "primary measure", "n", "mean [95 % interval]", "claimed", "on that side")
 EXPLANATION = """\
-The primary measure of each claim, the claimed side and the bound are fixed in code. They were
-written before seeds 2 to 4 were run and after seeds 0 and 1 had been seen. Changed after results
-were seen: some secondary measures of 4a and 8, how claim 7 counts its settings, and the unit of
-claim 9. The interval is Student's, over runs (seeds) from this one base; over adapters for claim 9,
-and the exact binomial interval for claim 7. *Supported*: the interval lies wholly beyond the bound
-on the claimed side. *Contradicted*: it lies wholly on the other side of zero, or of the constant
-that a single method is compared with. *Undecided*: neither. *Not measured*: there are no runs for
-it here. A claim with several parts needs all of them. Secondary measures decide nothing; the text
+The primary measure of each claim, the claimed side, the bound and what is compared are fixed in
+code. They were written after seeds 0 to 4 had been seen and before any run of seeds 5 to 9, which
+are a blind replication. The interval is Student's over the seeds, each with a base of its own; over
+adapters for claim 9. *Supported*: the interval lies wholly beyond the bound on the claimed side.
+*Contradicted*: it lies wholly beyond zero on the other side. *Undecided*: neither. *Not measured*:
+there are no runs for it here. A claim with several parts needs all of them. Claims 5 and 7 get no
+verdict: one is arithmetic, the other counts settings. Secondary measures decide nothing; the text
 says so if one clearly contradicts the claim or its verdict."""
 AGREEMENT = {1: "as claimed", -1: "**the opposite of the claim**", 0: "undecided"}
 
 
 def summary(judged: Sequence[Judgement]) -> str:
     """Return one line with the claims that have each outcome."""
-    outcomes = (
-        Outcome.SUPPORTED,
-        Outcome.CONTRADICTED,
-        Outcome.UNDECIDED,
-        Outcome.NOT_MEASURED,
-    )
     numbers = {
         outcome: [one.statement.number for one in judged if one.outcome is outcome]
-        for outcome in outcomes
+        for outcome in (
+            Outcome.SUPPORTED,
+            Outcome.CONTRADICTED,
+            Outcome.UNDECIDED,
+            Outcome.NOT_MEASURED,
+        )
     }
     return "; ".join(f"{outcome}: {listed(of) or 'none'}" for outcome, of in numbers.items())
 
@@ -42,49 +39,82 @@ def summary(judged: Sequence[Judgement]) -> str:
 def as_text(judged: Sequence[Judgement]) -> str:
     """Return the table of claims for the terminal."""
     heading = ["", *HEADINGS[2:], "verdict"]
-    rows = [[row[0], *row[2:]] for one in judged for row in _rows(one)]
+    tested = [one for one in judged if one.outcome is not None]
+    rows = [[row[0], *row[2:]] for one in tested for row in _rows(one)]
+    results = [
+        f"{one.statement.number}: {one.evidence.result}" for one in judged if not one.outcome
+    ]
     return "\n".join(
         [
             "Claims, by differences paired by seed (wording and secondary measures: claims.md):",
             *text.aligned([heading, *rows]),
+            *results,
             summary(judged),
         ]
     )
 
 
-def as_markdown(judged: Sequence[Judgement], made_by: Mapping[str, Any] | None = None) -> str:
+def as_markdown(
+    judged: Sequence[Judgement],
+    made_by: Mapping[str, Any] | None = None,
+    earlier: Sequence[Judgement] = (),
+) -> str:
     """Return claims.md: the table of claims, then one section per claim with all measures.
 
-    made_by: the record of the results, for seeds, steps, machine and base.
+    made_by: the record of the results, for seeds, steps and machine.
+    earlier: the same claims judged from the tables of seeds that had been seen before; their means
+        are shown in a column of their own.
     """
     lines = ["# The claims and what was measured", "", f"{summary(judged).capitalize()}."]
     lines += ["", EXPLANATION, ""]
     if made_by:
         lines += [_conditions(made_by), ""]
-    rows = [row for one in judged for row in _rows(one, strong="**")]
-    lines += _markdown_table([[*HEADINGS, "verdict"], *rows])
+    before = _before(earlier)
+    heading = [*HEADINGS, "verdict", *(["seeds 0–4"] if earlier else [])]
+    rows = [
+        row + ([before.get((one.statement.number, row[2]), "n/a")] if earlier else [])
+        for one in judged
+        for row in _rows(one, strong="**")
+    ]
+    lines += _markdown_table([heading, *rows])
     for one in judged:
         lines += ["", *_section(one)]
     return "\n".join(lines) + "\n"
 
 
-def as_json(judged: Sequence[Judgement]) -> dict[str, Any]:
+def as_json(judged: Sequence[Judgement], earlier: Sequence[Judgement] = ()) -> dict[str, Any]:
     """Return claims.json: everything in claims.md as numbers; None for undefined ones."""
-    return {"claims": [_claim_object(one) for one in judged]}
+    objects: dict[str, Any] = {"claims": [_claim_object(one) for one in judged]}
+    if earlier:
+        objects["earlier"] = [_claim_object(one) for one in earlier]
+    return objects
+
+
+def _before(earlier: Sequence[Judgement]) -> dict[tuple[str, str], str]:
+    """Return (claim, what is measured) -> mean and interval in earlier results."""
+    return {
+        (one.statement.number, part.what): number_text(difference)
+        for one in earlier
+        for part in one.statement.parts
+        if (difference := one.evidence.differences.get(part.claim.primary))
+    }
 
 
 def _rows(judgement: Judgement, strong: str = "") -> list[list[str]]:
     """Return the cells under HEADINGS and the verdict, one row per part.
 
-    A claim that was not measured has one row. If the verdicts on the parts differ, each row also
-    gives its own. strong: put around the outcome of the whole.
+    A claim without parts or measurements has one row. If the verdicts on the parts differ, each row
+    also gives its own. strong: put around the outcome of the whole.
     """
     statement = judgement.statement
     first = [statement.number, statement.words]
+    if judgement.outcome is None:
+        return [[*first, judgement.evidence.result, *"––––", "no verdict"]]
     whole = f"{strong}{judgement.outcome}{strong}"
     if judgement.outcome is Outcome.NOT_MEASURED:
+        what = statement.parts[0].what if statement.parts else "–"
         others = " …" if len(statement.parts) > 1 else ""
-        return [[*first, statement.parts[0].what + others, *"––––", whole]]
+        return [[*first, what + others, *"––––", whole]]
     differ = len({verdict.outcome for verdict in judgement.verdicts}) > 1
     rows = []
     for part, verdict in _verdicts(judgement):
@@ -102,25 +132,23 @@ def _measured(part: Part, evidence: Evidence) -> list[str]:
         return ["0", "–", _claimed(part), "–"]
     n = len(difference.values)
     on_side = difference.positive if part.claim.direction > 0 else difference.negative
-    return [str(n), number_text(difference, part.against), _claimed(part), f"{on_side} of {n}"]
+    return [str(n), number_text(difference), _claimed(part), f"{on_side} of {n}"]
 
 
 def _claimed(part: Part) -> str:
     """Return the claimed side and bound, as "above +0.1"."""
     side = "above" if part.claim.direction > 0 else "below"
-    bound = part.claim.direction * part.claim.delta
-    form = ".3g" if part.against or not bound else "+.3g"
-    return f"{side} {part.against + bound:{form}}"
+    return f"{side} {part.claim.direction * part.claim.delta:+.3g}"
 
 
 def _conditions(made_by: Mapping[str, Any]) -> str:
-    """Return a sentence with the seeds, steps, machine and base that the record names."""
+    """Return a sentence with the seeds, steps and machine that the record names."""
     at, given = made_by.get("environment", {}), made_by.get("arguments", {})
+    machines = made_by.get("trained_on") or [at]
     conditions = [
         f"seeds {listed(made_by['seed'])}" if isinstance(made_by.get("seed"), list) else "",
         f"{given['steps']} steps" if "steps" in given else "",
-        f"{at['device']}, {at['cpus']} cores" if "device" in at and "cpus" in at else "",
-        f"base {Path(made_by['base']).name}" if "base" in made_by else "",
+        " and ".join(dict.fromkeys(str(m["cpu"]) for m in machines if m.get("cpu"))),
     ]
     return f"Made with {', '.join(filter(None, conditions))}."
 
@@ -128,8 +156,11 @@ def _conditions(made_by: Mapping[str, Any]) -> str:
 def _section(judgement: Judgement) -> list[str]:
     """Return the lines of one claim's section of claims.md."""
     statement, evidence = judgement.statement, judgement.evidence
-    lines = [f"## {statement.number}. {statement.words}: {judgement.outcome}", ""]
-    if judgement.outcome is not Outcome.NOT_MEASURED:
+    outcome = "no verdict" if judgement.outcome is None else judgement.outcome
+    lines = [f"## {statement.number}. {statement.words}: {outcome}", ""]
+    if judgement.outcome is None:
+        lines.append(f"- {evidence.result}.")
+    elif judgement.outcome is not Outcome.NOT_MEASURED:
         lines += [_sentence(part, evidence, verdict) for part, verdict in _verdicts(judgement)]
     else:
         lines += [f"- Primary: {part.what}; claimed {_claimed(part)}." for part in statement.parts]
@@ -149,7 +180,7 @@ def _verdicts(judgement: Judgement) -> Iterable[tuple[Part, Verdict]]:
 
 def _sentence(part: Part, evidence: Evidence, verdict: Verdict) -> str:
     difference = evidence.differences.get(part.claim.primary)
-    number = "no run" if difference is None else number_text(difference, part.against)
+    number = "no run" if difference is None else number_text(difference)
     n = 0 if difference is None else len(difference.values)
     return (
         f"- Primary: {part.what}: {number}, n = {n}; claimed {_claimed(part)} ({part.why}):"
@@ -182,7 +213,8 @@ def _claim_object(judgement: Judgement) -> dict[str, Any]:
     return {
         "number": statement.number,
         "words": statement.words,
-        "outcome": str(judgement.outcome),
+        "outcome": "no verdict" if judgement.outcome is None else str(judgement.outcome),
+        "result": judgement.evidence.result,
         "disagree": judgement.disagree,
         "parts": [_part_object(part, evidence, verdict) for part, verdict in _verdicts(judgement)],
         "notes": list(evidence.notes),
@@ -197,7 +229,6 @@ def _part_object(part: Part, evidence: Evidence, verdict: Verdict) -> dict[str, 
         "primary": part.claim.primary,
         "direction": part.claim.direction,
         "delta": part.claim.delta,
-        "against": part.against,
         "outcome": str(verdict.outcome),
         "measured": _difference_object(evidence.differences.get(part.claim.primary)),
         "secondary": {

@@ -10,42 +10,33 @@ from analysis.numerics.statistics import Difference
 from analysis.results import Row
 from multilora.tasks.example import FAMILIES
 
-MARGIN = 0.1  # overlap above chance up to which modules count as independent
-CUTS = ("keep", "remove")  # the two ways to cut an update
-
 WORDS = {
     **{f"top_share_{k}": f"top-{k} share" for k in (1, 4, 16)},
-    "top_share_1_above_null": "top-1 share above that of the random null",
+    **{f"top_share_{k}_above_null": f"top-{k} share beyond the null" for k in (1, 4, 16)},
     "effective_rank_k": "effective rank of s[:k]",
+    "effective_rank_k_of_null": "effective rank of s[:k] / the null's",
     "gini_k": "Gini of s[:k]",
+    "gini_k_above_null": "Gini of s[:k] beyond the null",
     "log_distance": "log distance of the spectra",
     "left_above_chance": "φ(i, i) above chance, mean over i, left",
     "right_above_chance": "φ(i, i) above chance, mean over i, right",
+    "left_above_null": "φ(r, r) beyond that of modules of different seeds, left",
+    "right_above_null": "φ(r, r) beyond that of modules of different seeds, right",
     "left_phi_k": "φ(k, k) left",
     "right_phi_k": "φ(k, k) right",
-    "overlap_above_chance": "overlap above chance",
-    **{
-        f"{side}_above_margin": f"overlap above chance, {side}, minus {MARGIN}"
-        for side in ("left", "right")
-    },
     "log2_ratio": "log₂ of the ratio to the null",
     "score": "mean score",
-    **{f"{kind} {family}": f"{family}, {kind}" for kind in CUTS for family in FAMILIES},
-    **{
-        f"{kind} of the whole": f"relative to the score of the whole update, {kind}"
-        for kind in CUTS
-    },
-    **{
-        f"score_{family} − {other}": f"{family}, MultiLoRA − {other}"
-        for family in FAMILIES
-        for other in ("lora", "full")
-    },
+    **{f"score_{family}": family for family in FAMILIES},
 }
+
+# Ends the name of a measure that is taken at equal validation loss instead of after equal steps.
+AT_EQUAL_LOSS = " at equal validation loss"
 
 
 def words_of(measure: str) -> str:
     """Return a measure in words; its name if there are none for it."""
-    return WORDS.get(measure, measure)
+    name = measure.removesuffix(AT_EQUAL_LOSS)
+    return WORDS.get(name, name) + measure.removeprefix(name)
 
 
 def listed(items: Iterable[Any]) -> str:
@@ -78,13 +69,9 @@ def count_text(value: float | None) -> str:
     return "–" if value is None else f"{value:,}"
 
 
-def number_text(difference: Difference, against: float = 0.0) -> str:
-    """Return "mean [low, high]", with the subtracted constant `against` added back."""
-    form = ".3g" if against else "+.3g"
-    mean = format(difference.mean + against, form)
+def number_text(difference: Difference) -> str:
+    """Return "mean [low, high]" of a difference."""
+    mean = format(difference.mean, "+.3g")
     if math.isnan(difference.low):
         return f"{mean} [no interval]"
-    if len(difference.values) == 1:
-        return f"{mean} (exact)"
-    low, high = (format(x + against, form) for x in (difference.low, difference.high))
-    return f"{mean} [{low}, {high}]"
+    return f"{mean} [{difference.low:+.3g}, {difference.high:+.3g}]"

@@ -1,28 +1,30 @@
-"""Draw what the claims are about: dominance by method, overlap of modules, the grid."""
+"""Draw what the claims are about: dominance by method, and overlap of modules."""
 
-import re
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.spectrum import Style
 from analysis.results import Row, grouped
 from multilora.reproduction.pictures.axes import plot_seeds
-from multilora.reproduction.pictures.styles import FULL, LORA, MULTILORA, ordered, styles
+from multilora.reproduction.pictures.styles import (
+    MULTILORA,
+    long_name_of,
+    name_of,
+    ordered,
+    styles,
+)
 
-# Labels of the variants, which say how they differ.
-MEANING = {
-    "lora r=26": "lora r=26 (more parameters)",
-    "lora+": "lora+ (B's rate × 4)",
-    "multilora": "multilora (n = 3, B random, s = 0)",
-    "multilora s×5": "multilora s×5 (s's rate × 5)",
-    "multilora zero": "multilora (n = 3, B = 0, s = 1)",
-    "multilora n=1": "multilora (n = 1, B random, s = 0)",
-    "multilora n=1 zero": "multilora (n = 1, B = 0, s = 1)",
+MEASURES = ("top_share_1", "effective_rank_k", "gini_k")
+CHANCE: dict[str, Any] = {
+    "color": "0.45",
+    "linestyle": "",
+    "marker": "|",
+    "markersize": 13,
+    "mew": 2,
 }
 
 
@@ -30,205 +32,158 @@ def dominance_ablation(rows: Sequence[Row]) -> Figure:
     """Draw how concentrated ΔW is by method: one dot per seed, their mean and Student interval.
 
     rows: of methods.csv. Three measures side by side: one of the whole spectrum and two of s[:k],
-    which are undefined for a method of lower capacity.
+    which are undefined ("n/a") for a method of lower capacity. A tick is the null's value where
+    the table has it (null_top_share_1, null_effective_rank_k, null_gini_k).
     """
     methods = ordered(rows)
     k = max(row["k"] for row in rows if row["k"] is not None)
-    figure = Figure(figsize=(12, 1.6 + 0.42 * len(methods)), layout="constrained")
+    figure = Figure(figsize=(12, 1.7 + 0.42 * len(methods)), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
-    look = styles(methods)
     measures = {
         "top_share_1": "share of the energy in $s_1$",
-        "effective_rank_k": f"effective rank of the first {k} values",
-        "gini_k": f"Gini coefficient of the first {k} values",
+        "effective_rank_k": f"effective rank of $s_1 … s_{{{k}}}$",
+        "gini_k": f"Gini coefficient of $s_1 … s_{{{k}}}$",
     }
     better = ("← less dominated", "less dominated →", "← less dominated")
     for ax, (measure, label), side in zip(axes, measures.items(), better, strict=True):
-        for y, method in enumerate(methods):
-            values = [row[measure] for row in rows if row["method"] == method]
-            defined = [value for value in values if value is not None]
-            if defined:
-                plot_seeds(defined, -y, ax, color=look[method]["color"])
-        ax.set(xlabel=label)
+        _draw_measure(ax, rows, methods, measure)
+        ax.set(xlabel=label, ylim=(0.6 - len(methods), 0.6))
         ax.set_title(side, loc="left" if side.startswith("←") else "right", fontsize=9)
         ax.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks([-y for y in range(len(methods))], [MEANING.get(m, m) for m in methods])
+    axes[0].set_yticks([-y for y in range(len(methods))], [long_name_of(m) for m in methods])
     counts = {len({r["seed"] for r in rows if r["method"] == method}) for method in methods}
     seeds = "–".join(map(str, sorted({min(counts), max(counts)})))
-    figure.suptitle(f"● each of {seeds} seeds, ◆ mean with 95 % Student interval")
+    chance = ", grey tick: by chance, at the same shape and capacity" if _known(rows) else ""
+    undefined = f", n/a: capacity below {k}" if _undefined(rows) else ""
+    legend = f"● each of {seeds} seeds, ◆ mean with 95 % Student interval{chance}{undefined}"
+    figure.suptitle(legend, fontsize=10)
     return figure
+
+
+def _draw_measure(ax: Axes, rows: Sequence[Row], methods: Sequence[str], measure: str) -> None:
+    """Draw one measure of each method, the first method on top, with the null's value."""
+    look = styles(methods)
+    for y, method in enumerate(methods):
+        of_method = [row for row in rows if row["method"] == method]
+        if values := _defined(of_method, measure):
+            plot_seeds(values, -y, ax, color=look[method]["color"])
+            if chance := _defined(of_method, f"null_{measure}"):
+                ax.plot(np.mean(chance), -y, **CHANCE)
+        else:
+            across = ax.get_yaxis_transform()
+            ax.text(
+                0.5,
+                -y,
+                "n/a",
+                color="0.45",
+                fontsize=9,
+                ha="center",
+                va="center",
+                transform=across,
+            )
+
+
+def _known(rows: Sequence[Row]) -> bool:
+    """Whether the null's value of any measure is in the table."""
+    return any(_defined(rows, f"null_{measure}") for measure in MEASURES)
+
+
+def _undefined(rows: Sequence[Row]) -> bool:
+    """Whether a measure of s[:k] is undefined for some method."""
+    return any(row["effective_rank_k"] is None or row["gini_k"] is None for row in rows)
+
+
+def _defined(rows: Iterable[Row], column: str) -> list[float]:
+    """Return the values of a column that are neither absent nor empty."""
+    return [row[column] for row in rows if row.get(column) is not None]
+
+
+# Markers of the variants of MultiLoRA; all of them have its colour.
+MARKERS: dict[str, dict[str, Any]] = {
+    "multilora": {"marker": "o"},
+    "multilora s×5": {"marker": "D", "markerfacecolor": "white"},
+    "multilora zero": {"marker": "^", "markerfacecolor": "white"},
+}
+CHANCE_LABEL, NULL_LABEL = "chance, r/d", "modules of different seeds"
+SPARE = ("s", "v", "P", "X", "<", ">")
 
 
 def module_overlap(rows: Sequence[Row]) -> Figure:
-    """Draw φ(r, r) between the modules of one MultiLoRA, left and right, with chance.
+    """Draw φ(r, r) between the modules of MultiLoRA and its variants, left and right.
 
-    rows: of `overlap.by_layer`. Only variants of MultiLoRA that differ in n are drawn, by
-    projection, one dot per seed: the mean over layers. If runs have several n, also by n.
+    rows: of `overlap.by_layer`. One dot per seed: the mean over the layers of a projection.
+    Dashes are chance, r/d; ticks are the overlap of modules of different seeds where the table
+    has it (left_null, right_null).
     """
-    rows = [row for row in rows if re.fullmatch(r"multilora( n=\d+)?", row["method"])] or rows
-    several = len({row["n"] for row in rows}) > 1
-    figure = Figure(figsize=(11, 7 if several else 4), layout="constrained")
-    axes = figure.subplots(2 if several else 1, 2, sharey=True, squeeze=False)
-    usual = [row for row in rows if row["n"] == _usual(rows)]
-    for column, (side, name) in enumerate((("left", "output"), ("right", "input"))):
-        ax = axes[0, column]
-        _overlaps(ax, usual, "kind", side)
-        ax.set_title(f"{side}: {name} directions, n = {usual[0]['n']}")
-        if several:
-            _overlaps(axes[1, column], rows, "n", side)
-            axes[1, column].set_xlabel("n, modules per layer")
-    r = usual[0]["r"]
-    for ax, label in zip(axes[:, 0], (f"φ({r}, {r})", "φ(r, r)"), strict=False):
-        ax.set(ylabel=f"{label} between modules", ylim=(0, None))
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    methods = ordered(rows)
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    width = 0.8 / max(3, len(methods))
+    kinds = sorted({row["kind"] for row in rows}, key=_place)
+    for ax, side, name in zip(axes, ("left", "right"), ("output", "input"), strict=True):
+        spare = ({"marker": marker} for marker in itertools.cycle(SPARE))
+        for i, method in enumerate(methods):
+            of_method = [row for row in rows if row["method"] == method]
+            shift = width * (i - (len(methods) - 1) / 2)
+            places = {kind: x + shift for x, kind in enumerate(kinds)}
+            _overlaps(ax, of_method, side, places, width, MARKERS.get(method) or next(spare))
+        ax.set_title(f"{side}: {name} directions")
+        ax.set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
+        ax.set(xlabel="projection", xlim=(-0.5, len(kinds) - 0.5))
+        ax.grid(axis="y", alpha=0.3)
+    ranks = "–".join(map(str, sorted({row["r"] for row in rows})))
+    axes[0].set(ylabel=f"φ(r, r) between modules, r = {ranks}", ylim=(0, None))
+    handles, labels = axes[0].get_legend_handles_labels()
+    known = dict(zip(labels, handles, strict=True))
+    lines = [label for label in (CHANCE_LABEL, NULL_LABEL) if label in known]
+    order = [*(label for label in known if label not in lines), *lines]
+    figure.legend(
+        [known[label] for label in order],
+        order,
+        title="one dot per seed, mean over layers",
+        loc="outside lower center",
+        ncols=3,
+    )
     return figure
 
 
-def _usual(rows: Sequence[Row]) -> int:
-    """Return 3 if there is a run with n = 3, else the most frequent n."""
-    counts = [row["n"] for row in rows if row["seed"] == rows[0]["seed"]]
-    return 3 if 3 in counts else max(counts, key=counts.count)
+def _overlaps(
+    ax: Axes,
+    rows: Sequence[Row],
+    side: str,
+    places: dict[str, float],
+    width: float,
+    look: dict[str, Any],
+) -> None:
+    """Draw the overlap of one method at the places of its projections, with chance.
+
+    ax: the Axes; rows: of one method; side: left or right.
+    places: projection -> x; width: of the lines at each place.
+    look: of the dots.
+    """
+    method, n = rows[0]["method"], rows[0]["n"]
+    x, y = [], []
+    for (kind, _), of_seed in grouped(rows, "kind", "seed").items():
+        if values := _defined(of_seed, f"{side}_phi"):
+            x.append(places[kind])
+            y.append(np.mean(values))
+    dots = {"linestyle": "", "color": MULTILORA, "markersize": 5, "alpha": 0.8} | look
+    ax.plot(x, y, label=f"{name_of(method)} (n = {n})", **dots)
+    for (kind,), of_kind in grouped(rows, "kind").items():
+        at = (places[kind] - width / 2, places[kind] + width / 2)
+        for column, color, linestyle, label in (
+            ("chance", "0.45", "-", CHANCE_LABEL),
+            ("null", "black", ":", NULL_LABEL),
+        ):
+            if values := _defined(of_kind, f"{side}_{column}"):
+                line: dict[str, Any] = {"color": color, "linestyle": linestyle, "label": label}
+                ax.plot(at, [np.mean(values)] * 2, linewidth=1.5, **line)
 
 
 # Projections in the order in which a layer uses them.
 KINDS = tuple(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down"))
 
 
-def _place(key: str | int) -> tuple[int, str | int]:
-    """Sort key: known projections in their order, others by name, numbers by size."""
-    return (KINDS.index(key) if key in KINDS else len(KINDS), key)
-
-
-def _overlaps(ax: Axes, rows: Sequence[Row], by: str, side: str) -> None:
-    """Draw the overlap of one side by the values of column `by`: one dot per seed, and chance."""
-    groups = grouped(sorted(rows, key=lambda row: _place(row[by])), by)
-    for x, of_group in enumerate(groups.values()):
-        seeds = [_mean(of_seed, f"{side}_phi") for of_seed in grouped(of_group, "seed").values()]
-        jitter = np.linspace(-0.12, 0.12, len(seeds)) if len(seeds) > 1 else np.zeros(1)
-        labels = ("", "") if x else ("one seed, mean over its layers", "chance, r/d")
-        ax.plot(
-            x + jitter,
-            seeds,
-            "o",
-            color=MULTILORA,
-            markersize=5,
-            alpha=0.75,
-            mew=0,
-            label=labels[0],
-        )
-        chance = _mean(of_group, f"{side}_chance")
-        ax.plot([x - 0.3, x + 0.3], [chance, chance], color="0.4", linestyle="--", label=labels[1])
-    ax.set_xticks(range(len(groups)), [str(key).removesuffix("_proj") for (key,) in groups])
-    ax.grid(axis="y", alpha=0.3)
-
-
-def _mean(rows: Sequence[Row], column: str) -> float:
-    return float(np.mean([row[column] for row in rows]))
-
-
-SETTINGS = {
-    "rate": "learning rate,\nrelative to the chosen one",
-    "steps": "steps of training",
-    "width": "width of the model",
-    "n·r": "rank n·r",
-    "n": "modules n",
-}
-UNCHANGED = ("rate", 1)  # the setting and value without a change
-Pair = tuple[str, str | None]  # (a, b) for a − b, (a, None) for a itself
-NEW: Pair = ("multilora", "lora")
-OLD: Pair = ("lora", "full")
-ALONE: Pair = ("multilora", None)
-GRID: dict[str, tuple[str, tuple[Pair, ...]]] = {
-    "top_share_1": ("share of\nenergy in $s_1$", (NEW, OLD)),
-    "effective_rank_k": ("effective rank", (NEW, OLD)),
-    "gini_k": ("Gini coefficient", (NEW, OLD)),
-    "overlap_above_chance": ("overlap of modules\nabove chance", (ALONE,)),
-    "left_phi_k": ("φ(k, k) with full,\nleft", (NEW,)),
-    "right_phi_k": ("φ(k, k) with full,\nright", (NEW,)),
-    "score": ("score,\npercentage points", (NEW, OLD)),
-}
-LOOKS: dict[Pair, tuple[str, Style]] = {
-    NEW: ("MultiLoRA − LoRA", {"color": MULTILORA, "marker": "^"}),
-    OLD: ("LoRA − full fine-tuning", {"color": LORA, "marker": "s"}),
-    ALONE: ("MultiLoRA", {"color": MULTILORA, "marker": "o"}),
-}
-
-
-def grid_differences(rows: Sequence[Row]) -> list[Row]:
-    """Return a − b, or a if b is None, for all pairs in GRID at every value of every setting.
-
-    rows: of grid.csv. One row per setting, value, seed, measure and pair that is measured.
-    """
-    differences = []
-    for (setting, value, seed), of_place in grouped(rows, "setting", "value", "seed").items():
-        by_method = {row["method"]: row for row in of_place}
-        for measure, (_, pairs) in GRID.items():
-            for a, b in pairs:
-                numbers: list[Any] = [
-                    by_method.get(m, {}).get(measure) for m in (a, b) if m is not None
-                ]
-                if None in numbers:
-                    continue
-                difference = numbers[0] if b is None else numbers[0] - numbers[1]
-                row = {"setting": setting, "value": value, "seed": seed, "measure": measure}
-                differences.append(row | {"a": a, "b": b, "difference": difference})
-    return differences
-
-
-def scale_grid(rows: Sequence[Row]) -> Figure:
-    """Draw the differences between methods at every value of every setting, one dot per seed.
-
-    rows: of grid.csv. One column per setting and one row per measure. If a sign holds, all dots lie
-    on one side of the line at zero. Dotted lines are the means without a change of settings.
-    """
-    differences = grid_differences(rows)
-    unchanged = [row for row in differences if (row["setting"], row["value"]) == UNCHANGED]
-    measures = [measure for (measure,) in grouped(differences, "measure")]
-    settings = [setting for (setting,) in grouped(differences, "setting")]
-    size = (2.4 * len(settings) + 1.6, 2 * len(measures) + 1)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(measures), len(settings), sharex="col", sharey="row", squeeze=False)
-    for ax, measure in zip(axes[:, 0], measures, strict=True):
-        ax.set_ylabel(GRID[measure][0])
-    for column, setting in zip(axes.T, settings, strict=True):
-        of_setting = [row for row in differences if row["setting"] == setting]
-        values = sorted({row["value"] for row in of_setting}, key=lambda v: (isinstance(v, str), v))
-        for ax, measure in zip(column, measures, strict=True):
-            chosen = [row for row in of_setting if row["measure"] == measure]
-            usual = [row for row in unchanged if row["measure"] == measure]
-            _draw_differences(ax, chosen, usual, values, 100 if measure == "score" else 1)
-        column[-1].set_xticks(range(len(values)), [str(value) for value in values])
-        column[-1].set(xlabel=SETTINGS.get(setting, setting), xlim=(-0.5, len(values) - 0.5))
-    figure.supylabel("difference at each seed in")
-    known: dict[str, Artist] = {}
-    for ax in axes[:, 0]:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            known.setdefault(label, handle)
-    figure.legend(list(known.values()), list(known), loc="outside upper center", ncols=len(known))
-    return figure
-
-
-def _draw_differences(
-    ax: Axes, rows: Sequence[Row], usual: Sequence[Row], values: Sequence[Any], factor: float
-) -> None:
-    """Draw one dot per seed, pairs side by side, and lines at zero and at the usual means.
-
-    ax: the Axes.
-    rows: differences of one setting and measure.
-    usual: the differences of the same measure without a change of settings.
-    values: the values of the setting, from left to right.
-    factor: applied to all differences.
-    """
-    pairs = grouped(rows, "a", "b")
-    for i, (pair, of_pair) in enumerate(pairs.items()):
-        label, look = LOOKS[pair]
-        shift = 0.26 * (i - (len(pairs) - 1) / 2)
-        x = [values.index(row["value"]) + shift for row in of_pair]
-        y = [factor * row["difference"] for row in of_pair]
-        ax.plot(x, y, linestyle="", markersize=5, alpha=0.7, mew=0, label=label, **look)
-    for pair, of_pair in grouped(usual, "a", "b").items():
-        style = {"color": LOOKS[pair][1]["color"], "linestyle": ":", "linewidth": 1.2}
-        ax.axhline(factor * _mean(of_pair, "difference"), label="mean without a change", **style)
-    ax.axhline(0, color=FULL, linewidth=0.8)
-    ax.grid(axis="y", alpha=0.3)
+def _place(kind: str) -> tuple[int, str]:
+    """Sort key: known projections in their order, others by name."""
+    return (KINDS.index(kind) if kind in KINDS else len(KINDS), kind)

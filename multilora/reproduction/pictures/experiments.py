@@ -10,50 +10,86 @@ from analysis.figures.plots import plot_steps
 from analysis.figures.spectrum import style
 from analysis.results import Row, grouped
 from multilora.reproduction.pictures.axes import plot_over_seeds
-from multilora.reproduction.pictures.styles import FULL, LORA, ordered, styles
+from multilora.reproduction.pictures.styles import FULL, LORA, name_of, ordered, styles
 
 CUTS = {
-    "keep": "only the top k directions kept",
-    "remove": "the top k directions removed",
+    "keep": "only the top k directions of every ΔW kept",
+    "remove": "the top k directions of every ΔW removed",
 }
+MARKED = 8  # the k whose share of the gain is written in the figure
 
 
 def cut_curves(rows: Sequence[Row]) -> Figure:
-    """Draw scores if every ΔW keeps or loses its top k directions, one line per method.
+    """Draw how much of the gain is left if every ΔW keeps or loses its top k directions.
 
-    rows: of `cuts.table`. Lines are means over seeds, bands their range. The first column is the
-    mean over families, the others are the families.
+    rows: of `cuts.table`. The gain of a run is its score minus that of its base (keep, k = 0); 1
+    is the gain of the whole update (remove, k = 0). Lines are means over seeds, bands their range;
+    the legends give the mean at k = 8. Runs that gain nothing have no share and are left out.
     """
-    scores = [name for name in rows[0] if name.startswith("score")]
-    scores.sort(key=lambda name: name != "score")
-    methods = ordered(rows)
+    gains = gain_shares(rows)
+    methods = ordered(gains)
     look = styles(methods)
-    figure = Figure(figsize=(3.1 * len(scores), 6.4), layout="constrained")
-    axes = figure.subplots(2, len(scores), sharex=True, sharey="col", squeeze=False)
-    counts = sorted({row["k"] for row in rows})
-    for of_kind, (kind, title) in zip(axes, CUTS.items(), strict=True):
-        for ax, name in zip(of_kind, scores, strict=True):
-            for method in methods:
-                chosen = [r for r in rows if (r["kind"], r["method"]) == (kind, method)]
-                values = [[100 * r[name] for r in chosen if r["k"] == k] for k in counts]
-                plot_over_seeds(counts, values, ax, label=method, marker=".", **look[method])
-            start = [100 * row[name] for row in rows if row["kind"] == "keep" and row["k"] == 0]
-            if start:
-                ax.axhline(
-                    float(np.mean(start)), color="0.6", linewidth=0.8, label="before training"
-                )
-            ax.set_xscale("symlog", base=2, linthresh=1, linscale=0.6)
-            ax.set_xticks(counts[:1] + [k for k in counts if k & (k - 1) == 0 and k])
-            ax.xaxis.set_major_formatter("{x:g}")
-            ax.minorticks_off()
-            ax.grid(alpha=0.3)
-            ax.set_title("mean of the families" if name == "score" else name.removeprefix("score_"))
-        of_kind[0].set_ylabel(f"{title}\nright answers, %")
-    for ax in axes[-1]:
-        ax.set_xlabel("k, directions of every ΔW")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(7, len(labels)))
+    counts = sorted({row["k"] for row in gains})
+    figure = Figure(figsize=(10.5, 4.3), layout="constrained")
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    for ax, (kind, title) in zip(axes, CUTS.items(), strict=True):
+        of_kind = [row for row in gains if row["kind"] == kind]
+        for method in methods:
+            of_method = [row for row in of_kind if row["method"] == method]
+            values = [[100 * r["share"] for r in of_method if r["k"] == k] for k in counts]
+            label = _share_label(method, values, counts)
+            plot_over_seeds(counts, values, ax, label=label, marker=".", **look[method])
+        _label_cuts(ax, counts, title)
+    axes[0].set_ylabel("share of the gain in score, %")
+    seeds = len({row["seed"] for row in gains})
+    figure.suptitle(f"means over {seeds} seeds and their range", fontsize=9)
+    axes[0].legend(title=f"gain that the top {MARKED} carry", loc="upper left", fontsize=9)
+    axes[1].legend(title=f"gain left without the top {MARKED}", loc="upper right", fontsize=9)
     return figure
+
+
+def gain_shares(rows: Sequence[Row]) -> list[Row]:
+    """Return the share of a run's gain in score at every cut, one row per row of cuts.csv.
+
+    share: (score − base's score) / (score of the whole update − base's score), where the base's
+    score is that of keep, k = 0, and the whole update's that of remove, k = 0. Runs without either
+    score, or whose whole update gains nothing, have no rows.
+    """
+    shares = []
+    for (method, seed), of_run in grouped(rows, "method", "seed").items():
+        uncut = {row["kind"]: row["score"] for row in of_run if row["k"] == 0}
+        if uncut.keys() >= CUTS.keys() and uncut["remove"] > uncut["keep"]:
+            gain = uncut["remove"] - uncut["keep"]
+            shares += [
+                {
+                    "method": method,
+                    "seed": seed,
+                    "kind": row["kind"],
+                    "k": row["k"],
+                    "share": (row["score"] - uncut["keep"]) / gain,
+                }
+                for row in of_run
+            ]
+    return shares
+
+
+def _share_label(method: str, values: Sequence[Sequence[float]], counts: Sequence[int]) -> str:
+    """Return the label of a line: the method's name and its mean at k = MARKED, if it has one."""
+    marked = values[counts.index(MARKED)] if MARKED in counts else ()
+    return f"{name_of(method)}: {np.mean(marked):.0f} %" if len(marked) else name_of(method)
+
+
+def _label_cuts(ax: Axes, counts: Sequence[int], title: str) -> None:
+    """Mark base, whole update and k = MARKED, and label the axes; counts: all k."""
+    for level in (0, 100):
+        ax.axhline(level, color="0.6", linewidth=0.8, zorder=0)
+    ax.axvline(MARKED, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
+    ax.set_xscale("symlog", base=2, linthresh=1, linscale=0.6)
+    ax.set_xticks([k for k in counts if k & (k - 1) == 0])
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
+    ax.grid(alpha=0.3)
+    ax.set(title=title, xlabel="k, number of directions")
 
 
 ROUNDED = {
@@ -192,7 +228,7 @@ def dynamics(rows: Sequence[Row]) -> Figure:
         for method in methods:
             chosen = [row for row in rows if row["method"] == method]
             values = [[row[measure] for row in chosen if row["step"] == step] for step in steps]
-            plot_over_seeds(steps, values, ax, label=method, marker=".", **look[method])
+            plot_over_seeds(steps, values, ax, label=name_of(method), marker=".", **look[method])
         ax.set(xlabel="step of training", title=label, xlim=(0, None), ylim=(0, None))
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("mean over modules")

@@ -1,15 +1,24 @@
-"""Measure how concentrated ΔW is over the steps of training."""
+"""Measure how concentrated ΔW is over the steps of training, and the loss that it has reached."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from analysis import CheckpointError, spectrum
+import torch
+
+from analysis import CheckpointError, checkpoint, spectrum
 from analysis.checkpoint import STEP
 from analysis.formats import Options
 from analysis.numerics.statistics import comparable
 from analysis.results import Row, Spectra, grouped
+from analysis.update import Update
+from multilora import delta
 from multilora.reproduction.trained import Trained
+from multilora.tasks.builtin import suite
+from multilora.tasks.example import Example
+from multilora.tasks.scoring import predict
 
 COLUMNS = (
     "method",
@@ -22,18 +31,23 @@ COLUMNS = (
     "top_share_4",
     "effective_rank_k",
     "gini_k",
+    "validation_loss",
 )
+PER_TASK = 50  # validation items of each task
 
 
 def table(runs: Iterable[Trained], base: Path) -> list[Row]:
     """Return dynamics.csv: one row per run and step, means over the modules that have moved.
 
     k, for effective_rank_k and gini_k, is the smallest capacity of all runs, so that methods can
-    be compared. A run without checkpoint-N has no row, nor has a step at which nothing has moved.
-    Raises CheckpointError if a checkpoint cannot be read.
+    be compared. validation_loss: the mean over tasks of −log of the likelihood of the right answer,
+    in nats, on PER_TASK validation items each. A run without checkpoint-N has no row, nor has a
+    step at which nothing has moved. Raises CheckpointError if a checkpoint cannot be read.
     """
     analysed = [(run, spectra) for run in runs if (spectra := _spectra(run, base)).rows]
     k = min((row["capacity"] for _, spectra in analysed for row in spectra.rows), default=0)
+    model, tokenizer = delta.load_base(str(base)) if analysed else (None, None)
+    examples = suite.load("validation", PER_TASK) if analysed else []
     rows = []
     for run, spectra in analysed:
         for (step,), of_step in sorted(grouped(spectra.rows, "step").items()):
@@ -44,8 +58,41 @@ def table(runs: Iterable[Trained], base: Path) -> list[Row]:
             row = {"method": run.method, "seed": run.seed, "step": step, "k": k}
             row["modules"] = len(modules)
             row |= {name: statistics.fmean(m[name] for m in modules) for name in modules[0]}
+            updates = checkpoint.read(run.path / f"checkpoint-{step}", options=Options(base=base))
+            with _tuned(model, updates):
+                row["validation_loss"] = loss(model, tokenizer, examples)
             rows.append({column: row[column] for column in COLUMNS})
     return rows
+
+
+def loss(model: Any, tokenizer: Any, examples: Sequence[Example]) -> float:
+    """Mean over tasks of the mean −log of the likelihood of the right answer, in nats.
+
+    An example whose answer does not fit into the context is left out.
+    """
+    losses: dict[str, list[float]] = {}
+    for prediction in predict(model, tokenizer, examples):
+        own = prediction.example
+        if prediction.log_likelihoods:
+            place = own.options.index(own.answer) if own.options else 0
+            losses.setdefault(own.task, []).append(-prediction.log_likelihoods[place])
+    return statistics.fmean(map(statistics.fmean, losses.values()))
+
+
+@contextmanager
+def _tuned(model: Any, updates: Iterable[Update]) -> Iterator[None]:
+    """Add updates to the weights of the model; restore its weights on exit."""
+    before = {}
+    try:
+        for update in updates:
+            weight = model.get_submodule(update.name).weight
+            before[update.name] = weight.data
+            dW = torch.from_numpy(update.dense())
+            weight.data = (weight.data.double() + dW.double()).to(weight.dtype)
+        yield
+    finally:
+        for name, W0 in before.items():
+            model.get_submodule(name).weight.data = W0
 
 
 def _spectra(run: Trained, base: Path) -> Spectra:

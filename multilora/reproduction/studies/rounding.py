@@ -95,15 +95,16 @@ def rounded(dW: np.ndarray, W0: np.ndarray, ratio: float) -> Row:
     tuned = (float64(start) + size * dW).astype(ml_dtypes.bfloat16)
     after = float64(tuned) - float64(start)
     s = decompose.singular_values(DenseUpdate("", after.shape, lambda: after), "svd")
-    (d_out, d_in), floor = dW.shape, noise_floor(tuned)
+    d_out, d_in = dW.shape
+    floor = noise_floor(tuned)
+    by_chance = null.chance(d_out, d_in, s.size, s.size, dense=True)
     without_noise = _measures(denoised(s, d_out, d_in, floor))
+    noise = {
+        "effective_rank_noise": by_chance["effective_rank_k"].mean,
+        "above_floor_share": metrics.rank(s, floor) / s.size,
+    }
     return (
-        _measures(s)
-        | {
-            "effective_rank_noise": null.null_effective_rank(*sorted(dW.shape), s.size),
-            "above_floor_share": metrics.rank(s, floor) / s.size,
-        }
-        | {f"{name}_denoised": value for name, value in without_noise.items()}
+        _measures(s) | noise | {f"{name}_denoised": value for name, value in without_noise.items()}
     )
 
 

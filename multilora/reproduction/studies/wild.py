@@ -60,8 +60,7 @@ def table(directory: Path) -> tuple[list[Row], list[dict[str, str]]]:
 
 def _of_module(adapter: str, row: Row) -> Row:
     """Return the row of one module in wild.csv; row: of spectrum.csv."""
-    sizes = sorted((row["d_out"], row["d_in"]))
-    by_chance = null.null_top_share(*sizes, row["capacity"], 1)
+    by_chance = null.of_row(row, 1)["top_share_1"].mean
     own = {"adapter": adapter, "r": row["capacity"], "null_top_share_1": by_chance}
     return {column: own[column] if column in own else row[column] for column in COLUMNS}
 

@@ -117,3 +117,44 @@ def test_ecdf_of_one_value_is_one_step(ax):
     plots.plot_ecdf(np.array([2.0]), ax)
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), [0, 1])
     assert set(ax.lines[0].get_xdata()) == {2.0}
+
+
+def test_numbers_of_a_matrix_can_be_left_out(ax):
+    plots.plot_matrix(np.eye(2), ["a", "b"], ["c", "d"], ax, form="")
+    assert len(ax.texts) == 0
+    assert ax.images[0].get_array().shape == (2, 2)
+
+
+def test_every_label_is_kept_where_there_is_room():
+    labels = [str(i) for i in range(9)]
+    assert plots.thinned(labels, room=0.2) == labels
+    assert [i for i, label in enumerate(plots.thinned(labels, room=0.05)) if label] == [0, 4, 8]
+
+
+def test_directions_and_angles_have_whole_indices(ax):
+    plots.plot_phi(np.eye(3), ax)
+    ax.figure.draw_without_rendering()
+    assert [tick for tick in ax.get_yticks() if 0 < tick < 4] == [1, 2, 3]
+    figure, other = plt.subplots()
+    plots.plot_angles(np.array([0.1, 0.2, 0.3]), other)
+    assert all(tick == int(tick) for tick in other.get_xticks())
+    plt.close(figure)
+
+
+def test_a_forest_has_a_row_per_group_and_shades_a_side(ax):
+    groups = [[0.1, 0.3], [], [-0.2]]
+    assert plots.plot_forest(groups, [0.2, np.nan, -0.2], 1, ax, color="C1") is ax
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [list(line.get_xdata()) for line in dots] == groups
+    assert [round(float(np.mean(line.get_ydata()))) for line in (dots[0], dots[2])] == [0, -2]
+    middles = [line.get_xydata()[0] for line in ax.lines if line.get_marker() == "D"]
+    np.testing.assert_array_equal(middles, [[0.2, 0], [np.nan, -1], [-0.2, -2]])
+    (shade,) = ax.patches
+    assert (shade.get_x(), shade.get_x() + shade.get_width()) == (0, ax.get_xlim()[1])
+    low, high = ax.get_ylim()
+    assert low < -2 < 0 < high
+
+
+def test_a_forest_without_a_side_has_no_shade(ax):
+    plots.plot_forest([[1.0]], [1.0], ax=ax)
+    assert len(ax.patches) == 0

@@ -6,6 +6,7 @@ import pytest
 from analysis import similarity
 from analysis.figures import similarity as similarity_figures
 from analysis.numerics import null, subspaces
+from analysis.results import Similarity
 
 
 @pytest.fixture
@@ -69,3 +70,34 @@ def test_every_pair_of_many_is_a_cell(three):
         ]
         assert values[0, 2] == pytest.approx(np.mean(of_pair))
         assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b", "c"]
+
+
+def test_many_runs_with_long_names_do_not_collide(write_adapter, lora_tensors):
+    names = [f"a-run-with-a-long-name-seed-{i}" for i in range(10)]
+    many = similarity.analyse([write_adapter(lora_tensors("l.0.q"), name) for name in names])
+    figure = similarity_figures.shared_by_many(many)
+    figure.draw_without_rendering()
+    assert max(figure.get_size_inches()) < 25
+    for ax in maps(figure):
+        low, high = ax.images[0].get_clim()
+        assert (low, high >= 0.1) == (0, True)
+        numbers = [text.get_window_extent() for text in ax.texts]
+        assert len(numbers) == 10 * 9
+        assert not any(box.count_overlaps(numbers[:i]) for i, box in enumerate(numbers))
+        assert not any(text.get_text() == "-0.00" for text in ax.texts)
+        ends = [label.get_window_extent().x1 for label in ax.get_xticklabels()]
+        assert (np.diff(ends) / figure.dpi * np.sin(np.pi / 3) > 0.15).all()
+
+
+def test_of_a_hundred_runs_some_are_labelled_and_no_numbers_written():
+    names = [f"r{i}" for i in range(100)]
+    rows = [
+        {"run_a": a, "step_a": None, "run_b": b, "step_b": None, "key": "k", "d_out": 9, "d_in": 9}
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+    ]
+    phi = {f"k#{side}": np.eye(2) for side in subspaces.SIDES}
+    ax = maps(similarity_figures.shared_by_many(Similarity(rows=rows, phi=phi)))[0]
+    assert len(ax.texts) == 0
+    shown = [label.get_text() for label in ax.get_yticklabels()]
+    assert shown[:5] == ["r0", "", "", "", "r4"]

@@ -151,6 +151,91 @@ def test_a_number_by_layer_and_projection(write_adapter, lora_tensors):
         spectrum_figures.by_layer(spectra.rows, "outliers")
 
 
+def test_differences_without_a_meaning_have_no_colours(write_adapter, lora_tensors):
+    rows = spectrum.analyse(write_adapter(lora_tensors("l.0.q", "l.1.q"))).rows
+    for row, value in zip(rows, (0.5, 0.50001), strict=True):
+        row["gini"] = value
+    (ax, bar) = spectrum_figures.by_layer(rows, "gini").axes
+    low, high = ax.images[0].get_clim()
+    assert (low, high) == pytest.approx((0.450009, 0.50001))
+    assert "a tenth of the largest value" in bar.get_ylabel()
+    rows[0]["gini"] = 0.3
+    (ax, bar) = spectrum_figures.by_layer(rows, "gini").axes
+    assert ax.images[0].get_clim() == (0.3, 0.50001)
+    assert bar.get_ylabel() == "gini"
+
+
+@pytest.mark.parametrize(
+    ("values", "want"),
+    [
+        ([0.0, 0.0], (0, 1, True)),
+        ([-2.0, -1.99], (-2.19, -1.99, True)),
+        ([-1.0, 1.0], (-1, 1, False)),
+        ([1.0], (0.9, 1, True)),
+    ],
+)
+def test_a_range_of_colours_is_a_tenth_of_the_largest_magnitude(values, want):
+    assert spectrum_figures.colour_range(values) == pytest.approx(want)
+
+
+def rows_of(layers, kinds, runs):
+    """Rows of one number by layer and kind, for several runs."""
+    return [
+        {"run": run, "step": None, "layer": layer, "kind": kind, "gini": (layer + 1) / (layers + 1)}
+        for run in runs
+        for layer in range(layers)
+        for kind in kinds
+    ]
+
+
+LONG = tuple(f"{name}_projection_of_attention" for name in ("query", "key", "value", "output"))
+
+
+@pytest.mark.parametrize(
+    ("layers", "kinds", "runs"),
+    [
+        (48, (*LONG, "gate_projection_linear", "up_projection_linear", "down"), ("one",)),
+        (126, ("q", "v"), ("one",)),
+        (4, ("q", "v"), [f"a-run-with-a-long-name-seed-{i}" for i in range(10)]),
+        (32, LONG, [f"run-{i}" for i in range(10)]),
+    ],
+)
+def test_labels_of_many_layers_kinds_and_runs_do_not_collide(layers, kinds, runs):
+    figure = spectrum_figures.by_layer(rows_of(layers, kinds, runs), "gini")
+    figure.draw_without_rendering()
+    assert max(figure.get_size_inches()) < 25
+    panels = figure.axes[:-1]
+    assert len(panels) == len(runs)
+    assert_apart([ax.title for ax in panels])
+    for ax in panels:
+        assert_apart([label for label in ax.get_yticklabels() if label.get_text()])
+        numbers = [text for text in ax.texts if text.get_text()]
+        assert_apart(numbers)
+        assert len(numbers) in (0, layers * len(kinds))
+    kinds_shown = [label for label in panels[-1].get_xticklabels() if label.get_visible()]
+    # Parallel slanted labels are apart if their ends are a line's height apart.
+    gaps = np.diff([label.get_window_extent().x1 for label in kinds_shown]) / figure.dpi
+    assert (gaps * np.sin(np.pi / 3) > 0.15).all()
+
+
+def assert_apart(texts):
+    """Fail if the boxes of two texts overlap."""
+    boxes = [text.get_window_extent() for text in texts]
+    for i, box in enumerate(boxes):
+        assert not box.count_overlaps(boxes[i + 1 :])
+
+
+def test_a_place_without_a_panel_leaves_the_kinds_above_it_labelled():
+    figure = spectrum_figures.by_layer(rows_of(4, [f"kind{i}" for i in range(7)], "abcde"), "gini")
+    figure.draw_without_rendering()
+    labelled = [
+        ax.get_title()
+        for ax in figure.axes[:-1]
+        if any(tick.label1.get_visible() for tick in ax.xaxis.get_major_ticks())
+    ]
+    assert labelled == ["c", "d", "e"]
+
+
 def test_the_command_draws_both(write_adapter, lora_tensors, tmp_path):
     path = write_adapter(lora_tensors("l.0.q", "l.1.q"), "a")
     arguments = [str(path), "--figures", str(tmp_path / "out"), "--metric", "gini"]

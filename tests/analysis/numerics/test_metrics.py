@@ -114,3 +114,10 @@ def test_energy_rank_never_exceeds_k(rng):
     for _ in range(2000):
         k = int(rng.integers(1, 60))
         assert metrics.energy_rank(descending(rng, k), 1.0) <= k
+
+
+def test_no_direction_holds_no_energy():
+    assert metrics.top_share(np.array([4.0, 3.0]), 0) == 0
+    assert math.isnan(metrics.top_share(np.zeros(3), 0))
+    with pytest.raises(ValueError, match="k is -1; expected at least 0"):
+        metrics.top_share(np.array([4.0, 3.0]), -1)

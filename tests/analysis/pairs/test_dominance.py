@@ -12,6 +12,7 @@ import scipy.stats
 from made_spectra import power, spectra
 
 from analysis import store
+from analysis.numerics import null
 from analysis.numerics.statistics import comparable
 from analysis.pairs import dominance
 from analysis.pairs.dominance import COLUMNS, Comparison, judge, log_distance, wasserstein
@@ -19,6 +20,9 @@ from analysis.spectrum import analyse
 
 EPS = np.finfo(float).eps
 A, B = ("a", None), ("b", None)
+# Rows of updates of one capacity, and of two.
+ALIKE = {"r_a": 8, "r_b": 8, "capacity_a": 8, "capacity_b": 8}
+UNLIKE = ALIKE | {"r_b": 16, "capacity_b": 16}
 
 
 def finding(a, b):
@@ -61,6 +65,15 @@ def test_log_distance_is_the_rms_of_logs_of_normalised_values(rng):
     assert np.isnan(log_distance(a, b, 0))
 
 
+def test_log_distance_is_finite_past_the_rank():
+    a, b = np.array([4.0, 2, 1, 0, 0]), np.array([4.0, 2, 1, 1, 0])
+    normalised = np.log(np.sqrt(21 / 22))
+    for common in (3, 4, 5, 9):
+        assert log_distance(a, b, common) == pytest.approx(abs(normalised))
+        assert log_distance(b, a, common) == pytest.approx(abs(normalised))
+    assert np.isnan(log_distance(np.zeros(3), b, 3))
+
+
 def test_what_lies_below_the_cutoff_does_not_count_as_a_distance():
     a = {"q": [4, 2, 1, 1e-16]}
     b = {"q": [4, 2, 1, 1e-3]}
@@ -82,6 +95,16 @@ def test_a_row_holds_the_measures_of_both(rng):
         assert {m: row[f"{m}_{side}"] for m in comparable(s, 6)} == comparable(s, 6)
     assert row["wasserstein"] == wasserstein(a, b, 48)
     assert row["log_distance"] == log_distance(a, b, 6)
+    assert (row["r_a"], row["r_b"]) == (20, 6)
+    for side, s in (("a", a), ("b", b)):
+        chance = null.chance(64, 48, s.size, 6, dense=False)
+        for measure in dominance.MEASURES:
+            of, got = comparable(s, 6)[measure], row[f"{measure}_beyond_{side}"]
+            mean = chance[measure].mean
+            want = of / mean if measure == "effective_rank_k" else of - mean
+            assert got == pytest.approx(want, rel=1e-12, abs=1e-15)
+    spreads = [null.chance(64, 48, r, 6, dense=False)["gini_k"].spread for r in (20, 6)]
+    assert row["gini_k_spread"] == pytest.approx(np.hypot(*spreads), rel=1e-12)
     assert (found.only_a, found.only_b, found.zero, found.shapes) == ([], [], [], [])
 
 
@@ -114,6 +137,29 @@ def test_parts_meet_their_like_or_what_has_none():
     assert plain.rows[1]["log_distance"] == 0
     neither = dominance.pair_spectra(spectra(a={"q#x": [3, 1]}, b=heads), A, B)
     assert (neither.rows, len(neither.only_b)) == ([], 2)
+
+
+def test_chance_cancels_between_updates_of_one_kind(rng):
+    s = [np.sort(rng.exponential(size=6))[::-1] for _ in "ab"]
+    (row,) = dominance.pair_spectra(spectra(a={"q": s[0]}, b={"q": s[1]}), A, B).rows
+    assert not dominance.unlike(row)
+    assert row["top_share_1_spread"] > 0  # but two random ones differ
+    for measure in set(dominance.MEASURES) - {"effective_rank_k"}:
+        beyond = row[f"{measure}_beyond_a"] - row[f"{measure}_beyond_b"]
+        assert beyond == pytest.approx(row[f"{measure}_a"] - row[f"{measure}_b"], abs=1e-15)
+
+
+def test_factors_and_a_matrix_of_one_capacity_are_unlike(rng):
+    s = np.sort(rng.exponential(size=48))[::-1]
+    found = spectra(a={"q": s}, b={"q": s}, c={"q": s})
+    found.rows[1]["r"] = None
+    found.rows[2]["r"] = 200
+    for run in ("b", "c"):
+        (row,) = dominance.pair_spectra(found, A, (run, None)).rows
+        assert dominance.unlike(row)
+        assert row["gini_k_spread"] > 0
+        assert row["gini_k_a"] == row["gini_k_b"]
+        assert row["gini_k_beyond_a"] < row["gini_k_beyond_b"]
 
 
 # Which pairs
@@ -158,15 +204,26 @@ def test_the_steeper_spectrum_is_more_dominated_by_all_measures():
         assert mirrored.difference == -reading.difference
 
 
-def test_one_power_law_at_two_capacities_is_told_apart_by_shares_only():
-    """The whole spectrum's effective rank, or Gini, would call the longer the more dominated."""
+def test_one_power_law_at_two_capacities_is_explained_by_them():
+    """The share of one value is larger where there are fewer; by chance it is larger still."""
     got = finding(power(4, 0.6), power(48, 0.6))
+    assert (got.agreement, got.more) == ("the capacities explain the difference", None)
+    assert got.sentence == "a and b differ by top-1: the capacities explain the difference."
+    top = got.readings["top_share_1"]
+    assert (top.more, top.by_capacity, top.more_a) == (None, "a", 4)
+    assert top.difference > 0.1
+    assert top.beyond < 0
+    assert got.readings["effective_rank_k"].difference == pytest.approx(0, abs=1e-12)
+    assert got.held[0] == 1 > got.held[1]
+
+
+def test_energy_shares_only():
+    # One large value over rests of different length, of which s[:k] sees the same.
+    got = finding({"q": [3, *[1] * 3]}, {"q": [3, *[1] * 3, *[0.999] * 40]})
     assert (got.agreement, got.more) == ("energy shares only", "a")
     assert got.sentence == (
         "a is more dominated than b, by energy shares only (top-1); within s[:4] it is not clear."
     )
-    assert got.readings["effective_rank_k"].difference == pytest.approx(0, abs=1e-12)
-    assert got.held[0] == 1 > got.held[1]
 
 
 def test_within_k_only_says_what_is_held():
@@ -181,7 +238,7 @@ def test_within_k_only_says_what_is_held():
 
 def test_measures_that_disagree_are_named():
     # a: a larger first value over an even rest; b: two that hold all.
-    a, b = [6, 2, 2, 2, 2, 2, 2, 2], [5, 5, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01]
+    a, b = [9, 2, 2, 2, 2, 2, 2, 2], [5, 5, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01]
     got = finding({"q": a}, {"q": b})
     assert (got.agreement, got.more) == ("measures disagree", None)
     assert got.sentence == (
@@ -233,9 +290,55 @@ def test_a_difference_matters_from_a_hundredth_of_the_range(measure, a_is_ahead,
     k = 20
     more, less = (3.0 - part * k, 3.0) if measure == "effective_rank_k" else (0.5 + part, 0.5)
     a, b = (more, less) if a_is_ahead else (less, more)
-    got = dominance.reading([{"k": k, f"{measure}_a": a, f"{measure}_b": b}] * 4, measure)
+    # Chance is the same for both, and cancels.
+    chance = k if measure == "effective_rank_k" else 1
+    beyond = {f"{measure}_beyond_a": a / chance, f"{measure}_beyond_b": b / chance}
+    row = ALIKE | {"k": k, f"{measure}_a": a, f"{measure}_b": b} | beyond
+    row[f"{measure}_spread"] = 0.0
+    got = dominance.reading([row] * 4, measure)
     assert got.more == (("a" if a_is_ahead else "b") if clear else None)
+    assert got.by_capacity is None
     assert (got.more_a, got.more_b) == ((0, 0) if not part else (4, 0) if a_is_ahead else (0, 4))
+
+
+@pytest.mark.parametrize("measure", dominance.MEASURES)
+@pytest.mark.parametrize("a_is_ahead", [True, False])
+@pytest.mark.parametrize(
+    ("beyond", "spread", "confirmed"),
+    [
+        (0.25, 0.02, True),
+        (0.255, 0.1, True),
+        (0.245, 0.1, False),  # random updates differ as much
+        (0.0105, 0.001, True),
+        (0.0095, 0.001, False),  # too small to matter
+        (-0.25, 0.02, False),  # on the other side
+    ],
+)
+def test_between_unlike_updates_a_difference_is_also_beyond_chance(
+    measure, a_is_ahead, beyond, spread, confirmed
+):
+    sign = -1 if measure == "effective_rank_k" else 1
+    raw, beyond = sign * (6 if sign < 0 else 0.3), sign * beyond
+    row = UNLIKE | {"k": 20, f"{measure}_a": 7.0 + raw, f"{measure}_b": 7.0}
+    row |= {f"{measure}_beyond_a": 0.5 + beyond, f"{measure}_beyond_b": 0.5}
+    if not a_is_ahead:
+        row |= {f"{measure}_a": 7.0, f"{measure}_b": 7.0 + raw}
+        row |= {f"{measure}_beyond_a": 0.5, f"{measure}_beyond_b": 0.5 + beyond}
+    got = dominance.reading([row | {f"{measure}_spread": spread}] * 4, measure)
+    ahead = "a" if a_is_ahead else "b"
+    assert (got.more, got.by_capacity) == ((ahead, None) if confirmed else (None, ahead))
+    assert got.beyond == pytest.approx(beyond if a_is_ahead else -beyond)
+
+
+@pytest.mark.parametrize(("confirmed", "clear"), [(2, False), (3, True)])
+def test_beyond_chance_takes_three_quarters_of_the_modules_too(confirmed, clear):
+    row = UNLIKE | {"k": 20, "gini_k_a": 0.7, "gini_k_b": 0.4, "gini_k_beyond_b": 0.1}
+    rows = [
+        row | {"gini_k_beyond_a": 0.4 if i < confirmed else 0.12, "gini_k_spread": 0.02}
+        for i in range(4)
+    ]
+    got = dominance.reading(rows, "gini_k")
+    assert (got.more, got.by_capacity) == (("a", None) if clear else (None, "a"))
 
 
 def test_one_value_decides_nothing():

@@ -28,6 +28,29 @@ def test_a_block_has_the_measures_and_what_was_left_out():
     assert max(map(len, got)) <= 100
 
 
+def test_unlike_capacities_have_a_column_beyond_chance():
+    got = lines(spectra(a=power(4, 0.6), b=power(48, 0.6)))
+    assert [cell.strip() for cell in got[1].split("  ") if cell.strip()][-3:] == [
+        *("a − b", "beyond chance", "more dominated")
+    ]
+    (top,) = [line for line in got if line.startswith("top-1 ")]
+    assert top.endswith("a in 4 of 4  by capacity")
+    difference, beyond = map(float, top.split()[3:5])
+    assert difference > 0.1
+    assert beyond < 0
+    assert "a and b differ by top-1: the capacities explain the difference." in got
+    assert max(map(len, got)) <= 100
+    alike = lines(spectra(a=power(8, 2), b=power(8, 0.5)))
+    assert "beyond chance" not in alike[1]
+
+
+def test_many_pairs_say_that_capacity_explains():
+    runs = {f"r{k}": power(k, 0.6) for k in (4, 16, 48)} | {"z": {"v": [1, 1]}}
+    got = lines(spectra(**runs))
+    (line,) = [line for line in got if line.startswith("r4 – r48")]
+    assert line.endswith("by capacity")
+
+
 def test_several_kinds_get_one_line_each():
     a, b = power(8, 2), power(8, 0.5)
     more = {"v" + module: s for module, s in a.items()}

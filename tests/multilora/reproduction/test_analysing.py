@@ -89,9 +89,3 @@ def test_a_module_that_cannot_be_analysed_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(analysing.spectrum, "analyse", lambda *_, **__: skipped)
     with pytest.raises(UserError, match="lora-s0: not finite"):
         analysing.spectra_of([run_of(tmp_path / "lora-s0", "lora", 0)], MODEL)
-
-
-def test_between_some_runs_only_their_pairs_are_left(tmp_path):
-    pairs = [{"run_a": a, "run_b": b} for a, b in ("xy", "xz", "yz")]
-    runs = [run_of(tmp_path / name, "lora", seed) for seed, name in enumerate("xz")]
-    assert analysing.between_runs(Similarity(rows=pairs), runs).rows == [pairs[1]]

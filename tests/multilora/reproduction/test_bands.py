@@ -45,3 +45,24 @@ def test_bands_of_pruned_ranks_go_as_far_as_all_do(rng):
     assert [row["index"] for row in table] == [1, 2, 3]
     third = [spectra.s[f"run/{i}"][2] / np.linalg.norm(spectra.s[f"run/{i}"]) for i in range(3)]
     assert table[2]["median"] == pytest.approx(np.median(third))
+
+
+def test_energy_is_the_median_of_each_modules_own_cumulative_energy(rng):
+    spectra = results.Spectra()
+    for i in range(3):
+        spectra.rows.append({"key": f"run/{i}", "run": "run", "kind": "q"})
+        spectra.s[f"run/{i}"] = 10.0 ** (100 * i) * np.sort(rng.random(4))[::-1]
+    table = bands.bands_table(spectra, {"run": "lora"})
+    squares = [(s / s[0]) ** 2 for s in spectra.s.values()]
+    for i, row in enumerate(table, start=1):
+        energies = [e[:i].sum() / e.sum() for e in squares]
+        low, median, high = (row[f"energy_{end}"] for end in ("low", "median", "high"))
+        assert median == pytest.approx(np.median(energies))
+        assert low <= median <= high <= 1
+    assert table[-1]["energy_low"] == table[-1]["energy_high"] == 1
+
+
+def test_an_update_of_zero_has_no_energy():
+    spectra = results.Spectra([{"key": "a", "run": "run", "kind": "q"}], {"a": np.zeros(2)})
+    first, second = bands.bands_table(spectra, {"run": "lora"})
+    assert first["energy_median"] == second["energy_median"] == 0

@@ -5,8 +5,10 @@ import pytest
 from finished import run_of
 
 from analysis import checkpoint
+from analysis.pairs import dominance
 from multilora.reproduction import experiments, trained
 from multilora.reproduction.studies import overlap
+from multilora.reproduction.trained import Trained
 
 
 def test_what_takes_long_is_measured_once(tmp_path):
@@ -59,11 +61,15 @@ def test_the_grid_has_one_row_per_run_of_settings_with_all_main_methods(main_run
 def test_rows_of_the_grid_hold_phi_with_full_and_the_overlap_of_modules(main_runs, tmp_path):
     rows = experiments.grid([("rate", 2, run) for run in main_runs], tmp_path)
     at = {(row["method"], row["seed"]): row for row in rows}
-    bases = {}
+    bases, updates = {}, {}
     for run in main_runs:
         (update,) = checkpoint.read(run.path)
+        updates[run.plain_method, run.seed] = update.dense()
         bases[run.plain_method, run.seed] = np.linalg.svd(update.dense())[0][:, :6]
+    spectra = {key: np.linalg.svd(dW, compute_uv=False) for key, dW in updates.items()}
     for method in ("lora", "multilora"):
+        far = dominance.log_distance(spectra[method, 0][:6], spectra["full", 1], 6)
+        assert at[method, 0]["log_distance"] == pytest.approx(far, rel=1e-5)
         shared = bases[method, 0].T @ bases["full", 1]
         assert at[method, 0]["left_phi_k"] == pytest.approx(np.sum(shared**2) / 6, rel=1e-5)
     assert at["lora", 0]["overlap_above_chance"] is None
@@ -79,3 +85,15 @@ def test_a_sweep_marks_the_rate_that_is_best_on_validation_items():
     ]
     assert [row["chosen"] for row in experiments.sweep(rows)] == [0, 1, 0, 0]
     assert [row["chosen"] for row in experiments.sweep(rows[:3])] == [0, 0, 0]
+
+
+def test_main_methods_are_cut_and_full_fine_tuning_alone_is_rounded(tmp_path, monkeypatch):
+    def row_of(runs, model):
+        return [{"method": run.method, "base": model} for run in runs]
+
+    monkeypatch.setattr(experiments, "_cut", lambda run, model: row_of([run], model))
+    monkeypatch.setattr(experiments, "_rounded", lambda run, model: row_of([run], model))
+    runs = [Trained(tmp_path, {"method": method}) for method in ("full", "lora", "multilora")]
+    rows_of = experiments.of_runs(runs, tmp_path)
+    assert rows_of == {"cuts": row_of(runs, tmp_path), "rounding_floor": row_of(runs[:1], tmp_path)}
+    assert experiments.of_runs([], tmp_path) == {"cuts": [], "rounding_floor": []}

@@ -54,7 +54,7 @@ def test_a_row_a_run_against_the_slow_way(lora_runs, spectra):
         of_run = [r for r in spectra.rows if r["run"] == run.name]
         s = [spectra.s[r["key"]] for r in of_run]
         assert row["top_share_1"] == pytest.approx(np.mean([x[0] ** 2 / np.sum(x**2) for x in s]))
-        chance = null.null_top_share(10, 12, s[0].size)
+        chance = null.chance(10, 12, s[0].size, 1, dense=run.method == "full")["top_share_1"].mean
         assert row["null_top_share_1"] == pytest.approx(chance)
         assert row["top_share_1_above_null"] == pytest.approx(row["top_share_1"] - chance)
         assert row["democracy"] == pytest.approx(np.mean([r["democracy"] for r in of_run]))
@@ -68,6 +68,53 @@ def test_a_row_a_run_against_the_slow_way(lora_runs, spectra):
     assert rows[0]["learning_rate"] == 0.003
     assert (rows[0]["score"], rows[0]["score_validation"]) == (0.5, 0.75)
     assert rows[0]["task_sort"] == 0.25
+
+
+def test_every_measure_is_compared_with_random_updates(lora_runs, spectra):
+    """Of the rank of the factors, with the k that the update has."""
+    for row, run in zip(measures.of_runs(lora_runs, spectra), lora_runs, strict=True):
+        r = {"lora": 4, "multilora": 3, "expert": 2}[run.method]
+        by_chance = null.chance(*D, r, min(3, r), dense=False)
+        for name in measures.WITH_NULL:
+            ratio = name == "effective_rank_k"
+            relative = f"{name}_of_null" if ratio else f"{name}_above_null"
+            if run.method == "expert" and name in measures.FIRST_K:
+                assert row[f"null_{name}"] is row[relative] is None
+                continue
+            of_null = by_chance[name].mean
+            assert row[f"null_{name}"] == pytest.approx(of_null)
+            want = row[name] / of_null if ratio else row[name] - of_null
+            assert row[relative] == pytest.approx(want)
+
+
+def test_the_null_of_factors_has_their_r_and_that_of_a_dense_update_none(
+    write_adapter, write_delta, lora_tensors, rng
+):
+    wide = run_of(write_adapter(lora_tensors("q", r=14), "lora-s0", r=14), "lora", 0)
+    dense = run_of(write_delta({"q": rng.standard_normal(D)}, "full-s0"), "full", 0)
+    for run, r, is_dense in ((wide, 14, False), (dense, 10, True)):
+        (row,) = measures.of_runs([run], spectrum.analyse(run.path))
+        by_chance = null.chance(*D, r, 10, dense=is_dense)
+        for name in measures.WITH_NULL:
+            assert row[f"null_{name}"] == pytest.approx(by_chance[name].mean)
+    of_rank_10 = null.chance(*D, 10, 10, dense=False)["top_share_1"].mean
+    assert null.chance(*D, 14, 10, dense=False)["top_share_1"].mean < of_rank_10 - 0.01
+
+
+def test_a_random_update_is_at_its_null(rng, tmp_path):
+    draws, r = 400, 4
+    random = null.null_spectra(*D, r, draws, rng, dense=False)
+    facts_of = {"run": "lora-s0", "spectral_norm": 1.0, "r": r, "d_out": D[0], "d_in": D[1]}
+    facts_of |= {"capacity": r, "democracy": 1.0, "energy_rank_90": 2, "above_floor": r}
+    rows = [facts_of | {"key": str(i)} for i in range(draws)]
+    run = run_of(tmp_path / "lora-s0", "lora", 0)
+    (row,) = measures.of_runs([run], Spectra(rows, {str(i): s for i, s in enumerate(random)}))
+    by_chance = null.chance(*D, r, r, dense=False)
+    for name in ("top_share_1", "gini_k"):
+        assert abs(row[f"{name}_above_null"]) < 4 * by_chance[name].spread / np.sqrt(draws)
+    error = by_chance["effective_rank_k"].spread / by_chance["effective_rank_k"].mean
+    assert abs(row["effective_rank_k_of_null"] - 1) < 4 * error / np.sqrt(draws)
+    assert row["top_share_4_above_null"] == 0  # of rank 4, all of the energy
 
 
 def test_values_below_the_floor_do_not_count(write_delta, rng):
@@ -101,9 +148,10 @@ def test_random_updates_have_the_top_share_of_the_null(rng):
         )
         for _ in range(2000)
     ]
-    assert null.null_top_share(16, 20, 4) == pytest.approx(np.mean(shares), abs=0.01)
-    assert null.null_top_share(16, 20, 4, k=4) == 1
-    assert null.null_top_share(16, 20, 16) < null.null_top_share(16, 20, 4)
+    of_4, of_16 = (null.chance(16, 20, r, 1, dense=False) for r in (4, 16))
+    assert of_4["top_share_1"].mean == pytest.approx(np.mean(shares), abs=0.01)
+    assert of_4["top_share_4"].mean == 1
+    assert of_16["top_share_1"].mean < of_4["top_share_1"].mean
 
 
 @pytest.fixture
@@ -223,3 +271,93 @@ def test_what_a_method_has_too_few_values_for_is_left_out(rows):
     compared = {row["measure"]: row for row in differences(rows)}
     assert (compared["gini_k"]["seeds"], compared["gini_k"]["mean"]) == (0, None)
     assert compared["top_share_1"]["seeds"] == 3
+
+
+# The base as the unit.
+
+
+def test_of_one_base_each_method_has_one_row_per_reference():
+    rows = [
+        {"method": method, "seed": seed, "reference": reference, "k": k, "run_pairs": 1}
+        | {"modules": 14, "left_phi_k": value, "log_distance": far}
+        for method, seed, reference, k, value, far in (
+            ("lora", 5, "full", 24, 0.2, 1.0),
+            ("lora", 15, "full", 24, 0.4, None),
+            ("lora", 5, "lora", 24, 0.9, 0.1),
+            ("expert", 5, "full", 8, 0.1, 2.0),
+        )
+    ]
+    got = measures.of_unit(rows, 5)
+    assert [(row["method"], row["seed"], row["reference"]) for row in got] == [
+        ("lora", 5, "full"),
+        ("lora", 5, "lora"),
+        ("expert", 5, "full"),
+    ]
+    assert got[0].keys() == rows[0].keys()
+    assert got[0]["left_phi_k"] == pytest.approx(0.3)
+    assert (got[0]["log_distance"], got[0]["run_pairs"]) == (1.0, 2)
+    assert (got[0]["k"], got[2]["k"], got[0]["modules"]) == (24, 8, 14)
+    assert measures.of_unit([], 5) == []
+
+
+REPEAT = 10
+
+
+def of_bases(rng, bases, between, within, method="lora"):
+    """(rows, repeats): all measures with these standard deviations, two seeds per base."""
+    both = ([], [])
+    for seed in range(bases):
+        own = {name: between * rng.standard_normal() for name in measures.VARYING}
+        for rows, more in zip(both, (0, REPEAT), strict=True):
+            values = {name: at + within * rng.standard_normal() for name, at in own.items()}
+            rows.append({"method": method, "seed": seed + more} | values)
+    return both
+
+
+def test_the_variation_is_told_apart_in_a_large_sample(rng):
+    for row in measures.spread(*of_bases(rng, 4000, between=0.3, within=0.1), REPEAT):
+        assert row["bases"] == 4000
+        assert row["between_bases"] == pytest.approx(0.3, rel=0.05)
+        assert row["between_seeds"] == pytest.approx(0.1, rel=0.05)
+    for row in measures.spread(*of_bases(rng, 4000, between=0.0, within=0.1), REPEAT):
+        assert row["between_bases"] < 0.03  # of runs alone it would be 0.1
+        assert row["between_seeds"] == pytest.approx(0.1, rel=0.05)
+
+
+def test_the_variation_is_that_of_the_analysis_of_variance(rng):
+    rows, repeats = of_bases(rng, 5, between=1.0, within=0.1)
+    found = {row["measure"]: row for row in measures.spread(rows, repeats[::-1], REPEAT)}
+    assert found.keys() == set(measures.VARYING)
+    for name, row in found.items():
+        groups = [(a[name], b[name]) for a, b in zip(rows, repeats, strict=True)]
+        F = scipy.stats.f_oneway(*groups).statistic
+        within = np.mean([np.var(group, ddof=1) for group in groups])
+        assert row["between_seeds"] == pytest.approx(np.sqrt(within))
+        assert row["between_bases"] == pytest.approx(np.sqrt((F - 1) * within / 2))
+
+
+def test_a_negative_variance_between_bases_is_zero():
+    rows = [{"method": "lora", "seed": s} | dict.fromkeys(measures.VARYING, 1.0) for s in (0, 1)]
+    repeats = [row | {"seed": row["seed"] + REPEAT} for row in rows]
+    repeats = [row | dict.fromkeys(measures.VARYING, 2.0) for row in repeats]
+    for row in measures.spread(rows, repeats, REPEAT):
+        assert row["between_bases"] == 0
+        assert row["between_seeds"] == pytest.approx(np.sqrt(0.5))
+
+
+def test_only_bases_with_both_seeds_count(rng):
+    rows, repeats = of_bases(rng, 5, between=1.0, within=0.1)
+    whole = measures.spread(rows[:3], repeats[:3], REPEAT)
+    assert measures.spread(rows, repeats[:3], REPEAT) == whole
+    assert {row["bases"] for row in whole} == {3}
+    assert measures.spread(rows, repeats[:1], REPEAT) == []
+    assert measures.spread(rows, [], REPEAT) == measures.spread([], repeats, REPEAT) == []
+    others = [row | {"method": "full"} for row in repeats]
+    assert measures.spread(rows, others, REPEAT) == []
+
+
+def test_a_measure_that_a_run_lacks_has_no_spread(rng):
+    rows, repeats = of_bases(rng, 3, between=1.0, within=0.1)
+    repeats[1]["gini_k"] = None
+    found = {row["measure"] for row in measures.spread(rows, repeats, REPEAT)}
+    assert found == set(measures.VARYING) - {"gini_k"}

@@ -1,24 +1,65 @@
 """Results that are copied to the published figures."""
 
+import json
+
 import pytest
 
+from multilora.reproduction import tables
 from multilora.reproduction.publishing import publish
 
 
-def test_publishing_takes_the_place_of_an_earlier_run_and_of_nothing_else(tmp_path):
-    results, to = tmp_path / "full", tmp_path / "figures"
-    for directory, names in (
-        (results, ("methods.csv", "a.png", "claims.md", "spectrum.csv", "spectra.safetensors")),
-        (to, ("methods.csv", "old.png", "resources.csv", "resources.png", "quick/methods.csv")),
-    ):
-        for name in names:
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            (directory / name).write_text(directory.name)
+def results_in(directory, word):
+    """Write results with one table, a figure and two parts."""
+    directory.mkdir()
+    (directory / "record.json").write_text("{}")
+    row = {"method": "lora", "seed": 1, "k": 2, "score": 0.5}
+    shares = {"top_share_1": 0.5, "top_share_1_above_null": 0.25}
+    tables.write(directory, {"methods": [row | shares]})
+    (directory / "a.png").write_text(word)
+    for name in ("seed-5", "grid"):
+        part = directory / "parts" / name
+        part.mkdir(parents=True)
+        (part / "spectra.safetensors").write_text(word)
+    return directory
+
+
+def names(directory):
+    return sorted(f.relative_to(directory).as_posix() for f in directory.rglob("*") if f.is_file())
+
+
+def test_publishing_takes_tables_figures_and_parts_and_judges_the_claims(tmp_path):
+    results, to = results_in(tmp_path / "full", "fresh"), tmp_path / "figures"
     publish(results, to)
-    there = {f.relative_to(to).as_posix(): f.read_text() for f in to.rglob("*") if f.is_file()}
-    fresh = dict.fromkeys(("methods.csv", "a.png", "claims.md"), "full")
-    kept = dict.fromkeys(("resources.csv", "resources.png", "quick/methods.csv"), "figures")
-    assert there == fresh | kept
+    judged = ["claims.json", "claims.md"]
+    assert names(to) == sorted([*names(results), *judged])
+    assert (to / "parts/grid/spectra.safetensors").read_text() == "fresh"
+
+
+def test_publishing_takes_the_place_of_an_earlier_run_and_of_nothing_else(tmp_path):
+    results, to = results_in(tmp_path / "full", "fresh"), results_in(tmp_path / "figures", "before")
+    for name in (
+        "old.csv",
+        "parts/grid/old.csv",
+        "README",
+        "quick/methods.csv",
+        "parts/wild/w.csv",
+    ):
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        (to / name).write_text("before")
+    publish(results, to)
+    assert {"old.csv", "parts/grid/old.csv"}.isdisjoint(names(to))
+    # Another kind, another directory, and a part that was made on another day.
+    assert {"README", "quick/methods.csv", "parts/wild/w.csv"} <= set(names(to))
+    assert (to / "a.png").read_text() == "fresh"
+
+
+def test_published_claims_show_earlier_tables_beside(tmp_path):
+    results, to = results_in(tmp_path / "full", "fresh"), tmp_path / "figures"
+    to.mkdir()
+    results_in(to / "earlier", "seen before")
+    publish(results, to)
+    assert "seeds 0–4" in (to / "claims.md").read_text()
+    assert "earlier" in json.loads((to / "claims.json").read_text())
 
 
 def test_results_are_not_published_onto_themselves(tmp_path):
@@ -26,18 +67,3 @@ def test_results_are_not_published_onto_themselves(tmp_path):
     with pytest.raises(ValueError, match="expected another directory than"):
         publish(tmp_path, tmp_path / "." / "")
     assert (tmp_path / "methods.csv").read_text() == "a"
-
-
-def test_publishing_takes_what_is_small_and_leaves_what_the_benchmarks_made(tmp_path):
-    results, to = tmp_path / "results", tmp_path / "figures"
-    for place in (results, to):
-        place.mkdir()
-    for name in ("methods.csv", "claims.md", "a.png", "record.json", "spectrum.csv"):
-        (results / name).write_text(name)
-    (results / "spectra.safetensors").write_text("large")
-    for name in ("old.csv", "resources.csv", "resources.png", "README"):
-        (to / name).write_text("before")
-    publish(results, to)
-    names = {"methods.csv", "claims.md", "a.png", "record.json"}
-    assert {f.name for f in to.iterdir()} == names | {"resources.csv", "resources.png", "README"}
-    assert (to / "a.png").read_text() == "a.png"

@@ -1,8 +1,10 @@
-"""The whole path on a tiny base: real processes, real training, real files."""
+"""Parts that are pooled, and the whole path on a tiny base: real training, real files."""
 
 import csv
 import json
+import shutil
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -11,25 +13,178 @@ import pytest
 
 mpl.use("Agg")
 
-from analysis import store
+from analysis import UserError, store
 from analysis.numerics import metrics
+from analysis.results import Spectra
 from multilora import reproduce, train
-from multilora.reproduction import bands, measures, report, running, tables, trained
+from multilora.reproduction import measures, parts, presets, report, tables, trained
 from multilora.reproduction.claims import judge
 from multilora.reproduction.claims import text as claims_text
-from multilora.reproduction.pictures import spectra as pictures
 from multilora.reproduction.presets import Run
 from multilora.tasks.builtin import suite
 from multilora.training import identity
 
 METHODS = ("full", "lora", "multilora")
 
+# Pooling, of made-up parts.
+
+
+def test_tables_without_a_run_are_averaged_over_parts():
+    rows = [
+        {"method_a": a, "method_b": b, "run_pairs": 2, "modules": 14, "k": k, "cosine": cosine}
+        | {"left_phi_k": phi}
+        for a, b, k, phi, cosine in (
+            ("lora", "full", 24, 0.2, None),
+            ("lora", "full", 20, 0.4, None),
+            ("lora", "lora", 24, None, 0.5),
+            ("lora", "full", 24, 0.9, 0.1),
+        )
+    ]
+    one, other = report.averaged(rows, ("method_a", "method_b"))
+    assert list(one) == list(rows[0])
+    assert (one["method_a"], one["method_b"], one["run_pairs"]) == ("lora", "full", 6)
+    assert (one["k"], one["modules"]) == (20, 14)
+    assert one["left_phi_k"] == pytest.approx(0.5)
+    assert one["cosine"] == 0.1  # of the part that has it
+    assert other == rows[2]
+    assert report.averaged([], ("method_a",)) == []
+
+
+def test_the_mean_over_one_part_is_the_part():
+    rows = [
+        {"method_a": "lora", "method_b": "full", "side": side, "i": i, "j1": 0.25 * i, "j2": None}
+        for side in ("left", "right")
+        for i in (1, 2)
+    ]
+    assert report.averaged(rows, report.AVERAGED["phi_grids"]) == rows
+
+
+MADE_BY = {"methods": {}, "base": {}, "base_scores": {}, "trained_on": []}
+
+
+def methods_rows(seed, **changes):
+    """Rows of methods.csv of two methods, as a part writes them."""
+    values = dict.fromkeys((*measures.COMPARED, "held_k", "parameters"), 0.25 + 0.01 * seed)
+    values |= {f"score_{family}": 0.5 for family in ("instruction", "understanding", "knowledge")}
+    return [
+        {"method": method, "seed": seed, "k": 24, "learning_rate": 0.003} | values | changes
+        for method in ("full", "lora")
+    ]
+
+
+def write_part(out, name, rows_of, **made_by):
+    """Write the tables of a part, without spectra."""
+    directory = out / report.PARTS / name
+    store.save(directory, Spectra(), MADE_BY | made_by)
+    tables.write(directory, rows_of)
+    return directory
+
+
+def test_rows_of_all_parts_are_pooled(tmp_path):
+    for seed in (6, 5):
+        rows_of = {"methods": methods_rows(seed), "repeats": methods_rows(seed + presets.REPEAT)}
+        write_part(tmp_path, f"seed-{seed}", rows_of, seed=[seed])
+    adapter = {"adapter": "a", "step": None, "module": "m", "kind": "q", "r": 4}
+    shares = {"top_share_1": 0.9, "null_top_share_1": 0.3}
+    write_part(tmp_path, "wild", {"wild": [adapter | shares]})
+    pool = report.read(tmp_path)
+    assert [row["seed"] for row in pool.rows_of["methods"]] == [5, 5, 6, 6]
+    assert list(pool.records) == ["seed-5", "seed-6", "wild"]
+    assert len(pool.rows_of["wild"]) == 1
+
+
+def test_differences_and_spread_are_those_of_all_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(report.bands, "bands_table", lambda *_: [])
+    monkeypatch.setattr(report.bands, "histogram_table", lambda *_: [])
+    rows = [row for seed in (5, 6) for row in methods_rows(seed)]
+    repeats = [row for seed in (15, 16) for row in methods_rows(seed, score=0.1)]
+    for seed in (5, 6):
+        own, again = ([r for r in of if r["seed"] % 10 == seed] for of in (rows, repeats))
+        pair = {"method_a": "lora", "method_b": "full", "run_pairs": 2, "k": 24}
+        alike = [pair | {"left_phi_k": 0.1 * seed}]
+        rows_of = {"methods": own, "repeats": again, "similarity_by_method": alike}
+        write_part(tmp_path, f"seed-{seed}", rows_of)
+    got = report.pooled(report.read(tmp_path))
+    assert got["differences"] == measures.differences(rows)
+    assert {row["seeds"] for row in got["differences"]} == {2}
+    assert got["spread"] == measures.spread(rows, repeats, presets.REPEAT)
+    assert {row["bases"] for row in got["spread"]} == {2}
+    (alike,) = got["similarity_by_method"]
+    assert (alike["left_phi_k"], alike["run_pairs"]) == (pytest.approx(0.55), 4)
+    assert got["phi_grids"] == []
+    assert {row["n"] for row in got["llama_budget"]} >= {3}
+
+
+def test_two_parts_with_the_same_run_are_refused(tmp_path):
+    for name in ("seed-5", "seed-5 again"):
+        write_part(tmp_path, name, {"methods": methods_rows(5)})
+    with pytest.raises(UserError, match="two parts hold the same method and seed; remove one"):
+        report.read(tmp_path)
+    shutil.rmtree(tmp_path / report.PARTS / "seed-5 again")
+    assert len(report.read(tmp_path).rows_of["methods"]) == 2
+
+
+@pytest.mark.parametrize("table", ["methods", "repeats"])
+def test_a_part_whose_table_was_edited_is_refused(tmp_path, table):
+    rows_of = {"methods": methods_rows(5), "repeats": methods_rows(15)}
+    file = write_part(tmp_path, "seed-5", rows_of) / f"{table}.csv"
+    file.write_text(file.read_text().replace("0.5", "0.9", 1))
+    with pytest.raises(UserError, match=rf"seed-5/{table}\.csv: was edited"):
+        report.read(tmp_path)
+
+
+def test_without_parts_there_is_nothing_to_report_on(tmp_path):
+    with pytest.raises(UserError, match="no run is finished and measured; nothing to report on"):
+        report.report({"figures": str(tmp_path)})
+    write_part(tmp_path, "sweep", {"repeats": methods_rows(5)})
+    with pytest.raises(UserError, match="nothing to report on"):
+        report.read(tmp_path)
+
+
+def test_the_scores_of_the_base_are_means_over_bases():
+    scores = [
+        {"families": {"a": x, "b": 0.5}, "chance": {"a": 0.1, "b": 0.2}, "mean": x / 2}
+        for x in (0.25, 0.75)
+    ]
+    got = report._base_scores([{"base_scores": of} for of in (*scores, {})])
+    assert got == {"families": {"a": 0.5, "b": 0.5}, "chance": {"a": 0.1, "b": 0.2}, "mean": 0.25}
+
+
+def test_the_record_names_every_base_and_machine_once(tmp_path):
+    for seed, cpu in ((5, "A"), (6, "B"), (7, "A")):
+        base = {"model.safetensors": str(seed)}
+        write_part(
+            tmp_path, f"seed-{seed}", {"methods": methods_rows(seed)}, base=base,
+            trained_on=[{"cpu": cpu}],
+        )  # fmt: skip
+    made_by = report._made_by({"steps": 3}, report.read(tmp_path), {"wild.csv": "0"})
+    assert made_by["seed"] == [5, 6, 7]
+    assert made_by["bases"] == {f"seed-{s}": {"model.safetensors": str(s)} for s in (5, 6, 7)}
+    assert made_by["trained_on"] == [{"cpu": "A"}, {"cpu": "B"}]
+    assert made_by["tables"] == {"wild.csv": "0"}
+
+
+# The whole path.
+
 
 def planned(settings, model):
     """The runs of the quick preset on a base, with few examples."""
-    (runs,) = reproduce.stages(settings, lambda base: model)
+    seeds = [int(seed) for seed in settings.seeds.split(",")]
+    methods = settings.methods.split(",")
+    runs = presets.plan(methods, seeds, settings.steps, model, Path(settings.runs))
     few = {"per_task": 8, "per_task_scored": 4}
-    return [replace(run, settings=replace(run.settings, **few)) for run in runs.compared]
+    return [replace(run, settings=replace(run.settings, **few)) for run in runs]
+
+
+def measured(settings, model):
+    """Train the runs of the settings in this process and write them as a part."""
+    runs = planned(settings, model)
+    for run in runs:
+        if not run.is_done():
+            train.run(run.settings, run.arguments())
+    part = parts.Part("seeds", runs, model, partial(parts.of_base, model=model))
+    assert parts.write(part, asdict(settings), Path(settings.figures) / report.PARTS)
+    return [trained.trained(run.out) for run in runs]
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +192,19 @@ def reproduced(tmp_path_factory, tiny_base):
     """(settings, runs, model, printed text) of a reproduction of a few steps."""
     home = tmp_path_factory.mktemp("reproduce")
     settings = reproduce.ReproduceSettings(
-        out=str(home / "runs"), figures=str(home / "figures"), steps=3, processes=2
+        runs=str(home / "runs"), figures=str(home / "figures"), steps=3
     )
-    runs = planned(settings, tiny_base)
-    running.train_all(runs, settings.processes)
-    finished = [trained.trained(run.out) for run in runs]
-    return settings, finished, tiny_base, report.report(asdict(settings), finished, tiny_base)
+    runs = measured(settings, tiny_base)
+    return settings, runs, tiny_base, report.report(asdict(settings))
+
+
+def read(settings, name):
+    with (Path(settings.figures) / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def spectra_of(settings):
+    return store.load(Path(settings.figures) / report.PARTS / "seeds")[0]
 
 
 def test_every_method_has_every_seed(reproduced):
@@ -56,7 +218,7 @@ def test_runs_share_base_and_data_and_differ_by_seed(reproduced):
     results = [run.facts for run in runs]
     assert len({json.dumps(result["base"]) for result in results}) == 1
     assert len({result["data"]["sha256"] for result in results}) == 1
-    spectra, _ = store.load(settings.figures)
+    spectra = spectra_of(settings)
     for method in METHODS:
         norms = [
             [row["spectral_norm"] for row in spectra.rows if row["run"] == f"{method}-s{seed}"]
@@ -66,36 +228,20 @@ def test_runs_share_base_and_data_and_differ_by_seed(reproduced):
         assert not set(norms[0]) & set(norms[1])
 
 
-def test_what_is_there_is_not_trained_again(reproduced):
-    settings, _, model, _ = reproduced
-    runs = planned(settings, model)
-    before = [(run.out / "run.json").stat().st_mtime_ns for run in runs]
-    running.train_all(runs, settings.processes)
-    assert [(run.out / "run.json").stat().st_mtime_ns for run in runs] == before
-
-
-def test_other_settings_are_another_run(reproduced):
+def test_other_settings_are_another_run(reproduced, tmp_path):
     settings, _, model, _ = reproduced
     run = planned(settings, model)[0]
     longer = Run(run.settings, run.seed, run.steps + 1, run.out)
-    assert identity.is_done(run.settings, run.arguments())
-    assert not identity.is_done(longer.settings, longer.arguments())
-
-
-def test_a_run_without_its_record_is_not_done(reproduced, tmp_path):
-    settings, _, model, _ = reproduced
-    run = planned(settings, model)[0]
     lost = Run(run.settings, run.seed, run.steps, tmp_path)
-    assert not identity.is_done(lost.settings, lost.arguments())
+    done = [identity.is_done(one.settings, one.arguments()) for one in (run, longer, lost)]
+    assert done == [True, False, False]
 
 
 def test_rows_are_means_over_modules_of_comparable_measures(reproduced):
     settings, runs, _, _ = reproduced
-    spectra, record = store.load(settings.figures)
-    assert set(record["runs"]) == {run.name for run in runs}
+    spectra = spectra_of(settings)
     k = 24
-    with open(f"{settings.figures}/methods.csv", encoding="utf-8") as file:
-        rows = {(row["method"], row["seed"]): row for row in csv.DictReader(file)}
+    rows = {(row["method"], row["seed"]): row for row in read(settings, "methods")}
     for run in runs:
         row = rows[run.method, str(run.seed)]
         s = [spectra.s[r["key"]] for r in spectra.rows if r["run"] == run.name]
@@ -116,10 +262,10 @@ def test_text_gives_every_method_the_base_and_chance(reproduced):
     assert "first 24" in text
     assert "full − lora" in text
     assert "φ(24) between seeds of one method (its repeatability)" in text
-    drawn = ("spectra_by_method", "subspace_similarity", "dominance_ablation")
-    files = [*(f"{name}.png" for name in drawn), "claims.md"]
-    assert lines[-4:] == [f"{settings.figures}/{file}" for file in files]
-    assert all((Path(settings.figures) / file).is_file() for file in files)
+    assert lines[-1] == f"{settings.figures}/claims.md"
+    drawn = [line for line in lines if line.startswith(settings.figures)]
+    assert f"{settings.figures}/spectra_by_method.png" in drawn
+    assert all(Path(file).is_file() for file in drawn)
 
 
 def test_claims_are_judged_from_the_tables_that_were_written(reproduced):
@@ -128,96 +274,88 @@ def test_claims_are_judged_from_the_tables_that_were_written(reproduced):
     of = tables.load(out)
     assert set(of.rows) == {"methods", "nearness", "overlap", "llama_budget"}
     assert of.notes == ()
-    record = json.loads((out / "record.json").read_text())
-    assert {"differences.csv", "spectra_by_method.csv", *(f"{n}.csv" for n in of.rows)} <= set(
-        record["tables"]
-    )
+    made = {"differences.csv", "spectra_by_method.csv", "phi_grids.csv"}
+    assert made | {f"{name}.csv" for name in of.rows} <= set(of.record["tables"])
     judged = judge.judge(of)
     outcomes = {one.statement.number: one.outcome for one in judged}
-    assert outcomes["5"] == "supported"
-    left_out = ("3", "6", "7", "8", "9")
-    assert {outcomes[number] for number in left_out} == {"not measured"}
-    assert "not measured" not in {outcomes[n] for n in ("1", "2", "4a", "4b", "4c")}
+    assert outcomes["5"] is None
+    measured = {number for number, outcome in outcomes.items() if outcome != "not measured"}
+    assert measured == {"1a", "4b", "4c", "4d", "5"}
     assert json.loads((out / "claims.json").read_text()) == claims_text.as_json(judged)
     assert (out / "claims.md").read_text() == claims_text.as_markdown(judged, of.record)
     assert claims_text.as_text(judged) in text
 
 
+def test_a_report_is_made_again_without_runs_and_is_the_same(reproduced, tmp_path):
+    settings, _, _, text = reproduced
+    elsewhere = tmp_path / "figures"
+    shutil.copytree(Path(settings.figures) / report.PARTS, elsewhere / report.PARTS)
+    lost = asdict(settings) | {"runs": str(tmp_path / "nowhere"), "figures": str(elsewhere)}
+    assert report.report(lost) == text.replace(settings.figures, str(elsewhere))
+    for name in ("methods", "nearness", "phi_grids"):
+        again = (elsewhere / f"{name}.csv").read_bytes()
+        assert again == (Path(settings.figures) / f"{name}.csv").read_bytes()
+
+
 def test_a_table_that_others_made_keeps_its_hash(reproduced, tmp_path):
     """The report makes its own tables again, and forgets no other."""
-    settings, runs, model, _ = reproduced
+    settings, _, _, _ = reproduced
+    shutil.copytree(Path(settings.figures) / report.PARTS, tmp_path / report.PARTS)
     (tmp_path / "record.json").write_text("{}")
     row = {"adapter": "a", "step": None, "module": "m", "kind": "q", "r": 4}
     tables.write(tmp_path, {"wild": [row | {"top_share_1": 0.9, "null_top_share_1": 0.3}]})
     kept = tables.hashes(tmp_path)
-    report.report(asdict(settings) | {"figures": str(tmp_path)}, runs[:1], model)
+    report.report(asdict(settings) | {"figures": str(tmp_path)})
     assert tables.hashes(tmp_path).items() >= kept.items()
     assert len(tables.load(tmp_path).of("wild")) == 1
 
 
-def test_figure_and_the_table_behind_it(reproduced):
-    settings, runs, _, _ = reproduced
-    spectra, _ = store.load(settings.figures)
-    method_of = {run.name: run.method for run in runs}
-    figure = pictures.spectra_by_method(
-        bands.bands_table(spectra, method_of), bands.histogram_table(spectra, method_of)
-    )
-    above, below = figure.subfigs
-    assert [ax.get_title() for ax in above.axes] == list(pictures.PROJECTIONS)
-    for ax in above.axes:
-        assert [line.get_label() for line in ax.lines] == list(METHODS)
-    zeros, linear, log = below.axes
-    assert [bar.get_height() for bar in zeros.patches] == pytest.approx([0, 0.25, 0.25])
-    assert (linear.get_xscale(), log.get_xscale()) == ("linear", "log")
-    with open(f"{settings.figures}/spectra_by_method.csv", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    drawn = above.axes[0].lines[1].get_ydata()
-    kept = [float(b["median"]) for b in lines if (b["kind"], b["method"]) == ("q_proj", "lora")]
-    np.testing.assert_allclose(kept, drawn, rtol=1e-14)
-
-
 def test_differences_and_similarity_stand_beside(reproduced):
     settings, _, _, _ = reproduced
-    with (Path(settings.figures) / "differences.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 3 * len(measures.COMPARED)
-    with (Path(settings.figures) / "similarity_by_method.csv").open(encoding="utf-8") as file:
-        between = {(row["method_a"], row["method_b"]): row for row in csv.DictReader(file)}
+    assert len(read(settings, "differences")) == 3 * len(measures.COMPARED)
+    between = {
+        (row["method_a"], row["method_b"]): row for row in read(settings, "similarity_by_method")
+    }
     assert between["lora", "lora"]["run_pairs"] == "1"
     assert between["full", "multilora"]["run_pairs"] == "2"
     assert len(between) == 6
 
 
+def test_the_record_of_a_part_scores_the_base_on_the_items_of_the_runs(reproduced):
+    settings, runs, model, _ = reproduced
+    of_part = tables.load_all(Path(settings.figures) / report.PARTS / "seeds").record
+    loaded, tokenizer = parts.delta.load_base(str(model))
+    want = parts.scoring.score(loaded, tokenizer, suite.load("test", 4))
+    assert of_part["base_scores"] == json.loads(json.dumps(want))
+    assert set(of_part["runs"]) == {run.name for run in runs}
+    assert len(of_part["trained_on"]) == 1
+
+
 def test_the_relatives_stand_in_the_same_table(reproduced, tmp_path):
     _, _, model, _ = reproduced
     settings = reproduce.ReproduceSettings(
-        out=str(tmp_path / "runs"), figures=str(tmp_path / "figures"), steps=3, processes=2,
+        runs=str(tmp_path / "runs"), figures=str(tmp_path / "figures"), steps=3,
         methods="rlora,mtllora", seeds="0",
     )  # fmt: skip
-    runs = planned(settings, model)
-    for run in runs:
-        train.run(run.settings, run.arguments())
-    finished = [trained.trained(run.out) for run in runs]
-    text = report.report(asdict(settings), finished, model)
+    measured(settings, model)
+    text = report.report(asdict(settings))
     assert [line.split()[0] for line in text.splitlines()[2:4]] == ["rlora", "mtllora"]
-    spectra, _ = store.load(settings.figures)
-    parts = {m: {r["part"] for r in spectra.rows if r["method"] == m} for m in ("rlora", "mtllora")}
-    assert parts == {"rlora": {"mean"}, "mtllora": set(suite.TASKS)}
+    spectra = spectra_of(settings)
+    of = {m: {r["part"] for r in spectra.rows if r["method"] == m} for m in ("rlora", "mtllora")}
+    assert of == {"rlora": {"mean"}, "mtllora": set(suite.TASKS)}
 
 
 @pytest.mark.slow
 def test_methods_of_pefts_own_stand_in_the_same_tables(tiny_base, tmp_path):
     settings = reproduce.ReproduceSettings(
-        out=str(tmp_path / "runs"), figures=str(tmp_path / "figures"), steps=3, seeds="0",
+        runs=str(tmp_path / "runs"), figures=str(tmp_path / "figures"), steps=3, seeds="0",
         methods="lora,peft:PISSA,peft:DORA,peft:VERA",
     )  # fmt: skip
-    runs = planned(settings, tiny_base)
-    running.train_all(runs, 2)
-    finished = [trained.trained(run.out) for run in runs]
-    text = report.report(asdict(settings), finished, tiny_base)
-    spectra, _ = store.load(settings.figures)
+    measured(settings, tiny_base)
+    text = report.report(asdict(settings))
     names = ["lora-s0", "peft-PISSA-s0", "peft-DORA-s0", "peft-VERA-s0"]
-    assert [row["run"] for row in spectra.rows] == [name for name in names for _ in range(14)]
+    found = [row["run"] for row in spectra_of(settings).rows]
+    assert found == [name for name in names for _ in range(14)]
     for method in ("lora", "peft:PISSA", "peft:DORA", "peft:VERA"):
         lines = [line for line in text.splitlines() if line.startswith(f"{method} ")]
         assert len([line for line in lines if " − " not in line]) == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from multilora import base
 from multilora.reproduction import running
 from multilora.reproduction.presets import Run
 from multilora.training.settings import TrainSettings
@@ -18,7 +19,41 @@ def test_a_failing_run_is_told_of(tmp_path):
         running.train_all([Run(settings, 0, 3, tmp_path / "run")], 1)
 
 
-def test_a_step_is_measured(monkeypatch):
+TINY = {"width": 16, "layers": 1, "heads": 2, "mlp": 24, "steps": 1, "batch": 1}
+UNGATED = {"least_copying": 0.0, "least_recall": 0.0}
+
+
+def test_bases_that_exist_start_no_process(tmp_path, monkeypatch):
+    one = base.BaseSettings(out=str(tmp_path), **TINY)
+    base.directory(one).mkdir()
+    monkeypatch.setattr(running, "ProcessPoolExecutor", lambda *_: pytest.fail("a process"))
+    running.train_bases([], 2)
+    running.train_bases([one], 2)
+    assert not any(base.directory(one).iterdir())
+
+
+@pytest.mark.slow
+def test_missing_bases_are_trained_in_processes(tmp_path):
+    bases = [
+        base.BaseSettings(out=str(tmp_path), seed=seed, **TINY, **UNGATED) for seed in (0, 1, 2)
+    ]
+    base.directory(bases[0]).mkdir()  # counts as trained
+    running.train_bases(bases, 2)
+    weights = [base.directory(one) / "model.safetensors" for one in bases]
+    assert [file.is_file() for file in weights] == [False, True, True]
+    here = base.ensure(base.BaseSettings(out=str(tmp_path / "here"), seed=1, **TINY, **UNGATED))
+    assert weights[1].read_bytes() == (here / "model.safetensors").read_bytes()
+    assert "train_runtime" in (tmp_path / "train.log").read_text()  # and not on the terminal
+
+
+@pytest.mark.slow
+def test_a_base_that_has_not_learned_ends_the_command(tmp_path):
+    with pytest.raises(ValueError, match=r"copying is .*; expected at least 0\.9"):
+        running.train_bases([base.BaseSettings(out=str(tmp_path), **TINY)], 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["train.log"]
+
+
+def test_a_step_is_measured():
     assert 0 < running.seconds_per_step(3) < 60
 
 

@@ -111,3 +111,30 @@ def test_words_are_words_and_values_are_numbers(tmp_path):
         {"kind": "4", "value": 0.5, "part": None},
         {"kind": "q", "value": 48, "part": "1"},
     ]
+
+
+def test_all_tables_of_the_record_are_read_and_no_other(results):
+    tables.write(results, {"phi_grids": [{"method_a": "lora", "i": 1, "j1": 0.5}]})
+    (results / "stray.csv").write_text("a,b\n1,2\n")
+    got = tables.load_all(results)
+    assert got.rows.keys() == {"methods", "phi_grids"}
+    assert got.of("phi_grids") == [{"method_a": "lora", "i": 1, "j1": 0.5}]
+    assert got.of("methods") == ROWS
+    assert tables.load(results).rows.keys() == {"methods"}
+
+
+def test_an_edited_table_is_refused_whether_or_not_a_claim_needs_it(results):
+    tables.write(results, {"phi_grids": [{"method_a": "lora", "i": 1, "j1": 0.5}]})
+    (results / "phi_grids.csv").write_text("method_a,i,j1\nlora,1,0.9\n")
+    with pytest.raises(ValueError, match=r"phi_grids\.csv: was edited"):
+        tables.load_all(results)
+    tables.load(results)
+    (results / "phi_grids.csv").unlink()
+    assert tables.load_all(results).notes == (
+        "phi_grids.csv is in record.json but missing; its claims lack evidence.",
+    )
+
+
+def test_all_tables_need_a_record(tmp_path):
+    with pytest.raises(ValueError, match="missing; expected a directory of results"):
+        tables.load_all(tmp_path)

@@ -46,3 +46,16 @@ def test_differences_have_one_line_per_pair():
     assert "+1.000 [" in lines[2]
     assert lines[2].endswith("3/3")
     assert "+100.0 [" in lines[2]  # scores in points
+
+
+def test_the_measures_that_matter_are_printed_whatever_the_order_of_the_rows():
+    compared = measures.differences(rows_of({"full": (1.0, 2.0), "lora": (0.5, 1.0)}))
+    for row in compared:
+        row["mean"] = {"top_share_1_above_null": 0.125, "gini_k": 0.375}.get(row["measure"], 0.0)
+    lines = text.difference_table(compared[::-1]).splitlines()
+    assert [lines[1].index(heading) for heading in text.HEADINGS.values()] == sorted(
+        lines[1].index(heading) for heading in text.HEADINGS.values()
+    )
+    means = [word for word in lines[2].split() if word.startswith("+") and "]" not in word]
+    assert means == ["+0.000", "+0.125", "+0.00", "+0.375", "+0.0"]
+    assert text.difference_table(compared) == "\n".join(lines)

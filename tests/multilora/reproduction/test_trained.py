@@ -13,9 +13,9 @@ def test_a_run_of_another_version_is_refused(tmp_path):
     run = run_of(tmp_path / "lora-s0", "lora", 0)
     assert (run.method, run.seed, run.name) == ("lora", 0, "lora-s0")
     file = tmp_path / "lora-s0" / "run.json"
-    old = {key: value for key, value in run.facts.items() if key not in ("scores", "base")}
+    old = {key: value for key, value in run.facts.items() if key not in ("scores", "environment")}
     for text, words in (
-        (json.dumps(old), "lacks base, scores: another version wrote it; remove .*lora-s0"),
+        (json.dumps(old), "lacks scores, environment: another version wrote it; remove .*lora-s0"),
         ("[]", "expected a JSON object; remove .*lora-s0 and run again"),
         ("{", "not readable as JSON.*; remove .*lora-s0 and run again"),
     ):

@@ -80,6 +80,7 @@ WITHOUT_EFFECT = {
     "multilora.methods": "empty",
     "multilora.tasks": "empty",
     "multilora.tasks.builtin": "empty",
+    "multilora.tasks.builtin.pretrained": "its copy is named by the hash of the weights",
     "multilora.tasks.public": "empty",
     "multilora.tasks.public.alpaca": "examples from files are hashed themselves",
     "multilora.tasks.public.curation": "examples from files are hashed themselves",
@@ -102,7 +103,8 @@ WITHOUT_EFFECT = {
 
 def source_of(module):
     path = ROOT.joinpath(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    package = path / "__init__.py"
+    return package if package.is_file() else path.with_suffix(".py")
 
 
 def imported(module):

@@ -1,109 +1,115 @@
-"""Evidence on claims 5, 7, 8 and 9, from made-up tables."""
+"""Evidence on claims 5, 7 and 9, from made-up tables."""
 
 import numpy as np
 import pytest
 import scipy.stats
-from claim_tables import SEEDS, cut_rows, grid_rows, judged, outcomes, wild_rows
-
-from multilora.reproduction.claims import text
-
-
-@pytest.mark.parametrize(
-    ("share", "outcome"), [(0.0254, "supported"), (0.0256, "contradicted"), (0.02, "contradicted")]
+from claim_tables import (
+    AS_CLAIMED,
+    EVERYTHING,
+    budget_rows,
+    dynamics_rows,
+    grid_rows,
+    judged,
+    methods_rows,
+    nearness_rows,
+    outcomes,
+    wild_rows,
 )
-def test_the_count_is_exact(share, outcome):
-    rows = [
-        {"model": "llama-7b", "n": 3, "r": 22, "share": share},
-        {"model": "llama-7b", "n": 1, "r": 67, "share": 0.025},  # of another n: does not count
-    ]
+
+from multilora.reproduction.claims import beyond, text
+
+
+def test_the_budget_is_a_count_without_a_verdict():
+    rows = [*budget_rows(), *budget_rows("llama-13b", r=27, share=0.0249)]
+    rows.append({"model": "llama-7b", "n": 1, "r": 67, "share": 0.025})  # of another n
     one = judged(llama_budget=rows)["5"]
-    assert one.outcome == outcome
-    assert "(exact)" in text.as_markdown([one])
-    assert "r = 22" in one.evidence.notes[0]
+    assert (one.outcome, one.verdicts, one.evidence.differences) == (None, (), {})
+    assert one.evidence.result == "n = 3: llama-7b r = 22 (2.51 %); llama-13b r = 27 (2.49 %)"
+    assert [row[2] for row in one.evidence.supplements[0].cells[1:]] == ["22", "27"]
+    written = text.as_markdown([one])
+    assert "| 5 | MultiLoRA needs only 2.5 % of additional parameters | n = 3: llama-7b" in written
+    assert "| no verdict |" in written
 
 
-def test_one_model_that_comes_to_the_share_is_enough():
-    rows = [
-        {"model": model, "n": 3, "r": r, "share": share}
-        for model, r, share in (("a", 1, 0.01), ("b", 2, 0.02502), ("c", 3, 0.04))
-    ]
-    one = judged(llama_budget=rows)["5"]
-    assert one.outcome == "supported"
-    assert one.evidence.differences["share_distance"].mean == pytest.approx(0.00002 - 0.0005)
+def test_without_three_modules_there_is_no_count():
+    rows = [row | {"n": 1} for row in budget_rows()]
+    assert outcomes(llama_budget=rows)["5"] == "not measured"
 
 
-def test_a_claim_holds_over_the_grid_where_enough_signs_agree():
-    assert outcomes(grid=grid_rows([True] * 6))["7"] == "supported"
-    assert outcomes(grid=grid_rows([True] * 5))["7"] == "undecided"
-    assert outcomes(grid=grid_rows([False] * 6))["7"] == "contradicted"
+def at_the_usual_setting(grid):
+    """Tables that support every claim at the usual setting, with a grid."""
+    return EVERYTHING | {"grid": grid}
 
 
-def test_the_interval_of_signs_is_the_binomials():
-    got = judged(grid=grid_rows([True] * 7 + [False] * 2))["7"].evidence.differences["sign of 1"]
-    want = scipy.stats.binomtest(7, 9).proportion_ci(0.95, "exact")
-    assert (got.low, got.high) == pytest.approx((2 * want.low - 1, 2 * want.high - 1))
-    assert (got.positive, got.negative) == (7, 2)
+def counts(**rows):
+    """Claim -> (settings in which it holds, settings)."""
+    result = judged(**rows)["7"].evidence.result
+    parts = [part.split(" holds in ") for part in result.split("; ")]
+    return {number: tuple(map(int, of.split(" of "))) for number, of in parts}
+
+
+def test_a_claim_holds_in_a_setting_if_its_mean_lies_beyond_the_bound():
+    got = counts(**at_the_usual_setting(grid_rows([True] * 4 + [False] * 2)))
+    numbers = {number for number, *_ in beyond.OVER_GRID}
+    assert got.keys() == numbers == {"1a", "3a", "3b", "4b", "4c", "4d", "6a", "6b"}
+    assert (got["1a"], got["3a"], got["3b"]) == ((4, 6), (4, 6), (4, 6))
+    assert (got["4b"], got["4d"], got["6a"]) == ((6, 6), (6, 6), (6, 6))
+
+
+def test_a_difference_within_the_bound_does_not_hold():
+    rows = grid_rows([True] * 3)
+    for row in rows:
+        if row["method"] == "multilora" and row["value"] == 1:
+            lora = next(
+                r for r in rows if (r["method"], r["value"], r["seed"]) == ("lora", 1, row["seed"])
+            )
+            row["left_phi_k"] = lora["left_phi_k"] + 0.03
+            row["log_distance"] = lora["log_distance"] - 0.05
+    got = counts(**at_the_usual_setting(rows))
+    assert (got["4b"], got["4c"], got["4d"]) == ((2, 3), (3, 3), (2, 3))
+
+
+def test_only_claims_that_hold_at_the_usual_setting_are_counted():
+    of = {
+        "methods": methods_rows(),  # of the scores, MultiLoRA − full alone is supported
+        "dynamics": dynamics_rows(),
+        "nearness": nearness_rows(left=(0.35, 0.2), right=(0.25, 0.35)),
+        "grid": grid_rows([True] * 6),
+    }
+    assert outcomes(**of)["4b"] == "contradicted"
+    got = counts(**of)
+    assert "4b" not in got
+    assert {"1a", "3a", "3b", "4c", "4d"} <= got.keys()
+    one = judged(grid=of["grid"])["7"]
+    assert (one.outcome, one.verdicts) == (None, ())
+    assert one.evidence.result == "no claim holds at the usual setting"
 
 
 def test_runs_that_several_settings_share_count_once():
     """n is a setting of MultiLoRA alone: LoRA − full is the same at every n."""
     rows = grid_rows([True] * 6)
-    first = {(r["seed"], r["method"]): r["top_share_1"] for r in rows if r["value"] == 0}
+    shared = ("top_share_1", "top_share_1_above_null")
+    first = {(r["seed"], r["method"]): r for r in rows if r["value"] == 0}
     for row in rows:
         if row["value"] in (1, 2, 3) and row["method"] != "multilora":
-            row["top_share_1"] = first[row["seed"], row["method"]]
-    evidence = judged(grid=rows)["7"].evidence
-    assert len(evidence.differences["sign of 1"].values) == 3
-    assert len(evidence.differences["sign of 3"].values) == 6
-    assert len(evidence.supplements[0].cells) == 1 + 6
+            row |= {name: first[row["seed"], row["method"]][name] for name in shared}
+    got = counts(**at_the_usual_setting(rows))
+    assert got["1a"] == (3, 3)
+    assert got["3a"] == got["3b"] == (6, 6)
+    (beside,) = judged(**at_the_usual_setting(rows))["7"].evidence.supplements
+    assert len(beside.cells) == 1 + 6
 
 
-def test_what_the_grid_lacks_is_said():
-    rows = grid_rows([True] * 6)
+def test_what_the_grid_lacks_has_a_dash():
+    rows = grid_rows([True] * 2)
     for row in rows:
-        for column in ("overlap_above_chance", "left_phi_k", "right_phi_k"):
-            del row[column]
-    one = judged(grid=rows)["7"]
-    assert one.outcome == "undecided"
-    assert "Claim 4a has no setting in grid.csv." in one.evidence.notes
-
-
-def test_dominance_matters_where_few_directions_carry_the_score():
-    assert outcomes(cuts=cut_rows((0.5, 0.3), (0.2, 0.4)))["8"] == "supported"
-    assert outcomes(cuts=cut_rows((0.3, 0.5), (0.2, 0.4)))["8"] == "contradicted"
-    assert outcomes(cuts=cut_rows((0.5, 0.3), (0.4, 0.405)))["8"] == "undecided"
-
-
-def test_the_share_of_the_score_that_is_left_is_of_the_whole_update():
-    """MultiLoRA is half as good at every cut, and uncut: relative to that they are alike."""
-    rows = cut_rows((0.4, 0.4), (0.2, 0.2), ks=(0, 1, 2, 4))
-    for row in rows:
-        at = {0: 0.8, 1: 0.2, 2: 0.2, 4: 0.2}[row["k"]]
-        row["score"] = (1 if row["method"] == "lora" else 0.5) * at
-    got = judged(cuts=rows)["8"].evidence.differences
-    assert got["remove of the whole"].mean == pytest.approx(0, abs=1e-15)
-    assert got["remove"].mean == pytest.approx(-0.1)
-    # Where one loses all but a quarter of it without its first direction, and the other half:
-    for row in rows:
-        if row["method"] == "multilora" and row["k"] > 0:
-            row["score"] = 0.2
-    got = judged(cuts=rows)["8"].evidence.differences
-    assert got["remove of the whole"].mean == pytest.approx(0.5 - 0.25)
-
-
-def test_the_area_is_a_mean_over_log_k():
-    got = judged(cuts=cut_rows((0.5, 0.3), (0.2, 0.4)))["8"].evidence
-    # Both curves rise by 0.01 a doubling: the areas differ as the curves do.
-    assert got.differences["keep"].mean == pytest.approx(-0.2 - 1e-4 * np.mean(SEEDS))
-    areas = {row[0]: row for row in got.supplements[0].cells}
-    assert areas["multilora"][2].startswith(f"{0.3 + 0.01 * np.log2(8) / 2:.3f}")
-
-
-def test_cuts_that_not_every_run_has_are_left_out_and_said():
-    rows = [r for r in cut_rows((0.5, 0.3), (0.2, 0.4)) if (r["method"], r["k"]) != ("lora", 8)]
-    one = judged(cuts=rows)["8"]
-    assert "keep: k = 8 is missing for some runs and left out." in one.evidence.notes
-    assert one.outcome == "supported"
+        del row["left_phi_k"]
+    of = at_the_usual_setting(rows)
+    assert "4b" not in counts(**of)
+    (beside,) = judged(**of)["7"].evidence.supplements
+    (column,) = (i for i, name in enumerate(beside.cells[0]) if name.startswith("4b: "))
+    assert [row[column] for row in beside.cells[1:]] == ["–", "–"]
+    assert outcomes(methods=methods_rows(AS_CLAIMED))["7"] == "not measured"
 
 
 def test_adapters_in_the_wild():
@@ -114,6 +120,8 @@ def test_adapters_in_the_wild():
     want = scipy.stats.t.interval(0.95, 2, np.mean(d), scipy.stats.sem(d))
     assert (got.low, got.high) == pytest.approx(want)
     assert outcomes(wild=wild_rows([0.15, 0.16, 0.14]))["9"] == "contradicted"
+    assert outcomes(wild=wild_rows([0.25, 0.26, 0.24]))["9"] == "undecided"
+    assert outcomes(wild=[])["9"] == "not measured"
 
 
 def test_adapters_of_one_author_for_one_task_are_one_unit():

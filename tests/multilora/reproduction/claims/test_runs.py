@@ -1,53 +1,84 @@
-"""Evidence on claims 1 to 4 and 6, from made-up tables."""
+"""Evidence on claims 1a, 3 and 6, from made-up tables."""
 
 import numpy as np
 import pytest
 import scipy.stats
 from claim_tables import (
     AS_CLAIMED,
+    EVERYTHING,
     SEEDS,
+    dynamics_rows,
     judged,
     methods_rows,
-    nearness_rows,
     outcomes,
-    overlap_rows,
     with_values,
 )
 
-from multilora.reproduction.claims import text
+from analysis.numerics.statistics import paired
+from multilora.reproduction.claims import runs, text
+
+NUMBERS = ("1a", "3a", "3b", "6a", "6b")
+
+
+def of_runs(values=AS_CLAIMED, **options):
+    """methods.csv and dynamics.csv with the same values of the measures."""
+    return {"methods": methods_rows(values, **options), "dynamics": dynamics_rows(values)}
 
 
 def test_what_is_as_claimed_is_supported():
-    got = outcomes(methods=methods_rows())
-    assert {n: got[n] for n in ("1", "2", "3", "6")} == dict.fromkeys(
-        ("1", "2", "3", "6"), "supported"
-    )
-    assert got["4a"] == got["5"] == got["9"] == "not measured"
+    got = outcomes(**of_runs(with_values(full__score=0.5)))
+    assert {n: got[n] for n in NUMBERS} == dict.fromkeys(NUMBERS, "supported")
+    assert {got[n] for n in ("1b", "2", "4a left", "4b", "5", "9")} == {"not measured"}
 
 
 @pytest.mark.parametrize(
     ("number", "changes"),
     [
-        ("1", {"lora__top_share_1": 0.05}),
-        ("2", {"full__top_share_1": 0.6}),
-        ("3", {"multilora__effective_rank_k": 11.0}),
-        ("6", {"full__score": 0.8}),  # better than LoRA, worse than full: contradicted
+        ("1a", {"lora__top_share_1": 0.05}),
+        ("3a", {"multilora__top_share_1": 0.6}),
+        ("3b", {"multilora__effective_rank_k": 11.0}),
+        ("6a", {"lora__score": 0.8}),
+        ("6b", {"full__score": 0.8}),
     ],
 )
 def test_the_other_way_round_is_contradicted(number, changes):
-    assert outcomes(methods=methods_rows(with_values(**changes)))[number] == "contradicted"
+    assert outcomes(**of_runs(with_values(**changes)))[number] == "contradicted"
 
 
 @pytest.mark.parametrize(
     ("number", "changes"),
     [
-        ("1", {"lora__top_share_1": 0.15}),  # surely above, and by less than matters
-        ("3", {"multilora__effective_rank_k": 12.5}),
-        ("6", {"full__score": 0.7}),  # better than LoRA, as good as full
+        ("1a", {"lora__top_share_1": 0.16}),  # surely above, and by less than matters
+        ("3a", {"multilora__top_share_1": 0.49}),
+        ("3b", {"multilora__effective_rank_k": 12.5}),
+        ("6a", {"lora__score": 0.695}),
+        ("6b", {"full__score": 0.7}),
     ],
 )
 def test_too_little_is_undecided(number, changes):
-    assert outcomes(methods=methods_rows(with_values(**changes)))[number] == "undecided"
+    assert outcomes(**of_runs(with_values(**changes)))[number] == "undecided"
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_without_runs_of_one_method_a_claim_is_not_measured(number):
+    rows = [row for row in methods_rows() if row["method"] != "lora"]
+    if number == "6b":
+        rows = [row for row in rows if row["method"] != "full"]
+    one = judged(methods=rows)[number]
+    assert one.outcome == "not measured"
+    assert any(note.startswith("There is no run of ") for note in one.evidence.notes)
+
+
+def test_dominance_that_capacity_explains_is_not_supported():
+    """The raw share is far above that of full; beyond the null it is below."""
+    values = with_values(lora__top_share_1=0.5)
+    values["lora"]["top_share_1_above_null"] = 0.0
+    values["full"]["top_share_1_above_null"] = 0.05
+    one = judged(methods=methods_rows(values))["1a"]
+    assert [str(verdict.outcome) for verdict in one.verdicts] == ["contradicted", "supported"]
+    assert one.outcome == "contradicted"
+    values["full"]["top_share_1_above_null"] = 0.0
+    assert outcomes(methods=methods_rows(values))["1a"] == "undecided"
 
 
 def test_the_interval_is_students_over_seeds():
@@ -55,42 +86,142 @@ def test_the_interval_is_students_over_seeds():
     of = {m: {r["seed"]: r["top_share_1"] for r in rows if r["method"] == m} for m in AS_CLAIMED}
     d = [of["lora"][s] - of["full"][s] for s in SEEDS]
     low, high = scipy.stats.t.interval(0.95, 4, np.mean(d), scipy.stats.sem(d))
-    got = judged(methods=rows)["1"].evidence.differences["top_share_1"]
+    got = judged(methods=rows)["1a"].evidence.differences["top_share_1"]
     assert (got.mean, got.low, got.high) == pytest.approx((np.mean(d), low, high))
 
 
 def test_measures_that_disagree_are_said():
-    rows = methods_rows(with_values(multilora__top_share_1=0.8))
-    one = judged(methods=rows)["3"]
-    assert (one.outcome, one.disagree) == ("supported", ["top_share_1"])
+    rows = methods_rows(with_values(multilora__gini_k=0.8))
+    one = judged(methods=rows, dynamics=dynamics_rows())["3b"]
+    assert (one.outcome, one.disagree) == ("supported", ["gini_k"])
     written = text.as_markdown([one])
-    assert "**Measures disagree**: top-1 share." in written
+    assert "**Measures disagree**: Gini of s[:k]." in written
     assert "**the opposite of the claim**" in written
 
 
-def test_what_rests_on_one_way_of_comparing_is_said():
-    rows = methods_rows(with_values(lora__effective_rank_k=23.0, lora__gini_k=0.1))
-    evidence = judged(methods=rows)["1"].evidence
-    assert any("Only energy shares support the claim" in note for note in evidence.notes)
-    both = judged(methods=methods_rows())["1"].evidence
-    assert any("Both energy shares and the first k values support" in note for note in both.notes)
+# At equal validation loss.
 
 
-def test_what_rounding_would_leave_stands_beside_claim_2():
-    row = {"effective_rank": 90.0, "effective_rank_true": 70.0, "above_floor_share": 0.14}
-    rows = [row | {"ratio": 0.003}, row | {"ratio": 0.003, "effective_rank": 92.0}]
-    (beside,) = judged(methods=methods_rows(), rounding_floor=rows)["2"].evidence.supplements
-    assert beside.cells[1:] == [["0.003", "91", "70", "0.14"]]
+COLUMNS = ("top_share_1", "top_share_4", "effective_rank_k", "gini_k")
 
 
-def test_variants_stand_beside_claim_3_and_decide_nothing():
+def curve(method, losses, seed=0):
+    """Rows of dynamics.csv of one run, with other values of each measure at each step."""
+    return [
+        {"method": method, "seed": seed, "step": 10 * i, "k": 24, "validation_loss": loss}
+        | {name: 0.1 * j + 0.01 * (i + 1) ** 2 for j, name in enumerate(COLUMNS)}
+        for i, loss in enumerate(losses)
+    ]
+
+
+def test_at_equal_loss_a_run_is_interpolated_between_its_steps():
+    """LoRA ends at 0.7; MultiLoRA passes it between two steps."""
+    lora, multilora = curve("lora", (2.0, 1.0, 0.7)), curve("multilora", (1.8, 0.9, 0.6, 0.4))
+    rows, notes = runs.at_equal_loss([*multilora[::-1], *lora])  # in any order of the steps
+    at = {row["method"]: row for row in rows}
+    assert notes == ["Equal validation loss: 0.700 nats per answer."]
+    for name in COLUMNS:
+        assert at["lora"][name] == lora[-1][name]
+        losses, values = ([row[c] for row in multilora[::-1]] for c in ("validation_loss", name))
+        assert at["multilora"][name] == pytest.approx(np.interp(0.7, losses, values), rel=1e-12)
+    assert {(row["seed"], row["k"]) for row in rows} == {(0, 24)}
+
+
+def test_a_loss_that_rises_again_counts_where_it_is_first_reached():
+    rows, _ = runs.at_equal_loss(
+        [*curve("lora", (3.0, 1.3)), *curve("multilora", (2.0, 1.2, 1.5, 0.9))]
+    )
+    at = {row["method"]: row for row in rows}
+    share = (2.0 - 1.3) / (2.0 - 1.2)
+    assert at["multilora"]["top_share_1"] == pytest.approx(0.01 + share * 0.03)
+
+
+def test_a_loss_that_is_reached_at_the_first_step_is_not_extrapolated():
+    """MultiLoRA never comes down to where LoRA starts."""
+    lora, multilora = curve("lora", (0.5, 0.4)), curve("multilora", (2.0, 1.5))
+    rows, _ = runs.at_equal_loss([*lora, *multilora])
+    at = {row["method"]: row for row in rows}
+    assert at["lora"]["top_share_1"] == lora[0]["top_share_1"]
+    assert at["multilora"]["top_share_1"] == multilora[-1]["top_share_1"]
+
+
+def test_a_seed_without_one_of_the_methods_has_no_equal_loss():
+    both = [*curve("lora", (1.0, 0.5)), *curve("multilora", (1.0, 0.5)), *curve("full", (0.1,))]
+    alone = curve("lora", (1.0, 0.5), seed=1)
+    rows, notes = runs.at_equal_loss([*both, *alone])
+    assert [(row["method"], row["seed"]) for row in rows] == [("lora", 0), ("multilora", 0)]
+    assert notes == ["Equal validation loss: 0.500 nats per answer."]
+    assert runs.at_equal_loss(alone) == ([], [])
+
+
+def test_tables_without_a_loss_leave_claim_3_undecided():
+    without = [
+        {name: value for name, value in row.items() if name != "validation_loss"}
+        for row in dynamics_rows()
+    ]
+    for rows in (without, []):
+        one = judged(methods=methods_rows(), dynamics=rows)["3a"]
+        assert [str(v.outcome) for v in one.verdicts] == ["supported", "not measured"]
+        assert one.outcome == "undecided"
+        assert "dynamics.csv does not give the validation loss" in " ".join(one.evidence.notes)
+
+
+@pytest.mark.parametrize(("number", "measure"), [("3a", "top_share_1"), ("3b", "effective_rank_k")])
+def test_equal_steps_and_equal_loss_are_judged_apart(number, measure):
+    """At equal loss the measure says the opposite: the claim does not hold."""
+    swapped = AS_CLAIMED | {"lora": AS_CLAIMED["multilora"], "multilora": AS_CLAIMED["lora"]}
+    one = judged(methods=methods_rows(), dynamics=dynamics_rows(swapped))[number]
+    assert [str(v.outcome) for v in one.verdicts] == ["supported", "contradicted"]
+    assert one.outcome == "contradicted"
+    of_seed = {
+        (row["method"], row["seed"]): row[measure]
+        for row in dynamics_rows(swapped)
+        if row["step"] == 3
+    }
+    want = np.mean([of_seed["multilora", s] - of_seed["lora", s] for s in SEEDS])
+    got = one.evidence.differences[f"{measure} at equal validation loss"]
+    assert got.mean == pytest.approx(want)
+
+
+# Scores.
+
+
+@pytest.mark.parametrize(("spread", "half"), [(0.01, 0.01), (0.03, 0.01), (0.2, 0.05)])
+def test_the_seeds_that_an_interval_needs_are_those_of_student(spread, half):
+    values = spread * np.array([-1.0, 0.0, 1.0])  # standard deviation `spread`
+    n = runs.seeds_needed(paired(dict(enumerate(values)), dict.fromkeys(range(3), 0.0)), half)
+
+    def half_width(n):
+        return scipy.stats.t.ppf(0.975, n - 1) * spread / np.sqrt(n)
+
+    assert half_width(n) <= half < half_width(n - 1)
+
+
+def test_the_seeds_that_are_needed_have_limits():
+    assert runs.seeds_needed(paired({0: 1.0, 1: 1.0}, {0: 0.5, 1: 0.5}), 0.01) == 2
+    assert runs.seeds_needed(paired({0: 1.0}, {0: 0.5}), 0.01) is None
+    assert runs.seeds_needed(paired({0: 1e4, 1: -1e4}, {0: 0.0, 1: 0.0}), 1.0) is None
+
+
+@pytest.mark.parametrize("number", ["6a", "6b"])
+def test_the_seeds_that_a_point_would_need_are_said(number):
+    evidence = judged(methods=methods_rows(noise=0.05))[number].evidence
+    n = runs.seeds_needed(evidence.differences["score"], 0.01)
+    assert n > 5
+    assert f"an interval of ±1 point would need {n} seeds." in evidence.notes[0]
+
+
+# Tables that stand beside.
+
+
+def test_variants_stand_beside_claim_3b_and_decide_nothing():
     values = AS_CLAIMED | {
         "multilora n=1": AS_CLAIMED["lora"],
         "multilora n=1 zero": AS_CLAIMED["lora"],
         "multilora zero": AS_CLAIMED["multilora"],
         "lora r=26": AS_CLAIMED["lora"],
     }
-    one = judged(methods=methods_rows(values))["3"]
+    one = judged(methods=methods_rows(values), dynamics=dynamics_rows())["3b"]
     assert one.outcome == "supported"
     against_lora, two_by_two = one.evidence.supplements
     assert [row[0] for row in against_lora.cells[1:]] == [
@@ -108,10 +239,26 @@ def test_a_relative_of_lower_rank_has_a_dash_where_it_is_not_comparable():
     for row in rows:
         if row["method"] == "expert":
             row |= {"effective_rank_k": None, "gini_k": None, "held_k": None}
-    against_lora = judged(methods=rows)["3"].evidence.supplements[0]
+    against_lora = judged(methods=rows)["3b"].evidence.supplements[0]
     cells = {row[0]: row for row in against_lora.cells}
     assert cells["expert − lora"][3] == "–"
     assert cells["expert − lora"][4] != "–"
+
+
+def test_concentration_stands_beside_claim_1a():
+    (beside,) = judged(methods=methods_rows(noise=0))["1a"].evidence.supplements
+    by_method = {row[0]: row[1:] for row in beside.cells}
+    assert list(by_method) == ["", *AS_CLAIMED]
+    assert by_method["lora"][:4] == ["5", "1,000", "0.500 ±0.000", "0.100 ±0.000"]
+    assert "first 24 values" in beside.title
+
+
+def test_scores_stand_beside_claim_6b():
+    scores, tasks = judged(methods=methods_rows(noise=0))["6b"].evidence.supplements
+    assert scores.cells[0] == tasks.cells[0] == ["", *AS_CLAIMED]
+    assert scores.cells[-1] == ["mean", "0.600 ±0.000", "0.600 ±0.000", "0.700 ±0.000"]
+    assert [row[0] for row in tasks.cells[1:]] == ["sort"]
+    assert judged(methods=methods_rows())["6a"].evidence.supplements == ()
 
 
 def test_what_chose_the_learning_rates_is_said():
@@ -131,16 +278,16 @@ def test_what_chose_the_learning_rates_is_said():
         for m in best
         for rate in (0.001, 0.003, 0.006)
     ]
-    for number in ("3", "6"):
+    for number in ("3b", "6b"):
         (note,) = (
             n for n in judged(methods=rows, sweep=sweep)[number].evidence.notes if "rates" in n
         )
         assert note.startswith("Learning rates: full 0.002; lora 0.003; multilora 0.001. ")
         assert "Not chosen by a sweep of the same method: full." in note
         assert note.endswith("a better one may lie outside it: multilora.")
-    (note,) = (n for n in judged(methods=rows)["6"].evidence.notes if "rates" in n)
+    (note,) = (n for n in judged(methods=rows)["6b"].evidence.notes if "rates" in n)
     assert note.endswith("Not chosen by a sweep of the same method: full, lora, multilora.")
-    assert judged(methods=rows, sweep=[*sweep[:3], sweep[5]])["3"].evidence.supplements[
+    assert judged(methods=rows, sweep=[*sweep[:3], sweep[5]])["3b"].evidence.supplements[
         -1
     ].cells == [
         ["", "0.001", "0.003", "0.006"],
@@ -149,37 +296,6 @@ def test_what_chose_the_learning_rates_is_said():
     ]
 
 
-@pytest.mark.parametrize(
-    ("above", "outcome"),
-    [
-        ((0.02, 0.03, 0.025), "supported"),
-        ((0.2, 0.21, 0.22), "contradicted"),
-        ((0.05, 0.15, 0.1), "undecided"),
-        ((0.02,), "undecided"),
-    ],
-)
-def test_modules_share_less_or_more_than_the_margin(above, outcome):
-    one = judged(overlap=overlap_rows(above))["4a"]
-    assert one.outcome == outcome
-    surely = any("whole interval lies above chance" in note for note in one.evidence.notes)
-    assert surely == (len(above) > 1 and outcome != "undecided")
-
-
-def test_a_side_whose_modules_are_independent_is_said():
-    """The mean of both sides is beyond the margin for the right one alone."""
-    rows = [
-        row | {"left_above_chance": 0.05 + 1e-3 * i, "right_above_chance": 0.18 - 1e-3 * i}
-        for i, row in enumerate(overlap_rows((0.115, 0.116, 0.114)))
-    ]
-    one = judged(overlap=rows)["4a"]
-    assert (one.outcome, one.disagree) == ("contradicted", ["left_above_margin"])
-    written = text.as_markdown([one])
-    assert "- overlap above chance, left, minus 0.1: -0.049" in written
-    assert "**Measures disagree**: overlap above chance, left, minus 0.1." in written
-
-
-def test_the_sides_may_disagree_and_each_has_its_verdict():
-    got = judged(nearness=nearness_rows(left=(0.35, 0.2), right=(0.25, 0.35)))
-    assert (got["4b"].outcome, got["4c"].outcome) == ("contradicted", "supported")
-    # Of the side that is contradicted, the distance of the spectra says what was claimed.
-    assert (got["4b"].disagree, got["4c"].disagree) == (["log_distance"], [])
+def test_runs_of_everything_support_what_is_claimed_of_runs():
+    got = outcomes(**EVERYTHING)
+    assert {got[number] for number in NUMBERS} == {"supported"}

@@ -1,112 +1,98 @@
-"""Figures of dominance, overlap and grid, read back from their artists."""
+"""Figures of dominance and overlap, read back from their artists."""
 
 import numpy as np
 import picture_tables
 import pytest
 from matplotlib.colors import to_hex
-from picture_tables import line, read
+from picture_tables import line
 
-from analysis import store
 from multilora.reproduction.pictures import claims
 from multilora.reproduction.pictures.styles import MULTILORA, ordered
 
 
-def test_the_ablation_has_a_row_a_method(rng):
+def test_the_ablation_has_a_row_per_method(rng):
     methods_rows = picture_tables.methods_rows(rng)
-    for row in methods_rows:
-        if row["method"] == "peft:DORA":
-            row["gini_k"] = None  # of a lower capacity than k
     figure = claims.dominance_ablation(methods_rows)
     first, _, last = figure.axes
     names = [label.get_text() for label in first.get_yticklabels()]
-    assert names == ["full", "lora", "multilora (n = 3, B random, s = 0)", "peft:DORA"]
-    dots = [line for line in first.lines if len(line.get_xdata()) == 3]
-    for method, drawn in zip(ordered(methods_rows), dots, strict=True):
-        want = [row["top_share_1"] for row in methods_rows if row["method"] == method]
-        np.testing.assert_array_equal(drawn.get_xdata(), want)
-    assert sum(len(line.get_xdata()) == 3 for line in last.lines) == 3
+    want = ["full fine-tuning", "LoRA", "MultiLoRA (n = 3, B random, s = 0)", "DORA (PEFT)"]
+    assert names == want
+    for ax, measure in ((first, "top_share_1"), (last, "gini_k")):
+        dots = [drawn for drawn in ax.lines if len(drawn.get_xdata()) == 3]
+        for method, drawn in zip(ordered(methods_rows), dots, strict=True):
+            values = [row[measure] for row in methods_rows if row["method"] == method]
+            np.testing.assert_array_equal(drawn.get_xdata(), values)
     assert "energy" in first.get_xlabel()
 
 
-def test_module_overlap_is_by_projection_and_by_n(rng):
+def test_a_method_of_lower_capacity_is_not_applicable_in_its_row(rng):
+    methods_rows = picture_tables.methods_rows(rng)
+    assert not any(ax.texts for ax in claims.dominance_ablation(methods_rows).axes)
+    for row in methods_rows:
+        if row["method"] == "peft:DORA":
+            row["gini_k"] = None
+    figure = claims.dominance_ablation(methods_rows)
+    assert [len(ax.texts) for ax in figure.axes] == [0, 0, 1]
+    (empty,) = figure.axes[2].texts
+    assert (empty.get_text(), empty.get_position()[1]) == ("n/a", -3)
+    assert "n/a: capacity below 24" in figure.get_suptitle()
+
+
+def test_chance_is_a_tick_where_the_table_has_it(rng):
+    methods_rows = picture_tables.methods_rows(rng)
+    assert ticks(claims.dominance_ablation(methods_rows).axes[0]) == {}
+    for row in methods_rows:
+        row["null_top_share_1"] = 0.1 * row["seed"]
+        row["null_gini_k"] = None
+    figure = claims.dominance_ablation(methods_rows)
+    assert ticks(figure.axes[0]) == pytest.approx({-y: 0.1 for y in range(4)})
+    assert ticks(figure.axes[1]) == ticks(figure.axes[2]) == {}
+    assert "by chance" in figure.get_suptitle()
+
+
+def ticks(ax):
+    """Return {height: value} of the ticks of chance."""
+    drawn = [line for line in ax.lines if line.get_marker() == "|"]
+    return {line.get_ydata()[0]: line.get_xdata()[0] for line in drawn}
+
+
+def test_module_overlap_is_by_projection_and_variant(rng):
     overlap_rows = picture_tables.overlap_rows(rng)
+    overlap_rows[0]["left_phi"] = None  # undetermined
     figure = claims.module_overlap(overlap_rows)
-    left, right, by_n, _ = figure.axes
+    left, right = figure.axes
     assert [label.get_text() for label in left.get_xticklabels()] == ["q", "up"]
     plain = [row for row in overlap_rows if row["method"] == "multilora"]
     for ax, side in ((left, "left"), (right, "right")):
-        dots, chance = ax.lines[:2]
+        drawn = line(ax, "MultiLoRA (n = 3)")
+        assert to_hex(drawn.get_color()) == MULTILORA.lower()
         want = [
-            np.mean([r[f"{side}_phi"] for r in plain if (r["kind"], r["seed"]) == ("q_proj", s)])
-            for s in (0, 1)
+            np.mean([r[f"{side}_phi"] for r in of if r[f"{side}_phi"] is not None])
+            for kind in ("up_proj", "q_proj")
+            for seed in (0, 1)
+            if (of := [r for r in plain if (r["kind"], r["seed"]) == (kind, seed)])
         ]
-        np.testing.assert_allclose(dots.get_ydata(), want)
-        assert set(chance.get_ydata()) == {plain[0][f"{side}_chance"]}
-    assert [label.get_text() for label in by_n.get_xticklabels()] == ["2", "3"]
-
-
-def test_grid_differences_are_by_seed(rng):
-    grid_rows = picture_tables.grid_rows(rng)
-    found = claims.grid_differences(grid_rows)
-    assert {row["measure"] for row in found} == {"top_share_1", "effective_rank_k", "score"}
-    assert len(found) == 5 * 2 * 3 * 2
-    value = {
-        tuple(row[c] for c in ("setting", "value", "seed", "method")): row for row in grid_rows
-    }
-    for row in found:
-        a, b = (value[row["setting"], row["value"], row["seed"], row[m]] for m in "ab")
-        assert row["difference"] == a[row["measure"]] - b[row["measure"]]
-
-
-def test_a_grid_without_a_method_has_no_difference_with_it(rng):
-    grid_rows = picture_tables.grid_rows(rng)
-    left = [row for row in grid_rows if row["method"] != "full"]
-    assert {(r["a"], r["b"]) for r in claims.grid_differences(left)} == {("multilora", "lora")}
-
-
-def test_the_grid_has_a_column_a_setting_and_ordered_values(rng):
-    grid_rows = picture_tables.grid_rows(rng)
-    overlaps = [{**row, "overlap_above_chance": 0.1} for row in grid_rows]
-    figure = claims.scale_grid(overlaps)
-    assert len(figure.axes) == 4 * 2
-    last = figure.axes[-2:]
-    assert [ax.get_xlabel() for ax in last] == [claims.SETTINGS["n·r"], claims.SETTINGS["rate"]]
-    assert [label.get_text() for label in last[0].get_xticklabels()] == ["4", "8", "16"]
-    first = figure.axes[0]
-    new = line(first, "MultiLoRA − LoRA")
-    assert to_hex(new.get_color()) == MULTILORA.lower()
-    want = sorted(
-        row["difference"]
-        for row in claims.grid_differences(grid_rows)
-        if (row["setting"], row["measure"], row["b"]) == ("n·r", "top_share_1", "lora")
-    )
-    assert sorted(new.get_ydata()) == want
-    assert any(list(drawn.get_ydata()) == [0, 0] for drawn in first.lines)
-    (overlap,) = [ax for ax in figure.axes if ax.get_ylabel().startswith("overlap")]
-    assert set(line(overlap, "MultiLoRA").get_ydata()) == {0.1}
-
-
-def test_the_grid_shows_what_is_found_where_nothing_is_changed(rng):
-    grid_rows = picture_tables.grid_rows(rng)
-    usual = [
-        row | {"value": 1} for row in grid_rows if (row["setting"], row["value"]) == ("rate", 2)
+        np.testing.assert_allclose(sorted(drawn.get_ydata()), sorted(want))
+        chance = [other for other in ax.lines if other.get_label() == "chance, r/d"]
+        assert len(chance) == 3 * 2
+        assert {y for other in chance for y in other.get_ydata()} == {plain[0][f"{side}_chance"]}
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words == [
+        *("MultiLoRA (n = 3)", "MultiLoRA, zero start (n = 3)", "multilora n=2 (n = 2)"),
+        "chance, r/d",
     ]
-    figure = claims.scale_grid([*grid_rows, *usual])
-    differences = [
-        row["difference"]
-        for row in claims.grid_differences(usual)
-        if (row["measure"], row["b"]) == ("top_share_1", "lora")
-    ]
-    for ax in figure.axes[:2]:
-        dotted = [drawn for drawn in ax.lines if drawn.get_label() == "mean without a change"]
-        (new,) = [drawn for drawn in dotted if to_hex(drawn.get_color()) == MULTILORA.lower()]
-        assert new.get_ydata() == pytest.approx([np.mean(differences)] * 2)
 
 
-def test_values_of_a_setting_are_numbers_in_their_order(tmp_path, rng):
-    """Also from a file, where 16 stands before 4 as a word."""
-    grid_rows = picture_tables.grid_rows(rng)
-    store.write_text(tmp_path / "grid.csv", store.csv_text(grid_rows, list(grid_rows[0])))
-    figure = claims.scale_grid(read(tmp_path / "grid.csv"))
-    (ranks,) = [ax for ax in figure.axes if ax.get_xlabel() == claims.SETTINGS["n·r"]]
-    assert [label.get_text() for label in ranks.get_xticklabels()] == ["4", "8", "16"]
+def test_overlap_of_different_seeds_is_drawn_where_the_table_has_it(rng):
+    overlap_rows = picture_tables.overlap_rows(rng)
+    nulls = [row | {"left_null": 0.07, "right_null": None} for row in overlap_rows]
+    left, right = claims.module_overlap(nulls).axes
+    drawn = [line for line in left.lines if line.get_label() == "modules of different seeds"]
+    assert [list(line.get_ydata()) for line in drawn] == [[0.07, 0.07]] * 6
+    assert "modules of different seeds" not in [line.get_label() for line in right.lines]
+
+
+def test_markers_of_the_variants_differ(rng):
+    left, _ = claims.module_overlap(picture_tables.overlap_rows(rng)).axes
+    markers = [line.get_marker() for line in left.lines if line.get_marker() != "None"]
+    assert len(set(markers)) == len(markers) == 3

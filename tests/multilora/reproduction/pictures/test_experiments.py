@@ -10,18 +10,48 @@ from picture_tables import line, rounding_rows
 from multilora.reproduction.pictures import experiments
 
 
-def test_cut_curves_have_a_panel_a_kind_and_family(rng):
+def test_cut_curves_are_shares_of_the_gain_and_name_those_of_the_top_8(rng):
     cut_rows = picture_tables.cut_rows(rng)
     figure = experiments.cut_curves(cut_rows)
-    assert len(figure.axes) == 4
-    assert [ax.get_title() for ax in figure.axes[:2]] == ["mean of the families", "knowledge"]
-    for ax, kind in ((figure.axes[1], "keep"), (figure.axes[3], "remove")):
-        lora = line(ax, "lora")
+    assert [ax.get_title() for ax in figure.axes] == list(experiments.CUTS.values())
+    for ax, kind in zip(figure.axes, experiments.CUTS, strict=True):
+        full, lora = (line(ax, label) for label in labels_of(ax, "full fine-tuning", "LoRA"))
         assert list(lora.get_xdata()) == [0, 1, 2, 4]
-        chosen = [r for r in cut_rows if (r["method"], r["kind"], r["k"]) == ("lora", kind, 2)]
-        want = 100 * np.mean([row["score_knowledge"] for row in chosen])
-        assert lora.get_ydata()[2] == pytest.approx(want)
-    assert list(line(figure.axes[1], "full").get_xdata()) == [0, 1, 2, 4, 8]
+        assert list(full.get_xdata()) == [0, 1, 2, 4, 8]
+        want = np.mean([share_of(cut_rows, "full", seed, kind, 8) for seed in (0, 1)])
+        assert full.get_ydata()[-1] == pytest.approx(100 * want)
+        assert full.get_label() == f"full fine-tuning: {100 * want:.0f} %"
+        assert lora.get_label() == "LoRA"  # it has no cut at 8
+    kept, removed = (line(ax, labels_of(ax, "LoRA")[0]).get_ydata() for ax in figure.axes)
+    assert (kept[0], removed[0]) == pytest.approx((0, 100))
+
+
+def labels_of(ax, *starts):
+    """Return the labels of the lines that start with the words."""
+    return [
+        next(label for line in ax.lines if (label := line.get_label()).startswith(start))
+        for start in starts
+    ]
+
+
+def share_of(rows, method, seed, kind, k):
+    """Return the share of the gain at a cut, from the scores themselves."""
+    scores = {
+        (r["kind"], r["k"]): r["score"] for r in rows if (r["method"], r["seed"]) == (method, seed)
+    }
+    base, whole = scores["keep", 0], scores["remove", 0]
+    return (scores[kind, k] - base) / (whole - base)
+
+
+def test_a_run_that_gains_nothing_has_no_share(rng):
+    cut_rows = picture_tables.cut_rows(rng)
+    for row in cut_rows:
+        if (row["method"], row["seed"], row["kind"], row["k"]) == ("lora", 1, "remove", 0):
+            row["score"] = 0.2  # as the base
+    runs = {(row["method"], row["seed"]) for row in experiments.gain_shares(cut_rows)}
+    assert runs == {("full", 0), ("full", 1), ("lora", 0)}
+    unknown = [row for row in cut_rows if (row["kind"], row["k"]) != ("keep", 0)]
+    assert experiments.gain_shares(unknown) == []
 
 
 def test_rounding_is_beside_the_truth(rng):
@@ -61,7 +91,7 @@ def test_dynamics_are_lines_over_steps(rng):
         for m, seed, step in itertools.product(("lora", "full"), (0, 1), (20, 10))
     ]
     figure = experiments.dynamics(rows)
-    drawn = line(figure.axes[0], "lora")
+    drawn = line(figure.axes[0], "LoRA")
     want = [
         np.mean([r["top_share_1"] for r in rows if (r["method"], r["step"]) == ("lora", step)])
         for step in (10, 20)

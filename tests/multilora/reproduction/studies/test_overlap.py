@@ -110,3 +110,106 @@ def test_modules_of_one_span_overlap_wholly(write_adapter, rng):
     path = write_modules(write_adapter, "multilora-s0", [(B, A), (B @ [[1, 2], [0, 1]], 3 * A)])
     (row,) = overlap.by_run(overlap.module_pairs([run_of(path, "multilora", 0, n=2)]))
     assert row["overlap_above_chance"] == pytest.approx(1 - (2 / 12 + 2 / 10) / 2, abs=1e-6)
+
+
+# The null: modules of different seeds.
+
+
+def direct(modules_a, modules_b, which):
+    """Mean φ(r, r) over all pairs of a module of one run and a module of another.
+
+    modules: [(B, A), …]; which: 0 for output directions, 1 for input directions.
+    """
+    bases = [
+        [np.linalg.qr(m[0] if which == 0 else m[1].T)[0] for m in modules]
+        for modules in (modules_a, modules_b)
+    ]
+    return np.mean(
+        [np.linalg.norm(a.T @ b) ** 2 / a.shape[1] for a, b in itertools.product(*bases)]
+    )
+
+
+def drawn(rng, n=3):
+    return [(rng.standard_normal((D_OUT, 2)), rng.standard_normal((2, D_IN))) for _ in range(n)]
+
+
+@pytest.fixture
+def seeds_of(write_adapter):
+    """Write the runs of one method, one per list of modules."""
+
+    def write(*runs, method="multilora"):
+        return [
+            run_of(
+                write_modules(write_adapter, f"{method}-s{seed}", modules),
+                method,
+                seed,
+                n=len(modules),
+            )
+            for seed, modules in enumerate(runs)
+        ]
+
+    return write
+
+
+def test_the_null_is_the_mean_over_modules_of_two_runs(seeds_of, rng):
+    """Six of the nine pairs share a planted direction; the modules of one run share all."""
+    a, b = drawn(rng), drawn(rng)
+    a[1], a[2] = a[0], a[0]
+    for B, A in (b[1], b[2]):
+        B[:, 0], A[0] = a[0][0][:, 0], a[0][1][0]
+    nulls = overlap.between_seeds(seeds_of(a, b))
+    assert nulls.keys() == {("multilora", "q", "left"), ("multilora", "q", "right")}
+    for which, side in enumerate(("left", "right")):
+        want = direct(a, b, which)
+        assert nulls["multilora", "q", side] == pytest.approx(want, abs=1e-6)
+        assert 0.3 < want < 0.9
+
+
+def test_the_null_of_three_runs_is_over_all_pairs_of_runs(seeds_of, rng):
+    runs = [drawn(rng) for _ in range(3)]
+    nulls = overlap.between_seeds(seeds_of(*runs))
+    want = np.mean([direct(*pair, 0) for pair in itertools.combinations(runs, 2)])
+    assert nulls["multilora", "q", "left"] == pytest.approx(want, abs=1e-6)
+
+
+def test_methods_have_nulls_of_their_own(seeds_of, rng):
+    one, zero = [drawn(rng), drawn(rng)], [drawn(rng), drawn(rng)]
+    runs = [*seeds_of(*one), *seeds_of(*zero, method="multilora zero")]
+    nulls = overlap.between_seeds(runs)
+    for method, (a, b) in (("multilora", one), ("multilora zero", zero)):
+        assert nulls[method, "q", "right"] == pytest.approx(direct(a, b, 1), abs=1e-6)
+
+
+def test_runs_of_one_module_or_of_one_seed_have_no_null(seeds_of, write_adapter, lora_tensors, rng):
+    several, single = (
+        seeds_of(drawn(rng)),
+        seeds_of(drawn(rng, 1), drawn(rng, 1), method="multilora n=1"),
+    )
+    lora = [run_of(write_adapter(lora_tensors("q"), f"l-s{s}"), "lora", s) for s in (0, 1)]
+    assert overlap.between_seeds([*several, *single, *lora]) == {}
+    assert overlap.between_seeds([]) == {}
+
+
+def test_a_module_at_zero_has_no_directions(seeds_of, rng):
+    a, b = drawn(rng), drawn(rng)
+    a[2][0][:] = 0
+    nulls = overlap.between_seeds(seeds_of(a, b))
+    assert nulls["multilora", "q", "left"] == pytest.approx(direct(a[:2], b, 0), abs=1e-6)
+
+
+def test_both_tables_hold_the_null_and_the_overlap_beyond_it(seeds_of, rng):
+    runs = seeds_of(drawn(rng), drawn(rng))
+    nulls = overlap.between_seeds(runs)
+    pairs = overlap.module_pairs(runs, nulls)
+    for layer, row in zip(overlap.by_layer(pairs), overlap.by_run(pairs), strict=True):
+        for side in ("left", "right"):
+            by_null = nulls["multilora", "q", side]
+            assert layer[f"{side}_null"] == row[f"{side}_null_k"] == by_null
+            assert row[f"{side}_above_null"] == pytest.approx(row[f"{side}_phi_k"] - by_null)
+
+
+def test_without_a_second_seed_there_is_no_null(seeds_of, rng):
+    pairs = overlap.module_pairs(seeds_of(drawn(rng)))
+    (layer,), (row,) = overlap.by_layer(pairs), overlap.by_run(pairs)
+    assert layer["left_null"] is row["right_null_k"] is row["left_above_null"] is None
+    assert row["left_above_chance"] is not None

@@ -51,7 +51,7 @@ def test_chance_is_that_of_two_gaussian_factors(place, rng):
     assert row["null_top_share_1"] == pytest.approx(
         shares.mean(), abs=5 * shares.std() / np.sqrt(shares.size)
     )
-    assert row["null_top_share_1"] == null.null_top_share(70, 80, 4, 1)
+    assert row["null_top_share_1"] == null.chance(70, 80, 4, 1, dense=False)["top_share_1"].mean
 
 
 def test_what_is_left_out_is_said_with_its_reason(place):

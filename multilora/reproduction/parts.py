@@ -1,0 +1,175 @@
+"""Measure the finished runs of one base and keep their tables, so that a report needs only these.
+
+A part of a reproduction is trained and measured on its own: the runs of one base, the grid, the
+sweep. Its results are written to a directory as soon as it is finished: if a reproduction is
+interrupted, at most one part is lost. `report` pools the parts.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from analysis import UserError, store
+from analysis.pairs import repeatability
+from analysis.pairs.repeatability import Label
+from analysis.results import Row, Spectra
+from multilora import delta, record
+from multilora.reproduction import analysing, bands, experiments, measures, tables
+from multilora.reproduction.presets import Run
+from multilora.reproduction.studies import dynamics, grids, overlap, wild
+from multilora.reproduction.trained import MAIN, Trained, check_comparable, trained
+from multilora.tasks import data, scoring
+
+Tables = Mapping[str, Sequence[Row]]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The results of a part.
+
+    rows_of: rows of its tables, by name; spectra: those of the methods that figures show.
+    """
+
+    rows_of: Tables
+    spectra: Spectra = field(default_factory=Spectra)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A part of a reproduction.
+
+    name: the name of its directory.
+    runs: the runs that are trained for it.
+    model: the directory of their base, or of one of them.
+    measure: takes the finished runs and returns the results.
+    """
+
+    name: str
+    runs: Sequence[Run]
+    model: Path
+    measure: Callable[[Sequence[Trained]], Measured]
+
+
+def of_base(
+    runs: Sequence[Trained], model: Path, unit: int | None = None, thorough: bool = False
+) -> Measured:
+    """Measure the runs of one base.
+
+    runs: finished runs of one base, each of another method or seed.
+    model: the directory of the base.
+    unit: the seed of the base, if the base is the unit of the statistics: the runs of other seeds
+        repeat those of this seed, and all numbers between runs are means over the base. None if
+        each seed is a unit.
+    thorough: True to measure what takes minutes: cut updates, rounding, dynamics, overlap.
+
+    Raises UserError if the runs cannot be compared.
+    """
+    check_comparable(runs)
+    own = [run for run in runs if unit in (None, run.seed)]
+    spectra, similarity = analysing.spectra_of(runs, model), analysing.similarity_of(runs, model)
+    labels = {run.name: Label(run.method, run.seed) for run in runs}
+    k = measures.common_k(runs, spectra)
+    near = measures.nearness(similarity, labels, spectra, k)
+    overlaps = overlap.module_pairs(own, nulls=overlap.between_seeds(runs))
+    main = [run for run in own if run.method in MAIN]
+    rows_of = {
+        "methods": measures.of_runs(own, spectra),
+        "repeats": measures.of_runs([run for run in runs if run not in own], spectra),
+        "nearness": near if unit is None else measures.of_unit(near, unit),
+        "similarity_by_method": repeatability.between(similarity.rows, similarity.phi, labels, k),
+        "phi_grids": grids.table(similarity, labels, k),
+        "overlap": overlap.by_run(overlaps),
+    }
+    if thorough:
+        rows_of |= experiments.of_runs(main, model)
+        rows_of["module_overlap"] = overlap.by_layer(overlaps)
+        rows_of["dynamics"] = dynamics.table(main, model)
+    shown = bands.shown(run.method for run in own)
+    return Measured(rows_of, _of([run for run in own if run.method in shown], spectra))
+
+
+def of_sweep(runs: Sequence[Trained], model: Path) -> Measured:
+    """Measure the runs of the sweeps of learning rates; `model` is their base."""
+    return Measured(
+        {"sweep": experiments.sweep(measures.of_runs(runs, analysing.spectra_of(runs, model)))}
+    )
+
+
+def of_grid(
+    runs: Sequence[Trained], points: Sequence[tuple[str, float, Run]], model: Path
+) -> Measured:
+    """Measure the finished runs of the grid; points: as `presets.grid` plans them.
+
+    The runs are those of the points, so that `runs` is not needed.
+    """
+    finished = [(s, value, trained(run.out)) for s, value, run in points if run.is_done()]
+    return Measured({"grid": experiments.grid(finished, model)})
+
+
+def of_adapters(runs: Sequence[Trained], directory: Path) -> Measured:
+    """Measure the adapters of others below `directory`; those left out are listed on stderr."""
+    rows, left_out = wild.table(directory)
+    for line in left_out:
+        print(*line.values(), sep=": ", file=sys.stderr)
+    return Measured({"wild": rows})
+
+
+def write(part: Part, settings: Mapping[str, Any], out: Path) -> bool:
+    """Measure the finished runs of a part and write its tables to out/NAME; False if none is.
+
+    settings: those of `reproduce`, for the record.
+    """
+    runs = [trained(run.out) for run in part.runs if run.is_done()]
+    if part.runs and not runs:
+        return False
+    measured = part.measure(runs)
+    made_by = store.record("multilora.reproduce", [run.path for run in runs], dict(settings)) | {
+        "seed": sorted({run.seed for run in runs}),
+        "base": record.sha256_of_files(part.model),
+        "base_scores": _base_scores(runs, part.model),
+        "runs": {run.name: run.facts["fingerprint"] for run in runs},
+        "methods": {run.name: run.method for run in runs},
+        "environment": record.environment(),
+        "trained_on": _machines(runs),
+    }
+    directory = out / part.name
+    store.save(directory, measured.spectra, made_by)
+    tables.write(directory, measured.rows_of)
+    return True
+
+
+def _of(runs: Sequence[Trained], spectra: Spectra) -> Spectra:
+    """Return the spectra of some of the runs."""
+    names = {run.name for run in runs}
+    rows = [row for row in spectra.rows if row["run"] in names]
+    return Spectra(rows, {row["key"]: spectra.s[row["key"]] for row in rows})
+
+
+def _base_scores(runs: Sequence[Trained], model: Path) -> dict[str, Any]:
+    """Score the base on the items that the runs were scored on; {} without runs."""
+    if not runs:
+        return {}
+    of_base, tokenizer = delta.load_base(str(model))
+    per_task = runs[0].facts["settings"]["per_task_scored"]
+    return scoring.score(of_base, tokenizer, data.load().split("test", per_task))
+
+
+def _machines(runs: Sequence[Trained]) -> list[dict[str, Any]]:
+    """Return the machines that the runs were trained on, each once.
+
+    Raises UserError if there are several: another processor gives other numbers, so that runs of
+    one base must not be pooled.
+    """
+    machines = []
+    for run in runs:
+        machine = {name: run.facts["environment"].get(name) for name in record.MACHINE}
+        if machine not in machines:
+            machines.append(machine)
+    if len(machines) > 1:
+        raise UserError(
+            f"{runs[0].path.parent}: runs of one part were trained on different machines:"
+            f" {'; '.join(map(str, machines))}: expected one; remove those of one machine"
+        )
+    return machines
