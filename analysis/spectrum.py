@@ -234,7 +234,7 @@ def row(update: Update, spectrum: decompose.Spectrum, run: Run) -> Row:
     }
     if s[0] > 0:
         line |= _concentration(s, d_out, d_in, line["r"])
-        line |= _denoised(s, d_out=d_out, d_in=d_in, floor=floor)
+        line |= _denoised(spectrum, d_out=d_out, d_in=d_in)
     return {column: line.get(column) for column in results.COLUMNS}
 
 
@@ -261,9 +261,11 @@ def _concentration(s: np.ndarray, d_out: int, d_in: int, r: int | None) -> Row:
     }
 
 
-def _denoised(s: np.ndarray, d_out: int, d_in: int, floor: float | None) -> Row:
-    """The columns `results.DENOISED`; empty without a floor, or if noise makes up most of ΔW."""
-    estimate = None if floor is None else denoise.denoised(s, d_out, d_in, floor)
+def _denoised(spectrum: decompose.Spectrum, d_out: int, d_in: int) -> Row:
+    """The columns `results.DENOISED`; empty without a floor, or if nothing can be estimated."""
+    if spectrum.floor is None:
+        return {}
+    estimate = denoise.denoised(spectrum.s, d_out, d_in, spectrum.floor, spectrum.noise)
     if estimate is None or not estimate[0] > 0:
         return {}
     return {

@@ -81,6 +81,8 @@ class DenseUpdate:
     load: returns ΔW, float32 or float64.
     floor: the noise floor of ΔW (`analysis.numerics.floor.noise_floor`), or a function that
         computes it; None if nothing was rounded.
+    noise: a function that computes the root mean square of the rounding
+        (`analysis.numerics.denoise.noise_size`); None if only the floor is known.
     """
 
     name: str
@@ -90,6 +92,7 @@ class DenseUpdate:
     part: str = ""
     method: str = ""
     source: str = ""
+    noise: Callable[[], float] | None = None
 
     @property
     def capacity(self) -> int:

@@ -19,6 +19,7 @@ from analysis import CheckpointError
 from analysis.formats import Options, base, shards
 from analysis.formats.place import Place
 from analysis.formats.tensors import FLOATS, Stored
+from analysis.numerics.denoise import noise_size
 from analysis.numerics.floor import noise_floor
 from analysis.update import DenseUpdate, Entry, Other, Skipped
 
@@ -115,8 +116,14 @@ def _update(
         with np.errstate(invalid="ignore"):  # Inf − Inf, which is reported later
             return np.subtract(delta, select(W0.load()), out=delta, dtype=dtype)
 
+    def rounded() -> tuple[np.ndarray, np.ndarray | None]:
+        return select(W.load()), select(W0.load()) if options.base_rounded else None
+
     def floor() -> float:
-        return noise_floor(select(W.load()), select(W0.load()) if options.base_rounded else None)
+        return noise_floor(*rounded())
+
+    def noise() -> float:
+        return noise_size(*rounded())
 
     d_out, d_in = W.shape[-2:] if part else (W.shape[0], int(np.prod(W.shape[1:])))
-    return DenseUpdate(module, (d_out, d_in), load, floor, part, "full", str(file))
+    return DenseUpdate(module, (d_out, d_in), load, floor, part, "full", str(file), noise)

@@ -32,12 +32,14 @@ class Spectrum:
     algorithm: "cholesky" or "qr" of the factors; "gram" or "svd" of a dense update.
     error_bound: |s − exact| is at most this.
     floor: the noise floor of ΔW; None if nothing was rounded.
+    noise: the root mean square of its rounding; None if it is not known.
     """
 
     s: np.ndarray
     algorithm: str
     error_bound: float
     floor: float | None = None
+    noise: float | None = None
 
 
 def singular_values(update: Update, method: str = "auto") -> np.ndarray:
@@ -71,7 +73,8 @@ def spectrum(update: Update, method: str = "auto") -> Spectrum:
         result = _low_rank(update, method)
     else:
         result = _dense_svd(update) if method == "svd" else _dense_gram(update)
-        result = replace(result, floor=_floor(update))
+        noise = update.noise() if update.noise and result.s[0] > 0 else None
+        result = replace(result, floor=_floor(update), noise=noise)
     _check_size(result.s, result.error_bound, update)
     return result
 

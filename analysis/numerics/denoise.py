@@ -8,6 +8,8 @@ below it. So the effect of the noise is undone for the spectrum as a whole, by s
 
 import numpy as np
 
+from analysis.numerics.floor import BLOCK, spacing
+
 TYPICAL = 0.85  # the largest singular value of the noise over the floor, measured 0.83 to 0.92
 # Where ΔW is of the size of the spacing, entries of W0 that were on the grid stay there, and the
 # error is smaller: its variance is divided by 1 + STAYING · (noise's share of the energy). Fitted.
@@ -16,14 +18,21 @@ STEPS = 8  # of the iteration; more fit the simulated noise instead of ΔW
 # The simulation has at most LARGEST values: TOP of a larger ΔW one by one, the others by quantiles.
 LARGEST, TOP = 512, 64
 MOST_NOISE = 0.5  # if noise has more than this share of the energy of ΔW, nothing is estimated
+# The noise is uneven, and nothing is estimated, if the floor is this much above that of even noise.
+UNEVEN = 1.3
 SEED = 0
 
 
-def denoised(s: np.ndarray, d_out: int, d_in: int, floor: float | None) -> np.ndarray | None:
+def denoised(
+    s: np.ndarray, d_out: int, d_in: int, floor: float | None, noise: float | None = None
+) -> np.ndarray | None:
     """Return an estimate of the singular values of ΔW before it was rounded, (k,), descending.
 
-    s (k,), k = min(d_out, d_in): those of the rounded ΔW, descending. floor: its noise floor. The
-    noise is taken for independent Gaussian entries of one size σ, TYPICAL · floor =
+    s: (k,), k = min(d_out, d_in), those of the rounded ΔW, descending.
+    floor: its noise floor.
+    noise: the root mean square of its rounding, from `noise_size`; None if only the floor is known.
+
+    The noise is taken for independent Gaussian entries of one size σ = noise, or TYPICAL · floor =
     σ (√d_out + √d_in), reduced by STAYING, and of no larger median than s.
 
     Iterated bootstrap of the bias (Kuk 1995, J. R. Stat. Soc. B 57, 395; indirect inference,
@@ -31,10 +40,10 @@ def denoised(s: np.ndarray, d_out: int, d_in: int, floor: float | None) -> np.nd
     diag(x) plus one draw of noise, the same in all steps; with other singular vectors they would
     have the same distribution.
 
-    s itself if floor is None or 0; None for ΔW = 0, and if noise makes up most of ΔW (MOST_NOISE).
-    Scaling s and the floor scales the result. Noise of very unequal rows or columns is
-    overestimated, because the floor is an upper estimate. At most 9 decompositions of 512 × 512 and
-    one product.
+    s itself if floor is None or 0; None for ΔW = 0, if noise makes up most of ΔW (MOST_NOISE), and
+    if it is UNEVEN, as with outlier columns. The latter shows only if `noise` is given: from the
+    floor alone, an upper estimate, uneven noise is overestimated and too much of ΔW taken away.
+    Scaling s, floor and noise scales the result. At most 9 decompositions of 512 × 512.
 
     >>> denoised(np.array([2.0, 1.0]), 2, 2, floor=0.0).tolist()
     [2.0, 1.0]
@@ -44,7 +53,10 @@ def denoised(s: np.ndarray, d_out: int, d_in: int, floor: float | None) -> np.nd
     if not floor:
         return s
     m, n = sorted((d_out, d_in))
-    sigma = TYPICAL * floor / (np.sqrt(m) + np.sqrt(n)) / s[0]
+    edge = np.sqrt(m) + np.sqrt(n)
+    if noise is not None and floor > UNEVEN * noise * edge:
+        return None
+    sigma = (TYPICAL * floor / edge if noise is None else noise) / s[0]
     y = s / s[0]
     positions = _positions(m)
     size = len(positions)
@@ -62,6 +74,20 @@ def denoised(s: np.ndarray, d_out: int, d_in: int, floor: float | None) -> np.nd
         x = np.sort(np.maximum(x + observed - draw.values(x, sigma), 0.0))[::-1]
     factors = np.divide(x, observed, out=np.zeros(size), where=observed > 0)
     return np.sort(s * np.interp(np.arange(m), positions, factors))[::-1]
+
+
+def noise_size(W: np.ndarray, W0: np.ndarray | None = None) -> float:
+    """Root mean square of the rounding errors in W − W0; W, W0 as for `floor.noise_floor`.
+
+    >>> round(noise_size(np.full((4, 4), 1.5, np.float16)) * 12**0.5 * 2**10, 6)
+    1.0
+    """
+    rows = max(1, BLOCK // max(1, W.shape[1]))
+    total = 0.0
+    for stored in (W,) if W0 is None else (W, W0):
+        for i in range(0, len(stored), rows):
+            total += float(np.sum(spacing(stored[i : i + rows]) ** 2))
+    return float(np.sqrt(total / W.size / 12))
 
 
 def _positions(m: int) -> np.ndarray:

@@ -23,13 +23,13 @@ LARGER, DWARFS = 10**0.5, 10.0
 
 EXPLANATION = f"""\
 ΔW = U diag(s) Vᵀ reads the directions V and writes the directions U; its top directions are those
-that hold 90 % of its energy Σs². cosine: ⟨ΔW_a, ΔW_b⟩/(‖ΔW_a‖‖ΔW_b‖); a/b: ‖ΔW_a‖_F/‖ΔW_b‖_F;
-writes, reads: share of the energy of one update that lies in the other's top left (output) and top
-right (input) directions, in brackets what random directions would hold; opposite: share of entries
-with opposite signs, 0.5 by chance, and arccos(cosine)/π for Gaussian entries; if there are more
-than 10⁶ entries, it is estimated from a seeded sample of 10⁶ entries (standard error 0.0005 for
-independent entries, up to 0.016 for entries of very low rank); an entry that is exactly zero is
-opposite to none.
+that hold 90 % of its energy Σs², and any that storage cannot separate from the last of them.
+cosine: ⟨ΔW_a, ΔW_b⟩/(‖ΔW_a‖‖ΔW_b‖); a/b: ‖ΔW_a‖_F/‖ΔW_b‖_F; writes, reads: share of the energy of
+one update that lies in the other's top left (output) and top right (input) directions, in brackets
+what random directions would hold; opposite: share of entries with opposite signs, 0.5 by chance,
+and arccos(cosine)/π for Gaussian entries; if there are more than 10⁶ entries, it is estimated from
+a seeded sample of 10⁶ entries (standard error 0.0005 for independent entries, up to 0.016 for
+entries of very low rank); an entry that is exactly zero is opposite to none.
 Of the sum ΔW_a + ΔW_b: energy: ‖ΔW_a + ΔW_b‖²/(‖ΔW_a‖² + ‖ΔW_b‖²), 1 if nothing is cancelled or
 strengthened; ‖sum‖₂: s₁; eff. rank: exp of the entropy of s/Σs; 90 %, 99 %: number of directions
 that hold this share of its energy; "a 99 %" and "b 99 %": the same of a and b. The average

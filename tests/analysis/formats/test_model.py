@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 from analysis import CheckpointError, checkpoint
 from analysis.formats import Options
 from analysis.numerics import decompose
+from analysis.numerics.denoise import noise_size
 from analysis.numerics.floor import noise_floor
 from analysis.spectrum import analyse, main
 from analysis.update import DenseUpdate, Other, Skipped
@@ -110,8 +111,10 @@ def test_every_floating_dtype_works(write, rng, dtype, of_base):
     np.testing.assert_allclose(update.dense(), want, rtol=0, atol=1e-6 * np.abs(want).max())
     assert update.load().dtype == (np.float64 if dtype == "float64" else np.float32)
     assert decompose.spectrum(update).floor == noise_floor(W)
+    assert decompose.spectrum(update).noise == noise_size(W)
     both = scan(tuned, base, base_rounded=True)["h.0.q"]
     assert decompose.spectrum(both).floor == noise_floor(W, W0)
+    assert decompose.spectrum(both).noise == noise_size(W, W0)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])

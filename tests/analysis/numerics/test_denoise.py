@@ -6,7 +6,7 @@ import pytest
 from made_updates import orthonormal
 
 from analysis.numerics import denoise, metrics
-from analysis.numerics.denoise import denoised
+from analysis.numerics.denoise import denoised, noise_size
 from analysis.numerics.floor import noise_floor
 
 M = 160
@@ -72,6 +72,60 @@ def test_shrinkage_of_single_values_would_fail_that(rng):
     raw, after = errors(metrics.effective_rank, true, observed, shape, floor)
     by_shrinkage = abs(metrics.effective_rank(shrunk) - metrics.effective_rank(true))
     assert after < raw < by_shrinkage
+
+
+def rounded_unevenly(rng, s, shape, ratio, rows, columns):
+    """As `rounded`, with W0 of rows and columns of these sizes: values, floor, noise."""
+    W0 = (rng.standard_normal(shape) * rows[:, None] * columns).astype(ml_dtypes.bfloat16)
+    dW = (orthonormal(rng, shape[0], s.size) * s) @ orthonormal(rng, shape[1], s.size).T
+    size = ratio * np.linalg.norm(W0.astype(float)) / np.linalg.norm(s)
+    W = (W0.astype(float) + size * dW).astype(ml_dtypes.bfloat16)
+    observed = np.linalg.svd(W.astype(float) - W0.astype(float), compute_uv=False)
+    return observed, noise_floor(W), noise_size(W)
+
+
+@pytest.mark.parametrize("shape", [(M, M), (420, M), (M, 240)])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_with_the_size_of_the_noise_it_is_nearer_to_the_truth(rng, name, shape):
+    true, ones = SPECTRA[name], (np.ones(shape[0]), np.ones(shape[1]))
+    for ratio in (0.03, 0.01, 0.003):
+        observed, floor, noise = rounded_unevenly(rng, true, shape, ratio, *ones)
+        estimate = denoised(observed, *shape, floor, noise)
+        raw, after = (
+            abs(metrics.effective_rank(s) - metrics.effective_rank(true))
+            for s in (observed, estimate)
+        )
+        assert after <= max(raw, 1.0)
+
+
+@pytest.mark.parametrize("uneven", ["rows", "columns", "one column"])
+def test_of_uneven_noise_nothing_is_estimated(rng, uneven):
+    """With outliers in W0, the floor tells little of the noise in most directions."""
+    shape = (420, M)
+    rows, columns = np.ones(420), np.ones(M)
+    if uneven == "rows":
+        rows = np.exp(0.5 * rng.standard_normal(420))
+    elif uneven == "columns":
+        columns = np.exp(rng.standard_normal(M))
+    else:
+        columns[3] = 30.0
+    true = SPECTRA["exponential"]
+    observed, floor, noise = rounded_unevenly(rng, true, shape, 0.01, rows, columns)
+    assert denoised(observed, *shape, floor, noise) is None
+    # Negative control: from the floor alone the estimate would be worse than no estimate.
+    estimate = denoised(observed, *shape, floor)
+    if estimate is not None:
+        raw, after = errors(metrics.effective_rank, true, observed, shape, floor)
+        assert after > raw
+
+
+def test_the_size_of_the_noise_is_that_of_its_entries(rng):
+    W0 = rng.standard_normal((300, 200)).astype("f4")
+    W, V = W0.astype(ml_dtypes.bfloat16), W0.astype(np.float16)
+    error = np.sqrt(np.mean((W.astype(float) - W0) ** 2))
+    assert noise_size(W) == pytest.approx(error, rel=0.02)
+    both = np.hypot(error, np.sqrt(np.mean((V.astype(float) - W0) ** 2)))
+    assert noise_size(W, V) == pytest.approx(both, rel=0.02)
 
 
 def test_without_noise_it_is_the_spectrum_itself(rng):
