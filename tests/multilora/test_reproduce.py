@@ -249,6 +249,8 @@ def test_the_full_preset_on_a_tiny_base(tiny_base, tmp_path, monkeypatch):
     few = tuple((s, v, of) for s, v, of in presets.GRID if (s, v) in (("rate", 1), ("n", 2)))
     monkeypatch.setattr(presets, "GRID", few)
     monkeypatch.setattr(presets, "SWEPT", (0.5, 1.0))
+    monkeypatch.setattr(presets, "settings_of", with_few_examples(presets.settings_of))
+    monkeypatch.setattr(parts.dynamics, "PER_TASK", 2)
     monkeypatch.setattr(reproduce, "train_all", train_here)
     settings = reproduce.ReproduceSettings(
         preset="full", methods="full,lora,multilora", seeds="0,1", steps=3, publish=True
@@ -292,6 +294,12 @@ def test_the_full_preset_on_a_tiny_base(tiny_base, tmp_path, monkeypatch):
     assert reproduce.reproduce(settings) == text
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert reproduce.reproduce(replace(settings, report_only=True)) == text
+
+
+def with_few_examples(settings_of):
+    """The same settings with few examples."""
+    few = {"per_task": 8, "per_task_scored": 2}
+    return lambda method, model: replace(settings_of(method, model), **few)
 
 
 def train_here(runs, processes):

@@ -297,8 +297,9 @@ def test_a_report_is_made_again_without_runs_and_is_the_same(reproduced, tmp_pat
         assert again == (Path(settings.figures) / f"{name}.csv").read_bytes()
 
 
-def test_a_table_that_others_made_keeps_its_hash(reproduced, tmp_path):
+def test_a_table_that_others_made_keeps_its_hash(reproduced, tmp_path, monkeypatch):
     """The report makes its own tables again, and forgets no other."""
+    monkeypatch.setattr(report.figures, "draw", lambda directory: [])
     settings, _, _, _ = reproduced
     shutil.copytree(Path(settings.figures) / report.PARTS, tmp_path / report.PARTS)
     (tmp_path / "record.json").write_text("{}")
@@ -331,6 +332,7 @@ def test_the_record_of_a_part_scores_the_base_on_the_items_of_the_runs(reproduce
     assert len(of_part["trained_on"]) == 1
 
 
+@pytest.mark.slow
 def test_the_relatives_stand_in_the_same_table(reproduced, tmp_path):
     _, _, model, _ = reproduced
     settings = reproduce.ReproduceSettings(
