@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -251,6 +252,8 @@ def test_the_full_preset_on_a_tiny_base(tiny_base, tmp_path, monkeypatch):
     monkeypatch.setattr(presets, "SWEPT", (0.5, 1.0))
     monkeypatch.setattr(presets, "settings_of", with_few_examples(presets.settings_of))
     monkeypatch.setattr(parts.dynamics, "PER_TASK", 2)
+    cuts = parts.experiments.cuts
+    monkeypatch.setattr(cuts, "table", partial(cuts.table, per_task=2))
     monkeypatch.setattr(reproduce, "train_all", train_here)
     settings = reproduce.ReproduceSettings(
         preset="full", methods="full,lora,multilora", seeds="0,1", steps=3, publish=True

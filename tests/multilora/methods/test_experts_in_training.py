@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from analysis import checkpoint
 from multilora import ExpertBank, delta, evaluate, reproduce, train
 from multilora.methods import experts
-from multilora.reproduction import report, running, trained
+from multilora.reproduction import parts, report, running
 from multilora.tasks import encoding, scoring
 from multilora.tasks.builtin import suite
 from multilora.training import identity, prepare, trainer
@@ -223,21 +223,22 @@ def test_two_processes_train_as_one_does(model_path, tmp_path):
 
 
 @pytest.mark.slow
-def test_reproduce_compares_experts_with_the_others(model_path, tmp_path):
+def test_reproduce_compares_experts_with_the_others(model_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "_model", lambda settings, seed: Path(model_path))
     settings = reproduce.ReproduceSettings(
-        out=str(tmp_path / "runs"), figures=str(tmp_path / "figures"), methods="lora,expert",
+        runs=str(tmp_path / "runs"), figures=str(tmp_path / "figures"), methods="lora,expert",
         seeds="0", steps=4, processes=1,
     )  # fmt: skip
-    (planned,) = reproduce.stages(settings, lambda width: Path(model_path))
-    runs = planned.compared
+    (part,) = reproduce.planned(settings)
+    runs = part.runs
     assert [run.out.name for run in runs] == ["lora-s0", "expert-s0"]
     assert runs[1].arguments().learning_rate == DEFAULTS["expert"]["learning_rate"]
     for one in runs:
         object.__setattr__(one.settings, "per_task", 4)
         object.__setattr__(one.settings, "per_task_scored", 2)
     running.train_all(runs, 1)
-    finished = [trained.trained(one.out) for one in runs]
-    text = report.report(vars(settings), finished, Path(model_path))
+    parts.write(part, vars(settings), tmp_path / "figures" / report.PARTS)
+    text = report.report(vars(settings))
     assert "expert" in text
     assert (tmp_path / "figures" / "spectra_by_method.png").exists()
 
