@@ -9,7 +9,7 @@ twelve methods with five seeds, each from a base of its own, a grid of settings 
 learning rates; hours. paper: prints the commands for a LLaMA and public data. Runs go to --runs;
 tables, figures and claims go to --figures and are printed. Runs that exist, made from the same
 settings by the same code, are not made again. The full preset proceeds seed by seed and writes the
-tables of a seed to FIGURES/parts as soon as its runs are finished.
+tables of a seed to FIGURES/blocks as soon as its runs are finished.
 """
 
 import sys
@@ -22,8 +22,8 @@ import torch
 
 from analysis import UserError
 from multilora import base, command
-from multilora.reproduction import parts, presets, reference, report
-from multilora.reproduction.parts import Part
+from multilora.reproduction import blocks, presets, reference, report
+from multilora.reproduction.blocks import Block
 from multilora.reproduction.publishing import publish
 from multilora.reproduction.running import seconds_per_step, train_all, train_bases
 from multilora.tasks.builtin import pretrained
@@ -102,17 +102,17 @@ class ReproduceSettings:
 
 
 def reproduce(settings: ReproduceSettings) -> str:
-    """Train and measure part by part, report on all parts, and return the text to print.
+    """Train and measure block by block, report on all blocks, and return the text to print.
 
-    With report_only, finished runs are measured, and parts without any are taken as they are.
+    With report_only, finished runs are measured, and blocks without any are taken as they are.
     """
     out = Path(settings.figures)
-    for part in planned(settings):
+    for block in planned(settings):
         if not settings.report_only:
             processes = settings.processes or torch.get_num_threads()
-            train_bases(bases(settings, part), processes)
-            train_all(part.runs, processes)
-        parts.write(part, asdict(settings), out / report.PARTS)
+            train_bases(bases(settings, block), processes)
+            train_all(block.runs, processes)
+        blocks.write(block, asdict(settings), out / report.BLOCKS)
     text = report.report(asdict(settings))
     if settings.publish:
         publish(out, to=Path("figures"))
@@ -121,8 +121,8 @@ def reproduce(settings: ReproduceSettings) -> str:
     return text
 
 
-def planned(settings: ReproduceSettings) -> Iterator[Part]:
-    """Yield the parts of a preset, in the order in which they are trained.
+def planned(settings: ReproduceSettings) -> Iterator[Block]:
+    """Yield the blocks of a preset, in the order in which they are trained.
 
     The full preset has the seeds, each with a base of its own, then the grid from the base of the
     first seed, the sweep of learning rates, and the adapters of others if there are any.
@@ -132,29 +132,29 @@ def planned(settings: ReproduceSettings) -> Iterator[Part]:
     if settings.preset == "quick":
         model = _model(settings, seed=0)
         runs = presets.plan(methods, seeds, steps, model, out)
-        yield Part("seeds", runs, model, partial(parts.of_base, model=model))
+        yield Block("seeds", runs, model, partial(blocks.of_base, model=model))
         return
     for seed in seeds:
         model = _model(settings, seed)
         runs = presets.of_base(methods, seed, steps, model, out / f"seed-{seed}")
-        measure = partial(parts.of_base, model=model, unit=seed, thorough=True)
-        yield Part(f"seed-{seed}", runs, model, measure)
+        measure = partial(blocks.of_base, model=model, unit=seed, thorough=True)
+        yield Block(f"seed-{seed}", runs, model, measure)
     if set(presets.CORE) <= set(methods):
         model = _model(settings, seeds[0])
         points = presets.grid(seeds[0], steps, out, partial(_model, settings, seeds[0]))
         runs = list({run.out: run for _, _, run in points}.values())
-        yield Part("grid", runs, model, partial(parts.of_grid, points=points, model=model))
+        yield Block("grid", runs, model, partial(blocks.of_grid, points=points, model=model))
     model = _model(settings, presets.SWEEP_SEED)
     runs = presets.sweep(methods, steps, model, out)
-    yield Part("sweep", runs, model, partial(parts.of_sweep, model=model))
+    yield Block("sweep", runs, model, partial(blocks.of_sweep, model=model))
     if settings.adapters:
-        measure = partial(parts.of_adapters, directory=Path(settings.adapters))
-        yield Part("wild", [], model, measure)
+        measure = partial(blocks.of_adapters, directory=Path(settings.adapters))
+        yield Block("wild", [], model, measure)
 
 
-def bases(settings: ReproduceSettings, part: Part) -> list[base.BaseSettings]:
-    """Return the settings of the bases that the runs of a part need and that are trained here."""
-    needed = {run.settings.model for run in part.runs}
+def bases(settings: ReproduceSettings, block: Block) -> list[base.BaseSettings]:
+    """Return the settings of the bases that the runs of a block need and that are trained here."""
+    needed = {run.settings.model for run in block.runs}
     # Seed 0 is that of the quick preset, whose own seeds may name it again.
     seeds = dict.fromkeys([0, presets.SWEEP_SEED, *map(int, _distinct(settings.seeds))])
     widths = [base.BaseSettings.width, *(int(v) for s, v, _ in presets.GRID if s == "width")]
@@ -164,7 +164,7 @@ def bases(settings: ReproduceSettings, part: Part) -> list[base.BaseSettings]:
 
 def listing(settings: ReproduceSettings) -> str:
     """Return the list of missing runs and an estimate of their duration on this machine."""
-    runs = list({run.out: run for part in planned(settings) for run in part.runs}.values())
+    runs = list({run.out: run for block in planned(settings) for run in block.runs}.values())
     missing = [run for run in runs if not run.is_done()]
     steps = sum(run.steps for run in missing)
     processes = settings.processes or torch.get_num_threads()

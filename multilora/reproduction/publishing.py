@@ -8,20 +8,20 @@ from analysis import UserError, store
 from multilora.reproduction.claims import judge
 
 KINDS = (".csv", ".json", ".md", ".png", ".pdf", ".safetensors")
-PARTS = "parts"
+BLOCKS = "blocks"
 
 
 def publish(results: Path, to: Path) -> None:
-    """Copy tables, parts, figures, claims and record to `to`, then remove those of an earlier run.
+    """Copy tables, blocks, figures, claims and record to `to`, then remove those of an earlier run.
 
-    A part that `to` has and the results lack is kept: parts can be made on different days. The
+    A block that `to` has and the results lack is kept: blocks can be made on different days. The
     claims are judged again, so that the tables in to/earlier are shown beside. Raises UserError if
     both are the same directory.
     """
     if results.resolve() == to.resolve():
         raise UserError(f"{results}: expected another directory than {to}, which is published to")
-    for part in sorted((results / PARTS).glob("*")):
-        _exchange(part, to / PARTS / part.name)
+    for block in sorted((results / BLOCKS).glob("*")):
+        _exchange(block, to / BLOCKS / block.name)
     _exchange(results, to)
     judge.write(to)
 

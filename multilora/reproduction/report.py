@@ -1,9 +1,9 @@
-"""Report on a reproduction from the tables of its parts: pool them, draw, judge, and print.
+"""Report on a reproduction from the tables of its blocks: pool them, draw, judge, and print.
 
 Written to the results directory: methods.csv, one row per run; differences.csv, differences
 between methods paired by seed; similarity_by_method.csv, the directions that methods share next to
 the repeatability of each; the other tables of `pooled`; a figure for each table that has one;
-claims.md and claims.json. Only the tables in DIR/parts/ are read, so that a report can be made
+claims.md and claims.json. Only the tables in DIR/blocks/ are read, so that a report can be made
 again without any run.
 """
 
@@ -22,9 +22,9 @@ from multilora.reproduction.claims import judge
 from multilora.reproduction.claims import text as claims_text
 from multilora.reproduction.text import difference_table, method_tables
 
-PARTS = "parts"  # the directory of the parts in the directory of the results
+BLOCKS = "blocks"  # the directory of the blocks in the directory of the results
 # Tables whose rows do not belong to one run, and the columns that tell the rows apart: their values
-# are means over the parts.
+# are means over the blocks.
 AVERAGED = {
     "similarity_by_method": ("method_a", "method_b"),
     "phi_grids": ("method_a", "method_b", "side", "i"),
@@ -33,11 +33,11 @@ AVERAGED = {
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """The results of all parts.
+    """The results of all blocks.
 
-    rows_of: rows of the tables, by name, part by part.
+    rows_of: rows of the tables, by name, block by block.
     spectra: of the methods that figures show.
-    records: record.json by name of the part.
+    records: record.json by name of the block.
     """
 
     rows_of: Mapping[str, Sequence[Row]]
@@ -46,10 +46,10 @@ class Pool:
 
 
 def report(settings: Mapping[str, Any]) -> str:
-    """Pool the parts, write tables, figures and claims, and return the text to print.
+    """Pool the blocks, write tables, figures and claims, and return the text to print.
 
     settings: those of `reproduce`; "figures" is the directory of the results. Raises UserError if
-    there is no part.
+    there is no block.
     """
     out = Path(settings["figures"])
     pool = read(out)
@@ -69,31 +69,31 @@ def report(settings: Mapping[str, Any]) -> str:
 
 
 def read(out: Path) -> Pool:
-    """Read the parts in out/parts, in the order of their names.
+    """Read the blocks in out/blocks, in the order of their names.
 
-    Raises UserError if there is none, a table was edited, or two parts have the same run.
+    Raises UserError if there is none, a table was edited, or two blocks have the same run.
     """
     rows_of: dict[str, list[Row]] = {}
     spectra = Spectra()
     records = {}
-    for directory in sorted(path for path in (out / PARTS).glob("*") if path.is_dir()):
-        of_part = tables.load_all(directory)
-        for name, rows in of_part.rows.items():
+    for directory in sorted(path for path in (out / BLOCKS).glob("*") if path.is_dir()):
+        of_block = tables.load_all(directory)
+        for name, rows in of_block.rows.items():
             rows_of.setdefault(name, []).extend(rows)
         own, _ = store.load(directory)
         spectra.rows.extend(own.rows)
         spectra.s.update(own.s)
-        records[directory.name] = of_part.record
+        records[directory.name] = of_block.record
     if not rows_of.get("methods"):
-        raise UserError(f"{out / PARTS}: no run is finished and measured; nothing to report on")
+        raise UserError(f"{out / BLOCKS}: no run is finished and measured; nothing to report on")
     seen = [(row["method"], row["seed"]) for row in rows_of["methods"]]
     if len(set(seen)) < len(seen):
-        raise UserError(f"{out / PARTS}: two parts hold the same method and seed; remove one")
+        raise UserError(f"{out / BLOCKS}: two blocks hold the same method and seed; remove one")
     return Pool(rows_of, spectra, records)
 
 
 def pooled(pool: Pool) -> dict[str, list[Row]]:
-    """Return all tables by name: rows of all parts, and what is computed from them together."""
+    """Return all tables by name: rows of all blocks, and what is computed from them together."""
     rows_of = {name: list(rows) for name, rows in pool.rows_of.items()}
     for name, keys in AVERAGED.items():
         rows_of[name] = averaged(rows_of.get(name, []), keys)

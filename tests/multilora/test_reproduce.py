@@ -1,4 +1,4 @@
-"""The command multilora.reproduce: settings, the parts, the list of runs, and the full preset."""
+"""The command multilora.reproduce: settings, the blocks, the list of runs, and the full preset."""
 
 import csv
 import json
@@ -11,8 +11,8 @@ import pytest
 from planned import finish
 
 from multilora import reproduce, train
-from multilora.reproduction import parts, presets, report
-from multilora.reproduction.parts import Measured, Part
+from multilora.reproduction import blocks, presets, report
+from multilora.reproduction.blocks import Block, Measured
 from multilora.reproduction.tables import load, load_all
 from multilora.tasks.builtin import pretrained
 
@@ -58,53 +58,53 @@ def test_what_is_named_twice_is_refused(tmp_path, given):
         list(reproduce.planned(settings_of(tmp_path, **given)))
 
 
-# The parts.
+# The blocks.
 
 
-def test_quick_is_one_part_from_the_base_of_the_package(tmp_path):
-    (part,) = reproduce.planned(settings_of(tmp_path))
-    assert part.name == "seeds"
-    assert [run.out.name for run in part.runs] == [
+def test_quick_is_one_block_from_the_base_of_the_package(tmp_path):
+    (block,) = reproduce.planned(settings_of(tmp_path))
+    assert block.name == "seeds"
+    assert [run.out.name for run in block.runs] == [
         f"{method}-s{seed}" for seed in (0, 1) for method in presets.CORE
     ]
-    assert part.model == tmp_path / "runs" / "base" / PRETRAINED
-    assert part.model.is_dir()
-    assert {run.settings.model for run in part.runs} == {str(part.model)}
-    assert reproduce.bases(settings_of(tmp_path), part) == []
+    assert block.model == tmp_path / "runs" / "base" / PRETRAINED
+    assert block.model.is_dir()
+    assert {run.settings.model for run in block.runs} == {str(block.model)}
+    assert reproduce.bases(settings_of(tmp_path), block) == []
 
 
 def test_quick_trains_its_base_if_asked(tmp_path):
     settings = settings_of(tmp_path, train_base=True, base_steps=7)
-    (part,) = reproduce.planned(settings)
-    (one,) = reproduce.bases(settings, part)
+    (block,) = reproduce.planned(settings)
+    (one,) = reproduce.bases(settings, block)
     assert (one.seed, one.steps, one.threads) == (0, 7, 1)
-    assert part.model == reproduce.base.directory(one)
-    assert not part.model.exists()
+    assert block.model == reproduce.base.directory(one)
+    assert not block.model.exists()
 
 
-def test_full_has_a_part_per_base_then_the_grid_and_the_sweep(tmp_path):
+def test_full_has_a_block_per_base_then_the_grid_and_the_sweep(tmp_path):
     settings = settings_of(tmp_path, preset="full", adapters="adapters")
     planned = list(reproduce.planned(settings))
     names = [f"seed-{seed}" for seed in range(5, 10)]
-    assert [part.name for part in planned] == [*names, "grid", "sweep", "wild"]
-    assert [len(part.runs) for part in planned] == [16] * 5 + [6 + 36, 44, 0]
-    for part, seed in zip(planned, range(5, 10), strict=False):
-        assert {run.seed for run in part.runs} == {seed, seed + presets.REPEAT}
-        assert {run.settings.model for run in part.runs} == {str(part.model)}
-        assert {run.out.parent for run in part.runs} == {tmp_path / "runs" / part.name}
-    assert len({part.model for part in planned[:5]}) == 5
+    assert [block.name for block in planned] == [*names, "grid", "sweep", "wild"]
+    assert [len(block.runs) for block in planned] == [16] * 5 + [6 + 36, 44, 0]
+    for block, seed in zip(planned, range(5, 10), strict=False):
+        assert {run.seed for run in block.runs} == {seed, seed + presets.REPEAT}
+        assert {run.settings.model for run in block.runs} == {str(block.model)}
+        assert {run.out.parent for run in block.runs} == {tmp_path / "runs" / block.name}
+    assert len({block.model for block in planned[:5]}) == 5
     # The grid starts from the base of the first seed, and shares its runs.
     grid, first = planned[5], planned[0]
     assert grid.model == first.model
     shared = {run.out for run in grid.runs} & {run.out for run in first.runs}
     assert len(shared) == 6
     assert {run.seed for run in planned[6].runs} == {presets.SWEEP_SEED}
-    assert len({run.out for part in planned for run in part.runs}) == 5 * 16 + 12 * 3 + 44
+    assert len({run.out for block in planned for run in block.runs}) == 5 * 16 + 12 * 3 + 44
 
 
-def test_each_part_needs_the_bases_of_its_runs(tmp_path):
+def test_each_block_needs_the_bases_of_its_runs(tmp_path):
     settings = settings_of(tmp_path, preset="full", base_steps=9)
-    needed = {part.name: reproduce.bases(settings, part) for part in reproduce.planned(settings)}
+    needed = {block.name: reproduce.bases(settings, block) for block in reproduce.planned(settings)}
     of = {name: [(one.seed, one.width) for one in bases] for name, bases in needed.items()}
     assert of["seed-7"] == [(7, 128)]
     assert sorted(of["grid"]) == [(5, 64), (5, 128)]
@@ -116,7 +116,7 @@ def test_each_part_needs_the_bases_of_its_runs(tmp_path):
 
 def test_without_the_main_methods_there_is_no_grid(tmp_path):
     settings = settings_of(tmp_path, preset="full", methods="lora,rlora", seeds="5")
-    assert [part.name for part in reproduce.planned(settings)] == ["seed-5", "sweep"]
+    assert [block.name for block in reproduce.planned(settings)] == ["seed-5", "sweep"]
 
 
 # What is trained and kept.
@@ -132,13 +132,13 @@ def fails(runs):
 
 
 @pytest.fixture
-def two_parts(tmp_path, monkeypatch):
-    """Settings, and a dict of the functions that measure two parts without runs."""
+def two_blocks(tmp_path, monkeypatch):
+    """Settings, and a dict of the functions that measure two blocks without runs."""
     measuring = {f"seed-{seed}": lambda _, seed=seed: Measured(rows_of(seed)) for seed in (5, 6)}
 
     def planned(settings):
         for name in measuring:
-            yield Part(name, [], tmp_path, lambda runs, name=name: measuring[name](runs))
+            yield Block(name, [], tmp_path, lambda runs, name=name: measuring[name](runs))
 
     monkeypatch.setattr(reproduce, "planned", planned)
     monkeypatch.setattr(report, "report", lambda settings: sorted(report.read(out).records))
@@ -146,21 +146,21 @@ def two_parts(tmp_path, monkeypatch):
     return settings_of(tmp_path, preset="full"), measuring
 
 
-def test_a_part_survives_if_a_later_one_fails(two_parts):
-    settings, measuring = two_parts
+def test_a_block_survives_if_a_later_one_fails(two_blocks):
+    settings, measuring = two_blocks
     second = measuring["seed-6"]
     measuring["seed-6"] = fails
     with pytest.raises(RuntimeError, match="interrupted"):
         reproduce.reproduce(settings)
-    first = Path(settings.figures) / report.PARTS / "seed-5"
+    first = Path(settings.figures) / report.BLOCKS / "seed-5"
     assert [row["seed"] for row in load_all(first).of("methods")] == [5]
     assert [path.name for path in first.parent.iterdir()] == ["seed-5"]
     measuring["seed-6"] = second
     assert reproduce.reproduce(settings) == ["seed-5", "seed-6"]
 
 
-def test_report_only_takes_parts_without_runs_as_they_are(two_parts, monkeypatch, tmp_path):
-    settings, _ = two_parts
+def test_report_only_takes_blocks_without_runs_as_they_are(two_blocks, monkeypatch, tmp_path):
+    settings, _ = two_blocks
     reproduce.reproduce(settings)
     kept = {p: p.read_bytes() for p in Path(settings.figures).rglob("*.csv")}
     monkeypatch.undo()
@@ -173,7 +173,7 @@ def test_report_only_takes_parts_without_runs_as_they_are(two_parts, monkeypatch
     assert {p: p.read_bytes() for p in kept} == kept
 
 
-def test_bases_are_trained_before_the_runs_part_by_part(tmp_path, monkeypatch):
+def test_bases_are_trained_before_the_runs_block_by_block(tmp_path, monkeypatch):
     order = []
     monkeypatch.setattr(
         reproduce, "train_bases", lambda bases, n: order.append(("bases", len(bases), n))
@@ -181,7 +181,7 @@ def test_bases_are_trained_before_the_runs_part_by_part(tmp_path, monkeypatch):
     monkeypatch.setattr(
         reproduce, "train_all", lambda runs, n: order.append(("runs", len(runs), n))
     )
-    monkeypatch.setattr(parts, "write", lambda part, *_: order.append(part.name))
+    monkeypatch.setattr(blocks, "write", lambda block, *_: order.append(block.name))
     monkeypatch.setattr(report, "report", lambda _: "text")
     settings = settings_of(
         tmp_path, preset="full", methods="lora", seeds="5,6", processes=3, adapters="adapters"
@@ -221,8 +221,8 @@ def test_results_are_published_if_asked(tmp_path, monkeypatch):
 def test_a_dry_run_lists_what_is_missing_and_how_long_it_takes(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "seconds_per_step", lambda: 0.06)
     settings = settings_of(tmp_path, steps=100, methods="full,lora", processes=2)
-    (part,) = reproduce.planned(settings)
-    finish(part.runs[0], 0.5)
+    (block,) = reproduce.planned(settings)
+    finish(block.runs[0], 0.5)
     *runs, last = reproduce.listing(settings).splitlines()
     assert [line.split()[0] for line in runs] == [
         str(tmp_path / "runs" / name) for name in ("lora-s0", "full-s1", "lora-s1")
@@ -251,8 +251,8 @@ def test_the_full_preset_on_a_tiny_base(tiny_base, tmp_path, monkeypatch):
     monkeypatch.setattr(presets, "GRID", few)
     monkeypatch.setattr(presets, "SWEPT", (0.5, 1.0))
     monkeypatch.setattr(presets, "settings_of", with_few_examples(presets.settings_of))
-    monkeypatch.setattr(parts.dynamics, "PER_TASK", 2)
-    cuts = parts.experiments.cuts
+    monkeypatch.setattr(blocks.dynamics, "PER_TASK", 2)
+    cuts = blocks.experiments.cuts
     monkeypatch.setattr(cuts, "table", partial(cuts.table, per_task=2))
     monkeypatch.setattr(reproduce, "train_all", train_here)
     settings = reproduce.ReproduceSettings(
@@ -270,7 +270,7 @@ def test_the_full_preset_on_a_tiny_base(tiny_base, tmp_path, monkeypatch):
     assert {f"{name}.csv" for name in tables} <= set(record["tables"])
     assert record["seed"] == [0, 1]
     assert record["bases"].keys() == {"seed-0", "seed-1", "grid", "sweep"}
-    assert {path.name for path in (out / report.PARTS).iterdir()} == record["bases"].keys()
+    assert {path.name for path in (out / report.BLOCKS).iterdir()} == record["bases"].keys()
     assert (tmp_path / "figures" / "methods.csv").read_bytes() == (out / "methods.csv").read_bytes()
     measured = load(out)
     assert [(row["method"], row["seed"]) for row in measured.of("methods")] == [

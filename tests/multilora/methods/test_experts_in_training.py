@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from analysis import checkpoint
 from multilora import ExpertBank, delta, evaluate, reproduce, train
 from multilora.methods import experts
-from multilora.reproduction import parts, report, running
+from multilora.reproduction import blocks, report, running
 from multilora.tasks import encoding, scoring
 from multilora.tasks.builtin import suite
 from multilora.training import identity, prepare, trainer
@@ -76,14 +76,14 @@ def test_trainers_own_clipping_couples_the_experts(tmp_path):
 
 
 def test_accumulation_is_the_larger_batch(tmp_path):
-    # Five rows at a time: the parts differ in how many tokens of a task they have.
+    # Five rows at a time: the blocks differ in how many tokens of a task they have.
     whole, _ = by_trainer(
         trainer.AdapterTrainer, tmp_path, per_device_train_batch_size=10, max_steps=4
     )
     given = {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 2, "max_steps": 4}
-    parts, _ = by_trainer(trainer.AdapterTrainer, tmp_path, **given)
+    blocks, _ = by_trainer(trainer.AdapterTrainer, tmp_path, **given)
     for task in TASKS:
-        for a, b in zip(parts.parameters_of(task), whole.parameters_of(task), strict=True):
+        for a, b in zip(blocks.parameters_of(task), whole.parameters_of(task), strict=True):
             close(a.detach(), b.detach(), 1e-4)
 
 
@@ -118,7 +118,7 @@ def test_the_command_trains_and_scores_an_expert_a_task(model_path, tmp_path, ca
     assert identity.is_done(settings, arguments)
     facts = json.loads((out / "run.json").read_text())
     updates = list(checkpoint.read(out))
-    assert {u.part for u in updates} == set(suite.TASKS)
+    assert {u.block for u in updates} == set(suite.TASKS)
     assert len(updates) == 15 * 14
     assert all(u.dense().any() for u in updates)  # an epoch: every task has had its turn
     assert facts["parameters"] == sum(u.B.size + u.A.size for u in updates)
@@ -229,15 +229,15 @@ def test_reproduce_compares_experts_with_the_others(model_path, tmp_path, monkey
         runs=str(tmp_path / "runs"), figures=str(tmp_path / "figures"), methods="lora,expert",
         seeds="0", steps=4, processes=1,
     )  # fmt: skip
-    (part,) = reproduce.planned(settings)
-    runs = part.runs
+    (block,) = reproduce.planned(settings)
+    runs = block.runs
     assert [run.out.name for run in runs] == ["lora-s0", "expert-s0"]
     assert runs[1].arguments().learning_rate == DEFAULTS["expert"]["learning_rate"]
     for one in runs:
         object.__setattr__(one.settings, "per_task", 4)
         object.__setattr__(one.settings, "per_task_scored", 2)
     running.train_all(runs, 1)
-    parts.write(part, vars(settings), tmp_path / "figures" / report.PARTS)
+    blocks.write(block, vars(settings), tmp_path / "figures" / report.BLOCKS)
     text = report.report(vars(settings))
     assert "expert" in text
     assert (tmp_path / "figures" / "spectra_by_method.png").exists()

@@ -9,7 +9,7 @@ from multilora.reproduction.publishing import publish
 
 
 def results_in(directory, word):
-    """Write results with one table, a figure and two parts."""
+    """Write results with one table, a figure and two blocks."""
     directory.mkdir()
     (directory / "record.json").write_text("{}")
     row = {"method": "lora", "seed": 1, "k": 2, "score": 0.5}
@@ -17,9 +17,9 @@ def results_in(directory, word):
     tables.write(directory, {"methods": [row | shares]})
     (directory / "a.png").write_text(word)
     for name in ("seed-5", "grid"):
-        part = directory / "parts" / name
-        part.mkdir(parents=True)
-        (part / "spectra.safetensors").write_text(word)
+        block = directory / "blocks" / name
+        block.mkdir(parents=True)
+        (block / "spectra.safetensors").write_text(word)
     return directory
 
 
@@ -27,29 +27,29 @@ def names(directory):
     return sorted(f.relative_to(directory).as_posix() for f in directory.rglob("*") if f.is_file())
 
 
-def test_publishing_takes_tables_figures_and_parts_and_judges_the_claims(tmp_path):
+def test_publishing_takes_tables_figures_and_blocks_and_judges_the_claims(tmp_path):
     results, to = results_in(tmp_path / "full", "fresh"), tmp_path / "figures"
     publish(results, to)
     judged = ["claims.json", "claims.md"]
     assert names(to) == sorted([*names(results), *judged])
-    assert (to / "parts/grid/spectra.safetensors").read_text() == "fresh"
+    assert (to / "blocks/grid/spectra.safetensors").read_text() == "fresh"
 
 
 def test_publishing_takes_the_place_of_an_earlier_run_and_of_nothing_else(tmp_path):
     results, to = results_in(tmp_path / "full", "fresh"), results_in(tmp_path / "figures", "before")
     for name in (
         "old.csv",
-        "parts/grid/old.csv",
+        "blocks/grid/old.csv",
         "README",
         "quick/methods.csv",
-        "parts/wild/w.csv",
+        "blocks/wild/w.csv",
     ):
         (to / name).parent.mkdir(parents=True, exist_ok=True)
         (to / name).write_text("before")
     publish(results, to)
-    assert {"old.csv", "parts/grid/old.csv"}.isdisjoint(names(to))
-    # Another kind, another directory, and a part that was made on another day.
-    assert {"README", "quick/methods.csv", "parts/wild/w.csv"} <= set(names(to))
+    assert {"old.csv", "blocks/grid/old.csv"}.isdisjoint(names(to))
+    # Another kind, another directory, and a block that was made on another day.
+    assert {"README", "quick/methods.csv", "blocks/wild/w.csv"} <= set(names(to))
     assert (to / "a.png").read_text() == "fresh"
 
 

@@ -17,7 +17,7 @@ from analysis import UserError, store
 from analysis.numerics import metrics
 from analysis.results import Spectra
 from multilora import reproduce, train
-from multilora.reproduction import measures, parts, presets, report, tables, trained
+from multilora.reproduction import blocks, measures, presets, report, tables, trained
 from multilora.reproduction.claims import judge
 from multilora.reproduction.claims import text as claims_text
 from multilora.reproduction.presets import Run
@@ -26,10 +26,10 @@ from multilora.training import identity
 
 METHODS = ("full", "lora", "multilora")
 
-# Pooling, of made-up parts.
+# Pooling, of made-up blocks.
 
 
-def test_tables_without_a_run_are_averaged_over_parts():
+def test_tables_without_a_run_are_averaged_over_blocks():
     rows = [
         {"method_a": a, "method_b": b, "run_pairs": 2, "modules": 14, "k": k, "cosine": cosine}
         | {"left_phi_k": phi}
@@ -45,12 +45,12 @@ def test_tables_without_a_run_are_averaged_over_parts():
     assert (one["method_a"], one["method_b"], one["run_pairs"]) == ("lora", "full", 6)
     assert (one["k"], one["modules"]) == (20, 14)
     assert one["left_phi_k"] == pytest.approx(0.5)
-    assert one["cosine"] == 0.1  # of the part that has it
+    assert one["cosine"] == 0.1  # of the block that has it
     assert other == rows[2]
     assert report.averaged([], ("method_a",)) == []
 
 
-def test_the_mean_over_one_part_is_the_part():
+def test_the_mean_over_one_block_is_the_block():
     rows = [
         {"method_a": "lora", "method_b": "full", "side": side, "i": i, "j1": 0.25 * i, "j2": None}
         for side in ("left", "right")
@@ -63,7 +63,7 @@ MADE_BY = {"methods": {}, "base": {}, "base_scores": {}, "trained_on": []}
 
 
 def methods_rows(seed, **changes):
-    """Rows of methods.csv of two methods, as a part writes them."""
+    """Rows of methods.csv of two methods, as a block writes them."""
     values = dict.fromkeys((*measures.COMPARED, "held_k", "parameters"), 0.25 + 0.01 * seed)
     values |= {f"score_{family}": 0.5 for family in ("instruction", "understanding", "knowledge")}
     return [
@@ -72,28 +72,28 @@ def methods_rows(seed, **changes):
     ]
 
 
-def write_part(out, name, rows_of, **made_by):
-    """Write the tables of a part, without spectra."""
-    directory = out / report.PARTS / name
+def write_block(out, name, rows_of, **made_by):
+    """Write the tables of a block, without spectra."""
+    directory = out / report.BLOCKS / name
     store.save(directory, Spectra(), MADE_BY | made_by)
     tables.write(directory, rows_of)
     return directory
 
 
-def test_rows_of_all_parts_are_pooled(tmp_path):
+def test_rows_of_all_blocks_are_pooled(tmp_path):
     for seed in (6, 5):
         rows_of = {"methods": methods_rows(seed), "repeats": methods_rows(seed + presets.REPEAT)}
-        write_part(tmp_path, f"seed-{seed}", rows_of, seed=[seed])
+        write_block(tmp_path, f"seed-{seed}", rows_of, seed=[seed])
     adapter = {"adapter": "a", "step": None, "module": "m", "kind": "q", "r": 4}
     shares = {"top_share_1": 0.9, "null_top_share_1": 0.3}
-    write_part(tmp_path, "wild", {"wild": [adapter | shares]})
+    write_block(tmp_path, "wild", {"wild": [adapter | shares]})
     pool = report.read(tmp_path)
     assert [row["seed"] for row in pool.rows_of["methods"]] == [5, 5, 6, 6]
     assert list(pool.records) == ["seed-5", "seed-6", "wild"]
     assert len(pool.rows_of["wild"]) == 1
 
 
-def test_differences_and_spread_are_those_of_all_parts(tmp_path, monkeypatch):
+def test_differences_and_spread_are_those_of_all_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(report.bands, "bands_table", lambda *_: [])
     monkeypatch.setattr(report.bands, "histogram_table", lambda *_: [])
     rows = [row for seed in (5, 6) for row in methods_rows(seed)]
@@ -103,7 +103,7 @@ def test_differences_and_spread_are_those_of_all_parts(tmp_path, monkeypatch):
         pair = {"method_a": "lora", "method_b": "full", "run_pairs": 2, "k": 24}
         alike = [pair | {"left_phi_k": 0.1 * seed}]
         rows_of = {"methods": own, "repeats": again, "similarity_by_method": alike}
-        write_part(tmp_path, f"seed-{seed}", rows_of)
+        write_block(tmp_path, f"seed-{seed}", rows_of)
     got = report.pooled(report.read(tmp_path))
     assert got["differences"] == measures.differences(rows)
     assert {row["seeds"] for row in got["differences"]} == {2}
@@ -115,28 +115,28 @@ def test_differences_and_spread_are_those_of_all_parts(tmp_path, monkeypatch):
     assert {row["n"] for row in got["llama_budget"]} >= {3}
 
 
-def test_two_parts_with_the_same_run_are_refused(tmp_path):
+def test_two_blocks_with_the_same_run_are_refused(tmp_path):
     for name in ("seed-5", "seed-5 again"):
-        write_part(tmp_path, name, {"methods": methods_rows(5)})
-    with pytest.raises(UserError, match="two parts hold the same method and seed; remove one"):
+        write_block(tmp_path, name, {"methods": methods_rows(5)})
+    with pytest.raises(UserError, match="two blocks hold the same method and seed; remove one"):
         report.read(tmp_path)
-    shutil.rmtree(tmp_path / report.PARTS / "seed-5 again")
+    shutil.rmtree(tmp_path / report.BLOCKS / "seed-5 again")
     assert len(report.read(tmp_path).rows_of["methods"]) == 2
 
 
 @pytest.mark.parametrize("table", ["methods", "repeats"])
-def test_a_part_whose_table_was_edited_is_refused(tmp_path, table):
+def test_a_block_whose_table_was_edited_is_refused(tmp_path, table):
     rows_of = {"methods": methods_rows(5), "repeats": methods_rows(15)}
-    file = write_part(tmp_path, "seed-5", rows_of) / f"{table}.csv"
+    file = write_block(tmp_path, "seed-5", rows_of) / f"{table}.csv"
     file.write_text(file.read_text().replace("0.5", "0.9", 1))
     with pytest.raises(UserError, match=rf"seed-5/{table}\.csv: was edited"):
         report.read(tmp_path)
 
 
-def test_without_parts_there_is_nothing_to_report_on(tmp_path):
+def test_without_blocks_there_is_nothing_to_report_on(tmp_path):
     with pytest.raises(UserError, match="no run is finished and measured; nothing to report on"):
         report.report({"figures": str(tmp_path)})
-    write_part(tmp_path, "sweep", {"repeats": methods_rows(5)})
+    write_block(tmp_path, "sweep", {"repeats": methods_rows(5)})
     with pytest.raises(UserError, match="nothing to report on"):
         report.read(tmp_path)
 
@@ -153,7 +153,7 @@ def test_the_scores_of_the_base_are_means_over_bases():
 def test_the_record_names_every_base_and_machine_once(tmp_path):
     for seed, cpu in ((5, "A"), (6, "B"), (7, "A")):
         base = {"model.safetensors": str(seed)}
-        write_part(
+        write_block(
             tmp_path, f"seed-{seed}", {"methods": methods_rows(seed)}, base=base,
             trained_on=[{"cpu": cpu}],
         )  # fmt: skip
@@ -177,13 +177,13 @@ def planned(settings, model):
 
 
 def measured(settings, model):
-    """Train the runs of the settings in this process and write them as a part."""
+    """Train the runs of the settings in this process and write them as a block."""
     runs = planned(settings, model)
     for run in runs:
         if not run.is_done():
             train.run(run.settings, run.arguments())
-    part = parts.Part("seeds", runs, model, partial(parts.of_base, model=model))
-    assert parts.write(part, asdict(settings), Path(settings.figures) / report.PARTS)
+    block = blocks.Block("seeds", runs, model, partial(blocks.of_base, model=model))
+    assert blocks.write(block, asdict(settings), Path(settings.figures) / report.BLOCKS)
     return [trained.trained(run.out) for run in runs]
 
 
@@ -204,7 +204,7 @@ def read(settings, name):
 
 
 def spectra_of(settings):
-    return store.load(Path(settings.figures) / report.PARTS / "seeds")[0]
+    return store.load(Path(settings.figures) / report.BLOCKS / "seeds")[0]
 
 
 def test_every_method_has_every_seed(reproduced):
@@ -289,7 +289,7 @@ def test_claims_are_judged_from_the_tables_that_were_written(reproduced):
 def test_a_report_is_made_again_without_runs_and_is_the_same(reproduced, tmp_path):
     settings, _, _, text = reproduced
     elsewhere = tmp_path / "figures"
-    shutil.copytree(Path(settings.figures) / report.PARTS, elsewhere / report.PARTS)
+    shutil.copytree(Path(settings.figures) / report.BLOCKS, elsewhere / report.BLOCKS)
     lost = asdict(settings) | {"runs": str(tmp_path / "nowhere"), "figures": str(elsewhere)}
     assert report.report(lost) == text.replace(settings.figures, str(elsewhere))
     for name in ("methods", "nearness", "phi_grids"):
@@ -301,7 +301,7 @@ def test_a_table_that_others_made_keeps_its_hash(reproduced, tmp_path, monkeypat
     """The report makes its own tables again, and forgets no other."""
     monkeypatch.setattr(report.figures, "draw", lambda directory: [])
     settings, _, _, _ = reproduced
-    shutil.copytree(Path(settings.figures) / report.PARTS, tmp_path / report.PARTS)
+    shutil.copytree(Path(settings.figures) / report.BLOCKS, tmp_path / report.BLOCKS)
     (tmp_path / "record.json").write_text("{}")
     row = {"adapter": "a", "step": None, "module": "m", "kind": "q", "r": 4}
     tables.write(tmp_path, {"wild": [row | {"top_share_1": 0.9, "null_top_share_1": 0.3}]})
@@ -322,14 +322,14 @@ def test_differences_and_similarity_stand_beside(reproduced):
     assert len(between) == 6
 
 
-def test_the_record_of_a_part_scores_the_base_on_the_items_of_the_runs(reproduced):
+def test_the_record_of_a_block_scores_the_base_on_the_items_of_the_runs(reproduced):
     settings, runs, model, _ = reproduced
-    of_part = tables.load_all(Path(settings.figures) / report.PARTS / "seeds").record
-    loaded, tokenizer = parts.delta.load_base(str(model))
-    want = parts.scoring.score(loaded, tokenizer, suite.load("test", 4))
-    assert of_part["base_scores"] == json.loads(json.dumps(want))
-    assert set(of_part["runs"]) == {run.name for run in runs}
-    assert len(of_part["trained_on"]) == 1
+    of_block = tables.load_all(Path(settings.figures) / report.BLOCKS / "seeds").record
+    loaded, tokenizer = blocks.delta.load_base(str(model))
+    want = blocks.scoring.score(loaded, tokenizer, suite.load("test", 4))
+    assert of_block["base_scores"] == json.loads(json.dumps(want))
+    assert set(of_block["runs"]) == {run.name for run in runs}
+    assert len(of_block["trained_on"]) == 1
 
 
 @pytest.mark.slow
@@ -343,7 +343,7 @@ def test_the_relatives_stand_in_the_same_table(reproduced, tmp_path):
     text = report.report(asdict(settings))
     assert [line.split()[0] for line in text.splitlines()[2:4]] == ["rlora", "mtllora"]
     spectra = spectra_of(settings)
-    of = {m: {r["part"] for r in spectra.rows if r["method"] == m} for m in ("rlora", "mtllora")}
+    of = {m: {r["block"] for r in spectra.rows if r["method"] == m} for m in ("rlora", "mtllora")}
     assert of == {"rlora": {"mean"}, "mtllora": set(suite.TASKS)}
 
 

@@ -1,4 +1,4 @@
-"""The parts of a reproduction: what is measured of the runs of one base, and what is written."""
+"""The blocks of a reproduction: what is measured of the runs of one base, and what is written."""
 
 import json
 from functools import partial
@@ -10,7 +10,7 @@ from finished import MACHINE, run_of
 
 from analysis import UserError, store
 from multilora import record
-from multilora.reproduction import measures, parts, tables
+from multilora.reproduction import blocks, measures, tables
 from multilora.reproduction.studies import overlap
 from multilora.reproduction.trained import Trained
 
@@ -42,7 +42,7 @@ def runs(write_adapter, write_delta, lora_tensors, rng):
 @pytest.fixture(autouse=True)
 def scored(monkeypatch):
     """The scores of the base, which would need a model."""
-    monkeypatch.setattr(parts, "_base_scores", lambda runs, model: SCORES if runs else {})
+    monkeypatch.setattr(blocks, "_base_scores", lambda runs, model: SCORES if runs else {})
 
 
 def planned(run, done=True):
@@ -50,16 +50,16 @@ def planned(run, done=True):
     return SimpleNamespace(out=run.path, is_done=lambda: done)
 
 
-def part_of(runs, tmp_path, name="seed-5", done=True, **options):
-    measure = partial(parts.of_base, model=tmp_path, **options)
-    return parts.Part(name, [planned(run, done) for run in runs], tmp_path, measure)
+def block_of(runs, tmp_path, name="seed-5", done=True, **options):
+    measure = partial(blocks.of_base, model=tmp_path, **options)
+    return blocks.Block(name, [planned(run, done) for run in runs], tmp_path, measure)
 
 
 # What is measured.
 
 
 def test_each_seed_is_a_unit_unless_the_base_is(runs, tmp_path):
-    measured = parts.of_base(runs, tmp_path)
+    measured = blocks.of_base(runs, tmp_path)
     rows_of = measured.rows_of
     key = [(run.method, run.seed) for run in runs]
     assert [(row["method"], row["seed"]) for row in rows_of["methods"]] == key
@@ -71,8 +71,8 @@ def test_each_seed_is_a_unit_unless_the_base_is(runs, tmp_path):
 
 
 def test_a_base_is_one_unit_and_its_second_seed_a_repeat(runs, tmp_path):
-    by_seed = parts.of_base(runs, tmp_path).rows_of
-    measured = parts.of_base(runs, tmp_path, unit=5)
+    by_seed = blocks.of_base(runs, tmp_path).rows_of
+    measured = blocks.of_base(runs, tmp_path, unit=5)
     rows_of = measured.rows_of
     assert [row["seed"] for row in rows_of["methods"]] == [5] * 3
     assert [row["seed"] for row in rows_of["repeats"]] == [15] * 3
@@ -94,10 +94,10 @@ def test_a_base_is_one_unit_and_its_second_seed_a_repeat(runs, tmp_path):
 
 
 def test_the_overlap_of_modules_has_the_null_of_both_seeds(runs, tmp_path):
-    (row,) = parts.of_base(runs, tmp_path, unit=5).rows_of["overlap"]
+    (row,) = blocks.of_base(runs, tmp_path, unit=5).rows_of["overlap"]
     nulls = overlap.between_seeds(runs)
     assert row["left_null_k"] == nulls["multilora", "q_proj", "left"]
-    one_seed = parts.of_base(runs[:3], tmp_path, unit=5).rows_of
+    one_seed = blocks.of_base(runs[:3], tmp_path, unit=5).rows_of
     assert one_seed["overlap"][0]["left_null_k"] is None
     assert one_seed["nearness"] == one_seed["repeats"] == one_seed["phi_grids"] == []
 
@@ -112,9 +112,9 @@ def test_what_takes_minutes_is_measured_if_it_is_asked_for(runs, tmp_path, monke
 
         return table
 
-    monkeypatch.setattr(parts.dynamics, "table", of("dynamics"))
-    monkeypatch.setattr(parts.experiments, "of_runs", lambda *given: {"cuts": of("cuts")(*given)})
-    rows_of = parts.of_base(runs, tmp_path, unit=5, thorough=True).rows_of
+    monkeypatch.setattr(blocks.dynamics, "table", of("dynamics"))
+    monkeypatch.setattr(blocks.experiments, "of_runs", lambda *given: {"cuts": of("cuts")(*given)})
+    rows_of = blocks.of_base(runs, tmp_path, unit=5, thorough=True).rows_of
     assert asked == [["full-s5", "lora-s5", "multilora-s5"]] * 2  # not of the second seed
     assert (rows_of["cuts"], rows_of["dynamics"]) == ([{"name": "cuts"}], [{"name": "dynamics"}])
     assert [row["method"] for row in rows_of["module_overlap"]] == ["multilora"]
@@ -123,7 +123,7 @@ def test_what_takes_minutes_is_measured_if_it_is_asked_for(runs, tmp_path, monke
 def test_runs_of_two_bases_are_refused(runs, tmp_path):
     other = Trained(runs[1].path, runs[1].facts | {"base": {"sha256": {"model": "b"}}})
     with pytest.raises(UserError, match="was trained from another base than"):
-        parts.of_base([runs[0], other], tmp_path)
+        blocks.of_base([runs[0], other], tmp_path)
 
 
 def test_a_sweep_has_a_row_per_run(runs, tmp_path):
@@ -132,21 +132,21 @@ def test_a_sweep_has_a_row_per_run(runs, tmp_path):
         Trained(runs[1].path, runs[1].facts | {"arguments": {"learning_rate": rate}})
         for rate in rates
     ]
-    (row,) = parts.of_sweep(swept[:1], tmp_path).rows_of["sweep"]
+    (row,) = blocks.of_sweep(swept[:1], tmp_path).rows_of["sweep"]
     assert (row["method"], row["learning_rate"], row["chosen"]) == ("lora", 0.0005, 0)
 
 
 def test_points_of_the_grid_that_are_not_finished_are_left_out(runs, tmp_path):
     points = [("rate", 2, planned(run)) for run in runs]
     points += [("rate", 0.5, planned(run, done=False)) for run in runs]
-    rows = parts.of_grid([], points, tmp_path).rows_of["grid"]
+    rows = blocks.of_grid([], points, tmp_path).rows_of["grid"]
     assert [(row["setting"], row["value"]) for row in rows] == [("rate", 2)] * 6
 
 
 def test_adapters_that_are_left_out_are_listed(tmp_path, monkeypatch, capsys):
     left_out = [{"adapter": "b", "reason": "no update"}]
-    monkeypatch.setattr(parts.wild, "table", lambda place: ([{"adapter": "a"}], left_out))
-    measured = parts.of_adapters([], tmp_path)
+    monkeypatch.setattr(blocks.wild, "table", lambda place: ([{"adapter": "a"}], left_out))
+    measured = blocks.of_adapters([], tmp_path)
     assert measured.rows_of == {"wild": [{"adapter": "a"}]}
     assert capsys.readouterr().err == "b: no update\n"
 
@@ -154,9 +154,9 @@ def test_adapters_that_are_left_out_are_listed(tmp_path, monkeypatch, capsys):
 # What is written.
 
 
-def test_a_part_is_written_with_its_record(runs, tmp_path):
-    out = tmp_path / "parts"
-    assert parts.write(part_of(runs, tmp_path, unit=5), {"steps": 3}, out)
+def test_a_block_is_written_with_its_record(runs, tmp_path):
+    out = tmp_path / "blocks"
+    assert blocks.write(block_of(runs, tmp_path, unit=5), {"steps": 3}, out)
     read = tables.load_all(out / "seed-5")
     assert read.rows.keys() == {
         "methods",
@@ -178,18 +178,18 @@ def test_a_part_is_written_with_its_record(runs, tmp_path):
     assert len(spectra.rows) == 3
 
 
-def test_a_part_without_a_finished_run_is_not_written(runs, tmp_path):
-    out = tmp_path / "parts"
-    assert not parts.write(part_of(runs, tmp_path, done=False), {}, out)
+def test_a_block_without_a_finished_run_is_not_written(runs, tmp_path):
+    out = tmp_path / "blocks"
+    assert not blocks.write(block_of(runs, tmp_path, done=False), {}, out)
     assert not out.exists()
 
 
-def test_a_part_that_needs_no_run_is_written(tmp_path):
-    wild = parts.Part("wild", [], tmp_path, lambda runs: parts.Measured({"wild": [{"r": 1}]}))
-    assert parts.write(wild, {}, tmp_path / "parts")
-    made_by = json.loads((tmp_path / "parts" / "wild" / "record.json").read_text())
+def test_a_block_that_needs_no_run_is_written(tmp_path):
+    wild = blocks.Block("wild", [], tmp_path, lambda runs: blocks.Measured({"wild": [{"r": 1}]}))
+    assert blocks.write(wild, {}, tmp_path / "blocks")
+    made_by = json.loads((tmp_path / "blocks" / "wild" / "record.json").read_text())
     assert (made_by["seed"], made_by["base_scores"], made_by["trained_on"]) == ([], {}, [])
-    assert (tmp_path / "parts" / "wild" / "wild.csv").read_text() == "r\n1\n"
+    assert (tmp_path / "blocks" / "wild" / "wild.csv").read_text() == "r\n1\n"
 
 
 def on(run, **changes):
@@ -204,24 +204,24 @@ def write_on(run, **changes):
 @pytest.mark.parametrize("change", [{"cpu": "B"}, {"threads": 2}, {"instructions": "AVX512"}])
 def test_runs_of_two_machines_are_refused(runs, tmp_path, change):
     write_on(runs[3], **change)
-    with pytest.raises(UserError, match=r"of one part were trained on different machines: .*; .*"):
-        parts.write(part_of(runs, tmp_path, unit=5), {}, tmp_path / "parts")
-    assert not (tmp_path / "parts").exists()
+    with pytest.raises(UserError, match=r"of one block were trained on different machines: .*; .*"):
+        blocks.write(block_of(runs, tmp_path, unit=5), {}, tmp_path / "blocks")
+    assert not (tmp_path / "blocks").exists()
 
 
 def test_what_does_not_change_a_number_is_no_other_machine(runs):
-    assert parts._machines([runs[0], on(runs[1], cpus=64)]) == [MACHINE]
-    assert parts._machines([]) == []
+    assert blocks._machines([runs[0], on(runs[1], cpus=64)]) == [MACHINE]
+    assert blocks._machines([]) == []
     # Before processors were recorded, all that is known is the same.
     unknown = [Trained(run.path, run.facts | {"environment": {"threads": 1}}) for run in runs]
-    assert parts._machines(unknown) == [dict.fromkeys(record.MACHINE) | {"threads": 1}]
+    assert blocks._machines(unknown) == [dict.fromkeys(record.MACHINE) | {"threads": 1}]
     assert set(record.MACHINE) == set(MACHINE)
 
 
-def test_an_earlier_result_of_a_part_is_replaced(runs, tmp_path):
-    out = tmp_path / "parts"
-    parts.write(part_of(runs, tmp_path), {"steps": 3}, out)
-    parts.write(part_of(runs[:3], tmp_path, unit=5), {"steps": 4}, out)
+def test_an_earlier_result_of_a_block_is_replaced(runs, tmp_path):
+    out = tmp_path / "blocks"
+    blocks.write(block_of(runs, tmp_path), {"steps": 3}, out)
+    blocks.write(block_of(runs[:3], tmp_path, unit=5), {"steps": 4}, out)
     read = tables.load_all(out / "seed-5")
     assert read.record["arguments"] == {"steps": 4}
     assert "nearness" not in read.rows  # it needs two seeds

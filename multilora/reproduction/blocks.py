@@ -1,8 +1,8 @@
 """Measure the finished runs of one base and keep their tables, so that a report needs only these.
 
-A part of a reproduction is trained and measured on its own: the runs of one base, the grid, the
+A block of a reproduction is trained and measured on its own: the runs of one base, the grid, the
 sweep. Its results are written to a directory as soon as it is finished: if a reproduction is
-interrupted, at most one part is lost. `report` pools the parts.
+interrupted, at most one block is lost. `report` pools the blocks.
 """
 
 import sys
@@ -27,7 +27,7 @@ Tables = Mapping[str, Sequence[Row]]
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The results of a part.
+    """The results of a block.
 
     rows_of: rows of its tables, by name; spectra: those of the methods that figures show.
     """
@@ -37,8 +37,8 @@ class Measured:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """A part of a reproduction.
+class Block:
+    """A block of a reproduction.
 
     name: the name of its directory.
     runs: the runs that are trained for it.
@@ -116,25 +116,25 @@ def of_adapters(runs: Sequence[Trained], directory: Path) -> Measured:
     return Measured({"wild": rows})
 
 
-def write(part: Part, settings: Mapping[str, Any], out: Path) -> bool:
-    """Measure the finished runs of a part and write its tables to out/NAME; False if none is.
+def write(block: Block, settings: Mapping[str, Any], out: Path) -> bool:
+    """Measure the finished runs of a block and write its tables to out/NAME; False if none is.
 
     settings: those of `reproduce`, for the record.
     """
-    runs = [trained(run.out) for run in part.runs if run.is_done()]
-    if part.runs and not runs:
+    runs = [trained(run.out) for run in block.runs if run.is_done()]
+    if block.runs and not runs:
         return False
-    measured = part.measure(runs)
+    measured = block.measure(runs)
     made_by = store.record("multilora.reproduce", [run.path for run in runs], dict(settings)) | {
         "seed": sorted({run.seed for run in runs}),
-        "base": record.sha256_of_files(part.model),
-        "base_scores": _base_scores(runs, part.model),
+        "base": record.sha256_of_files(block.model),
+        "base_scores": _base_scores(runs, block.model),
         "runs": {run.name: run.facts["fingerprint"] for run in runs},
         "methods": {run.name: run.method for run in runs},
         "environment": record.environment(),
         "trained_on": _machines(runs),
     }
-    directory = out / part.name
+    directory = out / block.name
     store.save(directory, measured.spectra, made_by)
     tables.write(directory, measured.rows_of)
     return True
@@ -169,7 +169,7 @@ def _machines(runs: Sequence[Trained]) -> list[dict[str, Any]]:
             machines.append(machine)
     if len(machines) > 1:
         raise UserError(
-            f"{runs[0].path.parent}: runs of one part were trained on different machines:"
+            f"{runs[0].path.parent}: runs of one block were trained on different machines:"
             f" {'; '.join(map(str, machines))}: expected one; remove those of one machine"
         )
     return machines
