@@ -124,6 +124,7 @@ def write(block: Block, settings: Mapping[str, Any], out: Path) -> bool:
     runs = [trained(run.out) for run in block.runs if run.is_done()]
     if block.runs and not runs:
         return False
+    machines = _machines(runs)  # before minutes of measuring
     measured = block.measure(runs)
     made_by = store.record("multilora.reproduce", [run.path for run in runs], dict(settings)) | {
         "seed": sorted({run.seed for run in runs}),
@@ -132,7 +133,7 @@ def write(block: Block, settings: Mapping[str, Any], out: Path) -> bool:
         "runs": {run.name: run.facts["fingerprint"] for run in runs},
         "methods": {run.name: run.method for run in runs},
         "environment": record.environment(),
-        "trained_on": _machines(runs),
+        "trained_on": machines,
     }
     directory = out / block.name
     store.save(directory, measured.spectra, made_by)

@@ -12,13 +12,13 @@ from multilora.reproduction.claims.wording import listed, number_text, words_of
 HEADINGS = ("", "claim", "primary measure", "n", "mean [95 % interval]", "claimed", "on that side")
 EXPLANATION = """\
 The primary measure of each claim, the claimed side, the bound and what is compared are fixed in
-code. They were written after seeds 0 to 4 had been seen and before any run of seeds 5 to 9, which
-are a blind replication. The interval is Student's over the seeds, each with a base of its own; over
-adapters for claim 9. *Supported*: the interval lies wholly beyond the bound on the claimed side.
-*Contradicted*: it lies wholly beyond zero on the other side. *Undecided*: neither. *Not measured*:
-there are no runs for it here. A claim with several parts needs all of them. Claims 5 and 7 get no
-verdict: one is arithmetic, the other counts settings. Secondary measures decide nothing; the text
-says so if one clearly contradicts the claim or its verdict."""
+code: after seeds 0 to 4 had been seen, and before any run of seeds 5 to 9, which are therefore a
+blind replication. The interval is Student's over seeds; over adapters for claim 9. *Supported*: the
+interval lies wholly beyond the bound on the claimed side. *Contradicted*: it lies wholly beyond
+zero on the other side. *Undecided*: neither. *Not measured*: there are no runs for it here. A claim
+with several parts needs all of them. Claims 5 and 7 get no verdict: one is arithmetic, the other
+counts settings. Secondary measures decide nothing; the text says so if one clearly contradicts the
+claim or its verdict."""
 AGREEMENT = {1: "as claimed", -1: "**the opposite of the claim**", 0: "undecided"}
 
 
@@ -150,7 +150,8 @@ def _conditions(made_by: Mapping[str, Any]) -> str:
         f"{given['steps']} steps" if "steps" in given else "",
         " and ".join(dict.fromkeys(str(m["cpu"]) for m in machines if m.get("cpu"))),
     ]
-    return f"Made with {', '.join(filter(None, conditions))}."
+    known = [condition for condition in conditions if condition]
+    return f"Made with {', '.join(known)}." if known else "The record does not say how it was made."
 
 
 def _section(judgement: Judgement) -> list[str]:
