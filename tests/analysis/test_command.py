@@ -104,6 +104,8 @@ def test_a_real_interrupt_while_a_checkpoint_is_read(name, steps):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background jobs ignore SIGINT, and so would this process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert process.stdout.readline() == "reading\n"  # the signal comes while it reads

@@ -76,14 +76,14 @@ def test_trainers_own_clipping_couples_the_experts(tmp_path):
 
 
 def test_accumulation_is_the_larger_batch(tmp_path):
-    # Five rows at a time: the blocks differ in how many tokens of a task they have.
+    # Five rows at a time: the parts differ in how many tokens of a task they have.
     whole, _ = by_trainer(
         trainer.AdapterTrainer, tmp_path, per_device_train_batch_size=10, max_steps=4
     )
     given = {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 2, "max_steps": 4}
-    blocks, _ = by_trainer(trainer.AdapterTrainer, tmp_path, **given)
+    parts, _ = by_trainer(trainer.AdapterTrainer, tmp_path, **given)
     for task in TASKS:
-        for a, b in zip(blocks.parameters_of(task), whole.parameters_of(task), strict=True):
+        for a, b in zip(parts.parameters_of(task), whole.parameters_of(task), strict=True):
             close(a.detach(), b.detach(), 1e-4)
 
 
@@ -118,7 +118,7 @@ def test_the_command_trains_and_scores_an_expert_a_task(model_path, tmp_path, ca
     assert identity.is_done(settings, arguments)
     facts = json.loads((out / "run.json").read_text())
     updates = list(checkpoint.read(out))
-    assert {u.block for u in updates} == set(suite.TASKS)
+    assert {u.part for u in updates} == set(suite.TASKS)
     assert len(updates) == 15 * 14
     assert all(u.dense().any() for u in updates)  # an epoch: every task has had its turn
     assert facts["parameters"] == sum(u.B.size + u.A.size for u in updates)

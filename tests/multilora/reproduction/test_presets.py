@@ -10,7 +10,7 @@ from multilora.training import identity
 from multilora.training.settings import DEFAULTS
 
 MODEL = Path("model")
-PUBLISHED = Path(__file__).parents[3] / "figures"
+PUBLISHED = Path(__file__).parents[3] / "figures" / "earlier"  # with the sweep that chose the rates
 RATES = (0.0005, 0.001, 0.002, 0.004)
 
 

@@ -59,7 +59,7 @@ def test_the_mean_over_one_block_is_the_block():
     assert report.averaged(rows, report.AVERAGED["phi_grids"]) == rows
 
 
-MADE_BY = {"methods": {}, "base": {}, "base_scores": {}, "trained_on": []}
+MADE_BY = {"methods": {}, "runs": {}, "base": {}, "base_scores": {}, "trained_on": []}
 
 
 def methods_rows(seed, **changes):
