@@ -10,6 +10,7 @@ import matplotlib as mpl
 import pytest
 from planned import finish
 
+from analysis import UserError
 from multilora import reproduce, train
 from multilora.reproduction import blocks, presets, report
 from multilora.reproduction.blocks import Block, Measured
@@ -171,6 +172,25 @@ def test_report_only_takes_blocks_without_runs_as_they_are(two_blocks, monkeypat
         monkeypatch.setattr(reproduce, name, lambda *_: pytest.fail("trains"))
     assert reproduce.reproduce(replace(settings, report_only=True)) == ["seed-5", "seed-6"]
     assert {p: p.read_bytes() for p in kept} == kept
+
+
+@pytest.mark.parametrize("preset", ["full", "quick"])
+def test_a_seed_whose_base_is_refused_is_left_out(two_blocks, monkeypatch, capsys, preset):
+    """Of the full preset; quick has no other base to go on with."""
+    settings, _ = two_blocks
+    refused = iter([False, True])
+
+    def train_bases(*_):
+        if next(refused):
+            raise UserError("base model: copying is 0.82; expected at least 0.9")
+
+    monkeypatch.setattr(reproduce, "train_bases", train_bases)
+    if preset == "quick":
+        with pytest.raises(UserError, match=r"copying is 0\.82"):
+            reproduce.reproduce(replace(settings, preset=preset))
+    else:
+        assert reproduce.reproduce(settings) == ["seed-5"]
+        assert "seed-6: is left out: base model: copying is 0.82" in capsys.readouterr().err
 
 
 def test_bases_are_trained_before_the_runs_block_by_block(tmp_path, monkeypatch):
