@@ -103,14 +103,18 @@ ROUNDED = {
 def rounding_floor(rows: Sequence[Row]) -> Figure:
     """Draw the spectrum that rounding to bfloat16 leaves of a full fine-tuning, by its size.
 
-    rows: of `rounding.table`. Lines are means over seeds, bands their range.
+    rows: of `rounding.table`. Lines are means over seeds, bands their range. The estimate without
+    the noise is drawn if the rows have it.
     """
     figure = Figure(figsize=(12.5, 3.7), layout="constrained")
     axes = figure.subplots(1, len(ROUNDED))
     ratios = sorted({row["ratio"] for row in rows})
 
     def values(column: str) -> list[list[float]]:
-        return [[row[column] for row in rows if row["ratio"] == ratio] for ratio in ratios]
+        return [
+            [row[column] for row in rows if row["ratio"] == ratio and row[column] is not None]
+            for ratio in ratios
+        ]
 
     for ax, (measure, label) in zip(axes, ROUNDED.items(), strict=True):
         after = {"label": "ΔW of rounded weights", "marker": "o", "markersize": 4}
@@ -119,6 +123,9 @@ def rounding_floor(rows: Sequence[Row]) -> Figure:
             ax.set(ylim=(0, 1.03), ylabel="share of the values")
         else:
             plot_over_seeds(ratios, values(f"{measure}_true"), ax, label="ΔW itself", color=FULL)
+            if f"{measure}_denoised" in rows[0]:
+                look = {"label": "without the noise", "marker": "D", "linestyle": "-."}
+                plot_over_seeds(ratios, values(f"{measure}_denoised"), ax, **look, color="0.45")
         if measure == "effective_rank":
             noise = values("effective_rank_noise")
             plot_over_seeds(ratios, noise, ax, label="noise alone", color="0.55", linestyle=":")

@@ -69,6 +69,19 @@ def test_rounding_is_beside_the_truth(rng):
     assert truth[0] == pytest.approx(want)
 
 
+def test_what_rounding_left_is_drawn_without_its_noise_where_that_is_known(rng):
+    rows = rounding_rows(rng)
+    for row in rows:
+        known = row["ratio"] == 0.3
+        row |= {f"{m}_denoised": 0.5 if known else None for m in ("gini", "top_share_1")}
+        row["effective_rank_denoised"] = 70.0 if known else None
+    axes = experiments.rounding_floor(rows).axes
+    for ax, want in zip(axes, (70.0, 0.5, 0.5), strict=False):
+        estimate = line(ax, "without the noise")
+        assert (list(estimate.get_xdata()), list(estimate.get_ydata())) == ([0.3], [want])
+    assert "without the noise" not in [drawn.get_label() for drawn in axes[3].lines]
+
+
 def test_wild_adapters_are_by_rank_at_their_last_step(rng):
     wild_rows = picture_tables.wild_rows(rng)
     figure = experiments.wild_adapters(wild_rows)
