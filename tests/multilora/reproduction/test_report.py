@@ -343,7 +343,7 @@ def test_the_relatives_stand_in_the_same_table(reproduced, tmp_path):
     text = report.report(asdict(settings))
     assert [line.split()[0] for line in text.splitlines()[2:4]] == ["rlora", "mtllora"]
     spectra = spectra_of(settings)
-    of = {m: {r["block"] for r in spectra.rows if r["method"] == m} for m in ("rlora", "mtllora")}
+    of = {m: {r["part"] for r in spectra.rows if r["method"] == m} for m in ("rlora", "mtllora")}
     assert of == {"rlora": {"mean"}, "mtllora": set(suite.TASKS)}
 
 
