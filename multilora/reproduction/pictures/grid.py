@@ -17,15 +17,15 @@ class Compared(NamedTuple):
     """A measure that a claim is about, at every setting of the grid.
 
     claim: its number; measure: the column of grid.csv; label: of the axis.
-    a, b: the methods of the difference a − b; b is None for the value of a itself.
-    side: 1 if the claim says that it is above zero, −1 below, 0 neither.
+    a, b: the methods of the difference a − b.
+    side: 1 if the claim says that it is above zero, −1 below.
     """
 
     claim: str
     measure: str
     label: str
     a: str
-    b: str | None
+    b: str
     side: int
 
 
@@ -33,9 +33,9 @@ COMPARED = (
     Compared("1a", "top_share_1_above_null", "$s_1$'s share − the null's", "lora", "full", 1),
     Compared("3a", "top_share_1", "share of energy in $s_1$", "multilora", "lora", -1),
     Compared("3b", "effective_rank_k", "effective rank of s[:k]", "multilora", "lora", 1),
-    Compared("4a", "overlap_above_chance", "overlap of modules − chance", "multilora", None, 0),
     Compared("4b", "left_phi_k", "φ(k, k) with full, left", "multilora", "lora", 1),
     Compared("4c", "right_phi_k", "φ(k, k) with full, right", "multilora", "lora", 1),
+    Compared("4d", "log_distance", "log distance to full's spectrum", "multilora", "lora", -1),
     Compared("6a", "score", "score, percentage points", "multilora", "lora", 1),
 )
 FACTORS = {"score": 100}  # shares that are drawn as percentages
@@ -53,17 +53,17 @@ def grid_differences(rows: Sequence[Row]) -> list[Row]:
     """Return the compared measures at every value of every setting and every seed.
 
     rows: of grid.csv. One row per setting, value, seed and entry of COMPARED (its place there is
-    in the column compared), with difference: a − b, or a if b is None. What was not measured has
-    no row.
+    in the column compared), with difference: a − b. What was not measured has no row.
     """
     differences = []
     for (setting, value, seed), of_place in grouped(rows, "setting", "value", "seed").items():
         by_method = {row["method"]: row for row in of_place}
         for i, compared in enumerate(COMPARED):
-            a, b = (by_method.get(m or "", {}).get(compared.measure) for m in compared[3:5])
-            if a is not None and (b is not None or compared.b is None):
+            methods = (compared.a, compared.b)
+            a, b = (by_method.get(method, {}).get(compared.measure) for method in methods)
+            if a is not None and b is not None:
                 row = {"setting": setting, "value": value, "seed": seed, "compared": i}
-                differences.append(row | {"difference": a - (b or 0)})
+                differences.append(row | {"difference": a - b})
     return differences
 
 
@@ -97,7 +97,7 @@ def _draw_column(
     values = [[factor * row["difference"] for row in at.get(place, ())] for place in places]
     means = [float(np.mean(of_place)) if of_place else float("nan") for of_place in values]
     plot_forest(values, means, compared.side, ax, color=MULTILORA)
-    what = " − ".join(name_of(method) for method in (compared.a, compared.b) if method)
+    what = f"{name_of(compared.a)} − {name_of(compared.b)}"
     ax.set_title(f"claim {compared.claim}\n{what}", fontsize=9)
     ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.tick_params("x", labelsize=8)

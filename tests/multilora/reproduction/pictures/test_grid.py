@@ -51,7 +51,7 @@ def test_rows_are_settings_in_order_below_the_usual_one(rng):
 
 
 def test_the_side_that_the_claim_names_is_shaded(rng):
-    rows = [row | {"overlap_above_chance": 0.1} for row in picture_tables.grid_rows(rng)]
+    rows = [row | {"log_distance": rng.random()} for row in picture_tables.grid_rows(rng)]
     figure = grid.scale_grid(rows)
     ends = {}
     for ax in figure.axes:
@@ -60,7 +60,7 @@ def test_the_side_that_the_claim_names_is_shaded(rng):
     assert ends == {
         "claim 3a\nMultiLoRA − LoRA": [-1],
         "claim 3b\nMultiLoRA − LoRA": [1],
-        "claim 4a\nMultiLoRA": [],
+        "claim 4d\nMultiLoRA − LoRA": [-1],
         "claim 6a\nMultiLoRA − LoRA": [1],
     }
 
