@@ -22,7 +22,7 @@ import torch
 
 from analysis import UserError
 from multilora import base, command
-from multilora.reproduction import blocks, presets, reference, report
+from multilora.reproduction import blocks, presets, reference, report, tables
 from multilora.reproduction.blocks import Block
 from multilora.reproduction.publishing import publish
 from multilora.reproduction.running import seconds_per_step, train_all, train_bases
@@ -120,7 +120,7 @@ def reproduce(settings: ReproduceSettings) -> str:
                 print(f"{block.name}: is left out: {error}", file=sys.stderr)
                 continue
             train_all(block.runs, processes)
-        blocks.write(block, asdict(settings), out / report.BLOCKS)
+        blocks.write(block, asdict(settings), out / tables.BLOCKS)
     text = report.report(asdict(settings))
     if settings.publish:
         publish(out, to=Path("figures"))

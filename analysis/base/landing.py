@@ -246,21 +246,16 @@ def _greatest(cosines: np.ndarray, base: Decomposition) -> np.ndarray:
     return np.sqrt(np.add.reduceat(squares, starts, axis=0).max(axis=0))
 
 
-def intruders(
-    update: Decomposition,
-    W0: np.ndarray,
-    base: Decomposition,
-    top: int = TOP,
-    epsilon: float = EPSILON,
-) -> int | None:
+def intruders(greatest: np.ndarray, epsilon: float = EPSILON) -> int:
     """Return how many of the first left singular vectors of W0 + ΔW resemble none of W0.
 
-    Shuttleworth et al., arXiv 2410.21228. epsilon: a vector is an intruder if its `resemblance` is
-    smaller than this; the other arguments are those of `resemblance`. 0 for ΔW = 0; None for
-    W0 = 0.
+    Shuttleworth et al., arXiv 2410.21228. greatest: of `resemblance`; a vector is an intruder if it
+    is smaller than epsilon.
+
+    >>> intruders(np.array([0.9, 0.4, 0.1]))
+    2
     """
-    greatest = resemblance(update, W0, base, top)
-    return None if greatest is None else int(np.count_nonzero(greatest < epsilon))
+    return int(np.count_nonzero(greatest < epsilon))
 
 
 def null_resemblance(
@@ -325,9 +320,10 @@ def intruder_columns(greatest: np.ndarray, of_null: Sequence[np.ndarray]) -> dic
 
     greatest: of `resemblance`; of_null: of `null_resemblance`, whose numbers are means.
     """
-    drawn = np.concatenate(of_null)
-    numbers = [float(np.count_nonzero(greatest < epsilon)) for epsilon in EPSILONS]
-    by_null = [np.count_nonzero(drawn < epsilon) / len(of_null) for epsilon in EPSILONS]
+    numbers = [float(intruders(greatest, epsilon)) for epsilon in EPSILONS]
+    by_null = [
+        sum(intruders(drawn, epsilon) for drawn in of_null) / len(of_null) for epsilon in EPSILONS
+    ]
     return dict(zip(INTRUDER_COLUMNS, [*numbers, *by_null], strict=True))
 
 
@@ -444,6 +440,6 @@ def _intruder_row(update: Update, found: Decomposition, W0: np.ndarray, base: De
     # For ΔW = 0, W0 is compared with itself.
     of_null = null_resemblance(W0.shape, norm, r, base) if norm > 0 else [greatest]
     return {
-        "intruders": int(np.count_nonzero(greatest < EPSILON)),
+        "intruders": intruders(greatest),
         **intruder_columns(greatest, of_null),
     }

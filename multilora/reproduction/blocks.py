@@ -68,6 +68,7 @@ def of_base(
     """
     check_comparable(runs)
     own = [run for run in runs if unit in (None, run.seed)]
+    repeats = [run for run in runs if unit not in (None, run.seed)]
     spectra, similarity = analysing.spectra_of(runs, model), analysing.similarity_of(runs, model)
     labels = {run.name: Label(run.method, run.seed) for run in runs}
     k = measures.common_k(runs, spectra)
@@ -76,7 +77,7 @@ def of_base(
     main = [run for run in own if run.method in MAIN]
     rows_of = {
         "methods": measures.of_runs(own, spectra),
-        "repeats": measures.of_runs([run for run in runs if run not in own], spectra),
+        "repeats": measures.of_runs(repeats, spectra),
         "nearness": near if unit is None else measures.of_unit(near, unit),
         "similarity_by_method": repeatability.between(similarity.rows, similarity.phi, labels, k),
         "phi_grids": grids.table(similarity, labels, k),
@@ -102,9 +103,10 @@ def of_grid(
 ) -> Measured:
     """Measure the finished runs of the grid; points: as `presets.grid` plans them.
 
-    The runs are those of the points, so that `runs` is not needed.
+    A run belongs to every point at which the setting changes nothing for its method.
     """
-    finished = [(s, value, trained(run.out)) for s, value, run in points if run.is_done()]
+    run_at = {run.path: run for run in runs}
+    finished = [(s, value, run_at[run.out]) for s, value, run in points if run.out in run_at]
     return Measured({"grid": experiments.grid(finished, model)})
 
 
@@ -152,9 +154,9 @@ def _base_scores(runs: Sequence[Trained], model: Path) -> dict[str, Any]:
     """Score the base on the items that the runs were scored on; {} without runs."""
     if not runs:
         return {}
-    of_base, tokenizer = delta.load_base(str(model))
+    base, tokenizer = delta.load_base(str(model))
     per_task = runs[0].facts["settings"]["per_task_scored"]
-    return scoring.score(of_base, tokenizer, data.load().split("test", per_task))
+    return scoring.score(base, tokenizer, data.load().split("test", per_task))
 
 
 def _machines(runs: Sequence[Trained]) -> list[dict[str, Any]]:

@@ -150,15 +150,23 @@ def of_unit(near: Sequence[Row], seed: int) -> list[Row]:
 
     near: of `nearness`, for the runs of one base; seed: that of the base.
     """
-    combined: dict[str, Callable[[list[Any]], Any]] = {"k": max, "modules": max, "run_pairs": sum}
+    return averaged([row | {"seed": seed} for row in near], ("method", "seed", "reference"))
+
+
+def averaged(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
+    """Return one row per value of `keys`: the mean of each other column over the rows.
+
+    run_pairs, the number of pairs of runs, is a sum; k and modules are the smallest.
+    """
+    combined: dict[str, Callable[[list[Any]], Any]] = {"run_pairs": sum, "k": min, "modules": min}
     return [
-        {"method": method, "seed": seed, "reference": reference}
+        dict(zip(keys, values, strict=True))
         | {
-            name: combined.get(name, statistics.mean)([row[name] for row in rows])
-            for name in rows[0]
-            if name not in ("method", "seed", "reference")
+            name: combined.get(name, statistics.mean)([row[name] for row in of_key])
+            for name in of_key[0]
+            if name not in keys
         }
-        for (method, reference), rows in results.grouped(near, "method", "reference").items()
+        for values, of_key in results.grouped(rows, *keys).items()
     ]
 
 

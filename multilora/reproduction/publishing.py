@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 
 from analysis import UserError, store
+from multilora.reproduction import tables
 from multilora.reproduction.claims import judge
 
 KINDS = (".csv", ".json", ".md", ".png", ".pdf", ".safetensors")
-BLOCKS = "blocks"
 
 
 def publish(results: Path, to: Path) -> None:
@@ -20,8 +20,8 @@ def publish(results: Path, to: Path) -> None:
     """
     if results.resolve() == to.resolve():
         raise UserError(f"{results}: expected another directory than {to}, which is published to")
-    for block in sorted((results / BLOCKS).glob("*")):
-        _exchange(block, to / BLOCKS / block.name)
+    for block in sorted((results / tables.BLOCKS).glob("*")):
+        _exchange(block, to / tables.BLOCKS / block.name)
     _exchange(results, to)
     judge.write(to)
 

@@ -47,14 +47,14 @@ def distance(results: Path, published: Path = PUBLISHED) -> str:
 
 
 def _run(record: Mapping[str, Any], row: Row) -> str | None:
-    """Return the fingerprint of the run of a row."""
-    names = {method: name for name, method in record["methods"].items() if _is(name, row)}
-    return record["runs"].get(names.get(row["method"]))
-
-
-def _is(name: str, row: Row) -> bool:
-    """True if the name of a run is that of the row's seed."""
-    return name.endswith(f"-s{row['seed']}")
+    """Return the fingerprint of the run of a row; None if the record does not name it."""
+    methods, end = record["methods"], f"-s{row['seed']}"
+    own = [
+        mark
+        for name, mark in record["runs"].items()
+        if methods[name] == row["method"] and name.endswith(end)
+    ]
+    return own[0] if own else None
 
 
 def _largest(pairs: Sequence[tuple[Row, Row]], column: str) -> str:

@@ -7,14 +7,14 @@ claims.md and claims.json. Only the tables in DIR/blocks/ are read, so that a re
 again without any run.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from analysis import UserError, store
 from analysis.numerics import statistics
-from analysis.results import Row, Spectra, grouped
+from analysis.results import Row, Spectra
 from analysis.tables import similarity as similarity_table
 from multilora import budget, record
 from multilora.reproduction import bands, figures, measures, presets, tables
@@ -22,7 +22,6 @@ from multilora.reproduction.claims import judge
 from multilora.reproduction.claims import text as claims_text
 from multilora.reproduction.text import difference_table, method_tables
 
-BLOCKS = "blocks"  # the directory of the blocks in the directory of the results
 # Tables whose rows do not belong to one run, and the columns that tell the rows apart: their values
 # are means over the blocks.
 AVERAGED = {
@@ -75,8 +74,8 @@ def read(out: Path) -> Pool:
     """
     rows_of: dict[str, list[Row]] = {}
     spectra = Spectra()
-    records = {}
-    for directory in sorted(path for path in (out / BLOCKS).glob("*") if path.is_dir()):
+    records, place = {}, out / tables.BLOCKS
+    for directory in sorted(path for path in place.glob("*") if path.is_dir()):
         of_block = tables.load_all(directory)
         for name, rows in of_block.rows.items():
             rows_of.setdefault(name, []).extend(rows)
@@ -85,10 +84,10 @@ def read(out: Path) -> Pool:
         spectra.s.update(own.s)
         records[directory.name] = of_block.record
     if not rows_of.get("methods"):
-        raise UserError(f"{out / BLOCKS}: no run is finished and measured; nothing to report on")
+        raise UserError(f"{place}: no run is finished and measured; nothing to report on")
     seen = [(row["method"], row["seed"]) for row in rows_of["methods"]]
     if len(set(seen)) < len(seen):
-        raise UserError(f"{out / BLOCKS}: two blocks hold the same method and seed; remove one")
+        raise UserError(f"{place}: two blocks hold the same method and seed; remove one")
     return Pool(rows_of, spectra, records)
 
 
@@ -96,7 +95,7 @@ def pooled(pool: Pool) -> dict[str, list[Row]]:
     """Return all tables by name: rows of all blocks, and what is computed from them together."""
     rows_of = {name: list(rows) for name, rows in pool.rows_of.items()}
     for name, keys in AVERAGED.items():
-        rows_of[name] = averaged(rows_of.get(name, []), keys)
+        rows_of[name] = measures.averaged(rows_of.get(name, []), keys)
     method_of = {
         run: method
         for made_by in pool.records.values()
@@ -110,23 +109,6 @@ def pooled(pool: Pool) -> dict[str, list[Row]]:
         "spread": measures.spread(rows, rows_of.get("repeats", []), presets.REPEAT),
         "llama_budget": budget.llama_budget(),
     }
-
-
-def averaged(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
-    """Return one row per value of `keys`: the mean of each other column over the rows.
-
-    run_pairs, the number of pairs of runs, is a sum; k and modules are the smallest.
-    """
-    combined: dict[str, Callable[[list[Any]], Any]] = {"run_pairs": sum, "k": min, "modules": min}
-    return [
-        dict(zip(keys, values, strict=True))
-        | {
-            name: combined.get(name, statistics.mean)([row[name] for row in of_key])
-            for name in of_key[0]
-            if name not in keys
-        }
-        for values, of_key in grouped(rows, *keys).items()
-    ]
 
 
 def _made_by(settings: Mapping[str, Any], pool: Pool, hashes: Mapping[str, str]) -> dict[str, Any]:

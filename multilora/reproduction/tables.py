@@ -18,6 +18,7 @@ from multilora import record
 
 AGAIN = "make it again with python -m multilora.reproduce"
 HASHES = "tables"  # key in record.json: file name -> SHA-256
+BLOCKS = "blocks"  # the directory of the blocks in a directory of results
 # Columns of text, even if a value looks like a number.
 TEXT = (
     "method",

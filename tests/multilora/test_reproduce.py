@@ -14,7 +14,7 @@ from analysis import UserError
 from multilora import reproduce, train
 from multilora.reproduction import blocks, presets, report
 from multilora.reproduction.blocks import Block, Measured
-from multilora.reproduction.tables import load, load_all
+from multilora.reproduction.tables import BLOCKS, load, load_all
 from multilora.tasks.builtin import pretrained
 
 mpl.use("Agg")
@@ -153,7 +153,7 @@ def test_a_block_survives_if_a_later_one_fails(two_blocks):
     measuring["seed-6"] = fails
     with pytest.raises(RuntimeError, match="interrupted"):
         reproduce.reproduce(settings)
-    first = Path(settings.figures) / report.BLOCKS / "seed-5"
+    first = Path(settings.figures) / BLOCKS / "seed-5"
     assert [row["seed"] for row in load_all(first).of("methods")] == [5]
     assert [path.name for path in first.parent.iterdir()] == ["seed-5"]
     measuring["seed-6"] = second
@@ -290,7 +290,7 @@ def test_the_full_preset_on_a_tiny_base(tiny_base, tmp_path, monkeypatch):
     assert {f"{name}.csv" for name in tables} <= set(record["tables"])
     assert record["seed"] == [0, 1]
     assert record["bases"].keys() == {"seed-0", "seed-1", "grid", "sweep"}
-    assert {path.name for path in (out / report.BLOCKS).iterdir()} == record["bases"].keys()
+    assert {path.name for path in (out / BLOCKS).iterdir()} == record["bases"].keys()
     assert (tmp_path / "figures" / "methods.csv").read_bytes() == (out / "methods.csv").read_bytes()
     measured = load(out)
     assert [(row["method"], row["seed"]) for row in measured.of("methods")] == [

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from analysis import checkpoint
 from multilora import ExpertBank, delta, evaluate, reproduce, train
 from multilora.methods import experts
-from multilora.reproduction import blocks, report, running
+from multilora.reproduction import blocks, report, running, tables
 from multilora.tasks import encoding, scoring
 from multilora.tasks.builtin import suite
 from multilora.training import identity, prepare, trainer
@@ -237,7 +237,7 @@ def test_reproduce_compares_experts_with_the_others(model_path, tmp_path, monkey
         object.__setattr__(one.settings, "per_task", 4)
         object.__setattr__(one.settings, "per_task_scored", 2)
     running.train_all(runs, 1)
-    blocks.write(block, vars(settings), tmp_path / "figures" / report.BLOCKS)
+    blocks.write(block, vars(settings), tmp_path / "figures" / tables.BLOCKS)
     text = report.report(vars(settings))
     assert "expert" in text
     assert (tmp_path / "figures" / "spectra_by_method.png").exists()

@@ -138,9 +138,16 @@ def test_a_sweep_has_a_row_per_run(runs, tmp_path):
 
 def test_points_of_the_grid_that_are_not_finished_are_left_out(runs, tmp_path):
     points = [("rate", 2, planned(run)) for run in runs]
-    points += [("rate", 0.5, planned(run, done=False)) for run in runs]
-    rows = blocks.of_grid([], points, tmp_path).rows_of["grid"]
+    points += [("rate", 0.5, SimpleNamespace(out=run.path / "missing")) for run in runs]
+    rows = blocks.of_grid(runs, points, tmp_path).rows_of["grid"]
     assert [(row["setting"], row["value"]) for row in rows] == [("rate", 2)] * 6
+
+
+def test_a_run_of_the_grid_can_belong_to_several_points(runs, tmp_path):
+    points = [(setting, 2, planned(run)) for setting in ("rate", "n") for run in runs]
+    rows = blocks.of_grid(runs, points, tmp_path).rows_of["grid"]
+    assert [row["setting"] for row in rows] == ["rate"] * 6 + ["n"] * 6
+    assert [row["top_share_1"] for row in rows[:6]] == [row["top_share_1"] for row in rows[6:]]
 
 
 def test_adapters_that_are_left_out_are_listed(tmp_path, monkeypatch, capsys):

@@ -40,14 +40,14 @@ def test_tables_without_a_run_are_averaged_over_blocks():
             ("lora", "full", 24, 0.9, 0.1),
         )
     ]
-    one, other = report.averaged(rows, ("method_a", "method_b"))
+    one, other = measures.averaged(rows, ("method_a", "method_b"))
     assert list(one) == list(rows[0])
     assert (one["method_a"], one["method_b"], one["run_pairs"]) == ("lora", "full", 6)
     assert (one["k"], one["modules"]) == (20, 14)
     assert one["left_phi_k"] == pytest.approx(0.5)
     assert one["cosine"] == 0.1  # of the block that has it
     assert other == rows[2]
-    assert report.averaged([], ("method_a",)) == []
+    assert measures.averaged([], ("method_a",)) == []
 
 
 def test_the_mean_over_one_block_is_the_block():
@@ -56,7 +56,7 @@ def test_the_mean_over_one_block_is_the_block():
         for side in ("left", "right")
         for i in (1, 2)
     ]
-    assert report.averaged(rows, report.AVERAGED["phi_grids"]) == rows
+    assert measures.averaged(rows, report.AVERAGED["phi_grids"]) == rows
 
 
 MADE_BY = {"methods": {}, "runs": {}, "base": {}, "base_scores": {}, "trained_on": []}
@@ -74,7 +74,7 @@ def methods_rows(seed, **changes):
 
 def write_block(out, name, rows_of, **made_by):
     """Write the tables of a block, without spectra."""
-    directory = out / report.BLOCKS / name
+    directory = out / tables.BLOCKS / name
     store.save(directory, Spectra(), MADE_BY | made_by)
     tables.write(directory, rows_of)
     return directory
@@ -120,7 +120,7 @@ def test_two_blocks_with_the_same_run_are_refused(tmp_path):
         write_block(tmp_path, name, {"methods": methods_rows(5)})
     with pytest.raises(UserError, match="two blocks hold the same method and seed; remove one"):
         report.read(tmp_path)
-    shutil.rmtree(tmp_path / report.BLOCKS / "seed-5 again")
+    shutil.rmtree(tmp_path / tables.BLOCKS / "seed-5 again")
     assert len(report.read(tmp_path).rows_of["methods"]) == 2
 
 
@@ -183,7 +183,7 @@ def measured(settings, model):
         if not run.is_done():
             train.run(run.settings, run.arguments())
     block = blocks.Block("seeds", runs, model, partial(blocks.of_base, model=model))
-    assert blocks.write(block, asdict(settings), Path(settings.figures) / report.BLOCKS)
+    assert blocks.write(block, asdict(settings), Path(settings.figures) / tables.BLOCKS)
     return [trained.trained(run.out) for run in runs]
 
 
@@ -204,7 +204,7 @@ def read(settings, name):
 
 
 def spectra_of(settings):
-    return store.load(Path(settings.figures) / report.BLOCKS / "seeds")[0]
+    return store.load(Path(settings.figures) / tables.BLOCKS / "seeds")[0]
 
 
 def test_every_method_has_every_seed(reproduced):
@@ -289,7 +289,7 @@ def test_claims_are_judged_from_the_tables_that_were_written(reproduced):
 def test_a_report_is_made_again_without_runs_and_is_the_same(reproduced, tmp_path):
     settings, _, _, text = reproduced
     elsewhere = tmp_path / "figures"
-    shutil.copytree(Path(settings.figures) / report.BLOCKS, elsewhere / report.BLOCKS)
+    shutil.copytree(Path(settings.figures) / tables.BLOCKS, elsewhere / tables.BLOCKS)
     lost = asdict(settings) | {"runs": str(tmp_path / "nowhere"), "figures": str(elsewhere)}
     assert report.report(lost) == text.replace(settings.figures, str(elsewhere))
     for name in ("methods", "nearness", "phi_grids"):
@@ -301,7 +301,7 @@ def test_a_table_that_others_made_keeps_its_hash(reproduced, tmp_path, monkeypat
     """The report makes its own tables again, and forgets no other."""
     monkeypatch.setattr(report.figures, "draw", lambda directory: [])
     settings, _, _, _ = reproduced
-    shutil.copytree(Path(settings.figures) / report.BLOCKS, tmp_path / report.BLOCKS)
+    shutil.copytree(Path(settings.figures) / tables.BLOCKS, tmp_path / tables.BLOCKS)
     (tmp_path / "record.json").write_text("{}")
     row = {"adapter": "a", "step": None, "module": "m", "kind": "q", "r": 4}
     tables.write(tmp_path, {"wild": [row | {"top_share_1": 0.9, "null_top_share_1": 0.3}]})
@@ -324,7 +324,7 @@ def test_differences_and_similarity_stand_beside(reproduced):
 
 def test_the_record_of_a_block_scores_the_base_on_the_items_of_the_runs(reproduced):
     settings, runs, model, _ = reproduced
-    of_block = tables.load_all(Path(settings.figures) / report.BLOCKS / "seeds").record
+    of_block = tables.load_all(Path(settings.figures) / tables.BLOCKS / "seeds").record
     loaded, tokenizer = blocks.delta.load_base(str(model))
     want = blocks.scoring.score(loaded, tokenizer, suite.load("test", 4))
     assert of_block["base_scores"] == json.loads(json.dumps(want))
