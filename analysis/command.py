@@ -157,12 +157,31 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         " make a pair",
     )
     group.add_argument(
-        "--scale",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="ΔW = X · B A, if no file gives the scale (default 1)",
+        "--transposed",
+        action="store_true",
+        help="the factors are stored for x @ A @ B: A (d_in, r) and B (r, d_out)",
     )
+    group.add_argument(
+        "--blocks",
+        type=_sizes,
+        default=(),
+        metavar="N,N",
+        help="the rows of each block of a fused layer, such as 64,16 for query and value",
+    )
+    group.add_argument(
+        "--scale", type=float, metavar="X", help="multiply ΔW by X; needed if no file gives α/r"
+    )
+    group.add_argument(
+        "--revision", metavar="REV", help="branch, tag or commit of a checkpoint on the hub"
+    )
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """Return the numbers of --blocks; ArgumentTypeError unless each is at least 1."""
+    sizes = text.split(",")
+    if not all(size.isascii() and size.isdigit() and int(size) for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers, such as 64,16")
+    return tuple(map(int, sizes))
 
 
 def reading_options(arguments: argparse.Namespace) -> Options:
@@ -173,7 +192,10 @@ def reading_options(arguments: argparse.Namespace) -> Options:
         initial=Path(arguments.initial) if arguments.initial else None,
         direction_only=arguments.direction_only,
         factors=tuple(arguments.factors) if arguments.factors else None,
+        transposed=arguments.transposed,
+        blocks=arguments.blocks,
         scale=arguments.scale,
+        revision=arguments.revision,
     )
 
 

@@ -31,7 +31,10 @@ class Options:
     initial: the adapter before its training, needed for starts that change the base.
     direction_only: True to read B·A alone from DoRA.
     factors: patterns of the names of A and of B, for files of unknown names.
-    scale: the number that B @ A is multiplied by if the file does not say.
+    transposed: True if the factors are stored for x @ A @ B: A (d_in, r) and B (r, d_out).
+    blocks: the rows of each block of a fused layer, in their order; () if unknown.
+    scale: the number that ΔW is multiplied by, needed if no file gives the scale; None if unknown.
+    revision: branch, tag or commit of a checkpoint on the hub; None for the default branch.
     """
 
     base: Path | None = None
@@ -39,7 +42,15 @@ class Options:
     initial: Path | None = None
     direction_only: bool = False
     factors: tuple[str, str] | None = None
-    scale: float = 1.0
+    transposed: bool = False
+    blocks: tuple[int, ...] = ()
+    scale: float | None = None
+    revision: str | None = None
+
+    @property
+    def multiplier(self) -> float:
+        """`scale`, or 1 if it is not given."""
+        return 1.0 if self.scale is None else self.scale
 
 
 class Family(Protocol):

@@ -59,7 +59,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
     scales = _scales(place)
     for module, parts in modules.items():
         component = next((c for c in scales if module.startswith(f"{c}.")), "")
-        scale = options.scale * (1.0 if "alpha" in parts else scales.get(component, 1.0))
+        scale = options.multiplier * (1.0 if "alpha" in parts else scales.get(component, 1.0))
         yield from factors.updates({module: parts}, file, "diffusers", scale)
 
 

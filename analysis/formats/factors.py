@@ -58,7 +58,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
     if not modules:
         raise CheckpointError(f"{file}: no name matches {' or '.join(options.factors)}")
     named = {_name(module, names): parts for module, parts in modules.items()}
-    yield from updates(named, file, "factors", options.scale)
+    yield from updates(named, file, "factors", options.multiplier)
 
 
 def _name(groups: Sequence[str], names: Sequence[str]) -> str:

@@ -50,10 +50,10 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
         modules.setdefault(module, {})[ROLES.get(part, part)] = tensor
     for module, parts in modules.items():
         if lycoris.PARTS[0] not in parts:
-            yield from factors.updates({module: parts}, file, "kohya", options.scale)
+            yield from factors.updates({module: parts}, file, "kohya", options.multiplier)
             continue
         try:
-            yield lycoris.update(module, parts, str(file), options.scale)
+            yield lycoris.update(module, parts, str(file), options.multiplier)
         except CheckpointError as error:
             yield Skipped(module, str(error))
 

@@ -32,7 +32,7 @@ def recognise(place: Place) -> bool:
 def read(place: Place, options: Options) -> Iterator[Entry]:
     """Yield the updates of the file; a merged layer has one for each block."""
     file = place.path
-    if options.scale == 1.0:
+    if options.scale is None:
         yield Other(str(file.name), "does not give α: its updates have scale 1 (see --scale)")
     modules: factors.Modules = {}
     for name, tensor in place.tensors().items():
@@ -45,7 +45,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
             yield Other(name, "is not part of a pair of factors")
     for module, parts in modules.items():
         try:
-            yield from _updates(module, parts, file, options.scale)
+            yield from _updates(module, parts, file, options.multiplier)
         except CheckpointError as error:
             yield Skipped(module, str(error))
 
