@@ -3,17 +3,18 @@
     <module>.lora_A     (r, d_in), or (m·r, d_in) of a MergedLinear with m blocks enabled
     <module>.lora_B     (d_out, r), or (rows of all these blocks, r)
 
-ΔW = scale · B @ A. Pass --scale α/r; without it the scale is 1, and a remark says so. The file does
-not give the rows of the blocks of a MergedLinear: LitGPT's are unequal, loralib's equal, under the
-same names and shapes. --blocks gives them; they are the parts block0, block1, … A convolution looks
-like a linear layer in such a file, and is read as the product that loralib reshapes. Layers of
-one's own that compute x @ A @ B have the same names too: see `orientation`.
+ΔW = scale · B @ A. Pass --scale α/r; without it the scale is 1, and a remark says so, unless α and
+r are among the settings in the file (`stated`). The rows of the blocks of a MergedLinear are not in
+the file: LitGPT's are unequal, loralib's equal, under the same names and shapes. --blocks gives
+them; they are the parts block0, block1, … A convolution looks like a linear layer in such a file,
+and is read as the product that loralib reshapes. Layers of one's own that compute x @ A @ B have
+the same names too: see `orientation`.
 """
 
 import re
 from collections.abc import Iterator
 
-from analysis.formats import Options, factors, orientation
+from analysis.formats import Options, factors, orientation, stated
 from analysis.formats.place import Place
 from analysis.update import Entry, Other
 
@@ -46,8 +47,12 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
             modules.setdefault(variant["module"], {})[variant["part"]] = tensor
         else:
             yield Other(name, "is not part of a pair of factors")
-    if options.scale is None and not all("alpha" in parts for parts in modules.values()):
-        yield Other(file.name, factors.UNSCALED)
     oriented = orientation.oriented(modules, str(file), options)
     yield from orientation.remark(modules, oriented, file.name, options)
-    yield from factors.updates(oriented, file, "loralib", options.multiplier, options.blocks)
+    given = stated.scale(place, oriented.values())
+    if given is not None:
+        yield Other(file.name, given.remark)
+    elif options.scale is None and not all("alpha" in parts for parts in modules.values()):
+        yield Other(file.name, factors.UNSCALED)
+    scale = options.multiplier * (1.0 if given is None else given.scale)
+    yield from factors.updates(oriented, file, "loralib", scale, options.blocks)

@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from analysis import CheckpointError
+from analysis.formats import nested
 
 FLOATS = {
     "F64": np.dtype("<f8"),
@@ -62,11 +63,11 @@ class TensorFile(NamedTuple):
 def open_file(path: Path) -> TensorFile:
     """Open a .safetensors or .bin file; the names are in natural order, layer 2 before layer 10.
 
-    Only safetensors has metadata. Raises CheckpointError for a file that is missing, cut short, or
-    not of the format that its name says.
+    The metadata of a .bin are the settings next to its tensors (`nested.settings`). Raises
+    CheckpointError for a file that is missing, cut short, or not of the format that its name says.
     """
     is_safetensors = path.suffix == ".safetensors"
-    tensors, metadata = _open_safetensors(path) if is_safetensors else (_open_bin(path), {})
+    tensors, metadata = _open_safetensors(path) if is_safetensors else _open_bin(path)
     return TensorFile({name: tensors[name] for name in sorted(tensors, key=by_number)}, metadata)
 
 
@@ -142,7 +143,7 @@ def _in_safetensors(path: Path, name: str, start: int, entry: dict[str, Any]) ->
     return Stored(shape, dtype, load)
 
 
-def _open_bin(path: Path) -> dict[str, Stored]:
+def _open_bin(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     import torch
 
     if not path.is_file():
@@ -160,10 +161,12 @@ def _open_bin(path: Path) -> dict[str, Stored]:
         ) from None
     except Exception as error:  # a damaged pickle raises nearly anything
         raise CheckpointError(f"{path}: not a readable file of weights: {line(error)}") from None
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}; expected a dict of tensors")
+    metadata = nested.settings(state)
+    state = nested.state_dict(
+        state, lambda value: value.ndim if isinstance(value, torch.Tensor) else -1, path
+    )
     memory: dict[Any, str] = {}
     tensors = {}
     for name, tensor in state.items():
@@ -172,7 +175,7 @@ def _open_bin(path: Path) -> dict[str, Stored]:
             first = memory.setdefault(view, str(name)) if tensor.numel() else str(name)
             tied = "" if first == str(name) else first
             tensors[str(name)] = _in_bin(path, str(name), tensor, tied)
-    return tensors
+    return tensors, metadata
 
 
 def _refuse_compressed(path: Path) -> None:
