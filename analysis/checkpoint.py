@@ -14,6 +14,7 @@ from analysis.formats import (
     Family,
     Options,
     adalora,
+    adapterhub,
     base,
     diffusers,
     dora,
@@ -21,6 +22,7 @@ from analysis.formats import (
     factors,
     full,
     kohya,
+    litgpt,
     loralib,
     lycoris,
     merged_linear,
@@ -39,9 +41,19 @@ from analysis.names import run_key
 from analysis.update import Entry, Other, Skipped, Update
 
 # Families that read directories. The first that recognises a directory reads it.
-FORMATS: tuple[DirectoryFamily, ...] = (experts, multilora, rlora, mtllora, full, peft, model)
+FORMATS: tuple[DirectoryFamily, ...] = (
+    experts,
+    multilora,
+    rlora,
+    mtllora,
+    full,
+    litgpt,
+    adapterhub,
+    peft,
+    model,
+)
 # Families that read single files, in the same way.
-FILES: tuple[Family, ...] = (kohya, state_dict, diffusers, loralib)
+FILES: tuple[Family, ...] = (kohya, adapterhub, state_dict, diffusers, litgpt, loralib)
 # Variants, which `peft` and `kohya` read by rules in files of their own.
 VARIANTS: tuple[ModuleType, ...] = (adalora, dora, merged_linear, starts, through_peft, lycoris)
 # Families whose subdirectories with adapters are not separate runs, but parts or exports.
@@ -51,7 +63,9 @@ WEIGHTS = {
     stem + suffix for family in FORMATS for stem in family.STEMS for suffix in shards.SUFFIXES
 }
 STEP = re.compile(r"checkpoint-(\d+)")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# Configs that a single file may be read with.
+BESIDE = (peft.CONFIG, *litgpt.MODELS, litgpt.SETTINGS)
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".lora")
 # Files of a trainer's own state, next to the weights.
 STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)")
 
@@ -172,7 +186,7 @@ def _files(path: Path) -> list[Path]:
 def formats() -> Iterator[str]:
     """Yield one line per family or variant: its name and the first line of its docstring."""
     modules: list[Family | ModuleType] = [*FORMATS, *VARIANTS, *FILES, factors]
-    for module in modules:
+    for module in dict.fromkeys(modules):
         yield f"{module.__name__.rpartition('.')[2]:14} {(module.__doc__ or '').splitlines()[0]}"
 
 
@@ -181,7 +195,8 @@ def inputs(path: str | Path | Run) -> list[Path]:
     source = _source(path)
     directory = source.place.path
     if directory.is_file():
-        return [directory]
+        beside = (directory.parent / name for name in BESIDE)
+        return [directory, *(file for file in beside if file.is_file())]
     if experts in source.families:
         below = [expert.path for expert in experts.directories(source.place)]
         return sorted(
@@ -192,7 +207,7 @@ def inputs(path: str | Path | Run) -> list[Path]:
 
 def _files_read(directory: Path) -> list[Path]:
     """Return the configs and the files of tensors in one directory."""
-    configs = [file for file in directory.iterdir() if file.suffix in (".json", ".bin")]
+    configs = [file for file in directory.iterdir() if file.suffix in (".json", ".bin", ".yaml")]
     return sorted({*configs, *_files(directory)})
 
 

@@ -102,9 +102,7 @@ def test_a_config_in_the_same_directory_is_used(tmp_path, state):
     close(entries[MODULES[0], ""], 4.0 * wants[MODULES[0]])
     close(entries[MODULES[1], ""], 2.0 * wants[MODULES[1]])
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "LOHA"}))
-    with pytest.raises(
-        CheckpointError, match="expected the weights as adapter_model"
-    ):
+    with pytest.raises(CheckpointError, match="expected the weights as adapter_model"):
         scan_parts(path, base=tmp_path)
 
 
