@@ -397,7 +397,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.spectrum",
         description=__doc__,
-        epilog=f"{spectrum_table.EXPLANATION} Exit status: 0 if every update was analysed; 1 if"
+        formatter_class=command.HelpFormatter,
+        epilog=f"{spectrum_table.EXPLANATION}\n\nExit status: 0 if every update was analysed; 1 if"
         " some were skipped; 2 if nothing was analysed, or for bad usage.",
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="a checkpoint or run directory")
