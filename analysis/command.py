@@ -87,6 +87,8 @@ def _flush() -> None:
     except OSError as error:
         # What is left in the buffer would fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(sys.stdout, streams.Plain):
+            sys.stdout.failed = None
         if not isinstance(error, BrokenPipeError):
             raise OSError(f"stdout cannot be written: {error.strerror}") from error
 

@@ -14,12 +14,27 @@ UP = "\x1b[A"  # by which a progress bar returns to its line
 
 
 class Plain(io.TextIOWrapper):
-    """A text stream on which control characters are shown as escapes, those of a bar excepted."""
+    """A text stream on which control characters are shown as escapes, those of a bar excepted.
+
+    failed: the error of the first text that could not be written, which argparse keeps to itself.
+    """
+
+    failed: OSError | None = None
 
     def write(self, text: str) -> int:
         """Write `text` as `plain` gives it; the length of `text`."""
-        super().write(plain(text))
+        try:
+            super().write(plain(text))
+        except OSError as error:
+            self.failed = self.failed or error
+            raise
         return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered; raise the error of an earlier text that was not written."""
+        super().flush()
+        if self.failed:
+            raise self.failed
 
 
 def plain(text: str) -> str:
@@ -43,8 +58,8 @@ def plain(text: str) -> str:
 def prepare() -> None:
     """Open the streams that are closed, and make stdout and stderr take every letter.
 
-    What is written to a stream that was closed (`>&-`) is lost, as that asks for. Where stderr is
-    that of the process, it becomes `Plain`.
+    What is written to a stream that was closed (`>&-`) is lost, as that asks for. A stream that is
+    the process's own becomes `Plain`.
     """
     for descriptor in range(3):
         try:
@@ -55,12 +70,22 @@ def prepare() -> None:
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif type(stream) is io.TextIOWrapper and stream is getattr(sys, f"__{name}__"):
+            setattr(sys, name, _plain_stream(stream))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr is sys.__stderr__:
-        sys.stderr = Plain(
-            sys.stderr.buffer, sys.stderr.encoding, "backslashreplace", line_buffering=True
-        )
+
+
+def _plain_stream(stream: io.TextIOWrapper) -> Plain:
+    """Return a `Plain` stream that writes to where `stream` does."""
+    stream.flush()
+    return Plain(
+        stream.buffer,
+        stream.encoding,
+        "backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def shorten_warnings(name: str) -> None:
