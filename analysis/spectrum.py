@@ -326,10 +326,10 @@ def _write(spectra: Spectra, read: Sequence[Path | Run], arguments: argparse.Nam
     if arguments.out or arguments.json:
         made_by = store.record("analysis.spectrum", read, vars(arguments))
     if arguments.out and spectra.rows:
-        store.save(arguments.out, spectra, made_by)
+        further = {}
         if findings:
-            text = store.csv_text(dominance.rows(findings), dominance.COLUMNS)
-            store.write_text(Path(arguments.out) / dominance.TABLE, text)
+            further[dominance.TABLE] = store.csv_text(dominance.rows(findings), dominance.COLUMNS)
+        store.save(arguments.out, spectra, made_by, further)
     if arguments.json:
         command.emit(store.strict_json(_json(spectra, findings, made_by)))
     elif arguments.csv:
