@@ -31,6 +31,7 @@ from analysis.formats import (
     rlora,
     shards,
     starts,
+    state_dict,
     through_peft,
 )
 from analysis.formats.place import Place
@@ -40,7 +41,7 @@ from analysis.update import Entry, Other, Skipped, Update
 # Families that read directories. The first that recognises a directory reads it.
 FORMATS: tuple[DirectoryFamily, ...] = (experts, multilora, rlora, mtllora, full, peft, model)
 # Families that read single files, in the same way.
-FILES: tuple[Family, ...] = (kohya, diffusers, loralib)
+FILES: tuple[Family, ...] = (kohya, state_dict, diffusers, loralib)
 # Variants, which `peft` and `kohya` read by rules in files of their own.
 VARIANTS: tuple[ModuleType, ...] = (adalora, dora, merged_linear, starts, through_peft, lycoris)
 # Families whose subdirectories with adapters are not separate runs, but parts or exports.
@@ -146,14 +147,8 @@ def scan(path: str | Path | Run, options: Options | None = None) -> Iterator[Ent
 
 def _scan_file(place: Place, options: Options) -> Iterator[Entry]:
     """Return everything in a single file of tensors."""
-    tensors = place.tensors()
     if options.factors:
         return factors.read(place, options)
-    if any(name.startswith(peft.PREFIX) for name in tensors):
-        raise CheckpointError(
-            f"{place.path}: PEFT's weights without their {peft.CONFIG}, which gives the scale;"
-            " expected both in one directory, or --factors A B --scale X"
-        )
     for family in FILES:
         if family.recognise(place):
             return family.read(place, options)
