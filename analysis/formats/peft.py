@@ -28,6 +28,7 @@ from analysis.formats import (
     merged_linear,
     shards,
     starts,
+    target_parameters,
     through_peft,
 )
 from analysis.formats.place import Place
@@ -71,7 +72,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
         )
     if reason:
         if options.base is None:
-            raise CheckpointError(f"{where}: {reason}; pass the model it belongs to, --base DIR")
+            raise CheckpointError(f"{where}: {reason}; {through_peft.advice(config)}")
         _check_weights(place)
         yield from through_peft.read(place.path, config, options.base)
         return
@@ -84,7 +85,13 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
     adapter = _open(place, config, options)
     for name in adapter.others:
         yield _other(name, adapter)
+    stacks = _stacks(adapter, where)
+    yield from target_parameters.read(
+        stacks, adapter.tensors, config, where, str(adapter.file), options.experts_first
+    )
     for (module, part), parts in adapter.modules.items():
+        if (module, part) in stacks:
+            continue
         try:
             for entry in _module(module, part, parts, adapter):
                 if adapter.starts is not None and isinstance(entry, LowRankUpdate):
@@ -92,6 +99,13 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
                 yield entry
         except CheckpointError as error:
             yield Skipped(module, str(error))
+
+
+def _stacks(adapter: "Adapter", where: str) -> dict[tuple[str, str], dict[str, str]]:
+    """Return those of `Adapter.modules` that are about parameters (target_parameters)."""
+    targets = target_parameters.targets(adapter.config, where)
+    wrapped = target_parameters.wrapped({module for module, _ in adapter.modules}, targets)
+    return {key: parts for key, parts in adapter.modules.items() if key[0] in wrapped}
 
 
 def _needs_base(config: dict[str, Any], options: Options) -> bool:
