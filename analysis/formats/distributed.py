@@ -32,6 +32,9 @@ from analysis.formats.tensors import (
 METADATA, SUFFIX = ".metadata", ".distcp"
 # Where Accelerate and torchtitan put the model below a checkpoint; the optimizer lies beside it.
 BELOW = ("pytorch_model_fsdp_0", "pytorch_model_fsdp", "model")
+# What is not of the model, if both are in one checkpoint.
+STATE = ("optimizer.", "optim.", "lr_scheduler.", "dataloader.", "train_state.")
+FEW = 32  # values of an object of the metadata, or dimensions of a tensor
 MAX_METADATA = 2**26  # bytes; a hundred thousand pieces need less
 # The opcodes that such metadata needs. None of them makes more of a file than its own size.
 OPCODES = (
@@ -62,13 +65,12 @@ class Record:
         self.values = values
 
     def __setstate__(self, state: Any) -> None:
+        if len(state) > FEW:
+            raise pickle.UnpicklingError("it has an object of more values than it should")
         if isinstance(state, dict):
             self.__dict__.update({key: x for key, x in state.items() if isinstance(key, str)})
         else:  # the properties of a tensor, of which the first is its dtype
             self.values = state
-
-    def __hash__(self) -> int:
-        return id(self)
 
     def get(self, name: str) -> Any:
         """Return a value; None if the record has none of that name."""
@@ -121,8 +123,13 @@ def _last(*values: Any) -> Any:
 
 
 def _size(values: Any = ()) -> tuple[Any, ...]:
-    """Return the numbers of a torch.Size."""
-    return tuple(values) if isinstance(values, tuple | list) else ()
+    """Return the numbers of a torch.Size; () for what is none."""
+    return tuple(values) if isinstance(values, tuple | list) and len(values) <= FEW else ()
+
+
+def _mapping(*_: Any) -> dict[str, Any]:
+    """Return an empty dict, into which the items of an OrderedDict are put later."""
+    return {}
 
 
 PLAIN: dict[tuple[str, str], Callable[..., Any]] = {
@@ -132,7 +139,7 @@ PLAIN: dict[tuple[str, str], Callable[..., Any]] = {
     ("pathlib", "PosixPath"): _last,
     ("pathlib", "WindowsPath"): _last,
     ("pathlib", "PurePosixPath"): _last,
-    ("collections", "OrderedDict"): dict,
+    ("collections", "OrderedDict"): _mapping,
 }
 
 
@@ -151,6 +158,8 @@ def open_metadata(file: Path) -> dict[str, Stored]:
     tensors, pieces = metadata.get("state_dict_metadata"), metadata.get("storage_data")
     if not isinstance(tensors, dict) or not isinstance(pieces, dict):
         raise CheckpointError(f"{file}: lists no tensors; expected the metadata of torch's dcp")
+    if not any(isinstance(name, str) and not name.startswith(STATE) for name in tensors):
+        raise CheckpointError(f"{file}: has no weights; is it the state of an optimizer?")
     at: dict[str, list[tuple[Any, Record]]] = {}
     for index, place in pieces.items():
         name = index.get("fqn") if isinstance(index, Record) else None
@@ -159,7 +168,8 @@ def open_metadata(file: Path) -> dict[str, Stored]:
     shaped = {
         name: facts
         for name, facts in tensors.items()
-        if isinstance(name, str) and isinstance(facts, Record) and _is_shape(facts.get("size"))
+        if isinstance(name, str) and not name.startswith(STATE)
+        if isinstance(facts, Record) and _is_shape(facts.get("size"))
     }
     return {
         name: _stored(file, name, shaped[name], at.get(name, []))

@@ -13,6 +13,7 @@ A head that its base ties to the embedding is compared with that embedding. A re
 compared in the rows that both have. A matrix that only one of the two models has is skipped.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from analysis.update import DenseUpdate, Entry, Other, Skipped
 
 STEMS = base.STEMS
 # Last components of tensors that are computed, not trained, and may have two dimensions.
+FACTOR = re.compile(r"\.lora_(A|B|down|up)(\.|$)")
 BUFFERS = frozenset(
     "inv_freq cos_cached sin_cached freqs_cis position_ids token_type_ids relative_position_index"
     " relative_coords_table causal_mask attn_mask mask masked_bias".split()
@@ -36,8 +38,14 @@ BUFFERS = frozenset(
 
 
 def recognise(place: Place) -> bool:
-    """Return whether the directory holds the weights of a whole model."""
-    return base.locate(place.path) is not None
+    """Return whether the directory holds the weights of a whole model, and no factors of LoRA."""
+    file = base.locate(place.path)
+    if file is None:
+        return False
+    try:
+        return not any(FACTOR.search(name) for name in place.tensors(file))
+    except CheckpointError:
+        return True  # even if it is broken
 
 
 def read(place: Place, options: Options) -> Iterator[Entry]:

@@ -51,8 +51,8 @@ REFUSED = {
 # Types that PEFT can merge into the base. Others may be newer than this list.
 MERGED = frozenset(
     "ADALORA ADAMSS BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LOHA LOKR LORA"
-    " MISS OFT OSF PEANUT PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TINYLORA TRAINABLE_TOKENS UNILORA VBLORA"
-    " VERA WAVEFT".split()
+    " MISS OFT OSF PEANUT PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TINYLORA TRAINABLE_TOKENS"
+    " UNILORA VBLORA VERA WAVEFT".split()
 )
 # Settings that would let a stranger's config choose what is imported or downloaded.
 UNSAFE = ("megatron_config", "arrow_config")
