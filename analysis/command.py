@@ -207,6 +207,11 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         help="the rows of each block of a fused layer, such as 64,16 for query and value",
     )
     group.add_argument(
+        "--experts-first",
+        action="store_true",
+        help="the columns of B of stacked experts are grouped by expert (Unsloth until 2026-09)",
+    )
+    group.add_argument(
         "--scale", type=float, metavar="X", help="multiply ΔW by X; needed if no file gives α/r"
     )
     group.add_argument(
@@ -232,6 +237,7 @@ def reading_options(arguments: argparse.Namespace) -> Options:
         factors=tuple(arguments.factors) if arguments.factors else None,
         transposed=arguments.transposed,
         blocks=arguments.blocks,
+        experts_first=arguments.experts_first,
         scale=arguments.scale,
         revision=arguments.revision,
     )

@@ -29,6 +29,7 @@ from analysis.formats import (
     orientation,
     shards,
     starts,
+    target_parameters,
     through_peft,
 )
 from analysis.formats.place import Place
@@ -80,7 +81,7 @@ def read(place: Place, options: Options, file: Path | None = None) -> Iterator[E
         if file is not None:
             raise CheckpointError(f"{where}: {reason}; expected the weights as {STEM}.safetensors")
         if options.base is None:
-            raise CheckpointError(f"{where}: {reason}; pass the model it belongs to, --base DIR")
+            raise CheckpointError(f"{where}: {reason}; {through_peft.advice(config)}")
         _check_weights(place)
         yield from through_peft.read(place.path, config, options.base)
         return
@@ -93,7 +94,13 @@ def read(place: Place, options: Options, file: Path | None = None) -> Iterator[E
     adapter = _open(place, config, options, file or weights(place))
     for name in adapter.others:
         yield _other(name, adapter)
+    stacks = _stacks(adapter, where)
+    yield from target_parameters.read(
+        stacks, adapter.tensors, config, where, str(adapter.file), options.experts_first
+    )
     for (module, part), parts in adapter.modules.items():
+        if (module, part) in stacks:
+            continue
         try:
             for entry in _module(module, part, parts, adapter):
                 if adapter.starts is not None and isinstance(entry, LowRankUpdate):
@@ -101,6 +108,13 @@ def read(place: Place, options: Options, file: Path | None = None) -> Iterator[E
                 yield entry
         except CheckpointError as error:
             yield Skipped(module, str(error))
+
+
+def _stacks(adapter: "Adapter", where: str) -> dict[tuple[str, str], dict[str, str]]:
+    """Return those of `Adapter.modules` that are about parameters (target_parameters)."""
+    targets = target_parameters.targets(adapter.config, where)
+    wrapped = target_parameters.wrapped({module for module, _ in adapter.modules}, targets)
+    return {key: parts for key, parts in adapter.modules.items() if key[0] in wrapped}
 
 
 def _needs_base(config: dict[str, Any], options: Options) -> bool:
