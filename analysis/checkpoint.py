@@ -172,7 +172,7 @@ def _scan_file(place: Place, options: Options) -> Iterator[Entry]:
             return family.read(place, options)
     if options.base is not None:
         return model.read(place, options)
-    is_model = any(model.is_weight(name, tensor) for name, tensor in tensors.items())
+    is_model = any(model.is_weight(name, tensor) for name, tensor in place.tensors().items())
     raise CheckpointError(
         f"{place.path}: no pair of factors by any known names; expected lora_A and lora_B,"
         " lora_down and lora_up, or the patterns of their names, --factors A B"

@@ -40,6 +40,7 @@ from analysis.update import Entry, LowRankUpdate, Other, Skipped
 CONFIG = "adapter_config.json"
 STEM = "adapter_model"
 STEMS = (STEM,)
+PREFIX = "base_model.model."  # of every name in a model that PEFT has wrapped
 
 # A tensor of a module is named by the last component that is a known one: modules of the base may
 # have names that begin with lora_ too.
