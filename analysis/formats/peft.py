@@ -96,9 +96,10 @@ def read(place: Place, options: Options, file: Path | None = None) -> Iterator[E
     for name in adapter.others:
         yield _other(name, adapter)
     stacks = _stacks(adapter, where)
-    yield from target_parameters.read(
-        stacks, adapter.tensors, config, where, str(adapter.file), options.experts_first
-    )
+    if stacks:
+        yield from target_parameters.read(
+            stacks, adapter.tensors, config, where, str(adapter.file), options.experts_first
+        )
     for (module, part), parts in adapter.modules.items():
         if (module, part) in stacks:
             continue
