@@ -377,7 +377,6 @@ def test_a_bad_module_is_skipped_and_the_others_read(write_adapter, lora_tensors
         ({"rank_pattern": {"(": 3}}, "rank_pattern: missing"),
         ({"alpha_pattern": {"q": "x"}}, "q is 'x'; expected a number"),
         ({"use_dora": True}, "use_dora is set: DoRA.*--base DIR, .* --direction-only"),
-        ({"target_parameters": ["w"]}, "target_parameters is set"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'.* --initial DIR"),
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base weights"),
         ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq'"),
