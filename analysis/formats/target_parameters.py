@@ -151,13 +151,13 @@ def read(
     where, file: the config and the weight file, for messages.
     experts_first: True if the columns of B are grouped by expert.
     """
+    if not modules:
+        return
     shapes: dict[str, Shape] = {}
-    broken: dict[str, str] = {}
     for (module, _), parts in modules.items():
         fault = _fault(parts, tensors)
         if fault:
-            broken[module] = f"{file}: {module}: {fault}"
-            yield Skipped(module, broken[module])
+            yield Skipped(module, f"{file}: {module}: {fault}")
         else:
             A, B = (tensors[parts[f"lora_{f}.weight"]].shape for f in "AB")
             shapes[module] = (B[0], A[-1])
