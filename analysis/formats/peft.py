@@ -29,6 +29,7 @@ from analysis.formats import (
     orientation,
     shards,
     starts,
+    target_parameters,
     through_peft,
 )
 from analysis.formats.place import Place
@@ -39,7 +40,7 @@ from analysis.update import Entry, LowRankUpdate, Other, Skipped
 CONFIG = "adapter_config.json"
 STEM = "adapter_model"
 STEMS = (STEM,)
-PREFIX = "base_model.model."
+PREFIX = "base_model.model."  # of every name in a model that PEFT has wrapped
 
 # A tensor of a module is named by the last component that is a known one: modules of the base may
 # have names that begin with lora_ too.
@@ -81,7 +82,7 @@ def read(place: Place, options: Options, file: Path | None = None) -> Iterator[E
         if file is not None:
             raise CheckpointError(f"{where}: {reason}; expected the weights as {STEM}.safetensors")
         if options.base is None:
-            raise CheckpointError(f"{where}: {reason}; pass the model it belongs to, --base DIR")
+            raise CheckpointError(f"{where}: {reason}; {through_peft.advice(config)}")
         _check_weights(place)
         yield from through_peft.read(place.path, config, options.base)
         return
@@ -94,7 +95,14 @@ def read(place: Place, options: Options, file: Path | None = None) -> Iterator[E
     adapter = _open(place, config, options, file or weights(place))
     for name in adapter.others:
         yield _other(name, adapter)
+    stacks = _stacks(adapter, where)
+    if stacks:
+        yield from target_parameters.read(
+            stacks, adapter.tensors, config, where, str(adapter.file), options.experts_first
+        )
     for (module, part), parts in adapter.modules.items():
+        if (module, part) in stacks:
+            continue
         try:
             for entry in _module(module, part, parts, adapter):
                 if adapter.starts is not None and isinstance(entry, LowRankUpdate):
@@ -102,6 +110,13 @@ def read(place: Place, options: Options, file: Path | None = None) -> Iterator[E
                 yield entry
         except CheckpointError as error:
             yield Skipped(module, str(error))
+
+
+def _stacks(adapter: "Adapter", where: str) -> dict[tuple[str, str], dict[str, str]]:
+    """Return those of `Adapter.modules` that are about parameters (target_parameters)."""
+    targets = target_parameters.targets(adapter.config, where)
+    wrapped = target_parameters.wrapped({module for module, _ in adapter.modules}, targets)
+    return {key: parts for key, parts in adapter.modules.items() if key[0] in wrapped}
 
 
 def _needs_base(config: dict[str, Any], options: Options) -> bool:
