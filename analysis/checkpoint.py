@@ -163,9 +163,10 @@ def scan(path: str | Path | Run, options: Options | None = None) -> Iterator[Ent
     options = options or Options()
     source = _source(path, options.revision)
     family = None if options.factors else source.family
-    if family:
-        return family.read(source.place, options)
     files = _files(source.place.path)
+    without_config = family is peft and not (source.place.path / peft.CONFIG).exists()
+    if family and not (without_config and len(files) == 1):
+        return family.read(source.place, options)
     if len(files) != 1:
         what = f"{len(files)} files of tensors" if files else "no checkpoint here"
         raise CheckpointError(

@@ -23,7 +23,7 @@ from analysis import CheckpointError
 from analysis.formats import Options, factors, fused, loralib, orientation, stated
 from analysis.formats.place import Place
 from analysis.formats.tensors import Stored, count, number
-from analysis.update import Entry, LowRankUpdate, Other, Skipped
+from analysis.update import Entry, LowRankUpdate, Other, Remark, Skipped
 
 WEIGHTS = "lit_model.pth.lora"
 STEMS = ()
@@ -68,10 +68,10 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
         r = count(trained, "lora_r", where)
         scale *= number(trained, "lora_alpha", where) / r
     elif given := stated.scale(Place(file) if place.path != file else place, modules.values()):
-        yield Other(file.name, given.remark)
+        yield Remark(file.name, given.remark)
         scale *= given.scale
     elif options.scale is None:
-        yield Other(file.name, factors.UNSCALED)
+        yield Remark(file.name, factors.UNSCALED)
     for module, parts in modules.items():
         try:
             for part, B, A in _pieces(module, parts, str(file), options.blocks, rows, trained):

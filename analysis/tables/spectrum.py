@@ -84,6 +84,7 @@ def remarks(rows: Iterable[Row], other: Sequence[Mapping[str, str]]) -> Iterator
     if faint:
         modules = counted(faint, "module")
         yield f"In {modules} more than half of the values lie below the rounding noise."
+    other = [line for line in other if "kind" not in line]
     if other:
         reasons = "heads, biases, tensors missing in the base"
         yield f"{counted(len(other), 'tensor')} not analysed ({reasons}): --json lists them."
