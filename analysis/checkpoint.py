@@ -33,6 +33,7 @@ from analysis.formats import (
     rlora,
     shards,
     starts,
+    state_dict,
     target_parameters,
     through_peft,
 )
@@ -44,7 +45,7 @@ from analysis.update import Entry, Other, Skipped, Update
 # Families that read directories. The first that recognises a directory reads it.
 FORMATS: tuple[DirectoryFamily, ...] = (experts, multilora, rlora, mtllora, full, peft, model)
 # Families that read single files, in the same way.
-FILES: tuple[Family, ...] = (kohya, diffusers, loralib)
+FILES: tuple[Family, ...] = (kohya, state_dict, diffusers, loralib)
 # Variants, which `peft` and `kohya` read by rules in files of their own.
 VARIANTS: tuple[ModuleType, ...] = (
     adalora,
@@ -164,20 +165,14 @@ def scan(path: str | Path | Run, options: Options | None = None) -> Iterator[Ent
 
 def _scan_file(place: Place, options: Options) -> Iterator[Entry]:
     """Return everything in a single file of tensors."""
-    tensors = place.tensors()
     if options.factors:
         return factors.read(place, options)
-    if any(name.startswith(peft.PREFIX) and peft.KEY.fullmatch(name) for name in tensors):
-        raise CheckpointError(
-            f"{place.path}: PEFT's weights without their {peft.CONFIG}, which gives the scale;"
-            " expected both in one directory, or --factors A B --scale X"
-        )
     for family in FILES:
         if family.recognise(place):
             return family.read(place, options)
     if options.base is not None:
         return model.read(place, options)
-    is_model = any(model.is_weight(name, tensor) for name, tensor in tensors.items())
+    is_model = any(model.is_weight(name, tensor) for name, tensor in place.tensors().items())
     raise CheckpointError(
         f"{place.path}: no pair of factors by any known names; expected lora_A and lora_B,"
         " lora_down and lora_up, or the patterns of their names, --factors A B"
@@ -257,11 +252,11 @@ def runs(
     for source, place in zip(sources, places, strict=True):
         if times[place] > 1:
             raise CheckpointError(f"{source.path}: given twice")
-    steps = [STEP.fullmatch(place.name) for place in places]
-    homes = [place.parent if step else place for place, step in zip(places, steps, strict=True)]
+    matches = [STEP.fullmatch(place.name) for place in places]
+    homes = [place.parent if step else place for place, step in zip(places, matches, strict=True)]
     names = _names(homes)
     by_key: dict[str, Run] = {}
-    for source, home, step in zip(sources, homes, steps, strict=True):
+    for source, home, step in zip(sources, homes, matches, strict=True):
         run = Run(source.path, names[home], int(step[1]) if step else None, source)
         first = by_key.setdefault(run.key, run)
         if first is not run:

@@ -211,8 +211,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.dynamics",
         description=__doc__,
-        epilog=f"{dynamics_table.EXPLANATION} Exit status: 0 if every step was analysed; 1 if some"
-        " modules were skipped; 2 if nothing was analysed, or for bad usage.",
+        formatter_class=command.HelpFormatter,
+        epilog=f"{dynamics_table.EXPLANATION}\n\nExit status: 0 if every step was analysed; 1 if"
+        " some modules were skipped; 2 if nothing was analysed, or for bad usage.",
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a run directory, or its steps")
     parser.add_argument("--figures", metavar="DIR", help="draw dynamics.png and .pdf there")

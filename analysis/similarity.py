@@ -339,7 +339,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m analysis.similarity",
         description=__doc__,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=command.HelpFormatter,
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="a checkpoint or run directory")
     parser.add_argument(

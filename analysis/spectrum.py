@@ -330,10 +330,10 @@ def _write(spectra: Spectra, read: Sequence[Path | Run], arguments: argparse.Nam
     if arguments.out or arguments.json:
         made_by = store.record("analysis.spectrum", read, vars(arguments))
     if arguments.out and spectra.rows:
-        store.save(arguments.out, spectra, made_by)
+        further = {}
         if findings:
-            text = store.csv_text(dominance.rows(findings), dominance.COLUMNS)
-            store.write_text(Path(arguments.out) / dominance.TABLE, text)
+            further[dominance.TABLE] = store.csv_text(dominance.rows(findings), dominance.COLUMNS)
+        store.save(arguments.out, spectra, made_by, further)
     if arguments.json:
         command.emit(store.strict_json(_json(spectra, findings, made_by)))
     elif arguments.csv:
@@ -401,7 +401,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.spectrum",
         description=__doc__,
-        epilog=f"{spectrum_table.EXPLANATION} Exit status: 0 if every update was analysed; 1 if"
+        formatter_class=command.HelpFormatter,
+        epilog=f"{spectrum_table.EXPLANATION}\n\nExit status: 0 if every update was analysed; 1 if"
         " some were skipped; 2 if nothing was analysed, or for bad usage.",
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="a checkpoint or run directory")

@@ -220,7 +220,7 @@ def test_pefts_weights_without_their_config_have_no_scale(adapter, tmp_path):
     path = adapter("run")
     loose = (path / "adapter_model.safetensors").rename(tmp_path / "mine.safetensors")
     with pytest.raises(CheckpointError, match=r"mine\.safetensors: PEFT's weights without their"):
-        checkpoint.scan(loose)
+        list(checkpoint.scan(loose))
     patterns = (r"(.*)\.lora_A\.weight", r"(.*)\.lora_B\.weight")
     (update,) = checkpoint.scan(loose, Options(factors=patterns, scale=2.0))
     assert update.scale == 2.0
