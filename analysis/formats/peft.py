@@ -40,6 +40,7 @@ from analysis.update import Entry, LowRankUpdate, Other, Skipped
 CONFIG = "adapter_config.json"
 STEM = "adapter_model"
 STEMS = (STEM,)
+PREFIX = "base_model.model."  # of every name in a model that PEFT has wrapped
 
 # A tensor of a module is named by the last component that is a known one: modules of the base may
 # have names that begin with lora_ too.
@@ -95,9 +96,10 @@ def read(place: Place, options: Options, file: Path | None = None) -> Iterator[E
     for name in adapter.others:
         yield _other(name, adapter)
     stacks = _stacks(adapter, where)
-    yield from target_parameters.read(
-        stacks, adapter.tensors, config, where, str(adapter.file), options.experts_first
-    )
+    if stacks:
+        yield from target_parameters.read(
+            stacks, adapter.tensors, config, where, str(adapter.file), options.experts_first
+        )
     for (module, part), parts in adapter.modules.items():
         if (module, part) in stacks:
             continue

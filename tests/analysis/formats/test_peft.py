@@ -374,7 +374,7 @@ def test_a_bad_module_is_skipped_and_the_others_read(write_adapter, lora_tensors
         ({"peft_type": "x" * 10**6}, "peft_type is 'xxx.{0,80}…; expected 'LORA'"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
         ({"rank_pattern": [1]}, r"rank_pattern is \[1\]; expected an object"),
-        ({"rank_pattern": {"(": 3}}, "rank_pattern: missing"),
+        ({"rank_pattern": {"(": 3}}, r"rank_pattern: '\(': missing"),
         ({"alpha_pattern": {"q": "x"}}, "q is 'x'; expected a number"),
         ({"use_dora": True}, "use_dora is set: DoRA.*--base DIR, .* --direction-only"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'.* --initial DIR"),
