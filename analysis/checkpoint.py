@@ -71,8 +71,8 @@ VARIANTS: tuple[ModuleType, ...] = (
 # The methods of this project, and the directory of their exports to LoRA.
 OWN: tuple[DirectoryFamily, ...] = (multilora, rlora, mtllora)
 EXPORT = "lora"
-# Checkpoints are looked for this many levels below a directory, in so many directories of each.
-DEEP, MANY = 4, 2000
+# Checkpoints are looked for this many levels below a directory, in so many directories at most.
+DEEP, MANY = 4, 5000
 # Names of weight files, each of which stands for its directory.
 WEIGHTS = {
     stem + suffix for family in FORMATS for stem in family.STEMS for suffix in shards.SUFFIXES
@@ -237,11 +237,11 @@ def inputs(path: str | Path | Run) -> list[Path]:
 
 def _files_read(directory: Path) -> list[Path]:
     """Return the configs and the files of tensors in one directory, and nothing but files."""
-    named = [file for file in directory.iterdir() if file.suffix in (".json", ".yaml", *SUFFIXES)]
+    suffixes = (".json", ".yaml", ".bin")
+    named = [file for file in directory.iterdir() if file.suffix in suffixes]
     metadata = distributed.locate(directory)
     pieces = metadata.parent.glob(f"*{distributed.SUFFIX}") if metadata else []
-    files = [file for file in named if not (file.suffix in PICKLES[1:] and STATE.match(file.name))]
-    return sorted({file for file in (*files, *_files(directory), *pieces) if file.is_file()})
+    return sorted({file for file in (*named, *_files(directory), *pieces) if file.is_file()})
 
 
 def runs(
@@ -268,11 +268,11 @@ def runs(
     for source, place in zip(sources, places, strict=True):
         if times[place] > 1:
             raise CheckpointError(f"{source.path}: given twice")
-    steps = [STEP.fullmatch(place.name) for place in places]
-    homes = [place.parent if step else place for place, step in zip(places, steps, strict=True)]
+    matches = [STEP.fullmatch(place.name) for place in places]
+    homes = [place.parent if step else place for place, step in zip(places, matches, strict=True)]
     names = _names(homes)
     by_key: dict[str, Run] = {}
-    for source, home, step in zip(sources, homes, steps, strict=True):
+    for source, home, step in zip(sources, homes, matches, strict=True):
         run = Run(source.path, names[home], int(step[1]) if step else None, source)
         first = by_key.setdefault(run.key, run)
         if first is not run:
@@ -338,12 +338,10 @@ def _sources(path: str | Path | Run, revision: str | None, steps: bool) -> list[
     directory = source.place.path
     if isinstance(path, Run) or directory.is_file():
         return [source]
-    if source.families and not (steps and _steps_below(directory)):
-        return [source, *_adapters_below(source)]
-    if found := _steps_below(directory):
-        return [_named(source, step) for step in found]
-    below = _found_below(source, DEEP, steps)
+    if checkpoints := _checkpoints_in(source, steps):
+        return checkpoints
     files = _files(directory)
+    below = _found_below(source, steps)
     if below or len(files) > 1:
         return [*below, *(_of_file(source, file) for file in files)]
     return [source]
@@ -359,37 +357,53 @@ def _of_file(source: Source, file: Path) -> Source:
     return Source(source.path / file.relative_to(source.place.path), Place(file), ())
 
 
-def _found_below(source: Source, depth: int, steps: bool) -> list[Source]:
-    """Return the checkpoints in the directories below one that is none.
+def _found_below(source: Source, steps: bool) -> list[Source]:
+    """Return the checkpoints in the directories below one that is none, in natural order.
 
-    depth: of how many levels; steps: as for `runs`. Whole models are left out where there is an
-    adapter too: they are its base.
+    steps: as for `runs`. Every directory is looked at once, however many links lead to it. Whole
+    models are left out where there is anything else: they are its base. Raises CheckpointError if
+    there are over MANY directories.
     """
     found: list[Source] = []
-    for child in _directories(source.place.path):
+    seen = {source.place.path.resolve()}
+    left = [(1, child) for child in reversed(_directories(source.place.path))]
+    while left:
+        depth, child = left.pop()
+        real = child.resolve()
+        if real in seen:
+            continue
+        seen.add(real)
+        if len(seen) > MANY:
+            raise CheckpointError(
+                f"{source.path}: has over {MANY} directories; expected those of the checkpoints"
+            )
         inner = _named(source, child)
-        below = _steps_below(child)
-        if below and (steps or not inner.families):
-            found += [_named(source, step) for step in below]
-        elif inner.families:
-            found += [inner, *_adapters_below(inner)]
-        elif depth > 1:
-            found += _found_below(inner, depth - 1, steps)
+        if checkpoints := _checkpoints_in(inner, steps):
+            found += checkpoints
+            continue
+        files = _files(child)
+        found += [inner] if len(files) == 1 else [_of_file(inner, file) for file in files]
+        if depth < DEEP:
+            left += [(depth + 1, child) for child in reversed(_directories(child))]
     trained = [one for one in found if one.families != (model,)]
     return trained or found
 
 
-def _directories(path: Path) -> list[Path]:
-    """Return the directories in a directory that may hold checkpoints, in natural order.
+def _checkpoints_in(source: Source, steps: bool) -> list[Source]:
+    """Return a directory with its further adapters, if a family reads it, or its steps.
 
-    Links are followed unless they lead back up; names that begin with a dot are left out.
+    steps: as for `runs`.
     """
-    above = path.resolve()
-    children = (child for child in path.iterdir() if not child.name.startswith("."))
-    return sorted(
-        (c for c in children if c.is_dir() and not above.is_relative_to(c.resolve())),
-        key=lambda child: by_number(child.name),
-    )[:MANY]
+    below = _steps_below(source.place.path)
+    if below and (steps or not source.families):
+        return [_named(source, step) for step in below]
+    return [source, *_adapters_below(source)] if source.families else []
+
+
+def _directories(path: Path) -> list[Path]:
+    """Return the directories in a directory, in natural order, but none that begin with a dot."""
+    children = [child for child in path.iterdir() if not child.name.startswith(".")]
+    return sorted((c for c in children if c.is_dir()), key=lambda child: by_number(child.name))
 
 
 def passed_over(run: Run) -> int:

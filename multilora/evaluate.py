@@ -57,8 +57,8 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         if self.per_task < 0:
             raise UserError(f"per_task is {self.per_task}; expected 0 or more")
-        if self.resamples < 1:
-            raise UserError(f"resamples is {self.resamples}; expected 1 or more")
+        if not 1 <= self.resamples <= 10**6:
+            raise UserError(f"resamples is {self.resamples}; expected 1 to 1,000,000")
 
 
 def summarise(predictions: Sequence[Prediction], resamples: int, seed: int) -> list[dict[str, Any]]:

@@ -90,12 +90,12 @@ def names(
     found: dict[str, Parameter] = {}
     for layer, wrappers in layers.items():
         told = _told(_candidates(layer, targets), [shapes[module] for module in wrappers])
-        for module, parameter in zip(wrappers, told or [None] * len(wrappers), strict=True):
-            if parameter is None:
-                found[module] = Parameter(module)
-            else:
-                path = f"{layer}.{parameter.name}".removesuffix(".weight")
-                found[module] = Parameter(path, parameter.turned)
+        if told is None:
+            found |= {module: Parameter(module) for module in wrappers}
+            continue
+        for module, parameter in zip(wrappers, told, strict=True):
+            path = f"{layer}.{parameter.name}".removesuffix(".weight")
+            found[module] = Parameter(path, parameter.turned)
     return found
 
 
@@ -159,8 +159,8 @@ def read(
         if fault:
             yield Skipped(module, f"{file}: {module}: {fault}")
         else:
-            A, B = (tensors[parts[f"lora_{f}.weight"]].shape for f in "AB")
-            shapes[module] = (B[0], A[-1])
+            A, B = (tensors[parts[f"lora_{f}.weight"]] for f in "AB")
+            shapes[module] = (B.shape[0], A.shape[1])
     parameters = names(list(shapes), shapes, targets(config, where))
     rule = Rule(config, where, [parameter.name for parameter in parameters.values()])
     for (module, adapter), parts in modules.items():

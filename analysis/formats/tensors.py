@@ -162,12 +162,12 @@ def _open_bin(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
             view = place if saved.storage else name
             first = memory.setdefault(view, name) if math.prod(saved.shape) else name
             tied = "" if first == name else first
-            tensors[name] = _in_bin(path, name, saved, regions.get(saved.storage), tied)
+            tensors[name] = in_pickle(path, name, saved, regions.get(saved.storage), tied)
     return tensors, metadata
 
 
-def _in_bin(
-    path: Path, name: str, saved: pickles.Saved, region: pickles.Region | None, tied: str
+def in_pickle(
+    path: Path, name: str, saved: pickles.Saved, region: pickles.Region | None, tied: str = ""
 ) -> Stored:
     """Return a tensor of a .bin file; region: where its storage is, None for other kinds."""
     dtype = TORCH_NAMES.get(saved.dtype, saved.dtype)

@@ -56,6 +56,16 @@ def embedding(tensors: Mapping[str, Stored], width: int) -> str:
     return ""
 
 
+def shared(name: str, tensors: Collection[str]) -> str:
+    """Return the embedding that an encoder and a decoder share under one name; "" if none.
+
+    >>> shared("encoder.embed_tokens.weight", ["shared.weight"])
+    'shared.weight'
+    """
+    other = re.sub(r"(encoder|decoder)\.embed_tokens\.weight$", "shared.weight", name)
+    return other if other != name and other in tensors else ""
+
+
 def is_tied(place: Place, names: Collection[str]) -> bool:
     """Return whether the head of the model at `place` is its embedding.
 

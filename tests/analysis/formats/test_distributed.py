@@ -212,7 +212,7 @@ def of_piece(metadata):
         ),
         (
             lambda m: setattr(m.state_dict_metadata["q.weight"].properties, "dtype", torch.float64),
-            "is float32; expected F64",
+            "is F32; expected F64",
         ),
     ],
     ids=range(11),
