@@ -110,7 +110,7 @@ def test_factors_of_x_a_b_under_the_names_of_loralib(write_file, rng, d_out, d_i
         for key, want in wants.items():
             close(entries[key], want)
             assert (entries[key].shape, entries[key].capacity) == ((d_out, d_in), r)
-    assert "read as x @ A @ B" in scan_parts(path)[path.name, ""].what
+    assert "read as x @ A @ B" in scan_parts(path, scale=1.0)[path.name, ""].what
     assert main([str(path)]) == 0
     capfd.readouterr()
     for name in list(tensors):
@@ -118,7 +118,7 @@ def test_factors_of_x_a_b_under_the_names_of_loralib(write_file, rng, d_out, d_i
     entries = scan_parts(write_file(tensors, "plain.safetensors"))  # negative control
     for key, want in wants.items():
         close(entries[key], want)
-    assert (path.name, "") not in entries
+    assert "x @ A @ B" not in entries["plain.safetensors", ""].what
 
 
 def test_a_file_that_tells_nothing_is_refused_with_what_helps(write_file, rng, capfd):
