@@ -671,7 +671,11 @@ def test_a_truncated_file(command, two_layers):
 
 def test_a_missing_config(command, two_layers):
     (two_layers / "adapter_config.json").unlink()
-    assert_one_line(command(two_layers), 2, "adapter_config.json: no such file")
+    words = (
+        "adapter_model.safetensors: PEFT's weights without their adapter_config.json",
+        "--scale",
+    )
+    assert_one_line(command(two_layers), 2, *words)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
