@@ -24,7 +24,8 @@ from analysis.update import Entry, LowRankUpdate, Other, Remark, Skipped
 
 # What other methods store next to two factors, or instead of them; the bias of a factor is not one.
 VARIANT = re.compile(
-    r"(?P<module>.+?)\.(?P<part>(?:lora|dora|hada|lokr|oft)_[^.]+)(?:\..+)?(?<!\.bias)", re.DOTALL
+    r"(?!.*\.bias\Z)(?P<module>.+?)\.(?P<part>(?:lora|dora|hada|lokr|oft)_[^.]+)(?:\..+)?",
+    re.DOTALL,
 )
 # A file may store few numbers of which a large matrix is made: the matrix may have this many
 # entries, or this many times the stored numbers.

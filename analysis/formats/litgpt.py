@@ -37,7 +37,7 @@ OURS = re.compile(
 )
 FUSED = re.compile(r"(?:.+\.)?transformer\.h\.\d+\.attn\.(?:qkv|attn)", re.DOTALL)
 # A setting on a line of its own in a YAML file; what is nested is indented.
-LINE = re.compile(r"([A-Za-z_]\w*):[ \t]+(\S.*?)[ \t]*")
+LINE = re.compile(r"([A-Za-z_]\w*):[ \t]+(\S.*)")
 LONGEST = 10**6  # bytes of a YAML file
 
 
@@ -178,7 +178,7 @@ def _settings(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: cannot be read: {error}") from None
     matches = (LINE.fullmatch(line) for line in lines)
-    return {match[1]: _value(match[2]) for match in matches if match}
+    return {match[1]: _value(match[2].strip()) for match in matches if match}
 
 
 def _value(text: str) -> Any:

@@ -24,12 +24,11 @@ PAIR = re.compile(
 )
 OF_PEFT = re.compile(r"(?:.+\.)?(?:base_model\.model|base_layer)\..+", re.DOTALL)
 ALPHA = re.compile(r"(?P<module>.+)\.alpha", re.DOTALL)
-# Tensors of other methods below PEFT's root.
-FOREIGN = re.compile(
-    r"(?:.+\.)?base_model\.model\.(?:.+\.)?(?:lora|hada|lokr|b?oft|vera|ia3|hra|vblora|randlora"
-    r"|multilora|rlora|mtllora)_.+",
-    re.DOTALL,
-)
+# How the parts of other methods begin, below PEFT's root.
+FOREIGN = (
+    "lora_", "hada_", "lokr_", "oft_", "boft_", "vera_", "ia3_", "hra_", "vblora_", "randlora_",
+    "multilora_", "rlora_", "mtllora_",
+)  # fmt: skip
 # How names begin in a file of diffusers, which assumes α = r.
 COMPONENT = re.compile(
     r"(?:unet|text_encoder(?:_\d)?|transformer(?:_\d)?|prior|controlnet|diffusion_model|down_blocks"
@@ -48,7 +47,8 @@ def recognise(place: Place) -> bool:
     names = place.tensors()
     pairs = [name for name in names if PAIR.fullmatch(name)]
     if not pairs:
-        return any(FOREIGN.fullmatch(name) for name in names)
+        below = (name.partition(peft.PREFIX)[2] for name in names)
+        return any(part.startswith(FOREIGN) for rest in below for part in rest.split("."))
     if "lora_adapter_metadata" in place.metadata():
         return False
     return any(OF_PEFT.fullmatch(name) for name in names) or not any(
