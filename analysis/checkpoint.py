@@ -20,10 +20,13 @@ from analysis.formats import (
     experts,
     factors,
     full,
+    gguf,
     kohya,
+    lokr,
     loralib,
     lycoris,
     merged_linear,
+    mlx,
     model,
     mtllora,
     multilora,
@@ -32,17 +35,36 @@ from analysis.formats import (
     shards,
     starts,
     through_peft,
+    torchtune,
 )
 from analysis.formats.place import Place
 from analysis.names import run_key
 from analysis.update import Entry, Other, Skipped, Update
 
 # Families that read directories. The first that recognises a directory reads it.
-FORMATS: tuple[DirectoryFamily, ...] = (experts, multilora, rlora, mtllora, full, peft, model)
+FORMATS: tuple[DirectoryFamily, ...] = (
+    experts,
+    multilora,
+    rlora,
+    mtllora,
+    full,
+    mlx,
+    torchtune,
+    peft,
+    model,
+)
 # Families that read single files, in the same way.
-FILES: tuple[Family, ...] = (kohya, diffusers, loralib)
+FILES: tuple[Family, ...] = (gguf, kohya, diffusers, mlx, torchtune, loralib)
 # Variants, which `peft` and `kohya` read by rules in files of their own.
-VARIANTS: tuple[ModuleType, ...] = (adalora, dora, merged_linear, starts, through_peft, lycoris)
+VARIANTS: tuple[ModuleType, ...] = (
+    adalora,
+    dora,
+    merged_linear,
+    starts,
+    through_peft,
+    lycoris,
+    lokr,
+)
 # Families whose subdirectories with adapters are not separate runs, but parts or exports.
 CLOSED: tuple[DirectoryFamily, ...] = (experts, multilora, rlora, mtllora)
 # Names of weight files, each of which stands for its directory.
@@ -51,6 +73,7 @@ WEIGHTS = {
 }
 STEP = re.compile(r"checkpoint-(\d+)")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+OPEN = (".safetensors", ".gguf", ".npz")  # files of tensors that are no pickles
 # Files of a trainer's own state, next to the weights.
 STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)")
 
@@ -134,6 +157,9 @@ def scan(path: str | Path | Run, options: Options | None = None) -> Iterator[Ent
     if family:
         return family.read(source.place, options)
     files = _files(source.place.path)
+    if options.factors and source.family:  # the file that its family reads, among others
+        weights = shards.locate(source.place.path, *source.family.STEMS)
+        files = [weights] if weights else files
     if len(files) != 1:
         raise CheckpointError(
             f"{source.path}: no checkpoint here; expected {peft.CONFIG} with"
@@ -168,7 +194,7 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     files = sorted(file for file in path.iterdir() if file.is_file())
-    weights = [file for file in files if file.suffix == ".safetensors"]
+    weights = [file for file in files if file.suffix in OPEN]
     return weights or [
         file for file in files if file.suffix in PICKLES and not STATE.match(file.name)
     ]
@@ -177,7 +203,7 @@ def _files(path: Path) -> list[Path]:
 def formats() -> Iterator[str]:
     """Yield one line per family or variant: its name and the first line of its docstring."""
     modules: list[Family | ModuleType] = [*FORMATS, *VARIANTS, *FILES, factors]
-    for module in modules:
+    for module in dict.fromkeys(modules):
         yield f"{module.__name__.rpartition('.')[2]:14} {(module.__doc__ or '').splitlines()[0]}"
 
 
@@ -257,7 +283,7 @@ def _source(path: str | Path | Run) -> Source:
                     " of its own"
                 )
             return source
-    if path.suffix not in (".safetensors", *PICKLES):
+    if path.suffix not in (*OPEN, *PICKLES):
         raise CheckpointError(
             f"{path}: is a file; expected a checkpoint directory, or a file of tensors"
         )

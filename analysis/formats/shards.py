@@ -2,6 +2,7 @@
 
     <stem>.safetensors                 <stem>.bin
     <stem>.safetensors.index.json      <stem>.bin.index.json     {"weight_map": {name: file}}
+    <stem>.npz
 
 An index comes from a stranger: a shard must be a plain file name in the same directory, and not a
 link out of it.
@@ -10,9 +11,10 @@ link out of it.
 from pathlib import Path
 
 from analysis import CheckpointError
+from analysis.formats import gguf_file
 from analysis.formats.tensors import Stored, TensorFile, by_number, open_file, read_json, short
 
-SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".npz")
 
 
 def locate(directory: Path, *stems: str) -> Path | None:
@@ -31,6 +33,8 @@ def open_located(file: Path) -> TensorFile:
     Raises CheckpointError if a shard is missing, leads out of the directory, or lacks a tensor
     that the index says it has.
     """
+    if file.suffix == ".gguf":
+        return gguf_file.open_file(file)
     if file.suffix != ".json":
         return open_file(file)
     listed: dict[str, Stored] = {}
