@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from analysis import UserError, store
+from analysis.formats.regular import open_regular
 from multilora import behaviour
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "safetensors")
@@ -135,11 +136,12 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read the object in a JSON file.
 
-    Raises UserError, naming the file, if it is not JSON or not an object; OSError if the file is
-    missing.
+    Raises UserError, naming the file, if it is not JSON, not an object or not a regular file;
+    OSError if the file is missing.
     """
     try:
-        value = json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            value = json.load(file)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(value, dict):

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.formats.tensors import FLOATS, Stored, TensorFile, by_number, line
+from analysis.formats.regular import open_regular
+from analysis.formats.tensors import FLOATS, LONGEST_NAME, Stored, TensorFile, by_number, line
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -94,13 +95,13 @@ def open_file(path: Path) -> TensorFile:
 
     Raises CheckpointError if the file is missing, cut short or not GGUF of a known version.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             metadata, infos, start = _parsed(_Header(file))
             size = file.seek(0, 2)
         tensors = {name: _stored(path, name, info, start, size) for name, info in infos.items()}
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError, struct.error) as error:
         raise CheckpointError(f"{path}: not a readable GGUF file: {line(error)}") from None
     return TensorFile({name: tensors[name] for name in sorted(tensors, key=by_number)}, metadata)
@@ -126,6 +127,8 @@ def _parsed(
         if dimensions > SIZES:
             raise ValueError(f"{name!r} has {dimensions} sizes; expected at most {SIZES}")
         shape = tuple(header.number("Q") for _ in range(dimensions))[::-1]
+        if len(name) > LONGEST_NAME:
+            raise ValueError(f"a name of {len(name)} characters; expected at most {LONGEST_NAME}")
         if name in infos:
             raise ValueError(f"the name {name!r} appears twice")
         infos[name] = (shape, header.number("I"), header.number("Q"))
@@ -159,7 +162,7 @@ def _stored(
 
     def load() -> np.ndarray:
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 file.seek(begin)
                 data = file.read(length)
         except OSError as error:

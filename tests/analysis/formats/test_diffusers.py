@@ -144,9 +144,10 @@ def test_patterns_of_a_component_name_its_own_modules(write_file, product):
 
 def test_dora_of_diffusers_is_read_as_its_product_alone(write_file, product):
     B, A, want = product()
-    tensors = {"q.lora_A.weight": A, "q.lora_B.weight": B}
+    tensors = {"unet.q.lora_A.weight": A, "unet.q.lora_B.weight": B}
     path = write_file(tensors, "a.safetensors", **metadata(r=3, lora_alpha=6, use_dora=True))
-    magnitude = {"q.lora_magnitude_vector": np.ones(6, "f4"), "q.alpha": np.array(6, "f4")}
+    magnitude = {"unet.q.lora_magnitude_vector": np.ones(6, "f4")}
+    magnitude["unet.q.alpha"] = np.array(6, "f4")
     for file in (path, write_file(tensors | magnitude, "b.safetensors")):
         with pytest.raises(CheckpointError, match=r"is set: DoRA.*--direction-only"):
             scan_parts(file)
