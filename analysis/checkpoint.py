@@ -22,12 +22,15 @@ from analysis.formats import (
     factors,
     foreign,
     full,
+    gguf,
     hub,
     kohya,
     litgpt,
+    lokr,
     loralib,
     lycoris,
     merged_linear,
+    mlx,
     model,
     mtllora,
     multilora,
@@ -38,6 +41,7 @@ from analysis.formats import (
     state_dict,
     target_parameters,
     through_peft,
+    torchtune,
 )
 from analysis.formats.place import Place
 from analysis.formats.tensors import by_number
@@ -51,13 +55,25 @@ FORMATS: tuple[DirectoryFamily, ...] = (
     rlora,
     mtllora,
     full,
+    mlx,
+    torchtune,
     litgpt,
     adapterhub,
     peft,
     model,
 )
 # Families that read single files, in the same way.
-FILES: tuple[Family, ...] = (kohya, adapterhub, state_dict, diffusers, litgpt, loralib)
+FILES: tuple[Family, ...] = (
+    gguf,
+    kohya,
+    adapterhub,
+    state_dict,
+    diffusers,
+    mlx,
+    torchtune,
+    litgpt,
+    loralib,
+)
 # Variants, which `peft` and `kohya` read by rules in files of their own.
 VARIANTS: tuple[ModuleType, ...] = (
     adalora,
@@ -67,6 +83,7 @@ VARIANTS: tuple[ModuleType, ...] = (
     target_parameters,
     through_peft,
     lycoris,
+    lokr,
 )
 # The methods of this project, and the directory of their exports to LoRA.
 OWN: tuple[DirectoryFamily, ...] = (multilora, rlora, mtllora)
@@ -82,7 +99,7 @@ STEP = re.compile(r"checkpoint-(\d+)")
 BESIDE = (peft.CONFIG, *litgpt.MODELS, litgpt.SETTINGS)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".lora")
 # Ends of the names of files of tensors; of a file in two formats, the first one is read.
-SUFFIXES = (".safetensors", *PICKLES)
+SUFFIXES = (".safetensors", ".gguf", ".npz", *PICKLES)
 # Files of a trainer's own state, next to the weights.
 STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)")
 
@@ -167,6 +184,9 @@ def scan(path: str | Path | Run, options: Options | None = None) -> Iterator[Ent
     without_config = family is peft and not (source.place.path / peft.CONFIG).exists()
     if family and not (without_config and len(files) == 1):
         return family.read(source.place, options)
+    if options.factors and source.family:  # the file that its family reads, among others
+        weights = shards.locate(source.place.path, *source.family.STEMS)
+        files = [weights] if weights else files
     if len(files) != 1:
         what = f"{len(files)} files of tensors" if files else "no checkpoint here"
         raise CheckpointError(
