@@ -14,6 +14,7 @@ from analysis.formats import (
     Family,
     Options,
     adalora,
+    adapterhub,
     diffusers,
     distributed,
     dora,
@@ -23,6 +24,7 @@ from analysis.formats import (
     full,
     hub,
     kohya,
+    litgpt,
     loralib,
     lycoris,
     merged_linear,
@@ -43,9 +45,19 @@ from analysis.names import run_key
 from analysis.update import Entry, Other, Skipped, Update
 
 # Families that read directories. The first that recognises a directory reads it.
-FORMATS: tuple[DirectoryFamily, ...] = (experts, multilora, rlora, mtllora, full, peft, model)
+FORMATS: tuple[DirectoryFamily, ...] = (
+    experts,
+    multilora,
+    rlora,
+    mtllora,
+    full,
+    litgpt,
+    adapterhub,
+    peft,
+    model,
+)
 # Families that read single files, in the same way.
-FILES: tuple[Family, ...] = (kohya, state_dict, diffusers, loralib)
+FILES: tuple[Family, ...] = (kohya, adapterhub, state_dict, diffusers, litgpt, loralib)
 # Variants, which `peft` and `kohya` read by rules in files of their own.
 VARIANTS: tuple[ModuleType, ...] = (
     adalora,
@@ -66,7 +78,9 @@ WEIGHTS = {
     stem + suffix for family in FORMATS for stem in family.STEMS for suffix in shards.SUFFIXES
 }
 STEP = re.compile(r"checkpoint-(\d+)")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# Configs that a single file may be read with.
+BESIDE = (peft.CONFIG, *litgpt.MODELS, litgpt.SETTINGS)
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".lora")
 # Ends of the names of files of tensors; of a file in two formats, the first one is read.
 SUFFIXES = (".safetensors", *PICKLES)
 # Files of a trainer's own state, next to the weights.
@@ -149,9 +163,10 @@ def scan(path: str | Path | Run, options: Options | None = None) -> Iterator[Ent
     options = options or Options()
     source = _source(path, options.revision)
     family = None if options.factors else source.family
-    if family:
-        return family.read(source.place, options)
     files = _files(source.place.path)
+    without_config = family is peft and not (source.place.path / peft.CONFIG).exists()
+    if family and not (without_config and len(files) == 1):
+        return family.read(source.place, options)
     if len(files) != 1:
         what = f"{len(files)} files of tensors" if files else "no checkpoint here"
         raise CheckpointError(
@@ -201,7 +216,7 @@ def _files(path: Path) -> list[Path]:
 def formats() -> Iterator[str]:
     """Yield one line per family or variant: its name and the first line of its docstring."""
     modules: list[Family | ModuleType] = [*FORMATS, *VARIANTS, *FILES, factors, distributed, hub]
-    for module in modules:
+    for module in dict.fromkeys(modules):
         yield f"{module.__name__.rpartition('.')[2]:14} {(module.__doc__ or '').splitlines()[0]}"
 
 
@@ -210,7 +225,8 @@ def inputs(path: str | Path | Run) -> list[Path]:
     source = _source(path)
     directory = source.place.path
     if directory.is_file():
-        return [directory]
+        beside = (directory.parent / name for name in BESIDE)
+        return [directory, *(file for file in beside if file.is_file())]
     if experts in source.families:
         below = [expert.path for expert in experts.directories(source.place)]
         return sorted(
@@ -221,7 +237,8 @@ def inputs(path: str | Path | Run) -> list[Path]:
 
 def _files_read(directory: Path) -> list[Path]:
     """Return the configs and the files of tensors in one directory, and nothing but files."""
-    named = [file for file in directory.iterdir() if file.suffix in (".json", ".bin")]
+    suffixes = (".json", ".yaml", ".bin")
+    named = [file for file in directory.iterdir() if file.suffix in suffixes]
     metadata = distributed.locate(directory)
     pieces = metadata.parent.glob(f"*{distributed.SUFFIX}") if metadata else []
     return sorted({file for file in (*named, *_files(directory), *pieces) if file.is_file()})

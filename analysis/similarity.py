@@ -93,6 +93,7 @@ def of_runs(
     collected = meeting.collect(runs, options, names.expression(modules), rename)
     chosen = list(itertools.combinations(runs, 2)) if pairs is None else pairs
     shared = meeting.sharing(chosen, collected)
+    meeting.refuse_many(shared, runs if parts else [], collected)
     compare = partial(_compare, runs=runs if parts else [], pairs=shared)
     of_modules = list(over_modules(compare, collected, progress))
     return Similarity(

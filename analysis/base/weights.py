@@ -70,8 +70,8 @@ def open_base(path: str | Path, modules: Iterable[str]) -> Base:
     """Open the base at `path`, a directory or a name on the hub, for updates of these modules.
 
     The names of the modules and of the weights may differ by a prefix, which is found from all of
-    them together; a head that is tied is its embedding. Raises CheckpointError if there is no model,
-    if it is quantised, or if it has none of the modules.
+    them together; a head that is tied is its embedding. Raises CheckpointError if there is no
+    model, if it is quantised, or if it has none of the modules.
     """
     place = Place(base.directory(Path(path)))
     file, stored = base.open_model(place)

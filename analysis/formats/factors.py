@@ -20,7 +20,7 @@ from analysis import CheckpointError, UserError
 from analysis.formats import Options, fused, orientation
 from analysis.formats.place import Place
 from analysis.formats.tensors import Stored
-from analysis.update import Entry, LowRankUpdate, Other, Skipped
+from analysis.update import Entry, LowRankUpdate, Other, Remark, Skipped
 
 # What other methods store next to two factors, or instead of them; the bias of a factor is not one.
 VARIANT = re.compile(
@@ -61,7 +61,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
     }
     oriented = orientation.oriented(modules, str(file), options, named=True)
     if options.scale is None and not all("alpha" in parts for parts in modules.values()):
-        yield Other(file.name, UNSCALED)
+        yield Remark(file.name, UNSCALED)
     yield from updates(oriented, file, "factors", options.multiplier, options.blocks)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.formats import base
+from analysis.formats import base, claims
 from analysis.formats.place import Place
 from analysis.formats.tensors import line, short
 from analysis.numerics.floor import noise_floor
@@ -108,7 +108,9 @@ def read(path: Path, config: dict[str, Any], base_path: Path) -> Iterator[Entry]
     base. Raises CheckpointError if PEFT cannot load the adapter, or if it changes no weight.
     """
     where, peft_type = str(path), config.get("peft_type")
-    model, marks = _open(path, config, Place(base.directory(base_path)))
+    base_place = Place(base.directory(base_path))
+    claims.refuse(path, config, "adapter_config.json", base_place)
+    model, marks = _open(path, config, base_place)
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
 

@@ -128,6 +128,7 @@ def write(block: Block, settings: Mapping[str, Any], out: Path) -> bool:
         return False
     machines = _machines(runs)  # before minutes of measuring
     measured = block.measure(runs)
+    texts = tables.as_texts(measured.rows_of)
     made_by = store.record("multilora.reproduce", [run.path for run in runs], dict(settings)) | {
         "seed": sorted({run.seed for run in runs}),
         "base": record.sha256_of_files(block.model),
@@ -136,10 +137,9 @@ def write(block: Block, settings: Mapping[str, Any], out: Path) -> bool:
         "methods": {run.name: run.method for run in runs},
         "environment": record.environment(),
         "trained_on": machines,
+        tables.HASHES: tables.sha256_of(texts),
     }
-    directory = out / block.name
-    store.save(directory, measured.spectra, made_by)
-    tables.write(directory, measured.rows_of)
+    store.save(out / block.name, measured.spectra, made_by, texts)
     return True
 
 

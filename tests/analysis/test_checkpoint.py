@@ -330,7 +330,7 @@ def opened():
 def recognised(monkeypatch):
     """(family, path) of every call of `recognise`."""
     calls = []
-    for family in (*checkpoint.FORMATS, *checkpoint.FILES):
+    for family in dict.fromkeys((*checkpoint.FORMATS, *checkpoint.FILES)):
 
         def recognise(place, of=family.__name__, really=family.recognise):
             calls.append((of, place.path))
