@@ -65,6 +65,25 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def drawable(text: str, longest: int = 60) -> str:
+    r"""Return `text` for a figure: printable, at most `longest` characters, and with `$` as it is.
+
+    matplotlib reads what is between two dollars as a formula, and leaves a label that begins with
+    an underscore out of a legend. A longer text is shortened in the middle.
+
+    >>> print(drawable("q$x$"))
+    q\$x\$
+    >>> drawable("0123456789", longest=5)
+    '01…89'
+    """
+    shown = printable(text)
+    if len(shown) > longest:
+        half = (longest - 1) // 2
+        shown = f"{shown[: longest - 1 - half]}…{shown[-half:]}"
+    shown = f" {shown}" if shown.startswith("_") else shown
+    return shown.replace("$", r"\$")
+
+
 def expression(modules: str | None) -> re.Pattern[str]:
     """Return the compiled --modules, which a module's name must contain; None matches every name.
 

@@ -30,7 +30,7 @@ from analysis.pairs.dominance import Finding
 from analysis.results import Row, Spectra
 from analysis.tables import dominance as dominance_table
 from analysis.tables import spectrum as spectrum_table
-from analysis.update import DenseUpdate, Entry, LowRankUpdate, Other, Skipped, Update
+from analysis.update import DenseUpdate, Entry, LowRankUpdate, Other, Remark, Skipped, Update
 
 Source = tuple[Run, Callable[[], Iterator[Entry]]]
 # The row of an update and its singular values; or why it was not analysed; or another tensor.
@@ -63,9 +63,10 @@ def analyse(
     `modules` is not a regular expression, and ValueError for an unknown `method`.
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
+    options = checkpoint.with_base(options, base)
     return of_runs(
-        checkpoint.runs(listed),
-        options=checkpoint.with_base(options, base),
+        checkpoint.runs(listed, options.revision),
+        options=options,
         terms=terms,
         modules=modules,
         method=method,
@@ -123,7 +124,8 @@ def _gathered(analysed: Iterable[tuple[Run, Result]]) -> Spectra:
     spectra = Spectra()
     for run, result in analysed:
         if isinstance(result, Other):
-            spectra.other.append({"run": run.key, "name": result.name, "what": result.what})
+            other = {"run": run.key, "name": result.name, "what": result.what}
+            spectra.other.append(other | ({"kind": "remark"} if isinstance(result, Remark) else {}))
         elif isinstance(result, Skipped):
             spectra.skipped.append(_skip(run, result.name, result.reason))
         else:
@@ -134,7 +136,21 @@ def _gathered(analysed: Iterable[tuple[Run, Result]]) -> Spectra:
             else:
                 spectra.rows.append(line)
                 spectra.s[line["key"]] = s
+    drawn = null.drawn(spectra.rows)
+    for line in spectra.rows:
+        if (line["d_out"], line["d_in"], line["r"]) in drawn and line["spectral_norm"] > 0:
+            line |= _against_null(spectra.s[line["key"]], line)
     return spectra
+
+
+def _against_null(s: np.ndarray, line: Row) -> Row:
+    """The columns that compare the singular values of a row with those of random updates."""
+    d_out, d_in, r = line["d_out"], line["d_in"], line["r"]
+    dense = r is None
+    return {
+        "democracy": null.democracy(s, d_out, d_in, r or min(d_out, d_in), dense=dense),
+        "outliers": null.outliers(s, d_out, d_in) if dense else None,
+    }
 
 
 def _skip(run: Run, module: str, reason: str) -> dict[str, str]:
@@ -206,7 +222,10 @@ def _decomposed(entry: Entry, method: str) -> tuple[Update, decompose.Spectrum] 
 
 
 def row(update: Update, spectrum: decompose.Spectrum, run: Run) -> Row:
-    """Return the row of one update, keyed by `results.COLUMNS`; None if a number is undefined."""
+    """Return the row of one update, keyed by `results.COLUMNS`; None if a number is undefined.
+
+    The columns that need random updates are filled when all rows are there (`null.drawn`).
+    """
     s, (d_out, d_in) = spectrum.s, update.shape
     floor = spectrum.floor
     rank = decompose.rank(s, spectrum.error_bound, update, floor)
@@ -233,14 +252,14 @@ def row(update: Update, spectrum: decompose.Spectrum, run: Run) -> Row:
         "error_bound": spectrum.error_bound,
     }
     if s[0] > 0:
-        line |= _concentration(s, d_out, d_in, line["r"])
+        line |= _concentration(s, d_out, d_in)
         line |= _denoised(spectrum, d_out=d_out, d_in=d_in)
     return {column: line.get(column) for column in results.COLUMNS}
 
 
-def _concentration(s: np.ndarray, d_out: int, d_in: int, r: int | None) -> Row:
-    """The columns that are ratios, undefined for ΔW = 0; r: of the factors, None if dense."""
-    d, dense = min(d_out, d_in), r is None
+def _concentration(s: np.ndarray, d_out: int, d_in: int) -> Row:
+    """The columns that are ratios, undefined for ΔW = 0."""
+    d = min(d_out, d_in)
     return {
         "top_share_1": metrics.top_share(s, 1),
         "top_share_4": metrics.top_share(s, 4),
@@ -256,8 +275,6 @@ def _concentration(s: np.ndarray, d_out: int, d_in: int, r: int | None) -> Row:
         "energy_rank_90": int(metrics.energy_rank(s, 0.9)),
         "energy_rank_99": int(metrics.energy_rank(s, 0.99)),
         "utilisation": metrics.utilisation(s, s.size),
-        "democracy": null.democracy(s, d_out, d_in, r or d, dense=dense),
-        "outliers": null.outliers(s, d_out, d_in) if dense else None,
     }
 
 
@@ -291,7 +308,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """Analyse, report what was skipped, write the results; the exit status."""
     if not arguments.paths and not arguments.combine:
         parser.error("the following arguments are required: PATH, or --combine")
-    runs = checkpoint.runs(arguments.paths)
+    runs = checkpoint.runs(arguments.paths, arguments.revision)
     terms = [combine.parse(text) for text in arguments.combine]
     spectra = of_runs(
         runs,
@@ -303,11 +320,20 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     )
     for skip in spectra.skipped:
         command.warn(parser, skip["reason"])
+    for other in spectra.other:
+        if "kind" in other:
+            run, name = other["run"], other["name"]
+            command.warn(
+                parser, f"{run if run.endswith(name) else f'{run}: {name}'}: {other['what']}"
+            )
     command.warn_of_unread_steps(parser, runs)
     if arguments.strict and spectra.skipped:
         return 2
     if spectra.rows or arguments.json:
-        read = [*command.paths_read(runs, arguments), *(term.path for term in terms)]
+        read = [
+            *command.paths_read(runs, arguments),
+            *(checkpoint.at(term.path, arguments.revision) for term in terms),
+        ]
         _write(spectra, read, arguments)
     if arguments.figures and spectra.rows:
         _draw(parser, spectra, Path(arguments.figures), arguments.metric)
@@ -397,7 +423,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.spectrum",
         description=__doc__,
-        epilog=f"{spectrum_table.EXPLANATION} Exit status: 0 if every update was analysed; 1 if"
+        formatter_class=command.HelpFormatter,
+        epilog=f"{spectrum_table.EXPLANATION}\n\nExit status: 0 if every update was analysed; 1 if"
         " some were skipped; 2 if nothing was analysed, or for bad usage.",
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="a checkpoint or run directory")

@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -337,4 +338,6 @@ def save_figure(figure: "Figure", stem: Path) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     for kind, metadata in (("png", None), ("pdf", {"CreationDate": None})):
         draw = partial(figure.savefig, dpi=150, format=kind, metadata=metadata)
-        replace(stem.parent / f"{stem.name}.{kind}", draw)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a letter that no font has
+            replace(stem.parent / f"{stem.name}.{kind}", draw)

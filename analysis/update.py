@@ -126,6 +126,11 @@ class Other:
     what: str
 
 
+@dataclass(frozen=True)
+class Remark(Other):
+    """What was assumed in reading a file, which the user should know; name: that of the file."""
+
+
 Update = LowRankUpdate | DenseUpdate
 Entry = LowRankUpdate | DenseUpdate | Skipped | Other
 

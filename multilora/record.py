@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from analysis import UserError, exchange, store
+from analysis.formats.regular import open_regular
 from multilora import behaviour
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "safetensors")
@@ -133,10 +134,11 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read the object in a JSON file.
 
-    Raises UserError, naming the file, if it is not JSON or not an object; OSError if the file is
-    missing.
+    Raises UserError, naming the file, if it is not JSON, not an object or not a regular file;
+    OSError if the file is missing.
     """
-    return json_object(path.read_bytes(), path)
+    with open_regular(path) as file:
+        return json_object(file.read(), path)
 
 
 def json_object(content: bytes, path: Path) -> dict[str, Any]:

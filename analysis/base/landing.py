@@ -19,7 +19,7 @@ from analysis.base import vectors as base_vectors
 from analysis.base.weights import open_base
 from analysis.formats import Options
 from analysis.names import expression
-from analysis.numerics import decompose, metrics
+from analysis.numerics import decompose, metrics, parallel
 from analysis.numerics.decompose import EPS, Basis, Decomposition
 from analysis.pairs import meeting
 from analysis.pairs.members import ONE, Member, Members, over_modules
@@ -364,8 +364,8 @@ def analyse(
     say: is called with a line about the cost of the decompositions before they start.
     progress: show a bar on stderr if dense modules take longer than two seconds.
     """
-    runs = checkpoint.runs(paths)
     options = checkpoint.with_base(options, model)
+    runs = checkpoint.runs(paths, options.revision)
     collected = meeting.collect(runs, options, expression(modules), rename)
     weights = {}
     for run in runs:
@@ -378,9 +378,11 @@ def analyse(
     shapes = [next(iter(by_run.values()))[0].shape for by_run in collected.modules.values()]
     requested = landing or intruders
     if weights:
-        landing = requested or base_vectors.estimate(shapes)[0] < SOON
+        with parallel.reproducible():
+            landing = requested or base_vectors.estimate(shapes)[0] < SOON
+            line = base_vectors.estimate_line(shapes, cache) if requested else ""
         if requested:
-            say(base_vectors.estimate_line(shapes, cache))
+            say(line)
         elif not landing:
             say("the landing of ΔW is left out, because it takes long: see --landing")
 
@@ -405,7 +407,8 @@ def analyse(
                     members.skip(run, f"{run.path}: {members.module}: does not fit into memory")
         return rows
 
-    rows = [row for of_module in over_modules(job, collected, progress) for row in of_module]
+    with parallel.reproducible():
+        rows = [row for of_module in over_modules(job, collected, progress) for row in of_module]
     return AgainstBase(rows, collected.skipped, collected.other)
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures.plots import plot_steps
 from analysis.figures.spectrum import style
-from analysis.names import run_key, update_key
+from analysis.names import drawable, run_key, update_key
 from analysis.numerics.subspaces import SIDES
 from analysis.results import Dynamics, Row, grouped
 
@@ -42,7 +42,9 @@ def over_steps(dynamics: Dynamics, run: str) -> Figure:
     last.legend(loc="lower right")
     for ax in (values, shares, ranks):
         ax.set_xlabel("")
-    figure.suptitle(f"{run}: median and 10–90 % of {len(next(iter(by_step.values())))} modules")
+    figure.suptitle(
+        f"{drawable(run, 100)}: median and 10–90 % of {len(next(iter(by_step.values())))} modules"
+    )
     return figure
 
 

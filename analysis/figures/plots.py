@@ -12,6 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+MOST_TICKS = 200  # on an axis; of more, only those with a label
+
 
 def plot_spectrum(s: np.ndarray, ax: Axes | None = None, **line_kw: Any) -> Axes:
     """Draw singular values against their index from 1, on log scales.
@@ -114,7 +116,7 @@ def plot_matrix(
     """Draw a heat map with its numbers written in; the caller labels the axes.
 
     values: (len(rows), len(columns)), such as a metric by layer and kind; nan is left blank.
-    rows, columns: tick labels.
+    rows, columns: tick labels; "" for none.
     ax: the Axes.
     form: format of the numbers; empty to write none.
     image_kw: for `Axes.imshow`.
@@ -122,8 +124,10 @@ def plot_matrix(
     ax = _axes(ax)
     usual: dict[str, Any] = {"cmap": "cividis", "aspect": "auto"}
     image = ax.imshow(values, **usual | image_kw)
-    ax.set_xticks(range(len(columns)), columns)
-    ax.set_yticks(range(len(rows)), rows)
+    for axis, labels in ((ax.xaxis, columns), (ax.yaxis, rows)):
+        # Thousands of ticks, most of them without a label, would take minutes to draw.
+        at = [i for i, label in enumerate(labels) if label or len(labels) <= MOST_TICKS]
+        axis.set_ticks(at, [labels[i] for i in at])
     low, high = image.get_clim()
     for (i, j), value in np.ndenumerate(values):
         if form and np.isfinite(value):

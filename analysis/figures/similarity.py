@@ -1,5 +1,6 @@
 """Draw what two updates share, and what each pair of several runs shares."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,11 +9,13 @@ from matplotlib.figure import Figure, SubFigure
 
 from analysis.figures.plots import plot_angles, plot_matrix, plot_phi, thinned
 from analysis.figures.spectrum import lean, style
+from analysis.names import drawable
 from analysis.numerics import null
 from analysis.numerics.subspaces import SIDES, above_chance, chance
 from analysis.results import RUNS, Row, Similarity, grouped, pair_name, run_name
 
 SHAPES = {"left": "d_out", "right": "d_in"}  # the dimension of either side's directions
+MOST_LINES = 300  # of single modules
 READABLE = 0.42  # inches of a cell in which a number can be read
 TITLES = {"left": "left: what is written", "right": "right: what is read"}
 
@@ -36,7 +39,7 @@ def shared_by_two(similarity: Similarity) -> Figure:
     _draw_maps(maps, shared, random, line)
     for ax, side in zip(curves.subplots(2, 1, squeeze=False)[:, 0], SIDES, strict=True):
         _draw_angles(ax, similarity, rows, side)
-    figure.suptitle(f"{pair_name(line)}: mean over {len(rows)} modules")
+    figure.suptitle(f"{drawable(pair_name(line), 130)}: mean over {len(rows)} modules")
     return figure
 
 
@@ -67,8 +70,8 @@ def _draw_maps(
     for of_side, side in zip(axes, SIDES, strict=True):
         for ax, grid, title in zip(of_side, (shared, random), ("", ", by chance"), strict=True):
             plot_phi(grid[side], ax, vmin=0, vmax=_round_up(greatest))
-            ax.set(title=TITLES[side] + title, xlabel=f"top j of {run_name(runs, 'b')}")
-            ax.set_ylabel(f"top i of {run_name(runs, 'a')}")
+            ax.set(title=TITLES[side] + title, xlabel=f"top j of {drawable(run_name(runs, 'b'))}")
+            ax.set_ylabel(f"top i of {drawable(run_name(runs, 'a'))}")
             ax.label_outer()
     figure.colorbar(axes[0, 0].images[0], ax=list(axes.flat), label="φ(i, j)")
 
@@ -79,10 +82,13 @@ def _round_up(share: float) -> float:
 
 
 def _draw_angles(ax: Axes, similarity: Similarity, rows: Sequence[Row], side: str) -> None:
-    """Draw the principal angles of every module, their median, and the mean by chance."""
+    """Draw the principal angles of every module, their median, and the mean by chance.
+
+    Of more than MOST_LINES modules some are left out of the lines, not of the median.
+    """
     angles = [similarity.phi.get(f"{row['key']}#{side}_angles") for row in rows]
     known = [(row, a) for row, a in zip(rows, angles, strict=True) if a is not None]
-    for _, of_module in known:
+    for _, of_module in known[:: max(1, math.ceil(len(known) / MOST_LINES))]:
         plot_angles(of_module, ax, color="0.8", linewidth=0.5)
     k = min((a.size for _, a in known), default=0)
     if k:
@@ -105,12 +111,13 @@ def shared_by_many(similarity: Similarity) -> Figure:
     k = min(_directions(similarity, row) for row in rows)
     shared = {side: _shared(similarity, names, side, k) for side in SIDES}
     greatest = max(float(np.nan_to_num(values).max()) for values in shared.values())
-    room = float(np.clip(6 / len(names), 0.05, 1.0))  # inches of a cell
-    width = 0.085 * max(map(len, names))  # inches of the longest name
+    room = min(1.0, 6 / min(len(names), 120)) * min(1.0, 500 / len(names))  # inches of a cell
+    shown = list(map(drawable, names))
+    width = 0.085 * max(map(len, shown))  # inches of the longest name
     size = (2 * room * len(names) + width + 2.5, 0.8 * (room * len(names) + width) + 1.2)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    labels = thinned(names, 0.8 * room)
+    labels = thinned(shown, 0.8 * room)
     for ax, side in zip(axes, SIDES, strict=True):
         form = "{:z.2f}" if room >= READABLE else ""
         plot_matrix(shared[side], labels, labels, ax, form, vmin=0, vmax=_round_up(greatest))

@@ -2,8 +2,9 @@
 
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,11 +13,13 @@ from matplotlib.ticker import StrMethodFormatter
 
 from analysis import UserError
 from analysis.figures.plots import plot_band, plot_ecdf, plot_histogram, plot_matrix, thinned
-from analysis.names import run_key
+from analysis.names import drawable, run_key
 from analysis.numerics import statistics
 from analysis.results import Row, Spectra, grouped
 
 Checkpoint = tuple[str, int | None]  # run and step
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 Style = dict[str, Any]
 
 # The colours of Okabe and Ito, which colour-blind readers can tell apart, without yellow, which is
@@ -34,6 +37,10 @@ LINES: tuple[Any, ...] = (
 LEAST = 0.1  # least range of a colour scale, as a share of its largest value
 WIDEST, TALLEST = 18, 16  # inches of a figure of many panels
 WRITTEN = 0.16  # inches of a row in which numbers can be read
+MOST_CHECKPOINTS = 49  # as many lines as differ, and panels
+MOST_DOWN = 16  # panels below one another
+MOST_KINDS = 60  # columns of a panel
+MOST_NUMBERS = 1500  # numbers that are written into the cells of a figure
 LEGEND = 140  # characters that fit into one line of a legend below the figure
 
 
@@ -50,17 +57,18 @@ def compare_spectra(spectra: Spectra, labels: Mapping[Checkpoint, str] | None = 
         left out.
     labels: (run, step) -> name in the legend; by default run@step, or the steps of a single run.
 
-    The bands are over the modules that have the first k values, k the median capacity. The ECDF is
+    Of more than MOST_CHECKPOINTS some between the first and the last are left out. The bands are
+    over the modules that have the first k values, k the median capacity. The ECDF is
     of all values that the capacities allow, so it starts at the share of zeros; the histogram
     counts values per module, so that capacities can be compared. Raises UserError if every update
     is left out.
     """
-    values = _normalised(spectra)
+    values = _spread(_normalised(spectra))
     if not values:
         raise UserError("no update has a value above its rank cutoff; nothing to draw")
     runs = dict.fromkeys(run for run, _ in values)
     one_run = len(values) > len(runs) == 1
-    labels = labels or {c: _step(c) if one_run else run_key(*c) for c in values}
+    labels = labels or {c: _step(c) if one_run else drawable(run_key(*c)) for c in values}
     figure = Figure(figsize=(13, 4.8), layout="constrained")
     bands, ecdf, histogram = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
     bins = _bins([np.concatenate(of_run) for of_run in values.values()])
@@ -78,7 +86,7 @@ def compare_spectra(spectra: Spectra, labels: Mapping[Checkpoint, str] | None = 
     for ax in (ecdf, histogram):
         ax.set_xlabel(bands.get_ylabel())
     if one_run:
-        figure.suptitle(*runs)
+        figure.suptitle(drawable(*runs, longest=120))
     widest = max(map(len, labels.values()))
     handles, names = bands.get_legend_handles_labels()
     columns = max(1, LEGEND // (widest + 7))
@@ -93,35 +101,44 @@ def by_layer(rows: Sequence[Row], column: str) -> Figure:
     column: the number; all panels share one colour scale, which spans at least a tenth of the
         largest value (`colour_range`).
 
-    Modules without a layer in their name, or without the number, are left out. Numbers are written
-    into the cells and all layers are labelled as far as there is room. Raises UserError if no
-    module is left.
+    Modules without a layer in their name, or without the number, are left out; of more than
+    MOST_KINDS kinds the rarest are, and of more than MOST_CHECKPOINTS checkpoints some between the
+    first and the last. Numbers are written into the cells and all layers are labelled as far as
+    there is room. Raises UserError if no module is left.
     """
     rows = [row for row in rows if row["layer"] is not None and row[column] is not None]
     if not rows:
         raise UserError(f"{column}: no module with a layer in its name has it; nothing to draw")
     layers = sorted({row["layer"] for row in rows})
-    kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    panels = grouped(rows, "run", "step")
-    width = max(1.6, 0.7 * len(kinds))  # inches of a panel
+    kinds, shown = list(dict.fromkeys(row["kind"] for row in rows)), grouped(rows, "run", "step")
+    frequent = {kind for kind, _ in Counter(row["kind"] for row in rows).most_common(MOST_KINDS)}
+    left_out = len(kinds) - len(frequent)
+    kinds = [kind for kind in kinds if kind in frequent]
+    width = float(np.clip(0.7 * len(kinds), 1.6, WIDEST - 2))  # inches of a panel
+    panels = _spread(shown, min(MOST_CHECKPOINTS, MOST_DOWN * int((WIDEST - 2) / width)))
     across = int(np.clip((WIDEST - 2) / width, 1, len(panels)))
     down = math.ceil(len(panels) / across)
     across = math.ceil(len(panels) / down)  # rows of about equal length
     room = min(0.28, max(2.0, TALLEST / down) / len(layers))  # inches of a layer
-    below = 0.5 + 0.08 * max(map(len, kinds))
+    labels = thinned(list(map(drawable, kinds)), width / len(kinds))
+    below = 0.5 + 0.08 * max(map(len, labels))
     size = (across * (width + 0.2) + 2, down * (room * len(layers) + 0.7) + below)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     low, high, widened = colour_range([row[column] for row in rows])
     names = thinned([str(layer) for layer in layers], room)
+    numbers = len(layers) * len(kinds) * len(panels)
+    row_of, column_of = ({x: i for i, x in enumerate(of)} for of in (layers, kinds))
     for ax, ((run, step), of_panel) in zip(axes.flat, panels.items(), strict=False):
         matrix = np.full((len(layers), len(kinds)), np.nan)
         for (layer, kind), of_module in grouped(of_panel, "layer", "kind").items():
-            mean = np.mean([row[column] for row in of_module])
-            matrix[layers.index(layer), kinds.index(kind)] = mean
-        form = "{:.3g}" if room >= WRITTEN else ""
-        plot_matrix(matrix, names, kinds, ax, form, vmin=low, vmax=high)
-        ax.set_title(textwrap.fill(run_key(run, step), int(12 * width)), fontsize=9)
+            if kind in frequent:
+                mean = np.mean([row[column] for row in of_module])
+                matrix[row_of[layer], column_of[kind]] = mean
+        form = "{:.3g}" if room >= WRITTEN and numbers <= MOST_NUMBERS else ""
+        plot_matrix(matrix, names, labels, ax, form, vmin=low, vmax=high)
+        title = textwrap.fill(drawable(run_key(run, step), 120), int(12 * width))
+        ax.set_title(title, fontsize=9)
     for ax in axes.flat[len(panels) :]:
         ax.remove()
     for ax in axes.flat[max(0, len(panels) - across) : len(panels)]:
@@ -130,6 +147,10 @@ def by_layer(rows: Sequence[Row], column: str) -> Figure:
     for ax in axes[:, 0]:
         ax.set_ylabel("layer")
     note = "\n(colours span a tenth of the largest value)" if widened else ""
+    if left_out:
+        note += f"\n({left_out} rarer kinds are not shown)"
+    if len(panels) < len(shown):
+        note += f"\n({len(panels)} of {len(shown)} checkpoints are shown)"
     label = f"{column.replace('_', ' ')}{note}"
     drawn = list(axes.flat[: len(panels)])
     figure.colorbar(drawn[0].images[0], ax=drawn, label=label, aspect=30)
@@ -159,6 +180,14 @@ def lean(ax: Axes, degrees: float = 60) -> None:
     """Turn the labels of the x axis, so that each ends at its tick."""
     for label in ax.get_xticklabels():
         label.set(rotation=degrees, ha="right", rotation_mode="anchor")
+
+
+def _spread(checkpoints: Mapping[Key, Value], most: int = MOST_CHECKPOINTS) -> dict[Key, Value]:
+    """Return at most `most` of the items, evenly spaced, with the first and the last."""
+    keys = list(checkpoints)
+    if len(keys) > most:
+        keys = [keys[i] for i in np.linspace(0, len(keys) - 1, most).round().astype(int)]
+    return {key: checkpoints[key] for key in keys}
 
 
 def _step(checkpoint: Checkpoint) -> str:

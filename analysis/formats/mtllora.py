@@ -20,7 +20,7 @@ import numpy as np
 from analysis import CheckpointError
 from analysis.formats import Options, own, peft
 from analysis.formats.place import Place
-from analysis.formats.tensors import count, number, short
+from analysis.formats.tensors import LONGEST_NAME, count, number, short
 from analysis.update import Entry, LowRankUpdate
 
 STEMS = (peft.STEM,)
@@ -47,13 +47,16 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
     def fault(module: str, shapes: own.Shapes) -> str | None:
         A, B = (r, "d_in"), ("d_out", n * r)
         wrong = own.mismatch(shapes, {"A": A, "B": B, "lambda": lambdas, "w": (len(tasks), n)})
-        return wrong and f"{wrong} for n = {n}, r = {r}, {len(tasks)} tasks"
+        if wrong:
+            return f"{wrong} for n = {n}, r = {r}, {len(tasks)} tasks"
+        # Of the left factors, and of what `inner` needs.
+        numbers = len(tasks) * r * (shapes["B"][0] + r) + n * r * r
+        return own.too_large(numbers, r, sum(map(math.prod, shapes.values())))
 
     def updates(module: str, file: str, t: own.Tensors) -> Iterator[LowRankUpdate]:
         B = t["B"].reshape(len(t["B"]), n, r)
         for task, w, L in zip(tasks, softmax(t["w"] / tau), t["lambda"], strict=True):
             mixed = np.einsum("onr,n->or", B, w)
-            full = L if L.ndim == 2 else np.diag(L)
             left = mixed @ L if L.ndim == 2 else mixed * L
             yield LowRankUpdate(
                 module,
@@ -63,16 +66,18 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
                 part=task,
                 method="mtllora",
                 source=file,
-                inner=inner(B * w[:, None], mixed, full, float(np.abs(t["w"]).max()) / tau),
+                inner=inner(B * w[:, None], mixed, L, float(np.abs(t["w"]).max()) / tau),
             )
 
-    yield from own.read(place, "mtllora_", ("A", "B", "lambda", "w"), fault, updates)
+    yield from own.read(place, "mtllora_", ("A", "B", "lambda", "w"), len(tasks), fault, updates)
 
 
 def _tasks(config: dict[str, Any], source: Path) -> list[str]:
     """Return the tasks of the config; raise CheckpointError unless they are distinct names."""
     tasks = config.get("tasks")
-    names = isinstance(tasks, list) and all(isinstance(task, str) and task for task in tasks)
+    names = isinstance(tasks, list) and all(
+        isinstance(task, str) and 0 < len(task) <= LONGEST_NAME for task in tasks
+    )
     if not tasks or not names or len(set(tasks)) < len(tasks):
         raise CheckpointError(
             f"{source}: tasks is {short(tasks)}; expected a list of names that differ"
@@ -85,17 +90,24 @@ def inner(heads: np.ndarray, mixed: np.ndarray, L: np.ndarray, logit: float) -> 
 
     heads: (d_out, n, r), wᵢBᵢ.
     mixed: (d_out, r), their sum.
-    L: (r, r), Λ.
+    L: (r, r), Λ; or (r,), its diagonal.
     logit: the largest |w/τ|, by which the relative error of a weight is larger than that of w.
 
     In units of the variance of a relative rounding; None where they are not finite.
     """
     if not (np.isfinite(heads).all() and np.isfinite(L).all()):
         return None
-    inverse = np.linalg.pinv(L)
-    of_lambda = inverse**2 @ L**2
     pieces = np.einsum("ro,onq->nrq", np.linalg.pinv(mixed), heads)
-    of_weights = np.sum((inverse @ pieces @ L) ** 2, axis=0)
+    if L.ndim == 1:
+        with np.errstate(divide="ignore"):
+            inverse = np.where(L == 0, 0.0, 1 / L)
+        of_lambda = np.diag((inverse * L) ** 2)
+        turned = inverse[:, None] * pieces * L
+    else:
+        inverse = np.linalg.pinv(L)
+        of_lambda = inverse**2 @ L**2
+        turned = inverse @ pieces @ L
+    of_weights = np.sum(turned**2, axis=0)
     return of_lambda + 2 * logit**2 * of_weights
 
 

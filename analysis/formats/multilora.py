@@ -53,7 +53,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
             module, B, t["A"], scale, method="multilora", source=file, stacked=n, inner=inner
         )
 
-    yield from own.read(place, *KEYS, fault, updates)
+    yield from own.read(place, *KEYS, 1, fault, updates)
 
 
 def stack(B: np.ndarray, s: np.ndarray, n: int) -> np.ndarray:

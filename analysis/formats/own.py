@@ -6,9 +6,11 @@ in adapter_model.safetensors, with adapter_config.json. Each method has a file n
 which defines its parts and ΔW.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +20,10 @@ from analysis.formats.place import Place
 from analysis.formats.tensors import FLOATS, Stored
 from analysis.update import Entry, LowRankUpdate, Other, Skipped, coarsest, float64
 
+# A file may make FEW updates, and one more for every SHARE numbers in it. Those of a module may
+# have SMALL numbers together, or TIMES the stored ones; at a rank above WORK fewer.
+FEW, SHARE = 500, 512
+SMALL, TIMES, WORK = 2**23, 32, 32
 Shapes = Mapping[str, tuple[int, ...]]
 Tensors = Mapping[str, np.ndarray]
 
@@ -34,6 +40,7 @@ def read(
     place: Place,
     prefix: str,
     parts: tuple[str, ...],
+    each: int,
     fault: Callable[[str, Shapes], str | None],
     updates: Callable[[str, str, Tensors], Iterator[LowRankUpdate]],
 ) -> Iterator[Entry]:
@@ -42,9 +49,11 @@ def read(
     place: the directory of the adapter.
     prefix: what the names of its tensors begin with, after the module.
     parts: what follows the prefix; every module needs a tensor for each.
+    each: how many updates every module has.
     fault: from the module's name and the shapes of its tensors by part, the reason why they do not
         fit, or None.
-    updates: from the module's name, the weight file and the tensors in float64, its updates.
+    updates: from the module's name, the weight file and the tensors in float64, its updates, each
+        made when it is asked for.
     """
     file, key = peft.weights(place), _key(prefix, parts)
     modules: dict[str, dict[str, Stored]] = {}
@@ -56,6 +65,8 @@ def read(
             raise CheckpointError(f"{file}: {name}: appears twice, under two names")
         else:
             modules[match["module"]][match["part"]] = tensor
+    numbers = sum(math.prod(t.shape) for stored in modules.values() for t in stored.values())
+    _refuse_many(each * len(modules), file, numbers)
     for module, stored in modules.items():
         missing = [part for part in parts if part not in stored]
         if missing:
@@ -71,10 +82,44 @@ def read(
         except CheckpointError as error:
             yield Skipped(module, str(error))
             continue
-        with np.errstate(invalid="ignore", over="ignore"):  # NaN and Inf are reported later
-            of_module = list(updates(module, str(file), values))
         dtype = coarsest(*(FLOATS[stored[part].dtype] for part in parts))
-        yield from (replace(update, dtypes=(dtype, dtype)) for update in of_module)
+        of_module = updates(module, str(file), values)
+        while (update := _quietly_next(of_module)) is not None:  # one at a time: they can be large
+            yield replace(update, dtypes=(dtype, dtype))
+
+
+def _quietly_next(updates: Iterator[LowRankUpdate]) -> LowRankUpdate | None:
+    """Return the next update, None after the last one; NaN and Inf are reported later."""
+    with np.errstate(all="ignore"):
+        return next(updates, None)
+
+
+def _refuse_many(updates: int, file: Path, stored: int) -> None:
+    """Raise CheckpointError if a file makes far more updates than it has numbers for.
+
+    updates: how many it makes; stored: the numbers in it.
+    """
+    most = FEW + stored // SHARE
+    if updates > most:
+        raise CheckpointError(
+            f"{file}: makes {updates} updates of {stored} numbers; expected at most {most}"
+        )
+
+
+def too_large(numbers: int, r: int, stored: int) -> str | None:
+    """Return why a module is too large, in words; None if it is not.
+
+    numbers: how many numbers its updates have together, beyond those that they share; r: their
+    rank; stored: the numbers in its tensors. A small file could be made from which any number of
+    large updates follow.
+    """
+    largest, work = max(SMALL, TIMES * stored), WORK * max(SMALL, TIMES * stored)
+    if numbers <= largest and numbers * r <= work:
+        return None
+    return (
+        f"its updates have {numbers} numbers, made of {stored}, and the rank {r}; expected at most"
+        f" {min(largest, work // r)} numbers (too many tasks or heads for its size)"
+    )
 
 
 def modules(place: Place, prefix: str, parts: tuple[str, ...]) -> list[str]:

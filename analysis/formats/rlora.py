@@ -39,7 +39,10 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
     def fault(module: str, shapes: own.Shapes) -> str | None:
         A, B = (r, "d_in"), ("d_out", n * r)
         wrong = own.mismatch(shapes, {"A": A, "B": B, "R": (n, "d_in"), "A0": A, "B0": B})
-        return wrong and f"{wrong} for n = {n}, r = {r}"
+        if wrong:
+            return f"{wrong} for n = {n}, r = {r}"
+        numbers = 4 * (n + 1) * r * shapes["B"][0]  # [B − B0, B0], and their sizes
+        return own.too_large(numbers, r, sum(map(math.prod, shapes.values())))
 
     def updates(module: str, file: str, t: own.Tensors) -> Iterator[LowRankUpdate]:
         heads, before = (t[part].reshape(len(t[part]), n, r) for part in ("B", "B0"))
@@ -62,4 +65,4 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
                 sizes=(np.hstack([np.hypot(B, B0), B0]), right_sizes),
             )
 
-    yield from own.read(place, "rlora_", ("A", "B", "R", "A0", "B0"), fault, updates)
+    yield from own.read(place, "rlora_", ("A", "B", "R", "A0", "B0"), n + 1, fault, updates)

@@ -1,9 +1,8 @@
 """Open files of tensors lazily: .safetensors without torch, .bin without running its code."""
 
 import json
-import pickle
+import math
 import re
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from analysis import CheckpointError
+from analysis.formats import nested, pickles
+from analysis.formats.regular import open_regular
 
 FLOATS = {
     "F64": np.dtype("<f8"),
@@ -31,6 +32,7 @@ TORCH_NAMES = {
     "torch.float8_e4m3fn": "F8_E4M3",
     "torch.float8_e5m2": "F8_E5M2",
 }
+LONGEST_NAME = 1000  # characters of the name of a tensor, of a part or of a key
 MAX_HEADER = 10**7  # bytes of JSON; a hundred thousand tensors need less
 
 
@@ -62,11 +64,11 @@ class TensorFile(NamedTuple):
 def open_file(path: Path) -> TensorFile:
     """Open a .safetensors or .bin file; the names are in natural order, layer 2 before layer 10.
 
-    Only safetensors has metadata. Raises CheckpointError for a file that is missing, cut short, or
-    not of the format that its name says.
+    The metadata of a .bin are the settings next to its tensors (`nested.settings`). Raises
+    CheckpointError for a file that is missing, cut short, or not of the format that its name says.
     """
     is_safetensors = path.suffix == ".safetensors"
-    tensors, metadata = _open_safetensors(path) if is_safetensors else (_open_bin(path), {})
+    tensors, metadata = _open_safetensors(path) if is_safetensors else _open_bin(path)
     return TensorFile({name: tensors[name] for name in sorted(tensors, key=by_number)}, metadata)
 
 
@@ -89,6 +91,8 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file: {line(error)}") from None
     metadata = header.pop("__metadata__", None)
+    for name in header:
+        _refuse_name(path, name)
     tensors = {name: _in_safetensors(path, name, start, entry) for name, entry in header.items()}
     return tensors, metadata if isinstance(metadata, dict) else {}
 
@@ -107,7 +111,7 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
             entries[name] = value
         return entries
 
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
         prefix = file.read(8)
@@ -129,95 +133,100 @@ def _in_safetensors(path: Path, name: str, start: int, entry: dict[str, Any]) ->
             raise CheckpointError(
                 f"{path}: {name}: stored as {dtype}; expected one of {', '.join(FLOATS)}"
             )
-        try:
-            with path.open("rb") as file:
-                file.seek(start + begin)
-                data = file.read(end - begin)
-        except OSError as error:
-            raise CheckpointError(f"{path}: {name}: {line(error)}") from None
-        if len(data) < end - begin:
-            raise CheckpointError(f"{path}: {name}: the file was cut short while it was read")
+        data = _bytes(path, name, start + begin, end - begin)
         return np.frombuffer(data, FLOATS[dtype]).reshape(shape)
 
     return Stored(shape, dtype, load)
 
 
-def _open_bin(path: Path) -> dict[str, Stored]:
-    import torch
-
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    zipped = zipfile.is_zipfile(path)
+def _open_bin(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     try:
-        if zipped:
-            _refuse_compressed(path)
-        # weights_only: a pickle that wants to do more than rebuild tensors is refused.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError:  # its own message explains how to run a stranger's code
-        raise CheckpointError(
-            f"{path}: not a readable file of weights: its pickle is broken, or does more than"
-            " rebuild tensors"
-        ) from None
-    except Exception as error:  # a damaged pickle raises nearly anything
+        state, regions = pickles.contents(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (pickles.Refused, OSError) as error:
         raise CheckpointError(f"{path}: not a readable file of weights: {line(error)}") from None
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}; expected a dict of tensors")
+    metadata = nested.settings(state)
+    state = nested.state_dict(
+        state, lambda value: len(value.shape) if isinstance(value, pickles.Saved) else -1, path
+    )
     memory: dict[Any, str] = {}
     tensors = {}
-    for name, tensor in state.items():
-        if isinstance(tensor, torch.Tensor):
-            view = (tensor.data_ptr(), tensor.shape, tensor.stride()) if _plain(tensor) else name
-            first = memory.setdefault(view, str(name)) if tensor.numel() else str(name)
-            tied = "" if first == str(name) else first
-            tensors[str(name)] = _in_bin(path, str(name), tensor, tied)
-    return tensors
+    for key, saved in state.items():
+        if isinstance(saved, pickles.Saved):
+            name = str(key)
+            _refuse_name(path, name)
+            place = (saved.storage, saved.offset, saved.shape, saved.stride)
+            view = place if saved.storage else name
+            first = memory.setdefault(view, name) if math.prod(saved.shape) else name
+            tied = "" if first == name else first
+            tensors[name] = in_pickle(path, name, saved, regions.get(saved.storage), tied)
+    return tensors, metadata
 
 
-def _refuse_compressed(path: Path) -> None:
-    """Raise ValueError if a member is compressed.
-
-    torch stores without compression; a small archive that unpacks to a large one is a trap.
-    """
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"{member.filename!r} is compressed")
-
-
-def _plain(tensor: Any) -> bool:
-    """Return whether the values lie in memory as numbers: not sparse, quantised or on meta."""
-    return (
-        str(tensor.layout) == "torch.strided"
-        and tensor.device.type == "cpu"
-        and not tensor.is_quantized
-    )
-
-
-def _in_bin(path: Path, name: str, tensor: Any, tied: str) -> Stored:
-    import torch
+def in_pickle(
+    path: Path, name: str, saved: pickles.Saved, region: pickles.Region | None, tied: str = ""
+) -> Stored:
+    """Return a tensor of a .bin file; region: where its storage is, None for other kinds."""
+    dtype = TORCH_NAMES.get(saved.dtype, saved.dtype)
 
     def load() -> np.ndarray:
-        if not _plain(tensor) or not tensor.dtype.is_floating_point:
-            kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
-            raise CheckpointError(f"{path}: {name}: stored as {kind}; expected floating point")
+        if dtype not in FLOATS or region is None:
+            raise CheckpointError(f"{path}: {name}: stored as {dtype}; expected floating point")
+        numbers, size = math.prod(saved.shape), FLOATS[dtype].itemsize
+        if not numbers:
+            return np.zeros(saved.shape, FLOATS[dtype])
+        steps = zip(saved.shape, saved.stride, strict=True)
+        reach = 1 + sum((n - 1) * step for n, step in steps)
         # A tensor of stride 0 may claim any size without a byte behind it.
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise CheckpointError(f"{path}: {name}: is {tuple(tensor.shape)}, but holds less")
-        values = tensor.detach().contiguous()
-        narrow = {
-            torch.bfloat16: ml_dtypes.bfloat16,
-            torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn,
-            torch.float8_e5m2: ml_dtypes.float8_e5m2,
-        }.get(tensor.dtype)
-        if narrow is None:
-            return values.numpy()
-        width = torch.int16 if values.element_size() == 2 else torch.uint8
-        return values.view(width).numpy().view(narrow)
+        if max(numbers, saved.offset + reach) * size > region.length:
+            raise CheckpointError(f"{path}: {name}: is {saved.shape}, but holds less")
+        data = _bytes(path, name, region.start + saved.offset * size, reach * size)
+        strides = [step * size for step in saved.stride]
+        values = np.frombuffer(data, FLOATS[dtype])
+        view = np.lib.stride_tricks.as_strided(values, saved.shape, strides, writeable=False)
+        return np.ascontiguousarray(view)
 
-    dtype = TORCH_NAMES.get(str(tensor.dtype), str(tensor.dtype))
-    return Stored(tuple(tensor.shape), dtype, load, tied)
+    return Stored(saved.shape, dtype, load, tied)
+
+
+def _bytes(path: Path, name: str, start: int, length: int) -> bytes:
+    """Read the bytes of a tensor; CheckpointError if they are not all there."""
+    try:
+        with open_regular(path) as file:
+            file.seek(start)
+            data = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {name}: {line(error)}") from None
+    if len(data) < length:
+        raise CheckpointError(f"{path}: {name}: the file was cut short while it was read")
+    return data
+
+
+def _refuse_name(path: Path, name: str) -> None:
+    """Raise CheckpointError for a name that is too long for one, or not text."""
+    if len(name) > LONGEST_NAME:
+        raise CheckpointError(
+            f"{path}: a tensor has a name of {len(name)} characters; expected at most"
+            f" {LONGEST_NAME}"
+        )
+    if not is_text(name):
+        raise CheckpointError(f"{path}: {short(name)} is half a character; expected text")
+
+
+def is_text(name: str) -> bool:
+    """Return whether a string can be written as UTF-8: JSON and pickles can hold half characters.
+
+    >>> is_text("naïve"), is_text(chr(0xD800))
+    (True, False)
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -226,9 +235,16 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises CheckpointError if the file is missing, too long, broken, or holds anything else.
     """
     try:
-        if path.stat().st_size > MAX_HEADER:
+        with open_regular(path) as file:
+            data = file.read(MAX_HEADER + 1)
+        if len(data) > MAX_HEADER:
             raise ValueError(f"is over {MAX_HEADER} bytes long")
-        value = json.loads(path.read_bytes())
+        value = json.loads(data)
+        # Names with half of a character could not be written to any file.
+        if not is_text(json.dumps(value, ensure_ascii=False)):
+            raise ValueError("a string ends within a character")
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -10,7 +10,8 @@ for a dense update.
 
 import functools
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,9 @@ PRECISION = 1e-3
 FEWEST, PILOT, WORK = 4, 64, 2**20
 EDGE_DRAWS, EDGE_QUANTILE = 1000, 0.99
 ANGLE_DRAWS = 16
+# The null models of one table may cost FREE, and 1 more for every SHARE numbers in its updates; a
+# cost of 1 is about 0.1 s of one core.
+FREE, SHARE = 12, 2**17
 SMALL = 64  # up to this size, numpy's batched solver is faster than scipy's tridiagonal one
 
 
@@ -72,6 +76,42 @@ def of_row(row: Row, k: int) -> Mapping[str, Chance]:
     dense = row["r"] is None
     capacity = row["capacity"] if dense else row["r"]
     return chance(row["d_out"], row["d_in"], capacity, k, dense=dense)
+
+
+def drawn(rows: Sequence[Row]) -> set[tuple[int, int, int | None]]:
+    """Return the shapes (d_out, d_in, r) of the rows of spectrum.csv whose null is drawn.
+
+    All of them, but for a small checkpoint of many different shapes, whose null models would take
+    far longer than its spectra: then the most frequent ones, the first of equally frequent ones,
+    up to FREE and SHARE. Rows of ΔW = 0 need none.
+
+    >>> rows = [{"d_out": 9, "d_in": 9 + i, "r": 8, "spectral_norm": 1.0} for i in range(20)]
+    >>> len(drawn(rows)), len(drawn(rows[:5])), len(drawn(10_000 * rows))
+    (12, 5, 20)
+    """
+    moved = [row for row in rows if row["spectral_norm"] > 0]
+    shapes = Counter((row["d_out"], row["d_in"], row["r"]) for row in moved)
+    numbers = sum(
+        n * (d_out * d_in if r is None else r * (d_out + d_in))
+        for (d_out, d_in, r), n in shapes.items()
+    )
+    left = FREE + numbers / SHARE
+    found = set()
+    for shape, _ in shapes.most_common():
+        left -= _cost(*shape)
+        if left < 0:
+            break
+        found.add(shape)
+    return found
+
+
+def _cost(d_out: int, d_in: int, r: int | None) -> float:
+    """Return about how long the null of a shape takes, in units of 0.1 s, as measured."""
+    k = min(d_out, d_in)
+    if r is not None:
+        k = min(k, r)
+        return min(1.0, 0.01 * k**2) + (k / 300) ** 2
+    return 1 + k / 100 if k > SMALL else 1.0
 
 
 @functools.cache

@@ -1,9 +1,12 @@
 """Run many small computations in parallel, with results in the order of the items."""
 
+import contextlib
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -27,7 +30,10 @@ def in_order(
     """
     threads = min(8, os.cpu_count() or 1)  # each holds an item's matrices in float64
     waiting: deque[tuple[Item, Future[Result]]] = deque()
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+    torch = sys.modules.get("torch")
+    # A new thread does not know how many threads of torch its maker has asked for.
+    inherit = partial(torch.set_num_threads, torch.get_num_threads()) if torch else None
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads, initializer=inherit) as pool:
         for item in items:
             waiting.append((item, pool.submit(function, item)))
             if len(waiting) > 2 * threads:
@@ -35,6 +41,23 @@ def in_order(
                 yield first, future.result()
         for first, future in waiting:
             yield first, future.result()
+
+
+@contextlib.contextmanager
+def reproducible() -> Iterator[None]:
+    """Let numpy and torch compute with one thread, so that no last digit depends on their number.
+
+    A sum is split among threads, and each split rounds in its own way. Imports torch.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1, "blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def with_bar(items: list[Item], progress: bool, label: str, unit: str) -> Iterable[Item]:

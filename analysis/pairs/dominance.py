@@ -66,6 +66,8 @@ class Comparison:
     only_a, only_b: modules that only one of them has.
     zero: modules left out because ΔW = 0 in one of them.
     shapes: modules left out because their shapes differ.
+    undrawn: modules left out because the checkpoints have too many shapes for their size
+        (`null.drawn`).
     """
 
     a: Checkpoint
@@ -75,6 +77,7 @@ class Comparison:
     only_b: list[str]
     zero: list[str]
     shapes: list[str]
+    undrawn: list[str]
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,8 @@ def pair_spectra(spectra: Spectra, a: Checkpoint, b: Checkpoint) -> Comparison:
         grouped((row for row in spectra.rows if (row["run"], row["step"]) == c), "module")
         for c in (a, b)
     )
-    comparison = Comparison(a, b, rows=[], only_a=[], only_b=[], zero=[], shapes=[])
+    drawn = null.drawn([row for row in spectra.rows if (row["run"], row["step"]) in (a, b)])
+    comparison = Comparison(a, b, rows=[], only_a=[], only_b=[], zero=[], shapes=[], undrawn=[])
     for module in dict.fromkeys([*of_a, *of_b]):
         matches, only_a, only_b = meeting.match_parts(
             of_a.get(module, []), of_b.get(module, []), lambda row: row["part"]
@@ -202,6 +206,8 @@ def pair_spectra(spectra: Spectra, a: Checkpoint, b: Checkpoint) -> Comparison:
                 comparison.shapes.append(_name(row_a))
             elif 0 in (row_a["spectral_norm"], row_b["spectral_norm"]):
                 comparison.zero.append(_name(row_a))
+            elif not {(row["d_out"], row["d_in"], row["r"]) for row in (row_a, row_b)} <= drawn:
+                comparison.undrawn.append(_name(row_a))
             else:
                 s_a, s_b = (spectra.s[row["key"]] for row in (row_a, row_b))
                 comparison.rows.append(_row(row_a, s_a, row_b, s_b))
@@ -484,6 +490,7 @@ def as_json(finding: Finding) -> Row:
         "only_b": comparison.only_b,
         "zero": comparison.zero,
         "shapes": comparison.shapes,
+        "undrawn": comparison.undrawn,
         "measures": {measure: vars(reading) for measure, reading in finding.readings.items()},
         "held_a": held_a,
         "held_b": held_b,

@@ -1,6 +1,7 @@
 """Collect the updates of several checkpoints and match them by module and part."""
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,11 @@ from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.update import Entry, LowRankUpdate, Other, Skipped, Update
 
+# A hint about names looks at the first FEW names of one checkpoint, at MANY of the other, and at
+# the first LONGEST letters of each.
+FEW, MANY, LONGEST = 8, 64, 100
+# So many comparisons are made of any checkpoints, and one more for every SHARE numbers in them.
+COMPARED, SHARE = 2000, 512
 Rename = tuple[str, str]  # a regular expression and its replacement
 Item = TypeVar("Item")
 Pairs = list[tuple[Run, Run]]
@@ -86,6 +92,41 @@ def collect(
     return collected
 
 
+def refuse_many(pairs: Pairs, runs: Sequence[Run], collected: Collected) -> None:
+    """Raise UserError if far more comparisons would be made than there are numbers to compare.
+
+    pairs: the runs that are compared; runs: those whose parts are compared with one another. A
+    small file can hold thousands of parts, of which millions of pairs could be made.
+    """
+    count = numbers = 0
+    for by_run in collected.modules.values():
+        several = {key: sum(_parts_of(update) for update in u) for key, u in by_run.items()}
+        most = {key: max(len(u), 1) for key, u in by_run.items()}
+        count += sum(most[a.key] for a, b in pairs if a.key in by_run and b.key in by_run)
+        inside = [several[run.key] for run in runs if run.key in by_run]
+        count += sum(n * (n - 1) // 2 for n in inside)
+        numbers += sum(_numbers(update) for u in by_run.values() for update in u)
+    most_compared = COMPARED + numbers // SHARE
+    if count > most_compared:
+        raise UserError(
+            f"{count} comparisons of updates that have {numbers} numbers together; expected at"
+            f" most {most_compared}: name fewer checkpoints, or choose with --modules"
+        )
+
+
+def _parts_of(update: Update) -> int:
+    """Return how many parts `parts` makes of an update."""
+    if isinstance(update, LowRankUpdate):
+        return max(update.stacked, int(bool(update.part)))
+    return int(bool(update.part))
+
+
+def _numbers(update: Update) -> int:
+    if isinstance(update, LowRankUpdate):
+        return update.B.size + update.A.size
+    return math.prod(update.shape)
+
+
 def renamed(name: str, rename: Sequence[Rename]) -> str:
     """Return `name` after every replacement; UserError if a pattern or replacement is invalid."""
     for pattern, replacement in rename:
@@ -128,10 +169,12 @@ def _closest(names_a: Sequence[str], names_b: Sequence[str]) -> str:
     """Return a hint for two checkpoints without a common module: the most similar names."""
     if not names_a or not names_b:
         return "one of them has no update at all"
-    for name in names_a:
-        near = difflib.get_close_matches(name, names_b, n=1, cutoff=0.5)
+    # The comparison of two names takes a time that grows with the product of their lengths.
+    others = {name[:LONGEST]: name for name in names_b[:MANY]}
+    for name in names_a[:FEW]:
+        near = difflib.get_close_matches(name[:LONGEST], others, n=1, cutoff=0.5)
         if near:
-            return f"the closest names are {name} and {near[0]}: see --map"
+            return f"the closest names are {name} and {others[near[0]]}: see --map"
     return f"their names look like {names_a[0]} and {names_b[0]}"
 
 

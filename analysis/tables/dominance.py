@@ -170,6 +170,7 @@ def _left_out(finding: Finding, names: bool = True) -> Iterator[str]:
         (f"only in {b}", comparison.only_b),
         ("left out, ΔW = 0 on one side", comparison.zero),
         ("left out, different shapes", comparison.shapes),
+        ("left out, too many shapes for a null model of each", comparison.undrawn),
     ):
         if modules:
             listed = ", ".join(modules[:LISTED]) + (", …" if len(modules) > LISTED else "")

@@ -84,6 +84,11 @@ def remarks(rows: Iterable[Row], other: Sequence[Mapping[str, str]]) -> Iterator
     if faint:
         modules = counted(faint, "module")
         yield f"In {modules} more than half of the values lie below the rounding noise."
+    undrawn = sum(row["democracy"] is None and row["spectral_norm"] > 0 for row in rows)
+    if undrawn:
+        modules = counted(undrawn, "module")
+        yield f"No democracy in {modules}: too many shapes to draw random updates of each."
+    other = [line for line in other if "kind" not in line]
     if other:
         reasons = "heads, biases, tensors missing in the base"
         yield f"{counted(len(other), 'tensor')} not analysed ({reasons}): --json lists them."

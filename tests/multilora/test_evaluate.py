@@ -140,7 +140,8 @@ def test_the_command_scores_a_checkpoint(ending_early, tmp_path, capsys):
     ("given", "message"),
     [
         (["--per_task", "-1"], "per_task is -1; expected 0 or more"),
-        (["--resamples", "0"], "resamples is 0; expected 1 or more"),
+        (["--resamples", "0"], "resamples is 0; expected 1 to 1,000,000"),
+        (["--resamples", "1" + 12 * "0"], "expected 1 to 1,000,000"),
         (
             ["--tasks", "alpaca:x.json"],
             "the built-in base only knows the words of the built-in suite",

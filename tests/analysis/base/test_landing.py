@@ -1,9 +1,14 @@
 """ΔW beside W0: against dense algebra, planted directions, real models."""
 
+import json
+import os
+import subprocess
+import sys
 import warnings
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from analysis import CheckpointError, checkpoint
 from analysis.base import landing
@@ -584,3 +589,45 @@ def test_a_whole_model_stands_beside_its_base_as_it_is_stored(tmp_path, name):
     assert len(updates) > 8
     for update in updates:
         np.testing.assert_array_equal(base.weight(update), before[f"{update.name}.weight"])
+
+
+COMMAND = """
+import sys
+from analysis.base import landing
+from analysis.formats import Options
+found = landing.analyse([sys.argv[1]], sys.argv[2], options=Options())
+print([[row[column] for column in landing.LANDING_COLUMNS] for row in found.rows])
+"""
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_deciles_do_not_depend_on_the_number_of_threads(rng, tmp_path, method):
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    base.mkdir()
+    tuned.mkdir()
+    W = rng.standard_normal((500, 320)).astype("f4")
+    save_file({"h.0.q.weight": W}, base / "model.safetensors")
+    factors = {
+        f"base_model.model.h.0.q.lora_{factor}.weight": rng.standard_normal(shape).astype("f4")
+        for factor, shape in (("A", (4, 320)), ("B", (500, 4)))
+    }
+    if method == "lora":
+        save_file(factors, tuned / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4}
+        (tuned / "adapter_config.json").write_text(json.dumps(config))
+    else:
+        noise = 0.1 * rng.standard_normal(W.shape).astype("f4")
+        save_file({"h.0.q.weight": W + noise}, tuned / "model.safetensors")
+    printed = set()
+    for threads in ("1", "2", "4"):
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        run = subprocess.run(
+            [sys.executable, "-c", COMMAND, tuned, base],
+            env=os.environ | dict.fromkeys(names, threads),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        printed.add(run.stdout)
+    assert len(printed) == 1
+    assert "None" not in printed.pop()

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from made_spectra import spectra
 from matplotlib.colors import to_rgba
 
 from analysis import spectrum, store
 from analysis.figures import spectrum as spectrum_figures
+from analysis.names import drawable
 from analysis.results import Spectra
 
 
@@ -245,3 +247,39 @@ def test_the_command_draws_both(write_adapter, lora_tensors, tmp_path):
     no_layers = write_adapter(lora_tensors("q"), "b")
     assert spectrum.main([str(no_layers), "--figures", str(tmp_path / "other")]) == 0
     assert sorted(f.name for f in (tmp_path / "other").iterdir()) == ["spectra.pdf", "spectra.png"]
+
+
+@pytest.mark.parametrize("name", ["$\\frac{q$", "$x", "_hidden", "中\x1b[2J\n", "x" * 300])
+def test_a_name_of_any_letters_is_drawn_as_it_is(tmp_path, recwarn, name):
+    s = {f"layers.0.{name}": [2.0, 1.0], "layers.1.v": [3.0, 1.0]}
+    found = spectra(**{name: s, "other": s})
+    for row in found.rows:
+        row |= {"layer": 0, "kind": row["module"].rpartition(".")[2], "top_share_1": 0.5}
+    figure = spectrum_figures.compare_spectra(found)
+    store.save_figure(figure, tmp_path / "spectra")
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == [drawable(name), "other"]
+    store.save_figure(spectrum_figures.by_layer(found.rows, "top_share_1"), tmp_path / "layers")
+    assert not list(recwarn)
+
+
+def test_a_figure_of_any_number_of_modules_and_checkpoints_has_a_usual_size():
+    runs = {f"run{i}": {f"layers.{i}.k{i}": [1.0]} for i in range(300)}
+    found = spectra(**runs)
+    for i, row in enumerate(found.rows):
+        row |= {"layer": i, "kind": f"k{i}", "top_share_1": 1.0}
+    assert len(spectrum_figures.compare_spectra(found).axes[0].lines) == 49
+    figure = spectrum_figures.by_layer(found.rows, "top_share_1")
+    assert max(figure.get_size_inches()) < 60
+    assert "240 rarer kinds are not shown" in figure.axes[-1].get_ylabel()
+    assert "16 of 300 checkpoints are shown" in figure.axes[-1].get_ylabel()
+
+
+def test_thousands_of_layers_have_few_ticks():
+    rows = [
+        {"run": "a", "step": None, "layer": i, "kind": "q", "top_share_1": i / 3000}
+        for i in range(3000)
+    ]
+    axes = spectrum_figures.by_layer(rows, "top_share_1").axes[0]
+    assert len(axes.get_yticks()) < 200
+    assert len(axes.texts) == 0

@@ -12,9 +12,9 @@ from own_files import D_IN, D_OUT, SHAPES, N, R
 from safetensors.numpy import load_file, save_file
 
 from analysis import CheckpointError, checkpoint
-from analysis.formats import own
+from analysis.formats import mtllora, own
 from analysis.numerics import decompose, subspaces
-from analysis.update import Skipped
+from analysis.update import LowRankUpdate, Skipped
 
 
 @pytest.mark.parametrize(
@@ -182,3 +182,41 @@ def test_no_direction_is_turned_by_more_than_the_bound(write_adapter, method):
     assert len(ratios) > 20
     assert max(ratios) <= 1
     assert np.median(ratios) > 0.05
+
+
+def test_updates_come_one_at_a_time(write_own, monkeypatch):
+    """All tasks of a module at once were gigabytes."""
+    made = []
+    inner = mtllora.inner
+    monkeypatch.setattr(mtllora, "inner", lambda *args: made.append(1) or inner(*args))
+    entries = checkpoint.scan(write_own("mtllora"))
+    next(entry for entry in entries if isinstance(entry, LowRankUpdate))
+    assert len(made) == 1
+    assert len(list(entries)) == 1
+    assert len(made) == 2
+
+
+def test_a_small_file_of_many_updates_is_refused(write_own):
+    tasks = [str(i) for i in range(600)]
+    shapes = {"lambda": (600, R, R), "w": (600, N)}
+    with pytest.raises(CheckpointError, match=r"makes 600 updates of .* numbers; expected"):
+        list(checkpoint.scan(write_own("mtllora", shapes=shapes, tasks=tasks)))
+
+
+def test_a_small_file_of_large_updates_is_refused(write_own):
+    """250 kB, of which 400 updates of 50,000 rows would be made."""
+    tasks = [str(i) for i in range(400)]
+    shapes = {"B": (50_000, 1), "A": (1, 2), "lambda": (400, 1), "w": (400, 1)}
+    path = write_own("mtllora", shapes=shapes, tasks=tasks, n=1, r=1, diagonal=True)
+    (skipped,) = (e for e in checkpoint.scan(path) if isinstance(e, Skipped))
+    assert "its updates have 20000401 numbers, made of" in skipped.reason
+    assert own.too_large(own.SMALL, own.WORK, 1) is None
+    assert own.too_large(own.SMALL, own.WORK + 1, 1) is not None
+
+
+def test_diagonals_and_whole_matrices_give_one_inner(rng):
+    heads, L = rng.standard_normal((6, 3, 2)), rng.standard_normal(2)
+    args = heads, heads.sum(axis=1)
+    np.testing.assert_allclose(
+        mtllora.inner(*args, L, 1.5), mtllora.inner(*args, np.diag(L), 1.5), rtol=1e-10
+    )

@@ -230,3 +230,18 @@ def test_angles_of_random_subspaces(rng):
     # Negative control: another dimension is told from it.
     assert np.all((np.abs(null.null_angles(4 * d, k) - draws.mean(axis=0)) > 4 * error)[:2])
     np.testing.assert_allclose(null.null_angles(5, 5), 0, atol=1e-6)
+
+
+def test_a_small_checkpoint_of_many_shapes_gets_the_null_of_the_frequent_ones():
+    def row(d_in, r=8, norm=1.0):
+        return {"d_out": 20, "d_in": d_in, "r": r, "spectral_norm": norm}
+
+    many = [row(20 + i) for i in range(100)]
+    drawn = null.drawn([*many, *3 * [row(500)], row(700, norm=0.0)])
+    assert (20, 500, 8) in drawn
+    assert (20, 700, 8) not in drawn
+    assert 5 < len(drawn) < 30
+    ordinary = [row(4096, r=16) for _ in range(200)] + [row(11008, r=None)]
+    assert null.drawn(ordinary) == {(20, 4096, 16), (20, 11008, None)}
+    # Rank 1 costs nothing: its values are known without a draw.
+    assert len(null.drawn([row(20 + i, r=1) for i in range(500)])) == 500

@@ -1,11 +1,13 @@
 """Which updates of several checkpoints meet, and what is said of those that do not."""
 
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from analysis import checkpoint
+from analysis import UserError, checkpoint
 from analysis.formats import Options
 from analysis.pairs import meeting as pairing
 from analysis.update import DenseUpdate, LowRankUpdate
@@ -143,3 +145,22 @@ def test_a_real_pair_meets(real_adapter):
     assert len(found.modules) == 24
     assert all(len(by_run) == 2 for by_run in found.modules.values())
     assert found.skipped == []
+
+
+def test_millions_of_comparisons_of_a_small_checkpoint_are_refused(rng):
+    run = checkpoint.Run(Path("a"), "a", None)
+    whole = LowRankUpdate("q", rng.standard_normal((5, 300)), rng.standard_normal((300, 5)))
+    few, many = (pairing.Collected() for _ in range(2))
+    few.modules["q"] = {"a": [replace(whole, stacked=3)]}
+    many.modules["q"] = {"a": [replace(whole, stacked=300)]}
+    pairing.refuse_many([], [run], few)
+    pairing.refuse_many([], [], many)
+    with pytest.raises(UserError, match="44850 comparisons of updates that have 3000 numbers"):
+        pairing.refuse_many([], [run], many)
+
+
+def test_a_hint_about_names_takes_no_time(rng):
+    """Two long names are compared in a tenth of a second; here are millions of pairs."""
+    a, b = ([f"{i}.{letter * 900}" for i in range(2000)] for letter in "qv")
+    assert "their names look like" in pairing._closest(a, b)
+    assert "closest names are 0." in pairing._closest([a[0]], [a[1]])
