@@ -120,7 +120,7 @@ def _is_usual(value: Any, default: Any) -> bool:
     """Return whether an argument has its default, as a run.json states it."""
     if isinstance(value, dict) and value.items() <= AcceleratorConfig().to_dict().items():
         return True  # transformers fills in the defaults
-    nothing = (None, "", "none", [], {}, False, MISSING)
+    nothing: tuple[Any, ...] = (None, "", "none", [], {}, False, MISSING)
     return value == default or (value in nothing and default in nothing)
 
 
