@@ -22,3 +22,7 @@ class CheckpointError(UserError):
 
 
 __all__ = ["CheckpointError", "UserError", "__version__"]
+
+from analysis import start  # noqa: E402 (it uses the names above)
+
+start.prepare()

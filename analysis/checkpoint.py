@@ -14,12 +14,14 @@ from analysis.formats import (
     Family,
     Options,
     adalora,
-    base,
     diffusers,
+    distributed,
     dora,
     experts,
     factors,
+    foreign,
     full,
+    hub,
     kohya,
     loralib,
     lycoris,
@@ -31,26 +33,42 @@ from analysis.formats import (
     rlora,
     shards,
     starts,
+    state_dict,
+    target_parameters,
     through_peft,
 )
 from analysis.formats.place import Place
+from analysis.formats.tensors import by_number
 from analysis.names import run_key
 from analysis.update import Entry, Other, Skipped, Update
 
 # Families that read directories. The first that recognises a directory reads it.
 FORMATS: tuple[DirectoryFamily, ...] = (experts, multilora, rlora, mtllora, full, peft, model)
 # Families that read single files, in the same way.
-FILES: tuple[Family, ...] = (kohya, diffusers, loralib)
+FILES: tuple[Family, ...] = (kohya, state_dict, diffusers, loralib)
 # Variants, which `peft` and `kohya` read by rules in files of their own.
-VARIANTS: tuple[ModuleType, ...] = (adalora, dora, merged_linear, starts, through_peft, lycoris)
-# Families whose subdirectories with adapters are not separate runs, but parts or exports.
-CLOSED: tuple[DirectoryFamily, ...] = (experts, multilora, rlora, mtllora)
+VARIANTS: tuple[ModuleType, ...] = (
+    adalora,
+    dora,
+    merged_linear,
+    starts,
+    target_parameters,
+    through_peft,
+    lycoris,
+)
+# The methods of this project, and the directory of their exports to LoRA.
+OWN: tuple[DirectoryFamily, ...] = (multilora, rlora, mtllora)
+EXPORT = "lora"
+# Checkpoints are looked for this many levels below a directory, in so many directories of each.
+DEEP, MANY = 4, 2000
 # Names of weight files, each of which stands for its directory.
 WEIGHTS = {
     stem + suffix for family in FORMATS for stem in family.STEMS for suffix in shards.SUFFIXES
 }
 STEP = re.compile(r"checkpoint-(\d+)")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# Ends of the names of files of tensors; of a file in two formats, the first one is read.
+SUFFIXES = (".safetensors", *PICKLES)
 # Files of a trainer's own state, next to the weights.
 STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)")
 
@@ -129,54 +147,60 @@ def scan(path: str | Path | Run, options: Options | None = None) -> Iterator[Ent
     Raises CheckpointError, now or at the first entry, if the checkpoint as a whole cannot be read.
     """
     options = options or Options()
-    source = _source(path)
+    source = _source(path, options.revision)
     family = None if options.factors else source.family
     if family:
         return family.read(source.place, options)
     files = _files(source.place.path)
     if len(files) != 1:
+        what = f"{len(files)} files of tensors" if files else "no checkpoint here"
         raise CheckpointError(
-            f"{source.path}: no checkpoint here; expected {peft.CONFIG} with"
-            f" {peft.STEM}.safetensors, {full.CONFIG} with {full.WEIGHTS}, a model's weights, or a"
-            " file of factors"
+            f"{source.path}: {foreign.explain(source.place.path) or what}; expected {peft.CONFIG}"
+            f" with {peft.STEM}.safetensors, {full.CONFIG} with {full.WEIGHTS}, a model's weights,"
+            " or a file of factors"
         )
     is_file = source.place.path == files[0]
-    return _scan_file(source.place if is_file else source.place.below(files[0].name), options)
+    return _scan_file(source.place if is_file else Place(files[0]), options)
 
 
 def _scan_file(place: Place, options: Options) -> Iterator[Entry]:
     """Return everything in a single file of tensors."""
-    tensors = place.tensors()
     if options.factors:
         return factors.read(place, options)
-    if any(name.startswith(peft.PREFIX) for name in tensors):
-        raise CheckpointError(
-            f"{place.path}: PEFT's weights without their {peft.CONFIG}, which gives the scale;"
-            " expected both in one directory, or --factors A B --scale X"
-        )
     for family in FILES:
         if family.recognise(place):
             return family.read(place, options)
+    if options.base is not None:
+        return model.read(place, options)
+    is_model = any(model.is_weight(name, tensor) for name, tensor in place.tensors().items())
     raise CheckpointError(
         f"{place.path}: no pair of factors by any known names; expected lora_A and lora_B,"
         " lora_down and lora_up, or the patterns of their names, --factors A B"
+        f"{'; for a whole model, --base DIR' if is_model else ''}"
     )
 
 
 def _files(path: Path) -> list[Path]:
-    """Return the files of tensors in a directory, without a trainer's state; or `path`, a file."""
+    """Return the files of tensors in a directory, without a trainer's state; or `path`, a file.
+
+    Of two files that differ in their suffix alone, the first of SUFFIXES is returned.
+    """
     if path.is_file():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.is_file())
-    weights = [file for file in files if file.suffix == ".safetensors"]
-    return weights or [
-        file for file in files if file.suffix in PICKLES and not STATE.match(file.name)
-    ]
+    metadata = distributed.locate(path)
+    if metadata:
+        return [metadata]
+    found: dict[str, Path] = {}
+    for suffix in SUFFIXES:
+        for file in sorted(path.glob(f"*{suffix}")):
+            if file.is_file() and not STATE.match(file.name) and not file.name.startswith("."):
+                found.setdefault(file.stem, file)
+    return sorted(found.values())
 
 
 def formats() -> Iterator[str]:
     """Yield one line per family or variant: its name and the first line of its docstring."""
-    modules: list[Family | ModuleType] = [*FORMATS, *VARIANTS, *FILES, factors]
+    modules: list[Family | ModuleType] = [*FORMATS, *VARIANTS, *FILES, factors, distributed, hub]
     for module in modules:
         yield f"{module.__name__.rpartition('.')[2]:14} {(module.__doc__ or '').splitlines()[0]}"
 
@@ -196,22 +220,32 @@ def inputs(path: str | Path | Run) -> list[Path]:
 
 
 def _files_read(directory: Path) -> list[Path]:
-    """Return the configs and the files of tensors in one directory."""
-    configs = [file for file in directory.iterdir() if file.suffix in (".json", ".bin")]
-    return sorted({*configs, *_files(directory)})
+    """Return the configs and the files of tensors in one directory, and nothing but files."""
+    named = [file for file in directory.iterdir() if file.suffix in (".json", *SUFFIXES)]
+    metadata = distributed.locate(directory)
+    pieces = metadata.parent.glob(f"*{distributed.SUFFIX}") if metadata else []
+    files = [file for file in named if not (file.suffix in PICKLES[1:] and STATE.match(file.name))]
+    return sorted({file for file in (*files, *_files(directory), *pieces) if file.is_file()})
 
 
-def runs(paths: Iterable[str | Path | Run]) -> list[Run]:
+def runs(
+    paths: Iterable[str | Path | Run], revision: str | None = None, *, steps: bool = False
+) -> list[Run]:
     """Return the checkpoints at `paths` with their names.
 
-    paths: checkpoints, or directories of checkpoint-N, which stand for all of their steps. A Run
-    is not looked for again.
+    paths: checkpoints, or directories of checkpoint-N, which stand for all of their steps, or
+        directories that contain such. A Run is not looked for again.
+    revision: that of the paths on the hub; UserError if none of them is.
+    steps: True to read the checkpoint-N in a directory that is a checkpoint itself, instead of it.
 
     A run is called by its last path component; X/checkpoint-N is run X at step N. Runs of equal
     names get their parents in front until they differ. Raises CheckpointError for a path that does
     not exist or is given twice, and for two checkpoints of the same run and step.
     """
-    sources = [source for path in paths for source in _sources(path)]
+    given = list(paths)
+    if revision and given and all(isinstance(p, Run) or Path(p).exists() for p in given):
+        raise UserError(f"revision is {revision!r}; expected a path that is a name on the hub")
+    sources = [source for path in given for source in _sources(path, revision, steps)]
     # Not resolved: a link is called what the user calls it.
     places = [Path(os.path.abspath(source.path)) for source in sources]
     times = Counter(places)
@@ -233,17 +267,23 @@ def runs(paths: Iterable[str | Path | Run]) -> list[Run]:
     return list(by_key.values())
 
 
-def _source(path: str | Path | Run) -> Source:
+def at(path: str | Path, revision: str | None = None) -> Run:
+    """Return the one checkpoint at a path, named by its last component; arguments as for `runs`."""
+    source = _source(path, revision)
+    return Run(source.path, source.path.name, None, source)
+
+
+def _source(path: str | Path | Run, revision: str | None = None) -> Source:
     """Return the place and the families of the checkpoint at a path.
 
     The path of the weight file that a family reads stands for its directory. Raises
     CheckpointError if the path does not exist or is a file of another kind.
     """
     if isinstance(path, Run):
-        return path.source or _source(path.path)
+        return path.source or _source(path.path, revision)
     path = Path(path)
     if not path.exists():
-        return _recognised(path, base.directory(path))
+        return _recognised(path, hub.directory(path, revision))
     if path.is_dir():
         return _recognised(path, path)
     if path.name in WEIGHTS:
@@ -257,9 +297,10 @@ def _source(path: str | Path | Run) -> Source:
                     " of its own"
                 )
             return source
-    if path.suffix not in (".safetensors", *PICKLES):
+    if path.suffix not in SUFFIXES and path.name != distributed.METADATA:
+        what = foreign.explain(path)
         raise CheckpointError(
-            f"{path}: is a file; expected a checkpoint directory, or a file of tensors"
+            f"{path}: {what or 'is a file; expected a checkpoint directory, or a file of tensors'}"
         )
     return Source(path, Place(path), ())
 
@@ -270,32 +311,85 @@ def _recognised(path: Path, directory: Path) -> Source:
     return Source(path, place, tuple(family for family in FORMATS if family.recognise(place)))
 
 
-def _sources(path: str | Path | Run) -> list[Source]:
+def _sources(path: str | Path | Run, revision: str | None, steps: bool) -> list[Source]:
     """Return the checkpoints that a path stands for.
 
     They are the checkpoint at the path with the further adapters below it, or its checkpoint-N in
-    the order of N, or the adapters below it, or its files of tensors.
+    the order of N, or everything that is found in the directories below it and its own files of
+    tensors. Arguments as for `runs`.
     """
-    source = _source(path)
+    source = _source(path, revision)
     directory = source.place.path
     if isinstance(path, Run) or directory.is_file():
         return [source]
-    if source.families:
+    if source.families and not (steps and _steps_below(directory)):
         return [source, *_adapters_below(source)]
-    steps = _steps_below(directory)
-    if steps:
-        return [_recognised(step, step) for step in steps]
-    adapters = _adapters_below(source)
-    if adapters:
-        return adapters
+    if found := _steps_below(directory):
+        return [_named(source, step) for step in found]
+    below = _found_below(source, DEEP, steps)
     files = _files(directory)
-    return [Source(file, Place(file), ()) for file in files] if len(files) > 1 else [source]
+    if below or len(files) > 1:
+        return [*below, *(_of_file(source, file) for file in files)]
+    return [source]
+
+
+def _named(source: Source, child: Path) -> Source:
+    """Return the directory `child` below a source, under the user's name for it."""
+    return _recognised(source.path / child.relative_to(source.place.path), child)
+
+
+def _of_file(source: Source, file: Path) -> Source:
+    """Return one file of tensors in a source, under the user's name for it."""
+    return Source(source.path / file.relative_to(source.place.path), Place(file), ())
+
+
+def _found_below(source: Source, depth: int, steps: bool) -> list[Source]:
+    """Return the checkpoints in the directories below one that is none.
+
+    depth: of how many levels; steps: as for `runs`. Whole models are left out where there is an
+    adapter too: they are its base.
+    """
+    found: list[Source] = []
+    for child in _directories(source.place.path):
+        inner = _named(source, child)
+        below = _steps_below(child)
+        if below and (steps or not inner.families):
+            found += [_named(source, step) for step in below]
+        elif inner.families:
+            found += [inner, *_adapters_below(inner)]
+        elif depth > 1:
+            found += _found_below(inner, depth - 1, steps)
+    trained = [one for one in found if one.families != (model,)]
+    return trained or found
+
+
+def _directories(path: Path) -> list[Path]:
+    """Return the directories in a directory that may hold checkpoints, in natural order.
+
+    Links are followed unless they lead back up; names that begin with a dot are left out.
+    """
+    above = path.resolve()
+    children = (child for child in path.iterdir() if not child.name.startswith("."))
+    return sorted(
+        (c for c in children if c.is_dir() and not above.is_relative_to(c.resolve())),
+        key=lambda child: by_number(child.name),
+    )[:MANY]
 
 
 def passed_over(run: Run) -> int:
     """Return how many checkpoint-N below a run are not read, since it is a checkpoint itself."""
     source = run.source
     return len(_steps_below(source.place.path)) if source and source.families else 0
+
+
+def ends(paths: Iterable[str | Path | Run]) -> list[Path]:
+    """Return those of the directories that are a checkpoint themselves and contain steps.
+
+    It is the state at the end of the run, which `runs` leaves out when it reads the steps.
+    """
+    sources = [_source(path) for path in paths if isinstance(path, Run) or Path(path).is_dir()]
+    directories = [s for s in sources if s.families and s.place.path.is_dir()]
+    return [source.path for source in directories if _steps_below(source.place.path)]
 
 
 def _steps_below(directory: Path) -> list[Path]:
@@ -311,15 +405,21 @@ def _steps_below(directory: Path) -> list[Path]:
 def _adapters_below(source: Source) -> list[Source]:
     """Return the directories in which PEFT saves all adapters of a model but the default one.
 
-    CLOSED families have none: lora/ below a checkpoint of this project's methods is the same update
-    again, and the directories of a bank of experts are its parts.
+    Not those of a bank of experts, which are its parts, nor lora/ below an adapter of this
+    project's methods, which is the same update again.
     """
-    if any(family in CLOSED for family in source.families):
+    if experts in source.families:
         return []
-    return [
-        _recognised(child, child)
-        for child in sorted(source.place.path.iterdir())
+    exported = any(family in OWN for family in source.families)
+    adapters = [
+        _named(source, child)
+        for child in _directories(source.place.path)
         if (child / peft.CONFIG).is_file() and not STEP.fullmatch(child.name)
+    ]
+    return [
+        adapter
+        for adapter in adapters
+        if not (exported and adapter.path.name == EXPORT and adapter.families == (peft,))
     ]
 
 

@@ -6,7 +6,8 @@ something was skipped, each with a line that says why; 2 if nothing was analysed
 """
 
 import argparse
-import io
+import contextlib
+import inspect
 import os
 import re
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import UserError, __version__, checkpoint
+from analysis import UserError, __version__, checkpoint, interrupts, streams
 from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.names import printable
@@ -23,6 +24,22 @@ from analysis.results import Row
 NEGATIVE = re.compile(r"-\.?\d")
 
 # Running a command
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Wrap the prose of a command's help; examples and tables keep their lines.
+
+    A paragraph with an indented line, or with two blanks in a row, is an example or a table.
+    """
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(text))
+        return "\n\n".join(
+            paragraph
+            if re.search(r"^ |  ", paragraph, re.MULTILINE)
+            else super(HelpFormatter, self)._fill_text(paragraph, width, indent)
+            for paragraph in paragraphs
+        )
 
 
 def run(
@@ -38,26 +55,48 @@ def run(
     parser.add_argument("--version", action="version", version=__version__)
     # The expression of Python 3.14; older ones know neither exponents nor what follows a number.
     parser._negative_number_matcher = NEGATIVE
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     return exit_status(_name(parser), lambda: work(parser.parse_args(argv)))
 
 
 def exit_status(name: str, work: Callable[[], int]) -> int:
     """Return what `work` returns, 2 after an error that the user can mend, or 130 after Ctrl-C.
 
-    Either is reported as one line on stderr that starts with the command's `name`. Any other
-    exception is a fault of the program and keeps its traceback.
+    Either is reported as one line on stderr that starts with the command's `name`. Text that cannot
+    be written to stdout, `--help` included, is such an error; a reader of stdout that stops early,
+    such as `head`, is none. Any other exception is a fault of the program and keeps its traceback.
     """
+    streams.prepare()
     try:
-        return work()
+        with interrupts.raised():
+            try:
+                return work()
+            finally:
+                _flush()
     except (UserError, OSError) as error:
-        print(f"{name}: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        _say(name, " ".join(str(error).split()))
         return 2
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return 130
+        _say(name, "interrupted")
+        return interrupts.STATUS
+
+
+def _flush() -> None:
+    """Write what stdout still holds; raise OSError if it cannot be written, but not for `head`."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in the buffer would fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(sys.stdout, streams.Plain):
+            sys.stdout.failed = None
+        if not isinstance(error, BrokenPipeError):
+            raise OSError(f"stdout cannot be written: {error.strerror}") from error
+
+
+def _say(name: str, message: str) -> None:
+    """Print one line on stderr that starts with `name`; nobody is left to tell if that fails."""
+    with contextlib.suppress(OSError):
+        print(f"{name}: {printable(message)}", file=sys.stderr)
 
 
 # Reporting and printing
@@ -65,7 +104,7 @@ def exit_status(name: str, work: Callable[[], int]) -> int:
 
 def warn(parser: argparse.ArgumentParser, message: str) -> None:
     """Print one line on stderr that starts with the command's name."""
-    print(f"{_name(parser)}: {printable(message)}", file=sys.stderr)
+    _say(_name(parser), message)
 
 
 def warn_of_unread_steps(parser: argparse.ArgumentParser, runs: Iterable[Run]) -> None:
@@ -81,14 +120,13 @@ def warn_of_unread_steps(parser: argparse.ArgumentParser, runs: Iterable[Run]) -
 
 
 def emit(text: str) -> None:
-    """Print `text` on stdout; a reader that stops early, such as `head`, is not an error."""
-    try:
-        print(text, flush=True)
-    except OSError as error:
-        # The rest of the buffer would fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            raise
+    """Print `text` on stdout, with control characters escaped in every line.
+
+    Raises OSError if it cannot be written; a reader that stops early, such as `head`, is no error.
+    """
+    with contextlib.suppress(OSError):  # which the flush repeats
+        print("\n".join(map(printable, text.split("\n"))))
+    _flush()
 
 
 def printable_rows(rows: Iterable[Row]) -> list[Row]:
@@ -169,6 +207,11 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         help="the rows of each block of a fused layer, such as 64,16 for query and value",
     )
     group.add_argument(
+        "--experts-first",
+        action="store_true",
+        help="the columns of B of stacked experts are grouped by expert (Unsloth until 2026-09)",
+    )
+    group.add_argument(
         "--scale", type=float, metavar="X", help="multiply ΔW by X; needed if no file gives α/r"
     )
     group.add_argument(
@@ -194,6 +237,7 @@ def reading_options(arguments: argparse.Namespace) -> Options:
         factors=tuple(arguments.factors) if arguments.factors else None,
         transposed=arguments.transposed,
         blocks=arguments.blocks,
+        experts_first=arguments.experts_first,
         scale=arguments.scale,
         revision=arguments.revision,
     )

@@ -1,6 +1,7 @@
 """Show how the update changes over the checkpoints of a run.
 
-PATH is a run directory with its checkpoint-N, or several of these. Prints one line per step, with
+PATH is a run directory with its checkpoint-N, or several of these. What lies beside them, the state
+at the end of the run, is no step and is left out. Prints one line per step, with
 medians over modules: the size of ΔW, how concentrated it is, and how much of its directions it
 shares with the previous step and with the last one. left: output directions, right: input
 directions.
@@ -40,9 +41,9 @@ def analyse(
     if a run has only one step.
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
-    return of_runs(
-        checkpoint.runs(listed), options=options or Options(), modules=modules, progress=progress
-    )
+    options = options or Options()
+    runs = checkpoint.runs(listed, options.revision, steps=True)
+    return of_runs(runs, options=options, modules=modules, progress=progress)
 
 
 def of_runs(
@@ -150,7 +151,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """Analyse, report what was skipped, write the results; the exit status."""
-    runs = checkpoint.runs(arguments.paths)
+    runs = checkpoint.runs(arguments.paths, arguments.revision, steps=True)
+    for path in checkpoint.ends(arguments.paths):
+        command.warn(parser, f"{path}: its own state, at the end of the run, is not read as a step")
     dynamics = of_runs(
         runs,
         options=command.reading_options(arguments),
@@ -208,8 +211,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.dynamics",
         description=__doc__,
-        epilog=f"{dynamics_table.EXPLANATION} Exit status: 0 if every step was analysed; 1 if some"
-        " modules were skipped; 2 if nothing was analysed, or for bad usage.",
+        formatter_class=command.HelpFormatter,
+        epilog=f"{dynamics_table.EXPLANATION}\n\nExit status: 0 if every step was analysed; 1 if"
+        " some modules were skipped; 2 if nothing was analysed, or for bad usage.",
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a run directory, or its steps")
     parser.add_argument("--figures", metavar="DIR", help="draw dynamics.png and .pdf there")

@@ -65,9 +65,10 @@ def analyse(
     UserError if `base` and `options.base` differ or a pattern is not a regular expression.
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
+    options = checkpoint.with_base(options, base)
     return of_runs(
-        checkpoint.runs(listed),
-        options=checkpoint.with_base(options, base),
+        checkpoint.runs(listed, options.revision),
+        options=options,
         modules=modules,
         rename=rename,
         parts=parts,
@@ -146,7 +147,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """Compare, report what was skipped, write the results; the exit status."""
     arguments.paths += [path for _, *group in arguments.group for path in group]
     _check_usage(parser, arguments)
-    runs = checkpoint.runs(arguments.paths)
+    runs = checkpoint.runs(arguments.paths, arguments.revision)
     report = _merged(runs, arguments) if arguments.merge else _compared(parser, runs, arguments)
     for skip in report.skipped:
         command.warn(parser, skip["reason"])
@@ -339,7 +340,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m analysis.similarity",
         description=__doc__,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=command.HelpFormatter,
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="a checkpoint or run directory")
     parser.add_argument(

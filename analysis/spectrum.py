@@ -63,9 +63,10 @@ def analyse(
     `modules` is not a regular expression, and ValueError for an unknown `method`.
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
+    options = checkpoint.with_base(options, base)
     return of_runs(
-        checkpoint.runs(listed),
-        options=checkpoint.with_base(options, base),
+        checkpoint.runs(listed, options.revision),
+        options=options,
         terms=terms,
         modules=modules,
         method=method,
@@ -306,7 +307,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """Analyse, report what was skipped, write the results; the exit status."""
     if not arguments.paths and not arguments.combine:
         parser.error("the following arguments are required: PATH, or --combine")
-    runs = checkpoint.runs(arguments.paths)
+    runs = checkpoint.runs(arguments.paths, arguments.revision)
     terms = [combine.parse(text) for text in arguments.combine]
     spectra = of_runs(
         runs,
@@ -322,7 +323,10 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if arguments.strict and spectra.skipped:
         return 2
     if spectra.rows or arguments.json:
-        read = [*command.paths_read(runs, arguments), *(term.path for term in terms)]
+        read = [
+            *command.paths_read(runs, arguments),
+            *(checkpoint.at(term.path, arguments.revision) for term in terms),
+        ]
         _write(spectra, read, arguments)
     if arguments.figures and spectra.rows:
         _draw(parser, spectra, Path(arguments.figures), arguments.metric)
@@ -341,10 +345,10 @@ def _write(spectra: Spectra, read: Sequence[Path | Run], arguments: argparse.Nam
     if arguments.out or arguments.json:
         made_by = store.record("analysis.spectrum", read, vars(arguments))
     if arguments.out and spectra.rows:
-        store.save(arguments.out, spectra, made_by)
+        further = {}
         if findings:
-            text = store.csv_text(dominance.rows(findings), dominance.COLUMNS)
-            store.write_text(Path(arguments.out) / dominance.TABLE, text)
+            further[dominance.TABLE] = store.csv_text(dominance.rows(findings), dominance.COLUMNS)
+        store.save(arguments.out, spectra, made_by, further)
     if arguments.json:
         command.emit(store.strict_json(_json(spectra, findings, made_by)))
     elif arguments.csv:
@@ -412,7 +416,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.spectrum",
         description=__doc__,
-        epilog=f"{spectrum_table.EXPLANATION} Exit status: 0 if every update was analysed; 1 if"
+        formatter_class=command.HelpFormatter,
+        epilog=f"{spectrum_table.EXPLANATION}\n\nExit status: 0 if every update was analysed; 1 if"
         " some were skipped; 2 if nothing was analysed, or for bad usage.",
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="a checkpoint or run directory")

@@ -5,6 +5,15 @@ Importing this package registers the first three with PEFT, so that `peft.get_pe
 PEFT itself, held by an `ExpertBank`.
 """
 
+import os
+import sys
+
+# The package beside this one, whatever is called so in the working directory (`analysis.start`).
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import analysis  # noqa: F401
+
+sys.path.pop(0)
+
 import peft.mapping
 
 from multilora.methods.config import MethodType, MtlLoraConfig, MultiLoraConfig, RLoraConfig

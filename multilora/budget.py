@@ -26,7 +26,7 @@ from torch import nn
 
 from analysis import UserError
 from analysis.results import Row
-from multilora import command
+from multilora import checked, command
 from multilora.methods.config import MultiLoraConfig
 from multilora.methods.layers import MultiLoraLinear
 from multilora.training.settings import targets
@@ -149,7 +149,8 @@ def share_of(text: str) -> Fraction:
 def config_of(name: str) -> Any:
     """Return the transformers config of a LLaMA by name, a directory, JSON file or hub name."""
     if name not in LLAMA:
-        return transformers.AutoConfig.from_pretrained(name)
+        checked.counts(transformers.PretrainedConfig.get_config_dict(name)[0], name)
+        return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     width, layers, heads, mlp = LLAMA[name]
     return transformers.LlamaConfig(
         vocab_size=VOCABULARY,

@@ -29,7 +29,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import __version__
 from multilora import command
 from multilora.reproduction.claims.judge import of_results
 from multilora.reproduction.claims.text import as_json, as_markdown
@@ -41,14 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m multilora.claims",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser_of("multilora.claims", __doc__)
     parser.add_argument("directory", metavar="DIR", help="results of multilora.reproduce")
     parser.add_argument("--json", action="store_true", help="print claims.json instead")
-    parser.add_argument("--version", action="version", version=__version__)
     return parser
 
 

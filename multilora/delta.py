@@ -31,7 +31,7 @@ from analysis.formats import experts as bank
 from analysis.formats import full
 from analysis.formats.place import Place
 from analysis.numerics.floor import noise_floor
-from multilora import record
+from multilora import checked, record
 from multilora.methods import experts
 from multilora.methods.config import AdapterConfig, MtlLoraConfig, MultiLoraConfig, RLoraConfig
 from multilora.methods.layers import AdapterLinear
@@ -46,17 +46,23 @@ FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, LORA, full.CONFIG, full.WEIGHTS, exper
 def load_base(path: str, **options: Any) -> tuple[Any, Any]:
     """Return (model, tokenizer) of a local directory or hub name.
 
-    options: passed to the model's `from_pretrained`. Raises UserError if the model has no readable
-    tokenizer.
+    options: passed to the model's `from_pretrained`. Code that lies beside the model is never run.
+    Raises UserError if the model cannot be loaded, or has no readable tokenizer or that of another.
     """
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, **options)
+    checked.model(path)
+    safe = {"trust_remote_code": False}
+    with checked.loading(path):
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, **safe, **options)
     try:
-        return model, transformers.AutoTokenizer.from_pretrained(path)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError, ImportError) as error:
+        with checked.loading(path):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **safe)
+    except (UserError, OSError) as error:
         raise UserError(
             f"{path}: no readable tokenizer ({_first_line(error)}); expected its files, such as "
             "tokenizer.json, next to the model"
         ) from error
+    checked.tokenizer(model, tokenizer, path)
+    return model, tokenizer
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

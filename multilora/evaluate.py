@@ -23,7 +23,7 @@ import numpy as np
 
 from analysis import UserError, store
 from analysis.tables import text
-from multilora import base, command, delta, record
+from multilora import base, checked, command, delta, record
 from multilora.tasks import data, scoring
 from multilora.tasks.example import FAMILIES
 from multilora.tasks.scoring import Prediction
@@ -173,11 +173,14 @@ def _facts(checkpoint: str) -> dict[str, Any]:
         return {}
     facts = record.read_json(path)
     named = facts.get("base")
-    if not isinstance(named, dict) or not {"path", "sha256"} <= set(named):
+    if not isinstance(named, dict) or not isinstance(named.get("path"), str):
         raise UserError(
             f"{path} does not name a base; expected the run.json of multilora.train (score a base "
             "with base --model DIR)"
         )
+    settings = facts.get("settings", {})
+    if not isinstance(settings, dict) or not isinstance(settings.get("tasks", ""), str):
+        raise UserError(f"{path}: settings.tasks is not text; expected KIND:PATH")
     return facts
 
 
@@ -195,12 +198,20 @@ def _base_of(settings: EvaluateSettings, facts: Mapping[str, Any]) -> str:
         raise UserError(f"{path} is missing, so the base is unknown; pass it with --model DIR")
     trained_on = facts["base"]
     model = settings.model or trained_on["path"]
-    if delta.weight_files(model) != trained_on["sha256"]:
+    if delta.weight_files(model) != trained_on.get("sha256"):
         raise UserError(
             f"{settings.checkpoint} was trained on {trained_on['path']}; "
             f"the weights of {model} are others (SHA-256 differs)"
         )
     return str(model)
+
+
+def _tuned(model: Any, checkpoint: Path) -> Any:
+    """Return the base with the ΔW of a checkpoint; UserError if that cannot or must not be read."""
+    if checkpoint.is_dir():
+        checked.adapter(checkpoint, [name for name, _ in model.named_modules()])
+    with checked.loading(checkpoint):
+        return delta.load_tuned(model, checkpoint)
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
@@ -219,7 +230,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         raise UserError(f"tasks {spec!r}: there are no {settings.split} items")
     model, tokenizer = delta.load_base(path)
     if settings.checkpoint != "base":
-        model = delta.load_tuned(model, Path(settings.checkpoint))
+        model = _tuned(model, Path(settings.checkpoint))
     predictions = scoring.predict(model, tokenizer, items)
     scores = {
         "record": {

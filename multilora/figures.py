@@ -6,25 +6,25 @@ Every figure whose tables are in DIR (default: figures/) is drawn there as PNG a
 files are listed on stdout.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import UserError, __version__
+from analysis import UserError
 from multilora import command
-from multilora.reproduction.figures import SOURCES, draw
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the figures and return the exit status: 2 if there is no table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m multilora.figures",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command.parser_of("multilora.figures", __doc__)
+    parser.add_argument(
+        "directory",
+        nargs="?",
+        type=Path,
+        default=Path("figures"),
+        metavar="DIR",
+        help="results of multilora.reproduce (default: figures)",
     )
-    parser.add_argument("directory", nargs="?", type=Path, default=Path("figures"), metavar="DIR")
-    parser.add_argument("--version", action="version", version=__version__)
     return command.run(
         "multilora.figures",
         parse=lambda: parser.parse_args(argv),
@@ -34,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _draw(directory: Path) -> str:
     """Draw the figures and return the list of their files."""
+    # Importing matplotlib takes longer than --help may.
+    from multilora.reproduction.figures import SOURCES, draw
+
     drawn = draw(directory)
     if not drawn:
         tables = ", ".join(table for source in SOURCES.values() for table in source.tables)

@@ -2,12 +2,14 @@
 
 import ast
 import copy
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,3 +185,45 @@ def test_what_they_import_does_not_import_torch():
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+OWN = """
+import json, sys
+import matplotlib
+matplotlib.use("Agg")
+for paths in json.loads(sys.argv[2]):
+    source = open(sys.argv[1], encoding="utf-8").read().replace("PATHS = []", f"PATHS = {paths!r}")
+    print("===")
+    exec(compile(source, "notebook", "exec"), {"__name__": "notebook"})
+"""
+
+
+def test_the_notebook_of_ones_own_adapters_says_what_it_cannot_read(
+    tmp_path, write_adapter, lora_tensors
+):
+    source = "\n".join(cell.source for cell in code_of(nbformat.read(NOTEBOOKS[6], as_version=4)))
+    script = tmp_path / "notebook.py"
+    script.write_text("\n".join(x for x in source.splitlines() if x[:1] != "%"), "utf-8")
+    prompt = write_adapter({"prompt": np.ones((2, 3), "f4")}, "p", peft_type="PROMPT_TUNING")
+    zero = {name: x * ("lora_A" in name) for name, x in lora_tensors("layers.0.q").items()}
+    untrained, also = (write_adapter(zero, name) for name in ("untrained", "also"))
+    good = write_adapter(lora_tensors("layers.0.q"), "good")
+    cases = [
+        [prompt],
+        [tmp_path / "nowhere"],
+        [untrained],
+        [untrained, also],
+        [good, prompt],
+        [good],
+    ]
+    listed = json.dumps([[str(path) for path in paths] for paths in cases])
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", OWN, script, listed],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    out = done.stdout.split("===\n")[1:]
+    assert "PROMPT_TUNING', which puts learned tokens before the input" in out[0]
+    assert "nowhere: no such file or directory" in out[1]
+    assert "not analysed: " not in out[2] + out[3] + out[5]
+    assert "there is no ΔW" in out[4]

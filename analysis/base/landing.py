@@ -364,8 +364,8 @@ def analyse(
     say: is called with a line about the cost of the decompositions before they start.
     progress: show a bar on stderr if dense modules take longer than two seconds.
     """
-    runs = checkpoint.runs(paths)
     options = checkpoint.with_base(options, model)
+    runs = checkpoint.runs(paths, options.revision)
     collected = meeting.collect(runs, options, expression(modules), rename)
     weights = {}
     for run in runs:

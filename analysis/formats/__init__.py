@@ -33,6 +33,7 @@ class Options:
     factors: patterns of the names of A and of B, for files of unknown names.
     transposed: True if the factors are stored for x @ A @ B: A (d_in, r) and B (r, d_out).
     blocks: the rows of each block of a fused layer, in their order; () if unknown.
+    experts_first: True if the columns of B of stacked experts are grouped by expert, not by rank.
     scale: the number that ΔW is multiplied by, needed if no file gives the scale; None if unknown.
     revision: branch, tag or commit of a checkpoint on the hub; None for the default branch.
     """
@@ -44,6 +45,7 @@ class Options:
     factors: tuple[str, str] | None = None
     transposed: bool = False
     blocks: tuple[int, ...] = ()
+    experts_first: bool = False
     scale: float | None = None
     revision: str | None = None
 

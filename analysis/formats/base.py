@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.formats import shards
+from analysis.formats import distributed, foreign, hub, shards
 from analysis.formats.place import Place
 from analysis.formats.tensors import FLOATS, Stored
 from analysis.update import float64
@@ -27,36 +26,36 @@ ROWS = 1024  # rows that are in float64 at a time
 
 
 def directory(base: Path) -> Path:
-    """Return the local directory of a model: `base`, or the hub's snapshot of that name.
+    """Return the local directory or file of a model: `base`, or the hub's copy of that name.
 
     Raises CheckpointError if there is neither.
     """
-    if base.exists():
-        return base
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(base)) or str(base).startswith("."):
-        raise CheckpointError(f"{base}: no such file or directory")
-    import huggingface_hub
+    return hub.directory(base)
 
-    files = ["config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json"]
-    try:
-        return Path(huggingface_hub.snapshot_download(str(base), allow_patterns=files))
-    except Exception as error:  # from the network, the hub or the cache
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{base}: no such directory, and not on the hub: {reason}") from None
+
+def locate(path: Path) -> Path | None:
+    """Return the file, the index or the metadata with a model's weights; None if missing.
+
+    path: a directory; or a file, which is returned.
+    """
+    if path.is_file():
+        return path
+    return shards.locate(path, *STEMS) or distributed.locate(path)
 
 
 def open_model(place: Place) -> tuple[Path, dict[str, Stored]]:
-    """Return the weight file or index of a Transformers directory, and name → Stored.
+    """Return the weight file or index of a model's directory, and name → Stored.
 
-    Raises CheckpointError if there are no weights, or if they are quantised.
+    place: a directory, or a file of weights. Raises CheckpointError if there are no weights, or if
+    they are quantised.
     """
-    file = shards.locate(place.path, *STEMS)
+    file = locate(place.path)
     if file is None:
         raise CheckpointError(
-            f"{place.path}: no weights here; expected {STEMS[0]}.safetensors, its"
-            " index, or pytorch_model.bin"
+            f"{place.path}: {foreign.explain(place.path) or 'no weights here'}; expected"
+            f" {STEMS[0]}.safetensors, its index, or pytorch_model.bin"
         )
-    if (place.path / CONFIG).is_file():
+    if (place.path / CONFIG).is_file():  # False for a file of weights
         quantised = place.json(CONFIG).get("quantization_config")
         if quantised:
             method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
@@ -81,18 +80,34 @@ def has_conv1d(place: Place) -> bool:
 def align(ours: Collection[str], theirs: Collection[str]) -> dict[str, str]:
     """Return our name → their name, without the one prefix on either side that matches most names.
 
-    `model.layers.0.q.weight` of a causal model is `layers.0.q.weight` of the bare model. Names
+    `model.layers.0.q.weight` of a causal model is `layers.0.q.weight` of the bare model. Names that
+    are left, such as a head's, are matched without another prefix, if they are equal then. Names
     without a match are left out.
     """
+    cuts = list(itertools.product(_prefixes(ours), _prefixes(theirs)))
     best: dict[str, str] = {}
-    for cut_theirs in _prefixes(theirs):
-        known = {name.removeprefix(cut_theirs): name for name in theirs}
-        for cut_ours in _prefixes(ours):
-            pairs = {name: known.get(name.removeprefix(cut_ours), "") for name in ours}
-            matches = {name: other for name, other in pairs.items() if other}
-            if len(matches) > len(best) and len(set(matches.values())) == len(matches):
-                best = matches
+    for cut in cuts:
+        matches = _matches(ours, theirs, *cut)
+        if len(matches) > len(best):
+            best = matches
+    for cut in cuts:
+        matched = set(best.values())
+        left = [name for name in ours if name not in best]
+        best |= _matches(left, [name for name in theirs if name not in matched], *cut)
     return best
+
+
+def _matches(
+    ours: Collection[str], theirs: Collection[str], cut_ours: str, cut_theirs: str
+) -> dict[str, str]:
+    """Return our name → their name where both are equal without these prefixes.
+
+    {} if two of our names have the same match.
+    """
+    known = {name.removeprefix(cut_theirs): name for name in theirs}
+    pairs = {name: known.get(name.removeprefix(cut_ours), "") for name in ours}
+    matches = {name: other for name, other in pairs.items() if other}
+    return matches if len(set(matches.values())) == len(matches) else {}
 
 
 def _prefixes(names: Collection[str]) -> list[str]:

@@ -3,19 +3,21 @@ r"""Any file with pairs of factors, by patterns of their names: --factors A B [-
     --factors 'w_a_(\d+)' 'w_b_(\d+)'     w_a_000 (r, d_in) and w_b_000 (d_out, r)
 
 The groups of a pattern name the module; an A and a B with equal groups are a pair. ΔW = X · B @ A,
-with X = 1 unless given. What the other readers share about two factors is here too.
+with X = 1 unless given; for x @ A @ B see `orientation`. A tensor `alpha` of the same module, next
+to the pair, multiplies it by alpha/r. Blocks of a fused layer, A (m·r, d_in), need their rows,
+--blocks. What the other readers share about two factors is here too.
 """
 
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from analysis import CheckpointError, UserError
-from analysis.formats import Options
+from analysis.formats import Options, fused, orientation
 from analysis.formats.place import Place
 from analysis.formats.tensors import Stored
 from analysis.update import Entry, LowRankUpdate, Other, Skipped
@@ -27,38 +29,88 @@ VARIANT = re.compile(
 # A file may store few numbers of which a large matrix is made: the matrix may have this many
 # entries, or this many times the stored numbers.
 LARGE, TIMES = 2**26, 1024
+# Next to a pair: α, and tensors without which B @ A is not all of ΔW.
+ALPHAS = ("alpha", "lora_alpha")
+MORE = (
+    "lora_E",
+    "lora_mid.weight",
+    "dora_scale",
+    "lora_magnitude_vector",
+    "lora_magnitude_vector.weight",
+)
+# What is said of a file that does not give α.
+UNSCALED = "does not give α: its updates have scale 1 (see --scale)"
 Modules = dict[str, dict[str, Stored]]  # module → "A", "B", "alpha" and any other tensor
 
 
 def read(place: Place, options: Options) -> Iterator[Entry]:
     """Yield the updates that the patterns of options.factors pair.
 
-    Raises UserError if a pattern is not a regular expression, CheckpointError if no name matches.
+    Raises UserError if a pattern is not a regular expression, CheckpointError if no name matches,
+    or if the pairs have no common orientation.
     """
+    file, tensors = place.path, place.tensors()
+    paired, others = _paired(tensors, file, options)
+    for names in paired.values():
+        names |= _beside(names, tensors, options)
+    used = {name for names in paired.values() for name in names.values()}
+    yield from (Other(name, what) for name, what in others.items() if name not in used)
+    modules = {
+        module: {part: tensors[name] for part, name in names.items()}
+        for module, names in paired.items()
+    }
+    oriented = orientation.oriented(modules, str(file), options, named=True)
+    if options.scale is None and not all("alpha" in parts for parts in modules.values()):
+        yield Other(file.name, UNSCALED)
+    yield from updates(oriented, file, "factors", options.multiplier, options.blocks)
+
+
+def _paired(
+    tensors: Iterable[str], file: Path, options: Options
+) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Return module → "A" and "B" → a tensor's name, and why each other tensor is in no pair."""
     assert options.factors is not None
-    file = place.path
     try:
         patterns = dict(zip("AB", map(re.compile, options.factors), strict=True))
     except re.error as error:
         raise UserError(f"--factors {options.factors}: not a regular expression: {error}") from None
-    modules: dict[tuple[str, ...], dict[str, Stored]] = {}
-    names: list[str] = []
-    for name, tensor in place.tensors().items():
+    modules: dict[tuple[str, ...], dict[str, str]] = {}
+    others: dict[str, str] = {}
+    for name in tensors:
         matches = [(part, pattern.fullmatch(name)) for part, pattern in patterns.items()]
         roles = [(part, match) for part, match in matches if match]
         if len(roles) != 1:
-            yield Other(name, "matches both patterns" if roles else "matches neither pattern")
+            others[name] = "matches both patterns" if roles else "matches neither pattern"
             continue
         ((part, match),) = roles
         module = tuple(group or "" for group in match.groups())
         if part in modules.setdefault(module, {}):
             raise CheckpointError(f"{file}: {name}: a second {part} of {'.'.join(module)!r}")
-        modules[module][part] = tensor
-        names.append(name)
+        modules[module][part] = name
     if not modules:
         raise CheckpointError(f"{file}: no name matches {' or '.join(options.factors)}")
+    names = [name for parts in modules.values() for name in parts.values()]
     named = {_name(module, names): parts for module, parts in modules.items()}
-    yield from updates(named, file, "factors", options.multiplier)
+    if len(named) < len(modules):
+        raise CheckpointError(
+            f"{file}: two pairs have the same name; expected groups that tell every module from"
+            f" every other, --factors {' '.join(options.factors)}"
+        )
+    return named, others
+
+
+def _beside(names: Mapping[str, str], tensors: Collection[str], options: Options) -> dict[str, str]:
+    """Return the tensors next to a pair that change its ΔW: α, and what makes B @ A a part of it.
+
+    names: "A" and "B" → the names of the pair. The result maps parts to names alike.
+    """
+    stem = _beginning(list(names.values())).rpartition(".")[0]
+    if len(names) < 2 or not stem:
+        return {}
+    parts = dict.fromkeys(ALPHAS, "alpha")
+    if not options.direction_only:
+        parts |= {leaf: leaf for leaf in MORE}
+    return {part: f"{stem}.{leaf}" for leaf, part in parts.items() if f"{stem}.{leaf}" in tensors}
 
 
 def _name(groups: Sequence[str], names: Sequence[str]) -> str:
@@ -69,29 +121,52 @@ def _name(groups: Sequence[str], names: Sequence[str]) -> str:
     module = ".".join(groups)
     if module and not groups[-1].isdigit():
         return module
+    return f"{module}.{_beginning(names).strip('._') or 'pair'}".lstrip(".")
+
+
+def _beginning(names: Sequence[str]) -> str:
+    """Return what all the names begin with."""
     alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    beginning = "".join(letters[0] for letters in alike).strip("._")
-    return f"{module}.{beginning or 'pair'}".lstrip(".")
+    return "".join(letters[0] for letters in alike)
 
 
-def updates(modules: Modules, file: Path, method: str, scale: float) -> Iterator[Entry]:
+def updates(
+    modules: Modules, file: Path, method: str, scale: float, blocks: Sequence[int] = ()
+) -> Iterator[Entry]:
     """Yield an update for each module with A and B, and Skipped for any other module.
 
     modules: module → its tensors; `alpha`, if present, multiplies the scale by alpha/r.
     file: the file they come from.
     method: the method that the updates get.
     scale: the number that B @ A is multiplied by.
+    blocks: the rows of the blocks of a fused layer, which become the parts block0, block1, …
     """
     for module, parts in modules.items():
         where = f"{file}: {module}"
         try:
-            B, A = pair(parts, where)
-            factor = scale
-            if "alpha" in parts:
-                factor *= alpha(parts["alpha"], where) / len(A)
-            yield LowRankUpdate(module, B, A, factor, method=method, source=str(file))
+            for part, B, A in pieces(parts, where, blocks):
+                factor = scale
+                if "alpha" in parts:
+                    factor *= alpha(parts["alpha"], where) / len(A)
+                source = str(file)
+                yield LowRankUpdate(module, B, A, factor, part, method, source, of_rows=bool(part))
         except CheckpointError as error:
             yield Skipped(module, str(error))
+
+
+def pieces(
+    parts: Mapping[str, Stored], where: str, blocks: Sequence[int]
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield part, B and A of a module: part "" of an ordinary pair, or block0, … of a fused one.
+
+    Raises CheckpointError as `pair`, or if the blocks are not known.
+    """
+    require_pair(parts, where)
+    if fused.count(parts["B"].shape, parts["A"].shape) == 1:
+        yield "", *pair(parts, where)
+        return
+    for i, (B, A) in enumerate(fused.cut(parts["B"], parts["A"], blocks, where)):
+        yield f"block{i}", B, A
 
 
 def pair(parts: Mapping[str, Stored], where: str) -> tuple[np.ndarray, np.ndarray]:

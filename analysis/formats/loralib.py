@@ -1,27 +1,25 @@
 """State dict of loralib: lora_A and lora_B of each module; the scale is not in it, see --scale.
 
-    <module>.lora_A     (r, d_in), or (m·r, d_in) of a MergedLinear with m slices enabled
-    <module>.lora_B     (d_out, r), or (m·rows, r)
+    <module>.lora_A     (r, d_in), or (m·r, d_in) of a MergedLinear with m blocks enabled
+    <module>.lora_B     (d_out, r), or (rows of all these blocks, r)
 
-ΔW = scale · B @ A. Pass --scale α/r; without it the scale is 1, and a remark says so. The file does
-not say which slices of a MergedLinear are enabled: they are the parts block0, block1, … in their
-order. A convolution looks like a linear layer in such a file, and is read as the product that
-loralib reshapes.
+ΔW = scale · B @ A. Pass --scale α/r; without it the scale is 1, and a remark says so, unless α and
+r are among the settings in the file (`stated`). The rows of the blocks of a MergedLinear are not in
+the file: LitGPT's are unequal, loralib's equal, under the same names and shapes. --blocks gives
+them; they are the parts block0, block1, … A convolution looks like a linear layer in such a file,
+and is read as the product that loralib reshapes. Layers of one's own that compute x @ A @ B have
+the same names too: see `orientation`.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 
-import numpy as np
-
-from analysis import CheckpointError
-from analysis.formats import Options, factors
+from analysis.formats import Options, factors, orientation, stated
 from analysis.formats.place import Place
-from analysis.formats.tensors import Stored
-from analysis.update import Entry, LowRankUpdate, Other, Skipped
+from analysis.update import Entry, Other
 
 KEY = re.compile(r"(?P<module>.+)\.lora_(?P<role>[AB])", re.DOTALL)
+ALPHA = re.compile(r"(?P<module>.+)\.(?:lora_)?alpha", re.DOTALL)
 
 
 def recognise(place: Place) -> bool:
@@ -30,45 +28,31 @@ def recognise(place: Place) -> bool:
 
 
 def read(place: Place, options: Options) -> Iterator[Entry]:
-    """Yield the updates of the file; a merged layer has one for each block."""
-    file = place.path
-    if options.scale is None:
-        yield Other(str(file.name), "does not give α: its updates have scale 1 (see --scale)")
+    """Yield the updates of the file; a merged layer has one for each block.
+
+    Raises CheckpointError if its pairs have no common orientation.
+    """
+    file, tensors = place.path, place.tensors()
     modules: factors.Modules = {}
-    for name, tensor in place.tensors().items():
-        match, variant = KEY.fullmatch(name), factors.VARIANT.fullmatch(name)
-        if match:
+    for name, tensor in tensors.items():
+        if match := KEY.fullmatch(name):
             modules.setdefault(match["module"], {})[match["role"]] = tensor
+    for name, tensor in tensors.items():
+        alpha, variant = ALPHA.fullmatch(name), factors.VARIANT.fullmatch(name)
+        if KEY.fullmatch(name):
+            continue
+        if alpha and alpha["module"] in modules:
+            modules[alpha["module"]]["alpha"] = tensor
         elif variant:
             modules.setdefault(variant["module"], {})[variant["part"]] = tensor
         else:
             yield Other(name, "is not part of a pair of factors")
-    for module, parts in modules.items():
-        try:
-            yield from _updates(module, parts, file, options.multiplier)
-        except CheckpointError as error:
-            yield Skipped(module, str(error))
-
-
-def _updates(
-    module: str, parts: Mapping[str, Stored], file: Path, scale: float
-) -> Iterator[LowRankUpdate]:
-    """Yield the update of a module, or one for each block of a merged layer."""
-    where = f"{file}: {module}"
-    factors.require_pair(parts, where)
-    blocks = _blocks(parts["B"].shape, parts["A"].shape)
-    if not blocks:
-        B, A = factors.pair(parts, where)
-        yield LowRankUpdate(module, B, A, scale, method="loralib", source=str(file))
-        return
-    rows = np.split(parts["B"].load(), blocks), np.split(parts["A"].load(), blocks)
-    for i, (B, A) in enumerate(zip(*rows, strict=True)):
-        yield LowRankUpdate(module, B, A, scale, f"block{i}", "loralib", str(file), of_rows=True)
-
-
-def _blocks(B: tuple[int, ...], A: tuple[int, ...]) -> int:
-    """Return the number of updates in a merged pair of these shapes; 0 for any other pair."""
-    if len(A) != 2 or len(B) != 2 or 0 in (*A, *B) or A[0] == B[1]:
-        return 0
-    m = A[0] // B[1]
-    return m if m * B[1] == A[0] and B[0] % m == 0 else 0
+    oriented = orientation.oriented(modules, str(file), options)
+    yield from orientation.remark(modules, oriented, file.name, options)
+    given = stated.scale(place, oriented.values())
+    if given is not None:
+        yield Other(file.name, given.remark)
+    elif options.scale is None and not all("alpha" in parts for parts in modules.values()):
+        yield Other(file.name, factors.UNSCALED)
+    scale = options.multiplier * (1.0 if given is None else given.scale)
+    yield from factors.updates(oriented, file, "loralib", scale, options.blocks)

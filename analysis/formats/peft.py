@@ -26,8 +26,10 @@ from analysis.formats import (
     dora,
     factors,
     merged_linear,
+    orientation,
     shards,
     starts,
+    target_parameters,
     through_peft,
 )
 from analysis.formats.place import Place
@@ -38,11 +40,17 @@ from analysis.update import Entry, LowRankUpdate, Other, Skipped
 CONFIG = "adapter_config.json"
 STEM = "adapter_model"
 STEMS = (STEM,)
-PREFIX = "base_model.model."
+PREFIX = "base_model.model."  # of every name in a model that PEFT has wrapped
 
+# A tensor of a module is named by the last component that is a known one: modules of the base may
+# have names that begin with lora_ too.
 KEY = re.compile(
-    r"(?:base_model\.model\.)?(?P<module>.+?)\.(?P<tensor>lora_[^.]+)(?:\.(?P<tail>.+))?", re.DOTALL
+    r"(?P<module>.+)\.(?P<tensor>lora_(?:A|B|E|embedding_A|embedding_B|magnitude_vector))"
+    r"(?:\.(?P<tail>.+))?",
+    re.DOTALL,
 )
+UNKNOWN = re.compile(r"(?P<module>.+)\.(?P<tensor>lora_[^.]+)(?:\.(?P<tail>[^.]+))?", re.DOTALL)
+ROOT = re.compile(r"(?:(?P<before>.*?)\.)??base_model\.model\.(?P<rest>.+)", re.DOTALL)
 # What PEFT adds to the names of the base's own tensors.
 WRAPPING = re.compile(
     r"^base_model\.model\.|\.modules_to_save(\.default)?(?=\.)|\.original_module(?=\.)"
@@ -55,10 +63,11 @@ def recognise(place: Place) -> bool:
     return (place.path / CONFIG).exists() or shards.locate(place.path, STEM) is not None
 
 
-def read(place: Place, options: Options) -> Iterator[Entry]:
+def read(place: Place, options: Options, file: Path | None = None) -> Iterator[Entry]:
     """Yield the updates of an adapter.
 
-    Raises CheckpointError if the adapter as a whole cannot be read, or not with these options.
+    place: its directory; file: its weights, by default those under PEFT's name. Raises
+    CheckpointError if the adapter as a whole cannot be read, or not with these options.
     """
     config, where = place.json(CONFIG), str(place.path / CONFIG)
     reason = through_peft.reason(config)
@@ -70,8 +79,10 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
             " adapter that needs W0 is not read then"
         )
     if reason:
+        if file is not None:
+            raise CheckpointError(f"{where}: {reason}; expected the weights as {STEM}.safetensors")
         if options.base is None:
-            raise CheckpointError(f"{where}: {reason}; pass the model it belongs to, --base DIR")
+            raise CheckpointError(f"{where}: {reason}; {through_peft.advice(config)}")
         _check_weights(place)
         yield from through_peft.read(place.path, config, options.base)
         return
@@ -81,10 +92,17 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
             f"{where}: use_dora is set: DoRA rescales the rows of W0 + B·A; pass the base weights,"
             " --base DIR, or look at B·A alone, --direction-only"
         )
-    adapter = _open(place, config, options)
+    adapter = _open(place, config, options, file or weights(place))
     for name in adapter.others:
         yield _other(name, adapter)
+    stacks = _stacks(adapter, where)
+    if stacks:
+        yield from target_parameters.read(
+            stacks, adapter.tensors, config, where, str(adapter.file), options.experts_first
+        )
     for (module, part), parts in adapter.modules.items():
+        if (module, part) in stacks:
+            continue
         try:
             for entry in _module(module, part, parts, adapter):
                 if adapter.starts is not None and isinstance(entry, LowRankUpdate):
@@ -92,6 +110,13 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
                 yield entry
         except CheckpointError as error:
             yield Skipped(module, str(error))
+
+
+def _stacks(adapter: "Adapter", where: str) -> dict[tuple[str, str], dict[str, str]]:
+    """Return those of `Adapter.modules` that are about parameters (target_parameters)."""
+    targets = target_parameters.targets(adapter.config, where)
+    wrapped = target_parameters.wrapped({module for module, _ in adapter.modules}, targets)
+    return {key: parts for key, parts in adapter.modules.items() if key[0] in wrapped}
 
 
 def _needs_base(config: dict[str, Any], options: Options) -> bool:
@@ -149,11 +174,10 @@ class Adapter:
     starts: dict[tuple[str, str], LowRankUpdate] | None
 
 
-def _open(place: Place, config: dict[str, Any], options: Options) -> Adapter:
+def _open(place: Place, config: dict[str, Any], options: Options, file: Path) -> Adapter:
     """Open an adapter, and the base and the initial adapter if the options name them."""
-    file = weights(place)
     tensors = place.tensors(file)
-    others, modules = _sorted(tensors, file)
+    others, modules = by_module(tensors, file)
     names = list(dict.fromkeys(module for module, _ in modules))
     is_adalora = config.get("peft_type") == "ADALORA"
     W0, conv1d = {}, False
@@ -202,16 +226,22 @@ def _initial(place: Place) -> dict[tuple[str, str], LowRankUpdate]:
     config = place.json(CONFIG) | {"init_lora_weights": True}
     if reason := through_peft.reason(config):
         raise CheckpointError(f"{place.path / CONFIG}: {reason}")
-    adapter = _open(place, config, Options())
+    adapter = _open(place, config, Options(), weights(place))
     entries = (e for key, parts in adapter.modules.items() for e in _module(*key, parts, adapter))
     return {(e.name, e.part): e for e in entries if isinstance(e, LowRankUpdate)}
 
 
-def _sorted(
+def by_module(
     tensors: Iterable[str], file: Path
 ) -> tuple[list[str], dict[tuple[str, str], dict[str, str]]]:
     """Return the names that belong to no update, and the others as in `Adapter.modules`."""
-    matches = {name: KEY.fullmatch(name) for name in tensors}
+    rest = below_root(tensors)
+    matches = {name: KEY.fullmatch(short) for name, short in rest.items()}
+    known = {match["module"] for match in matches.values() if match}
+    for name, match in matches.items():
+        unknown = None if match else UNKNOWN.fullmatch(rest[name])
+        if unknown and unknown["module"] in known:
+            matches[name] = unknown
     several = len({_tail(match)[0] for match in matches.values() if match}) > 1
     others: list[str] = []
     modules: dict[tuple[str, str], dict[str, str]] = {}
@@ -230,6 +260,24 @@ def _sorted(
     return others, modules
 
 
+def below_root(names: Iterable[str]) -> dict[str, str]:
+    """Return name → its part below PEFT's root, base_model.model.
+
+    What is in front of the root is kept if it differs between names: a file can hold two models.
+
+    >>> below_root(["net.base_model.model.q.lora_A.weight", "net.b.weight"])
+    {'net.base_model.model.q.lora_A.weight': 'q.lora_A.weight', 'net.b.weight': 'net.b.weight'}
+    """
+    matches = {name: ROOT.fullmatch(name) for name in names}
+    several = len({match["before"] for match in matches.values() if match}) > 1
+    return {
+        name: name
+        if match is None
+        else ".".join(filter(None, (match["before"] if several else "", match["rest"])))
+        for name, match in matches.items()
+    }
+
+
 def _tail(match: re.Match[str]) -> tuple[str, str]:
     """Return the adapter's name, "" if it was left out, and ".weight", ".bias" or ""."""
     tail = match["tail"] or ""
@@ -244,6 +292,8 @@ def _in_base(name: str) -> str:
 
 def describe(name: str) -> str:
     """Describe a tensor that belongs to no update, by its name."""
+    if UNKNOWN.fullmatch(name):
+        return "saved weight, or a part of an adapter that is not read"
     if "trainable_tokens_" in name:
         return "trained rows of an embedding (trainable_token_indices)"
     return "bias" if name.endswith(".bias") else "saved weight (modules_to_save)"
@@ -264,6 +314,12 @@ def _module(module: str, part: str, names: dict[str, str], adapter: Adapter) -> 
     """
     where, source = f"{adapter.file}: {module}", str(adapter.file)
     parts = {tensor: adapter.tensors[name] for tensor, name in names.items()}
+    if adapter.options.transposed:
+        parts |= {
+            f: orientation.turned(parts[f])
+            for f in ("lora_A.weight", "lora_B.weight")
+            if f in parts
+        }
     config, rule = adapter.config, adapter.rule
     if rule is None:
         B, A = adalora.factors(parts, where)
@@ -313,10 +369,12 @@ def _factors(
     B, A: the stored tensors; rule: gives the rank that the config says; where: for messages.
     """
     factors.check(B.shape, A.shape, where)
-    if A.shape[0] != rule.rank(module):
+    r = rule.rank(module)
+    if A.shape[0] != r:
+        turned = B.shape[0] == r and A.shape[1:] == (r,)
+        advice = "; pass --transposed if the layer computes x @ A @ B" if turned else ""
         raise CheckpointError(
-            f"{where}: B is {B.shape}, A is {A.shape};"
-            f" expected r = {rule.rank(module):g} by {rule.path}"
+            f"{where}: B is {B.shape}, A is {A.shape}; expected r = {r:g} by {rule.path}{advice}"
         )
     return factors.matrices(B.load(), A.load())
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from analysis.formats import shards
+from analysis.formats import shards, wrappers
 from analysis.formats.tensors import Stored, TensorFile, read_json
 
 
@@ -38,7 +38,7 @@ class Place:
         return self._open(file or self.path).tensors
 
     def metadata(self) -> dict[str, Any]:
-        """Return the metadata of the place, a safetensors file; {} for any other file."""
+        """Return the metadata of the place, a file: those of safetensors, or a .bin's settings."""
         return self._open(self.path).metadata
 
     def below(self, name: str) -> "Place":
@@ -49,5 +49,6 @@ class Place:
 
     def _open(self, file: Path) -> TensorFile:
         if file not in self._opened:
-            self._opened[file] = shards.open_located(file)
+            tensors, metadata = shards.open_located(file)
+            self._opened[file] = TensorFile(wrappers.unwrapped(tensors), metadata)
         return self._opened[file]

@@ -10,6 +10,7 @@ link out of it.
 from pathlib import Path
 
 from analysis import CheckpointError
+from analysis.formats import distributed, foreign
 from analysis.formats.tensors import Stored, TensorFile, by_number, open_file, read_json, short
 
 SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
@@ -25,18 +26,21 @@ def locate(directory: Path, *stems: str) -> Path | None:
 
 
 def open_located(file: Path) -> TensorFile:
-    """Open a weight file, or all the shards of an index, with names in natural order.
+    """Open a weight file, all the shards of an index, or a distributed checkpoint, by its metadata.
 
-    A tensor that the index leaves out is read with the shard that holds it, as Transformers does.
+    The names are in natural order. A tensor that the index leaves out is read with the shard that
+    holds it, as Transformers does.
     Raises CheckpointError if a shard is missing, leads out of the directory, or lacks a tensor
     that the index says it has.
     """
+    if file.name == distributed.METADATA:
+        return TensorFile(distributed.open_metadata(file), {})
     if file.suffix != ".json":
-        return open_file(file)
+        return _open(file)
     listed: dict[str, Stored] = {}
     held: dict[str, Stored] = {}
     for shard, names in _shards(file).items():
-        opened = open_file(file.parent / shard).tensors
+        opened = _open(file.parent / shard).tensors
         held |= opened
         for name in names:
             if name not in opened:
@@ -44,6 +48,16 @@ def open_located(file: Path) -> TensorFile:
             listed[name] = opened[name]
     tensors = held | listed
     return TensorFile({name: tensors[name] for name in sorted(tensors, key=by_number)}, {})
+
+
+def _open(file: Path) -> TensorFile:
+    """Open one file of tensors; the error for a pointer of Git LFS says what it is."""
+    try:
+        return open_file(file)
+    except CheckpointError:
+        if foreign.is_pointer(file):
+            raise CheckpointError(f"{file}: {foreign.explain(file)}") from None
+        raise
 
 
 def _shards(index: Path) -> dict[str, list[str]]:

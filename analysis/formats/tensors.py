@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from analysis import CheckpointError
-from analysis.formats import pickles
+from analysis.formats import nested, pickles
 from analysis.formats.regular import open_regular
 
 FLOATS = {
@@ -64,11 +64,11 @@ class TensorFile(NamedTuple):
 def open_file(path: Path) -> TensorFile:
     """Open a .safetensors or .bin file; the names are in natural order, layer 2 before layer 10.
 
-    Only safetensors has metadata. Raises CheckpointError for a file that is missing, cut short, or
-    not of the format that its name says.
+    The metadata of a .bin are the settings next to its tensors (`nested.settings`). Raises
+    CheckpointError for a file that is missing, cut short, or not of the format that its name says.
     """
     is_safetensors = path.suffix == ".safetensors"
-    tensors, metadata = _open_safetensors(path) if is_safetensors else (_open_bin(path), {})
+    tensors, metadata = _open_safetensors(path) if is_safetensors else _open_bin(path)
     return TensorFile({name: tensors[name] for name in sorted(tensors, key=by_number)}, metadata)
 
 
@@ -139,17 +139,19 @@ def _in_safetensors(path: Path, name: str, start: int, entry: dict[str, Any]) ->
     return Stored(shape, dtype, load)
 
 
-def _open_bin(path: Path) -> dict[str, Stored]:
+def _open_bin(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     try:
         state, regions = pickles.contents(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (pickles.Refused, OSError) as error:
         raise CheckpointError(f"{path}: not a readable file of weights: {line(error)}") from None
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}; expected a dict of tensors")
+    metadata = nested.settings(state)
+    state = nested.state_dict(
+        state, lambda value: len(value.shape) if isinstance(value, pickles.Saved) else -1, path
+    )
     memory: dict[Any, str] = {}
     tensors = {}
     for key, saved in state.items():
@@ -161,7 +163,7 @@ def _open_bin(path: Path) -> dict[str, Stored]:
             first = memory.setdefault(view, name) if math.prod(saved.shape) else name
             tied = "" if first == name else first
             tensors[name] = _in_bin(path, name, saved, regions.get(saved.storage), tied)
-    return tensors
+    return tensors, metadata
 
 
 def _in_bin(

@@ -30,13 +30,30 @@ SETTINGS = {
     "kasa_config": "KaSA puts a diagonal between B and A and truncates the base",
     "arrow_config": "Arrow routes among several adapters",
     "monteclora_config": "MonteCLoRA samples its factors",
-    "target_parameters": "LoRA on parameters (target_parameters) stacks several updates",
 }
-# Types without a single ΔW.
+# Types without a ΔW of any matrix, or without a single one.
+NO_UPDATE = "and changes no weight of the model: there is no ΔW"
 REFUSED = {
-    "XLORA": "mixes adapters anew for every input",
-    "POLY": "mixes adapters anew for every task",
+    "XLORA": "mixes adapters anew for every input and has no single ΔW",
+    "POLY": "mixes adapters anew for every task and has no single ΔW",
+    "LILY": "mixes its factors anew for every input and has no single ΔW",
+    "SHADOW": "trains a second, smaller model beside the layers, which PEFT cannot merge into them",
+    "PROMPT_TUNING": f"puts learned tokens before the input {NO_UPDATE}",
+    "MULTITASK_PROMPT_TUNING": f"puts learned tokens before the input {NO_UPDATE}",
+    "P_TUNING": f"puts learned tokens before the input {NO_UPDATE}",
+    "CPT": f"puts learned tokens before the input {NO_UPDATE}",
+    "PREFIX_TUNING": f"puts learned keys and values before each layer's own {NO_UPDATE}",
+    "CARTRIDGE": f"puts learned keys and values before each layer's own {NO_UPDATE}",
+    "ADAPTION_PROMPT": f"adds learned prompts to the attention of some layers {NO_UPDATE}",
+    "LN_TUNING": "trains the vectors of layer norms, and changes no matrix: there is no ΔW",
+    "BEFT": "trains biases, and changes no matrix: there is no ΔW",
 }
+# Types that PEFT can merge into the base. Others may be newer than this list.
+MERGED = frozenset(
+    "ADALORA ADAMSS BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LOHA LOKR LORA"
+    " MISS OFT OSF PEANUT PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TINYLORA TRAINABLE_TOKENS"
+    " UNILORA VBLORA VERA WAVEFT".split()
+)
 # Settings that would let a stranger's config choose what is imported or downloaded.
 UNSAFE = ("megatron_config", "arrow_config")
 # The class of Transformers for each task_type of PEFT.
@@ -64,14 +81,24 @@ def refuse(config: dict[str, Any], where: str) -> None:
     if not isinstance(peft_type, str):
         raise CheckpointError(f"{where}: peft_type is {short(peft_type)}; expected 'LORA'")
     if peft_type in REFUSED:
+        raise CheckpointError(f"{where}: peft_type is {peft_type!r}, which {REFUSED[peft_type]}")
+    if config.get("kasa_config"):
         raise CheckpointError(
-            f"{where}: peft_type is {peft_type!r}, which {REFUSED[peft_type]} and has no single ΔW"
+            f"{where}: kasa_config is set: {SETTINGS['kasa_config']} as PEFT loads it, so that a"
+            " difference to the base is not what was trained; not read"
         )
     for key in UNSAFE:
         if config.get(key):
             raise CheckpointError(
                 f"{where}: {key} is set, which lets a config choose what is loaded; not read"
             )
+
+
+def advice(config: dict[str, Any]) -> str:
+    """Return what helps to read an adapter for which there is a `reason`, as far as it is known."""
+    if config.get("peft_type") in MERGED:
+        return "pass the model it belongs to, --base DIR"
+    return "if the installed PEFT knows this type, pass the model it belongs to, --base DIR"
 
 
 def read(path: Path, config: dict[str, Any], base_path: Path) -> Iterator[Entry]:

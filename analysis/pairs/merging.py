@@ -64,10 +64,11 @@ def analyse(
     rename: (pattern, replacement), applied to the names before they are matched.
     progress: show a bar on stderr if dense modules take longer than two seconds.
     """
-    runs = checkpoint.runs(paths)
+    options = options or Options()
+    runs = checkpoint.runs(paths, options.revision)
     if len(runs) != 2:
         raise UserError(f"--merge: {len(runs)} checkpoints; expected two")
-    collected = meeting.collect(runs, options or Options(), names.expression(modules), rename)
+    collected = meeting.collect(runs, options, names.expression(modules), rename)
     pairs = meeting.sharing([(runs[0], runs[1])], collected)
     result = Merging(skipped=collected.skipped, other=collected.other)
     for rows in over_modules(partial(_rows, pairs=pairs), collected, progress):

@@ -17,7 +17,7 @@ from analysis.numerics import statistics
 from analysis.results import Row, Spectra
 from analysis.tables import similarity as similarity_table
 from multilora import budget, record
-from multilora.reproduction import bands, figures, measures, presets, tables
+from multilora.reproduction import bands, measures, presets, tables
 from multilora.reproduction.claims import judge
 from multilora.reproduction.claims import text as claims_text
 from multilora.reproduction.text import difference_table, method_tables
@@ -55,6 +55,8 @@ def report(settings: Mapping[str, Any]) -> str:
     store.write(out, {}, {}, _made_by(settings, pool, tables.hashes(out)))
     rows_of = pooled(pool)
     tables.write(out, rows_of)
+    from multilora.reproduction import figures  # matplotlib, which --help can do without
+
     drawn = figures.draw(out)
     judged = judge.write(out)
     sections = [method_tables(rows_of["methods"], _base_scores(pool.records.values()))]

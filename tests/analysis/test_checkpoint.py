@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from analysis import CheckpointError, UserError, checkpoint, dynamics, similarity, spectrum
-from analysis.formats import Options, tensors
+from analysis.formats import Options, hub, tensors
 from analysis.spectrum import analyse
 from analysis.update import DenseUpdate, LowRankUpdate, Other, Skipped
 
@@ -51,6 +52,85 @@ def test_the_export_below_a_multilora_checkpoint_is_no_second_run(adapter, write
     adapter("run/lora")
     path = write_adapter({}, "run", peft_type="MULTILORA")
     assert names([path]) == [("run", None)]
+
+
+@pytest.mark.parametrize("method", ["MULTILORA", "RLORA", "MTLLORA"])
+def test_further_adapters_of_this_projects_methods_are_runs(adapter, write_adapter, method):
+    """PEFT saves the adapter NAME below NAME/; the export in lora/ is no adapter of its own."""
+    adapter("run/lora")
+    adapter("run/style")  # a plain LoRA of the same model
+    write_adapter({}, "run/second", peft_type=method)
+    path = write_adapter({}, "run", peft_type=method)
+    assert names([path]) == [("run", None), ("second", None), ("style", None)]
+    write_adapter({}, "run/lora", peft_type=method)  # an adapter that is called lora
+    assert ("lora", None) in names([path])
+
+
+def test_adapters_are_found_below_several_levels(adapter, tmp_path):
+    for name in ("a/x/y/z", "b", "c/checkpoint-2", "c/checkpoint-10", "d/checkpoint-1"):
+        adapter(f"all/{name}")
+    adapter("all/d")
+    (tmp_path / "all/up").symlink_to(tmp_path / "all")  # leads back up: not followed
+    (tmp_path / "all/.hidden").mkdir()
+    all_of_them = [("z", None), ("b", None), ("c", 2), ("c", 10), ("d", None)]
+    assert names([tmp_path / "all"]) == all_of_them
+    runs = checkpoint.runs([tmp_path / "all"])
+    assert [checkpoint.passed_over(run) for run in runs] == [0, 0, 0, 0, 1]
+    # Deeper than that a directory is not searched, and the error says that there is nothing.
+    adapter("deep/1/2/3/4/5")
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        checkpoint.scan(checkpoint.runs([tmp_path / "deep"])[0])
+
+
+def test_the_base_beside_an_adapter_is_no_run(adapter, tmp_path):
+    adapter("work/adapter")
+    (tmp_path / "work/base").mkdir()
+    save_file({"q.weight": np.ones((12, 10), "f4")}, tmp_path / "work/base/model.safetensors")
+    assert names([tmp_path / "work"]) == [("adapter", None)]
+
+
+def test_every_file_of_a_directory_is_read_once(tmp_path):
+    import torch
+
+    kohya = {"m.lora_down.weight": np.ones((2, 3)), "m.lora_up.weight": np.ones((4, 2))}
+    for name in ("a.safetensors", "b.safetensors"):
+        save_file(kohya, tmp_path / name)
+    in_torch = {name: torch.from_numpy(x) for name, x in kohya.items()}
+    for name in ("c.pt", "b.pt", "optimizer.pt", "training_args.bin"):  # b is there twice
+        torch.save(in_torch, tmp_path / name)
+    found = checkpoint.runs([tmp_path])
+    assert [run.path.name for run in found] == ["a.safetensors", "b.safetensors", "c.pt"]
+    assert [len(list(checkpoint.read(run))) for run in found] == [1, 1, 1]
+
+
+def test_files_beside_directories_of_adapters_are_read_too(adapter, tmp_path):
+    adapter("all/x")
+    kohya = {"m.lora_down.weight": np.ones((2, 3)), "m.lora_up.weight": np.ones((4, 2))}
+    save_file(kohya, tmp_path / "all/mine.safetensors")
+    assert names([tmp_path / "all"]) == [("x", None), ("mine.safetensors", None)]
+
+
+def test_what_is_no_file_is_not_hashed(adapter, tmp_path):
+    path = adapter("run")
+    for name in ("stray.bin", "stray.json", "x.safetensors"):
+        (path / name).mkdir()
+    os.mkfifo(path / "pipe.bin")
+    os.mkfifo(path / "pipe.json")
+    (path / "device.bin").symlink_to("/dev/zero")
+    found = [file.name for file in checkpoint.inputs(path)]
+    assert found == ["adapter_config.json", "adapter_model.safetensors"]
+    assert spectrum.main([str(path), "--json"]) == 0
+
+
+def test_the_steps_of_a_trainer_are_read_beside_its_final_state(adapter):
+    for step in (5, 10):
+        adapter(f"run/checkpoint-{step}")
+    path = adapter("run")
+    assert [run.step for run in checkpoint.runs([path], steps=True)] == [5, 10]
+    assert [run.step for run in checkpoint.runs([path])] == [None]
+    assert checkpoint.ends([path]) == [path]
+    assert checkpoint.ends([path / "checkpoint-5"]) == []
+    assert [run.step for run in checkpoint.runs([path.parent], steps=True)] == [5, 10]
 
 
 def test_several_adapters_in_one_directory_are_runs(adapter):
@@ -101,33 +181,37 @@ def test_a_directory_is_read_by_the_format_that_knows_it(write_delta, adapter, t
         checkpoint.scan(tmp_path)
 
 
-def test_a_name_on_the_hub_is_looked_up_in_its_cache(adapter, monkeypatch):
-    huggingface_hub = pytest.importorskip("huggingface_hub")
+def test_a_name_on_the_hub_is_looked_up_there(adapter, monkeypatch):
     snapshot = adapter("models--org--tuned/snapshots/0123")
+    adapter("models--org--tuned/snapshots/0123/style")
     asked = []
 
-    def download(name, allow_patterns):
-        asked.extend(allow_patterns)
-        return str(snapshot)
+    def directory(path, revision=None):
+        asked.append((str(path), revision))
+        return snapshot
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert names(["org/tuned"]) == [("tuned", None)]
+    monkeypatch.setattr(hub, "directory", directory)
+    assert names(["org/tuned"]) == [("tuned", None), ("style", None)]
     assert [update.name for update in checkpoint.read("org/tuned")] == ["q"]
     assert {path.parent for path in checkpoint.inputs(Path("org/tuned"))} == {snapshot}
-    assert {"config.json", "adapter_config.json"} < set(asked)
+    asked.clear()
+    runs = checkpoint.runs(["org/tuned"], "v2")
+    assert [str(run.path) for run in runs] == ["org/tuned", "org/tuned/style"]
+    assert [len(list(checkpoint.read(run))) for run in runs] == [1, 1]
+    assert len(list(checkpoint.read("org/tuned", options=Options(revision="v2")))) == 1
+    assert checkpoint.at("org/tuned", "v2").source.place.path == snapshot
+    assert asked == [("org/tuned", "v2")] * 3
 
-    def offline(name, **_):
-        raise ConnectionError("no network\nand much advice")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(CheckpointError, match=r"not on the hub: no network$"):
-        checkpoint.runs(["org/tuned"])
+def test_a_revision_of_local_paths_is_refused(adapter):
+    path = adapter("run")
+    with pytest.raises(UserError, match=r"revision is 'v2'; expected a path that is a name on the"):
+        checkpoint.runs([path], "v2")
 
 
 def test_what_cannot_be_a_name_on_the_hub_is_not_asked_for(monkeypatch):
-    huggingface_hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: 1 / 0)
-    for path in ("../nowhere", "a/b/c", "/no/where", "x y"):
+    monkeypatch.setattr(hub, "_fetched", lambda *_: 1 / 0)
+    for path in ("../nowhere", "/no/where", "x y", "a/../b", "ü/b", "~/b"):
         with pytest.raises(CheckpointError, match="no such file or directory"):
             checkpoint.runs([path])
 
@@ -136,7 +220,7 @@ def test_pefts_weights_without_their_config_have_no_scale(adapter, tmp_path):
     path = adapter("run")
     loose = (path / "adapter_model.safetensors").rename(tmp_path / "mine.safetensors")
     with pytest.raises(CheckpointError, match=r"mine\.safetensors: PEFT's weights without their"):
-        checkpoint.scan(loose)
+        list(checkpoint.scan(loose))
     patterns = (r"(.*)\.lora_A\.weight", r"(.*)\.lora_B\.weight")
     (update,) = checkpoint.scan(loose, Options(factors=patterns, scale=2.0))
     assert update.scale == 2.0

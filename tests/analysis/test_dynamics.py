@@ -6,9 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from analysis import CheckpointError, similarity, spectrum
 from analysis.dynamics import analyse, main
+from analysis.formats import Options
 from analysis.pairs import dominance
 from analysis.tables import dynamics as dynamics_table
 from analysis.tables.dynamics import summary
@@ -122,6 +124,28 @@ def test_a_step_without_an_update_has_no_directions(run, write_adapter, lora_ten
     assert (first["step"], first["frobenius_norm"], first["effective_rank"]) == (1, 0, None)
     assert first["left_phi_k_last"] is None
     assert result.skipped == []
+
+
+def test_the_output_directory_of_a_trainer(run, write_adapter, lora_tensors, capfd):
+    """Its final adapter lies beside the steps."""
+    before = analyse(run)
+    write_adapter(lora_tensors("l.0.q", "l.1.q", d_out=40, d_in=30), "run")
+    assert analyse(run).rows == before.rows
+    assert main([str(run)]) == 0
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.endswith("run: its own state, at the end of the run, is not read as a step")
+
+
+def test_the_steps_of_a_full_fine_tuning(rng, tmp_path):
+    W0 = rng.standard_normal((8, 6)).astype("f4")
+    delta = rng.standard_normal((8, 6)).astype("f4")
+    for name, size in (("base", 0), ("run/checkpoint-1", 1), ("run/checkpoint-2", 2), ("run", 2)):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        save_file({"l.0.q.weight": W0 + size * delta}, tmp_path / name / "model.safetensors")
+    result = analyse(tmp_path / "run", options=Options(base=tmp_path / "base"))
+    assert result.skipped == []
+    norms = [row["frobenius_norm"] for row in result.rows]
+    np.testing.assert_allclose(norms, [np.linalg.norm(delta), 2 * np.linalg.norm(delta)], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """Results on disk: what is saved is loaded, and half a file is never seen nor taken for whole."""
 
+import csv
+import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -9,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killed import at_every_call
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from analysis import CheckpointError, spectrum, store
+from analysis import CheckpointError, exchange, spectrum, store
+from analysis.results import Spectra
 
 
 @pytest.fixture
@@ -143,7 +148,151 @@ def test_load_refuses_arrays_that_are_cut_short(tmp_path, spectra):
         store.load(tmp_path)
 
 
+# A whole or not at all
+
+
+def scaled(spectra, factor):
+    """Other results with the same keys."""
+    rows = [row | {"spectral_norm": row["spectral_norm"] * factor} for row in spectra.rows]
+    s = {key: factor * values for key, values in spectra.s.items()}
+    return Spectra(rows, s, spectra.skipped, spectra.other)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_killed_or_full_at_any_moment_the_old_or_the_new_result_is_loaded(tmp_path, spectra, full):
+    out, others = tmp_path / "out", scaled(spectra, 100)
+    found = []
+
+    def save_others():
+        store.save(out, others, {"command": "new"}, {"dominance.csv": "a\n"})
+
+    store.save(out, spectra, {"command": "old"})
+    for _ in at_every_call(save_others, out, full):
+        loaded, record = store.load(out)
+        want = spectra if record["command"] == "old" else others
+        assert loaded.rows == want.rows
+        assert all(np.array_equal(loaded.s[key], s) for key, s in want.s.items())
+        found.append(record["command"])
+        store.save(out, spectra, {"command": "old"})
+    assert set(found) == {"old", "new"}
+    assert store.load(out)[1] == {"command": "new"}
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("dominance.csv", "record.json", "spectra.safetensors", "spectrum.csv")
+    ]
+
+
+@pytest.mark.parametrize("old", [["spectrum.csv"], ["spectrum.csv", "record.json"]])
+def test_load_refuses_a_mixture(tmp_path, spectra, old):
+    store.save(tmp_path, spectra, {})
+    before = {name: (tmp_path / name).read_bytes() for name in old}
+    store.save(tmp_path, scaled(spectra, 100), {})
+    assert store.load(tmp_path)[0].s.keys() == spectra.s.keys()
+    for name, content in before.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"is not the file that record\.json describes"):
+        store.load(tmp_path)
+
+
+def test_results_of_version_0_1_are_loaded(tmp_path, spectra):
+    store.save(tmp_path, spectra, {"command": "analysis.spectrum"})
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert sorted(record.pop("files")) == ["spectra.safetensors", "spectrum.csv"]
+    (tmp_path / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+    loaded, got = store.load(tmp_path)
+    assert (loaded.rows, got) == (spectra.rows, {"command": "analysis.spectrum"})
+    store.save(tmp_path, scaled(spectra, 2), {"command": "analysis.spectrum"})  # replaced by ours
+    assert store.load(tmp_path)[0].rows == scaled(spectra, 2).rows
+
+
+def test_an_old_result_is_read_until_the_new_one_is_committed(tmp_path, spectra, monkeypatch):
+    """By a reader in a directory that it cannot write to, after a kill."""
+    store.save(tmp_path, spectra, {"command": "old"})
+    monkeypatch.setattr(exchange, "_complete", lambda directory, old: None)
+    store.save(tmp_path, scaled(spectra, 2), {"command": "new"})
+    tmp_path.chmod(0o500)
+    try:
+        assert store.load(tmp_path)[1] == {"command": "new"}
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_what_an_earlier_result_of_the_command_left_is_removed(tmp_path, spectra):
+    for name in ("mine.csv", "theirs.csv"):
+        (tmp_path / name).write_text("mine\n")
+    further = {"dominance.csv": "a\n", "edited.csv": "a\n"}
+    store.save(tmp_path, spectra, {"command": "one"}, further)
+    (tmp_path / "edited.csv").write_text("b\n")
+    store.save(tmp_path, spectra, {"command": "one"})
+    kept = ["edited.csv", "mine.csv", "theirs.csv"]
+    own = ["record.json", "spectra.safetensors", "spectrum.csv"]
+    found = sorted(path.name for path in tmp_path.iterdir() if path.is_file())
+    assert found == sorted(kept + own)
+    store.save(tmp_path, spectra, {"command": "one"}, further)
+    store.write(tmp_path, {}, {"similarity.csv": "a\n"}, {"command": "two"})
+    assert (tmp_path / "dominance.csv").exists()  # of another command
+    with pytest.raises(CheckpointError, match=r"is not the record of|is the record of another"):
+        store.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [[], 3, None, "x", {}, {"../precious": 1}, {"spectrum.csv": 3}, {"spectrum.csv": {"a": []}}],
+)
+def test_a_record_with_other_hashes_is_refused_and_replaced(tmp_path, spectra, files):
+    out = tmp_path / "out"
+    (tmp_path / "precious").write_text("mine")
+    store.save(out, spectra, {"command": "one"})
+    record = json.loads((out / "record.json").read_text())
+    (out / "record.json").write_text(json.dumps(record | {"files": files}))
+    if files is not None:
+        with pytest.raises(CheckpointError, match=r"record\.json"):
+            store.load(out)
+    store.save(out, spectra, {"command": "one"})
+    assert store.load(out)[0].rows == spectra.rows
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_load_reads_no_fifo(tmp_path, spectra):
+    store.save(tmp_path, spectra, {})
+    (tmp_path / "spectrum.csv").unlink()
+    os.mkfifo(tmp_path / "spectrum.csv")
+    with pytest.raises(CheckpointError, match=r"spectrum\.csv is not a file"):
+        store.load(tmp_path)
+
+
+# Cells that a spreadsheet takes for formulas
+
+FORMULAS = ["=1+1", "+1", "-1", "@sum", "\t=1", "\r=1", "\n=1", "'=1", "''=1"]
+WORDS = ["q_proj", "'quoted", "a=b", "", "'", "0.5", " =1", "−1"]
+
+
+@pytest.mark.parametrize("text", FORMULAS + WORDS)
+def test_text_is_no_formula_and_is_read_back_exactly(tmp_path, spectra, text):
+    (cell,) = list(csv.reader(io.StringIO(store.csv_text([{"a": text}], ["a"]), newline="")))[1:]
+    assert cell == [f"'{text}" if text in FORMULAS else text]
+    row = spectra.rows[0] | {"module": text or None, "layer": -1, "gini": -0.5}
+    file = tmp_path / "t.csv"
+    store.write_text(file, store.csv_text([row]))
+    assert store.rows(file) == [row]
+    assert ",-0.5," in file.read_text()  # a number stays one
+
+
 # One file at a time
+
+
+def test_what_a_killed_writer_left_behind_is_removed(tmp_path):
+    file = tmp_path / "table.csv"
+
+    def write():
+        store.write_text(file, "new")
+
+    left = 0
+    for _ in at_every_call(write, tmp_path):
+        left += len([path for path in tmp_path.iterdir() if path.name.startswith(".")])
+        store.write_text(file, "old")
+        assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+    assert left
+    assert file.read_text() == "new"
 
 
 def test_a_failed_writer_leaves_the_old_file_and_nothing_else(tmp_path):

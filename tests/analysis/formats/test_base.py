@@ -16,6 +16,12 @@ from analysis.formats.place import Place
         (["model.layers.0.q.weight"], ["layers.0.q.weight"], 1),
         (["layers.0.q.weight"], ["model.layers.0.q.weight", "model.norm.weight"], 1),
         (["base_model.model.model.h.0.q.weight"], ["transformer.h.0.q.weight"], 1),
+        # A head outside the common prefix meets its own name.
+        (
+            ["layers.0.q.weight", "layers.1.q.weight", "lm_head.weight"],
+            [f"x.y.{n}.weight" for n in ("model.layers.0.q", "model.layers.1.q", "lm_head")],
+            3,
+        ),
         # Another layer, another module: no match, however alike the rest is.
         (["model.layers.7.q.weight"], ["model.layers.0.q.weight"], 0),
         (["lin.weight"], ["other.weight"], 0),

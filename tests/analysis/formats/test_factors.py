@@ -6,7 +6,7 @@ from entries import close, scan_parts
 from safetensors.numpy import load_file, save_file
 
 from analysis import CheckpointError, checkpoint
-from analysis.formats import Options
+from analysis.formats import Options, factors
 from analysis.spectrum import analyse, main
 from analysis.update import Skipped
 
@@ -54,7 +54,8 @@ def test_the_real_ranks_of_sam(real_adapter, capfd):
     root = real_adapter("sam-lora-ranks")
     paths = [root / f"rank{r}" for r in (2, 4, 6, 8, 16)]
     found = analyse(paths, options=Options(factors=(r"w_a_(\d+)", r"w_b_(\d+)")))
-    assert (len(found.rows), found.skipped, found.other) == (5 * 24, [], [])
+    assert (len(found.rows), found.skipped) == (5 * 24, [])
+    assert {line["what"] for line in found.other} == {factors.UNSCALED}
     assert {(row["run"], row["capacity"]) for row in found.rows} == {
         (f"rank{r}", r) for r in (2, 4, 6, 8, 16)
     }
@@ -80,7 +81,8 @@ def test_one_task_at_several_ranks(tmp_path, product, capfd):
         save_file(tensors, tmp_path / f"rank{r}" / f"lora_rank{r}.safetensors")
     paths = [tmp_path / "rank2", tmp_path / "rank4"]
     found = analyse(paths, options=Options(factors=(r"w_a_(\d+)", r"w_b_(\d+)")))
-    assert (found.skipped, found.other) == ([], [])
+    assert found.skipped == []
+    assert [line["what"] for line in found.other] == 2 * [factors.UNSCALED]
     assert {(row["run"], row["capacity"]) for row in found.rows} == {("rank2", 2), ("rank4", 4)}
     assert found.s.keys() == wants.keys()
     for key, want in wants.items():
@@ -90,3 +92,73 @@ def test_one_task_at_several_ranks(tmp_path, product, capfd):
     assert "expected lora_A and lora_B" in capfd.readouterr().err
     assert main([str(paths[0]), "--factors", "(", "x"]) == 2
     assert "not a regular expression" in capfd.readouterr().err
+
+
+PEFT_NAMES = (r"(.*)\.lora_A\.weight", r"(.*)\.lora_B\.weight")
+
+
+@pytest.mark.parametrize("alpha", ["alpha", "lora_alpha"])
+def test_an_alpha_next_to_a_pair_is_used(write_file, product, alpha):
+    B, A, want = product()
+    stem = "diffusion_model.blocks.0.q"
+    tensors = {f"{stem}.lora_down.weight": A, f"{stem}.lora_up.weight": B, "other.alpha": A}
+    patterns = (r"(.*)\.lora_down\.weight", r"(.*)\.lora_up\.weight")
+    path = write_file(tensors | {f"{stem}.{alpha}": np.array(6, "f4")})
+    entries = scan_parts(path, factors=patterns)
+    assert {name for name, _ in entries} == {stem, "other.alpha"}  # no remark on the scale
+    close(entries[stem, ""], 2 * want)
+    close(scan_parts(path, factors=patterns, scale=0.5)[stem, ""], want)
+    path = write_file(tensors)
+    entries = scan_parts(path, factors=patterns)  # negative control
+    close(entries[stem, ""], want)
+    assert entries[path.name, ""].what == factors.UNSCALED
+
+
+@pytest.mark.parametrize("more", ["lora_E", "lora_mid.weight", "dora_scale"])
+def test_pairs_with_more_than_two_factors_are_not_read_by_patterns(write_file, product, more):
+    B, A, want = product()
+    tensors = {"q.lora_A.weight": A, "q.lora_B.weight": B, f"q.{more}": np.ones((3, 1), "f4")}
+    path = write_file(tensors)
+    entries = scan_parts(path, factors=PEFT_NAMES)
+    assert f"{more} is not read next to A and B" in entries["q", ""].reason
+    close(scan_parts(path, factors=PEFT_NAMES, direction_only=True)["q", ""], want)
+
+
+def test_patterns_that_do_not_tell_two_modules_apart_are_refused(write_file, product):
+    B, A, _ = product()
+    path = write_file({"a.b|c.A": A, "a.b|c.B": B, "a|b.c.A": A, "a|b.c.B": B})
+    assert len(scan_parts(path, factors=(r"(.*)\.A", r"(.*)\.B"), scale=1.0)) == 2
+    with pytest.raises(CheckpointError, match="two pairs have the same name"):
+        scan_parts(path, factors=(r"(.*)\|(.*)\.A", r"(.*)\|(.*)\.B"))
+
+
+@pytest.mark.parametrize("d_out", [64, 48, 8])
+def test_mlx_names_with_patterns_need_transposed(write_file, rng, d_out, capfd):
+    """mlx-lm stores lora_a (d_in, r), lora_b (r, d_out); as B @ A these would be 8 x 8 updates."""
+    A = rng.standard_normal((64, 8)).astype("f4")
+    B = rng.standard_normal((8, d_out)).astype("f4")
+    path = write_file({"m.q.lora_a": A, "m.q.lora_b": B})
+    line = [str(path), "--factors", r"(.*)\.lora_a", r"(.*)\.lora_b", "--scale", "20"]
+    assert main(line) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "--transposed if the layer computes x @ A @ B" in err
+    assert main([*line, "--transposed"]) == 0
+    (update,) = checkpoint.read(
+        path,
+        options=Options(factors=(line[2], line[3]), scale=20.0, transposed=True),
+    )
+    close(update, 20.0 * (A.astype(float) @ B.astype(float)).T)
+    assert (update.shape, update.capacity) == ((d_out, 64), 8)
+
+
+def test_fused_blocks_by_patterns(write_file, rng):
+    B, A = rng.standard_normal((10, 2)).astype("f4"), rng.standard_normal((4, 7)).astype("f4")
+    path = write_file({"h.qkv.down": A, "h.qkv.up": B, "h.qkv.alpha": np.array([4.0], "f4")})
+    patterns = (r"(.*)\.down", r"(.*)\.up")
+    assert (
+        "--blocks N,N, with a sum of 10" in scan_parts(path, factors=patterns)["h.qkv", ""].reason
+    )
+    entries = scan_parts(path, factors=patterns, blocks=(7, 3))
+    close(entries["h.qkv", "block0"], 2.0 * (B[:7].astype(float) @ A[:2].astype(float)))
+    close(entries["h.qkv", "block1"], 2.0 * (B[7:].astype(float) @ A[2:].astype(float)))

@@ -140,27 +140,83 @@ def test_prefixes_are_reconciled(write, weights, rng, cut):
     base, path = (wrapped, bare) if cut == "tuned" else (bare, wrapped)
     entries = scan(write("tuned", path), write("base", base))
     updates = {n: e for n, e in entries.items() if isinstance(e, DenseUpdate)}
-    # Named as the base has them; a head outside the common part is listed.
-    assert len(updates) == 3
+    # Named as the base has them; a head outside the common part meets its own name.
+    assert len(updates) == 4
     assert all(f"{name}.weight" in base for name in updates)
-    assert [e.what for e in entries.values() if isinstance(e, Other) and "lm_head" in e.name] == [
-        "not in the base",
-        "in the base only",
-    ]
+    head = next(update for name, update in updates.items() if "lm_head" in name)
+    want = tuned["lm_head.weight"].astype(float) - weights["lm_head.weight"]
+    np.testing.assert_allclose(head.dense(), want, rtol=0, atol=1e-7 * np.abs(want).max())
 
 
-def test_tensors_of_one_side_or_of_another_shape_are_listed(write, weights, rng, capsys):
+def test_matrices_of_one_side_or_of_another_shape_are_skipped(write, weights, rng, capsys):
     tuned = moved(weights, rng)
-    tuned["model.embed.weight"] = np.ones((13, 7), "f4")
+    tuned["model.layers.1.q.weight"] = np.ones((13, 7), "f4")
     tuned["score.weight"] = tuned.pop("lm_head.weight")
-    entries = scan(write("tuned", tuned), write("base", weights))
+    tuned["model.rotary.inv_freq"] = tuned["model.extra.bias"] = np.ones((2, 3), "f4")
+    base = write("base", weights)
+    entries = scan(write("tuned", tuned), base)
+    reasons = {n: e.reason.split(": ", 1)[1] for n, e in entries.items() if isinstance(e, Skipped)}
+    assert reasons == {
+        "model.layers.1.q": "model.layers.1.q: is (13, 7), in the base (9, 7); expected equal"
+        " shapes",
+        "score": f"score: (9, 7) is not in the base, {base}/model.safetensors: not compared",
+        "lm_head": f"lm_head: (9, 7) is in the base only, {base}/model.safetensors: not compared",
+    }
     others = {name: e.what for name, e in entries.items() if isinstance(e, Other)}
-    assert others["model.embed.weight"] == "(13, 7), in the base (11, 7): not compared"
-    assert others["score.weight"] == "not in the base"
-    assert others["lm_head.weight"] == "in the base only"
-    assert main([str(write("a", tuned)), "--base", str(write("b", weights))]) == 0
-    remark = "tensors not analysed (heads, biases, tensors missing in the base): --json"
-    assert remark in capsys.readouterr().out
+    assert others["model.rotary.inv_freq"] == others["model.extra.bias"] == "not in the base"
+    argv = [str(write("a", tuned)), "--base", str(base)]
+    assert main(argv) == 1
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 3
+    assert "score: (9, 7) is not in the base" in err
+    assert main([*argv, "--strict"]) == 2
+    # Negative control: vectors alone are no reason.
+    del weights["model.norm.weight"]
+    assert main([str(write("b", weights)), "--base", str(base), "--strict"]) == 0
+
+
+@pytest.mark.parametrize("rows", [(11, 13), (13, 11), (11, 11)])
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight"])
+def test_a_resized_vocabulary_is_compared_in_the_rows_that_both_have(write, rng, rows, name):
+    W0, W = (rng.standard_normal((n, 7)).astype("f4") for n in rows)
+    entries = scan(write("tuned", {name: W, "h.0.q.weight": W}), write("base", {name: W0}))
+    update = entries[name.removesuffix(".weight")]
+    assert update.shape == (11, 7)
+    want = W[:11].astype(float) - W0[:11]
+    np.testing.assert_allclose(update.dense(), want, rtol=0, atol=1e-6)
+    assert decompose.spectrum(update).floor == noise_floor(W[:11])
+    words = {
+        (11, 13): {f"{name}[11:]": "2 new rows, which have no counterpart"},
+        (13, 11): {f"{name}[11:]": "2 removed rows, which have no counterpart"},
+        (11, 11): {},
+    }
+    assert {n: e.what for n, e in entries.items() if isinstance(e, Other)} == words[rows]
+
+
+TIED = {"tie_word_embeddings": True, "architectures": ["LlamaForCausalLM"]}
+
+
+@pytest.mark.parametrize(
+    "config", [TIED, {"text_config": TIED}, {"architectures": ["GPT2LMHeadModel"]}]
+)
+@pytest.mark.parametrize("rows", [11, 14])
+def test_an_untied_head_is_compared_with_the_embedding_it_shared(write, weights, rng, config, rows):
+    tuned = moved(weights, rng)
+    embedding = weights["model.embed_tokens.weight"] = weights.pop("model.embed.weight")
+    tuned["model.embed_tokens.weight"] = tuned.pop("model.embed.weight")
+    del weights["lm_head.weight"]
+    head = tuned["lm_head.weight"] = rng.standard_normal((rows, 7)).astype("f4")
+    base, path = write("base", weights, **config), write("tuned", tuned)
+    entries = scan(path, base)
+    np.testing.assert_allclose(entries["lm_head"].dense(), head[:11] - embedding, atol=1e-6)
+    assert not any(isinstance(entry, Skipped) for entry in entries.values())
+    # The other way around: a head that the training tied.
+    entries = scan(base, path)
+    np.testing.assert_allclose(entries["lm_head"].dense(), embedding - head[:11], atol=1e-6)
+    # Negative control: a base whose config says that it is not tied, or has none.
+    for name, words in (("bare", {}), ("untied", {"tie_word_embeddings": False})):
+        entries = scan(path, write(name, weights, **words))
+        assert "lm_head: " in entries["lm_head"].reason
 
 
 def test_tied_weights_are_listed_once(write, weights, tmp_path):
@@ -328,3 +384,28 @@ def test_a_model_against_transformers_own(tmp_path):
             np.testing.assert_allclose(update.dense(), want, rtol=0, atol=1e-6 * want.max())
     tied = load_file(tmp_path / "base" / "model.safetensors")
     assert "lm_head.weight" not in tied
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pt", "bin", "ckpt", "safetensors"])
+def test_a_whole_model_in_a_bare_file_is_read_with_its_base(write, weights, rng, tmp_path, suffix):
+    tuned = moved(weights, rng)
+    file = tmp_path / f"mine.{suffix}"
+    save(tuned, file)
+    base = write("base", weights)
+    found = {u.name: u for u in checkpoint.read(file, base)}
+    assert found.keys() == {*MODULES, "model.embed"}
+    want = tuned["lm_head.weight"].astype(float) - weights["lm_head.weight"]
+    np.testing.assert_allclose(found["lm_head"].dense(), want, rtol=0, atol=1e-7)
+    # The base may be a file too.
+    other = tmp_path / f"base.{suffix}"
+    save(weights, other)
+    again = {u.name: u for u in checkpoint.read(file, other)}
+    np.testing.assert_array_equal(again["lm_head"].dense(), found["lm_head"].dense())
+    with pytest.raises(
+        CheckpointError, match=r"mine\.\w+: no pair of factors .* whole model, --base"
+    ):
+        checkpoint.scan(file)
+    # Another model's names: no base would help there, and that is said.
+    save({"blocks.0.wq.weight": tuned["lm_head.weight"]}, file)
+    with pytest.raises(CheckpointError, match="no tensor has a name of"):
+        list(checkpoint.scan(file, Options(base=base)))

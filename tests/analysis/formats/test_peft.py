@@ -374,10 +374,9 @@ def test_a_bad_module_is_skipped_and_the_others_read(write_adapter, lora_tensors
         ({"peft_type": "x" * 10**6}, "peft_type is 'xxx.{0,80}…; expected 'LORA'"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
         ({"rank_pattern": [1]}, r"rank_pattern is \[1\]; expected an object"),
-        ({"rank_pattern": {"(": 3}}, "rank_pattern: missing"),
+        ({"rank_pattern": {"(": 3}}, r"rank_pattern: '\(': missing"),
         ({"alpha_pattern": {"q": "x"}}, "q is 'x'; expected a number"),
         ({"use_dora": True}, "use_dora is set: DoRA.*--base DIR, .* --direction-only"),
-        ({"target_parameters": ["w"]}, "target_parameters is set"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'.* --initial DIR"),
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base weights"),
         ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq'"),
@@ -419,3 +418,65 @@ def test_weights_that_are_missing_are_named(write_adapter, lora_tensors):
         CheckpointError, match=r"no weights; expected adapter_model\.safetensors or"
     ):
         scan(path)
+
+
+# Names
+
+
+class Tower(nn.Module):
+    """A model with components whose names begin with lora_, which PEFT can adapt."""
+
+    def __init__(self):
+        super().__init__()
+        self.lora_tower = nn.ModuleDict({"lora_A": nn.Linear(5, 6), "q_proj": nn.Linear(5, 6)})
+        self.lora_head = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.lora_head(self.lora_tower["q_proj"](x) + self.lora_tower["lora_A"](x))
+
+
+def test_modules_whose_names_begin_with_lora_are_read_as_peft_loads_them(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["lora_tower.lora_A", "lora_tower.q_proj"]
+    config = LoraConfig(r=2, lora_alpha=6, target_modules=targets, modules_to_save=["lora_head"])
+    model = get_peft_model(nn.ModuleDict({"vision": Tower()}), config)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path)
+    entries = scan(tmp_path)
+    for target in targets:
+        layer = model.get_submodule(f"base_model.model.vision.{target}")
+        want = layer.get_delta_weight("default").detach().numpy()
+        close(entries[f"vision.{target}"], want)
+    others = {name for name, entry in entries.items() if isinstance(entry, Other)}
+    assert others == {f"base_model.model.vision.lora_head.{leaf}" for leaf in ("weight", "bias")}
+    assert len(entries) == 4
+
+
+def test_a_part_of_an_adapter_that_is_not_known_is_told(write_adapter, lora_tensors):
+    tensors = lora_tensors("q", "v")
+    path = write_adapter(tensors | {"base_model.model.q.lora_C.weight": np.ones((2, 2), "f4")})
+    assert "lora_C.weight is not read next to" in reasons(path)["q"]
+    path = write_adapter(tensors | {"base_model.model.o.lora_C.weight": np.ones((2, 2), "f4")})
+    entry = scan(path)["base_model.model.o.lora_C.weight"]
+    assert entry.what == "saved weight, or a part of an adapter that is not read"
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "model.", "a.b."])
+def test_what_is_in_front_of_pefts_root_is_no_part_of_a_name(write_adapter, lora_tensors, prefix):
+    tensors = lora_tensors("q")
+    path = write_adapter({prefix + name: x for name, x in tensors.items()})
+    assert list(scan(path)) == ["q"]
+
+
+def test_an_adapter_stored_for_x_a_b_is_read_if_told(write_adapter, rng):
+    A, B = rng.standard_normal((8, 4)), rng.standard_normal((4, 8))
+    path = write_adapter({lora_key("q", "A"): A, lora_key("q", "B"): B})
+    assert "expected r = 4" in reasons(path)["q"]
+    assert "pass --transposed if the layer computes x @ A @ B" in reasons(path)["q"]
+    close(scan(path, transposed=True)["q"], 2.0 * (A @ B).T)
+    path = write_adapter({lora_key("q", "A"): B, lora_key("q", "B"): A})
+    assert "expected r = 4" in reasons(path, transposed=True)["q"]  # negative control

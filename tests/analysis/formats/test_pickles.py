@@ -57,6 +57,7 @@ def test_tensors_are_those_of_torch(tmp_path, new, protocol):
     torch.save(state, file, _use_new_zipfile_serialization=new, pickle_protocol=protocol)
     stored = tensors.open_file(file).tensors
     expected = {name: x for name, x in state.items() if isinstance(x, torch.Tensor)}
+    expected |= {f"nested.{name}": x for name, x in state["nested"].items()}
     assert stored.keys() == expected.keys()
     for name, x in expected.items():
         assert stored[name].shape == tuple(x.shape)

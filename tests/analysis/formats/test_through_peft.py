@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from entries import close, scan, updates
-from tiny_models import layers, llama, matrix, trained
+from tiny_models import layers, llama, trained
 
 from analysis import CheckpointError, checkpoint
-from analysis.formats import Options
+from analysis.formats import Options, through_peft
 from analysis.spectrum import main
 
 
@@ -65,15 +65,39 @@ def test_every_other_type_is_merged_minus_base(tmp_path, peft_type):
             torch.testing.assert_close(merged[name], W0, rtol=0, atol=0)
 
 
-def test_a_type_that_changes_no_weight_is_refused(tmp_path):
+@pytest.mark.parametrize("with_base", [False, True])
+@pytest.mark.parametrize("name", ["PromptTuning", "PrefixTuning", "PromptEncoder"])
+def test_a_type_that_changes_no_weight_is_refused(tmp_path, name, with_base):
     import peft
 
-    base = tmp_path / "base"
-    llama().save_pretrained(base)
-    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    llama().save_pretrained(tmp_path / "base")
+    config = getattr(peft, f"{name}Config")(task_type="CAUSAL_LM", num_virtual_tokens=3)
     peft.get_peft_model(llama(), config).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(CheckpointError, match="changes no weight of the model"):
-        updates(tmp_path / "adapter", base=base)
+    with pytest.raises(CheckpointError, match=r"changes no weight of the model: there is no ΔW$"):
+        updates(tmp_path / "adapter", base=tmp_path / "base" if with_base else None)
+
+
+@pytest.mark.parametrize("peft_type", sorted(through_peft.REFUSED))
+def test_what_has_no_update_is_never_told_to_pass_a_base(write_adapter, peft_type):
+    path = write_adapter({"prompt_embeddings": np.ones((3, 4), "f4")}, peft_type=peft_type)
+    with pytest.raises(CheckpointError, match=f"peft_type is '{peft_type}', which") as error:
+        scan(path)
+    assert "--base" not in str(error.value)
+
+
+def test_every_type_of_peft_is_read_or_merged_or_refused():
+    from peft import PeftType
+
+    own = {"MULTILORA", "RLORA", "MTLLORA"}
+    known = through_peft.MERGED | through_peft.REFUSED.keys()
+    assert {str(t.value) for t in PeftType} - own - known == set()
+    assert not through_peft.MERGED & through_peft.REFUSED.keys()
+
+
+def test_a_type_newer_than_this_project_is_left_to_peft(write_adapter):
+    path = write_adapter({"x": np.ones((3, 4), "f4")}, peft_type="NEWER")
+    with pytest.raises(CheckpointError, match="if the installed PEFT knows this type, pass the"):
+        scan(path)
 
 
 @pytest.mark.parametrize(
@@ -108,21 +132,16 @@ def variant(tmp_path, **config):
     return model
 
 
-def test_lora_on_parameters_is_read_with_the_base(tmp_path):
-    model = variant(tmp_path, target_modules=[], target_parameters=["q_proj.weight"])
-    with pytest.raises(CheckpointError, match="target_parameters is set"):
-        updates(tmp_path / "adapter")
-    found = updates(tmp_path / "adapter", base=tmp_path / "base")
-    assert len(found) == 2
-    for (name, _), update in found.items():
-        close(update, matrix(layers(model)[name].get_delta_weight("default"), layers(model)[name]))
-
-
-def test_an_adapter_that_moves_the_base_as_it_loads_is_skipped(tmp_path):
+def test_an_adapter_that_moves_the_base_as_it_loads_is_refused(tmp_path, monkeypatch):
     """KaSA truncates W0: merged minus what is then the base would leave that out."""
     from peft.tuners.lora.config import KasaConfig
 
     variant(tmp_path, target_modules=["q_proj"], kasa_config=KasaConfig())
+    for options in (Options(), Options(base=tmp_path / "base")):
+        with pytest.raises(CheckpointError, match=r"kasa_config is set: KaSA puts .* not read$"):
+            list(checkpoint.scan(tmp_path / "adapter", options))
+    # Another that did so unknown to this project would be seen by its W0.
+    monkeypatch.setattr(through_peft, "refuse", lambda *_: None)
     entries = list(checkpoint.scan(tmp_path / "adapter", Options(base=tmp_path / "base")))
     assert len(entries) == 2
     assert all("PEFT changes the base weight" in entry.reason for entry in entries)

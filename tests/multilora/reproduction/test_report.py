@@ -17,7 +17,15 @@ from analysis import UserError, store
 from analysis.numerics import metrics
 from analysis.results import Spectra
 from multilora import reproduce, train
-from multilora.reproduction import blocks, measures, presets, report, tables, trained
+from multilora.reproduction import (
+    blocks,
+    figures,
+    measures,
+    presets,
+    report,
+    tables,
+    trained,
+)
 from multilora.reproduction.claims import judge
 from multilora.reproduction.claims import text as claims_text
 from multilora.reproduction.presets import Run
@@ -299,7 +307,7 @@ def test_a_report_is_made_again_without_runs_and_is_the_same(reproduced, tmp_pat
 
 def test_a_table_that_others_made_keeps_its_hash(reproduced, tmp_path, monkeypatch):
     """The report makes its own tables again, and forgets no other."""
-    monkeypatch.setattr(report.figures, "draw", lambda directory: [])
+    monkeypatch.setattr(figures, "draw", lambda directory: [])
     settings, _, _, _ = reproduced
     shutil.copytree(Path(settings.figures) / tables.BLOCKS, tmp_path / tables.BLOCKS)
     (tmp_path / "record.json").write_text("{}")
