@@ -14,6 +14,7 @@ from analysis.formats import (
     Family,
     Options,
     adalora,
+    adapterhub,
     diffusers,
     distributed,
     dora,
@@ -21,11 +22,15 @@ from analysis.formats import (
     factors,
     foreign,
     full,
+    gguf,
     hub,
     kohya,
+    litgpt,
+    lokr,
     loralib,
     lycoris,
     merged_linear,
+    mlx,
     model,
     mtllora,
     multilora,
@@ -36,16 +41,39 @@ from analysis.formats import (
     state_dict,
     target_parameters,
     through_peft,
+    torchtune,
 )
 from analysis.formats.place import Place
 from analysis.formats.tensors import by_number
-from analysis.names import run_key
+from analysis.names import as_text, run_key
 from analysis.update import Entry, Other, Skipped, Update
 
 # Families that read directories. The first that recognises a directory reads it.
-FORMATS: tuple[DirectoryFamily, ...] = (experts, multilora, rlora, mtllora, full, peft, model)
+FORMATS: tuple[DirectoryFamily, ...] = (
+    experts,
+    multilora,
+    rlora,
+    mtllora,
+    full,
+    mlx,
+    torchtune,
+    litgpt,
+    adapterhub,
+    peft,
+    model,
+)
 # Families that read single files, in the same way.
-FILES: tuple[Family, ...] = (kohya, state_dict, diffusers, loralib)
+FILES: tuple[Family, ...] = (
+    gguf,
+    kohya,
+    adapterhub,
+    state_dict,
+    diffusers,
+    mlx,
+    torchtune,
+    litgpt,
+    loralib,
+)
 # Variants, which `peft` and `kohya` read by rules in files of their own.
 VARIANTS: tuple[ModuleType, ...] = (
     adalora,
@@ -55,20 +83,23 @@ VARIANTS: tuple[ModuleType, ...] = (
     target_parameters,
     through_peft,
     lycoris,
+    lokr,
 )
 # The methods of this project, and the directory of their exports to LoRA.
 OWN: tuple[DirectoryFamily, ...] = (multilora, rlora, mtllora)
 EXPORT = "lora"
-# Checkpoints are looked for this many levels below a directory, in so many directories of each.
-DEEP, MANY = 4, 2000
+# Checkpoints are looked for this many levels below a directory, in so many directories at most.
+DEEP, MANY = 4, 5000
 # Names of weight files, each of which stands for its directory.
 WEIGHTS = {
     stem + suffix for family in FORMATS for stem in family.STEMS for suffix in shards.SUFFIXES
 }
 STEP = re.compile(r"checkpoint-(\d+)")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# Configs that a single file may be read with.
+BESIDE = (peft.CONFIG, *litgpt.MODELS, litgpt.SETTINGS)
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".lora")
 # Ends of the names of files of tensors; of a file in two formats, the first one is read.
-SUFFIXES = (".safetensors", *PICKLES)
+SUFFIXES = (".safetensors", ".gguf", ".npz", *PICKLES)
 # Files of a trainer's own state, next to the weights.
 STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)")
 
@@ -149,9 +180,13 @@ def scan(path: str | Path | Run, options: Options | None = None) -> Iterator[Ent
     options = options or Options()
     source = _source(path, options.revision)
     family = None if options.factors else source.family
-    if family:
-        return family.read(source.place, options)
     files = _files(source.place.path)
+    without_config = family is peft and not (source.place.path / peft.CONFIG).exists()
+    if family and not (without_config and len(files) == 1):
+        return family.read(source.place, options)
+    if options.factors and source.family:  # the file that its family reads, among others
+        weights = shards.locate(source.place.path, *source.family.STEMS)
+        files = [weights] if weights else files
     if len(files) != 1:
         what = f"{len(files)} files of tensors" if files else "no checkpoint here"
         raise CheckpointError(
@@ -201,7 +236,7 @@ def _files(path: Path) -> list[Path]:
 def formats() -> Iterator[str]:
     """Yield one line per family or variant: its name and the first line of its docstring."""
     modules: list[Family | ModuleType] = [*FORMATS, *VARIANTS, *FILES, factors, distributed, hub]
-    for module in modules:
+    for module in dict.fromkeys(modules):
         yield f"{module.__name__.rpartition('.')[2]:14} {(module.__doc__ or '').splitlines()[0]}"
 
 
@@ -210,7 +245,8 @@ def inputs(path: str | Path | Run) -> list[Path]:
     source = _source(path)
     directory = source.place.path
     if directory.is_file():
-        return [directory]
+        beside = (directory.parent / name for name in BESIDE)
+        return [directory, *(file for file in beside if file.is_file())]
     if experts in source.families:
         below = [expert.path for expert in experts.directories(source.place)]
         return sorted(
@@ -221,11 +257,11 @@ def inputs(path: str | Path | Run) -> list[Path]:
 
 def _files_read(directory: Path) -> list[Path]:
     """Return the configs and the files of tensors in one directory, and nothing but files."""
-    named = [file for file in directory.iterdir() if file.suffix in (".json", *SUFFIXES)]
+    suffixes = (".json", ".yaml", ".bin")
+    named = [file for file in directory.iterdir() if file.suffix in suffixes]
     metadata = distributed.locate(directory)
     pieces = metadata.parent.glob(f"*{distributed.SUFFIX}") if metadata else []
-    files = [file for file in named if not (file.suffix in PICKLES[1:] and STATE.match(file.name))]
-    return sorted({file for file in (*files, *_files(directory), *pieces) if file.is_file()})
+    return sorted({file for file in (*named, *_files(directory), *pieces) if file.is_file()})
 
 
 def runs(
@@ -252,12 +288,12 @@ def runs(
     for source, place in zip(sources, places, strict=True):
         if times[place] > 1:
             raise CheckpointError(f"{source.path}: given twice")
-    steps = [STEP.fullmatch(place.name) for place in places]
-    homes = [place.parent if step else place for place, step in zip(places, steps, strict=True)]
+    matches = [STEP.fullmatch(place.name) for place in places]
+    homes = [place.parent if step else place for place, step in zip(places, matches, strict=True)]
     names = _names(homes)
     by_key: dict[str, Run] = {}
-    for source, home, step in zip(sources, homes, steps, strict=True):
-        run = Run(source.path, names[home], int(step[1]) if step else None, source)
+    for source, home, step in zip(sources, homes, matches, strict=True):
+        run = Run(source.path, as_text(names[home]), int(step[1]) if step else None, source)
         first = by_key.setdefault(run.key, run)
         if first is not run:
             raise CheckpointError(
@@ -322,12 +358,10 @@ def _sources(path: str | Path | Run, revision: str | None, steps: bool) -> list[
     directory = source.place.path
     if isinstance(path, Run) or directory.is_file():
         return [source]
-    if source.families and not (steps and _steps_below(directory)):
-        return [source, *_adapters_below(source)]
-    if found := _steps_below(directory):
-        return [_named(source, step) for step in found]
-    below = _found_below(source, DEEP, steps)
+    if checkpoints := _checkpoints_in(source, steps):
+        return checkpoints
     files = _files(directory)
+    below = _found_below(source, steps)
     if below or len(files) > 1:
         return [*below, *(_of_file(source, file) for file in files)]
     return [source]
@@ -343,37 +377,53 @@ def _of_file(source: Source, file: Path) -> Source:
     return Source(source.path / file.relative_to(source.place.path), Place(file), ())
 
 
-def _found_below(source: Source, depth: int, steps: bool) -> list[Source]:
-    """Return the checkpoints in the directories below one that is none.
+def _found_below(source: Source, steps: bool) -> list[Source]:
+    """Return the checkpoints in the directories below one that is none, in natural order.
 
-    depth: of how many levels; steps: as for `runs`. Whole models are left out where there is an
-    adapter too: they are its base.
+    steps: as for `runs`. Every directory is looked at once, however many links lead to it. Whole
+    models are left out where there is anything else: they are its base. Raises CheckpointError if
+    there are over MANY directories.
     """
     found: list[Source] = []
-    for child in _directories(source.place.path):
+    seen = {source.place.path.resolve()}
+    left = [(1, child) for child in reversed(_directories(source.place.path))]
+    while left:
+        depth, child = left.pop()
+        real = child.resolve()
+        if real in seen:
+            continue
+        seen.add(real)
+        if len(seen) > MANY:
+            raise CheckpointError(
+                f"{source.path}: has over {MANY} directories; expected those of the checkpoints"
+            )
         inner = _named(source, child)
-        below = _steps_below(child)
-        if below and (steps or not inner.families):
-            found += [_named(source, step) for step in below]
-        elif inner.families:
-            found += [inner, *_adapters_below(inner)]
-        elif depth > 1:
-            found += _found_below(inner, depth - 1, steps)
+        if checkpoints := _checkpoints_in(inner, steps):
+            found += checkpoints
+            continue
+        files = _files(child)
+        found += [inner] if len(files) == 1 else [_of_file(inner, file) for file in files]
+        if depth < DEEP:
+            left += [(depth + 1, child) for child in reversed(_directories(child))]
     trained = [one for one in found if one.families != (model,)]
     return trained or found
 
 
-def _directories(path: Path) -> list[Path]:
-    """Return the directories in a directory that may hold checkpoints, in natural order.
+def _checkpoints_in(source: Source, steps: bool) -> list[Source]:
+    """Return a directory with its further adapters, if a family reads it, or its steps.
 
-    Links are followed unless they lead back up; names that begin with a dot are left out.
+    steps: as for `runs`.
     """
-    above = path.resolve()
-    children = (child for child in path.iterdir() if not child.name.startswith("."))
-    return sorted(
-        (c for c in children if c.is_dir() and not above.is_relative_to(c.resolve())),
-        key=lambda child: by_number(child.name),
-    )[:MANY]
+    below = _steps_below(source.place.path)
+    if below and (steps or not source.families):
+        return [_named(source, step) for step in below]
+    return [source, *_adapters_below(source)] if source.families else []
+
+
+def _directories(path: Path) -> list[Path]:
+    """Return the directories in a directory, in natural order, but none that begin with a dot."""
+    children = [child for child in path.iterdir() if not child.name.startswith(".")]
+    return sorted((c for c in children if c.is_dir()), key=lambda child: by_number(child.name))
 
 
 def passed_over(run: Run) -> int:

@@ -30,7 +30,7 @@ from analysis.pairs.dominance import Finding
 from analysis.results import Row, Spectra
 from analysis.tables import dominance as dominance_table
 from analysis.tables import spectrum as spectrum_table
-from analysis.update import DenseUpdate, Entry, LowRankUpdate, Other, Skipped, Update
+from analysis.update import DenseUpdate, Entry, Other, Remark, Skipped, Update
 
 Source = tuple[Run, Callable[[], Iterator[Entry]]]
 # The row of an update and its singular values; or why it was not analysed; or another tensor.
@@ -124,7 +124,8 @@ def _gathered(analysed: Iterable[tuple[Run, Result]]) -> Spectra:
     spectra = Spectra()
     for run, result in analysed:
         if isinstance(result, Other):
-            spectra.other.append({"run": run.key, "name": result.name, "what": result.what})
+            other = {"run": run.key, "name": result.name, "what": result.what}
+            spectra.other.append(other | ({"kind": "remark"} if isinstance(result, Remark) else {}))
         elif isinstance(result, Skipped):
             spectra.skipped.append(_skip(run, result.name, result.reason))
         else:
@@ -203,7 +204,7 @@ def _marked(entries: Iterable[Entry]) -> Iterator[tuple[bool, Entry]]:
     """Mark each entry: True from a dense update up to the next low-rank one, else False."""
     dense = False
     for entry in entries:
-        if isinstance(entry, LowRankUpdate | DenseUpdate):
+        if not isinstance(entry, Skipped | Other):
             dense = isinstance(entry, DenseUpdate)
         yield dense, entry
 
@@ -239,7 +240,7 @@ def row(update: Update, spectrum: decompose.Spectrum, run: Run) -> Row:
         "part": update.part or None,
         "d_out": d_out,
         "d_in": d_in,
-        "r": update.B.shape[1] if isinstance(update, LowRankUpdate) else None,
+        "r": None if isinstance(update, DenseUpdate) else update.r,
         "capacity": update.capacity,
         "rank": rank,
         "spectral_norm": metrics.spectral_norm(s),
@@ -319,6 +320,12 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     )
     for skip in spectra.skipped:
         command.warn(parser, skip["reason"])
+    for other in spectra.other:
+        if "kind" in other:
+            run, name = other["run"], other["name"]
+            command.warn(
+                parser, f"{run if run.endswith(name) else f'{run}: {name}'}: {other['what']}"
+            )
     command.warn_of_unread_steps(parser, runs)
     if arguments.strict and spectra.skipped:
         return 2

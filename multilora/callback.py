@@ -150,7 +150,13 @@ class SpectrumCallback(transformers.TrainerCallback):
         run = Run(out, out.resolve().name, step)
         W0 = self.W0 if self.full else None
         spectra = spectrum.of_updates(updates(model, self.starts, W0), run)
-        self._warn(spectra.skipped)
+        self._warn([*spectra.skipped, *self._left_out(model)])
+        if not spectra.rows and not self._warned:
+            self._warned.add("")
+            warnings.warn(
+                "no spectra: the model has no adapter layer and no trained matrix in this process",
+                stacklevel=2,
+            )
         if self.singular_values and spectra.s:
             (out / SPECTRA).mkdir(parents=True, exist_ok=True)
             file = out / SPECTRA / f"step-{step}.safetensors"
@@ -171,6 +177,12 @@ class SpectrumCallback(transformers.TrainerCallback):
         should_log = control.should_log
         transformers.Trainer.log(self.trainer, logs)
         control.should_log = should_log
+
+    def _left_out(self, model: Any) -> list[dict[str, str]]:
+        """Name the trained weights outside adapters, which are measured with `full` only."""
+        reason = "trained without an adapter; pass full=True to SpectrumCallback to measure it"
+        names = () if self.full else (name for name, _ in _trained(model))
+        return [{"module": _module_of(name), "reason": reason} for name in names]
 
     def _warn(self, skipped: list[dict[str, str]]) -> None:
         """Warn of modules that were not measured, by reason; of each module only once."""
@@ -348,12 +360,17 @@ def _trained(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, p
 
 
+def _module_of(parameter: str) -> str:
+    """Return the module that tables name for a parameter of a model."""
+    return WRAPPING.sub("", parameter).removesuffix(".weight")
+
+
 def _difference(
     model: nn.Module, key: str, tuned: torch.Tensor, before: torch.Tensor | None
 ) -> DenseUpdate | Skipped:
     """Return W_tuned − W0 of one parameter, computed on demand."""
     owner, _, leaf = key.rpartition(".")
-    name = WRAPPING.sub("", key).removesuffix(".weight")
+    name = _module_of(key)
     if tuned.ndim != 2:
         return Skipped(name, f"is {tuple(tuned.shape)}; expected a matrix")
     if before is None or before.shape != tuned.shape:

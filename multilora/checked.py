@@ -23,6 +23,11 @@ MOST = {"layer": 1000, "label": 100_000, "expert": 10_000, "codebook": 1000}
 # A model may have this many numbers, or eight for each byte of its weights if those are more.
 NUMBERS = 1 << 26
 SUFFIXES = (".safetensors", ".bin")
+# Keys of an adapter's config by which PEFT allocates memory; each is a side of a stored tensor.
+SIZES = (
+    "r", "init_r", "target_r", "n", "n_frequency", "num_vectors", "vector_length",
+    "num_virtual_tokens",
+)  # fmt: skip
 CONFIG, ADAPTER, WEIGHTS = "config.json", "adapter_config.json", "adapter_model"
 
 
@@ -101,7 +106,7 @@ def adapter(checkpoint: Path, modules: Collection[str]) -> None:
     """Check the adapters of a checkpoint, and those in directories below it, before PEFT loads one.
 
     modules: the names of the modules of the base. Raises UserError if a directory holds something
-    that is not a file, a file of weights is not readable, a rank is larger than every side of the
+    that is not a file, a file of weights is not readable, a size is larger than every side of the
     stored tensors, or an expression of the config takes too long.
     """
     below = [path for path in checkpoint.iterdir() if path.is_dir()]
@@ -113,22 +118,26 @@ def adapter(checkpoint: Path, modules: Collection[str]) -> None:
         config = tensors.read_json(where)
         files = [directory / f"{WEIGHTS}{suffix}" for suffix in SUFFIXES]
         stored = [t for f in files if f.is_file() for t in tensors.open_file(f).tensors.values()]
-        _check_ranks(config, max((n for t in stored for n in t.shape), default=0), where)
+        sides = [side for tensor in stored for side in tensor.shape]
+        _check_sizes(config, max([len(stored), *sides]), where)
         rule.refuse_slow(config, where, modules)
 
 
-def _check_ranks(config: dict[str, Any], longest: int, where: Path) -> None:
-    """Raise UserError for a rank above `longest`, the longest side of the stored tensors."""
+def _check_sizes(config: dict[str, Any], most: int, where: Path) -> None:
+    """Raise UserError for a size in an adapter's config above `most`.
+
+    most: the longest side of the stored tensors, or their number if that is larger.
+    """
     pattern = config.get("rank_pattern")
-    ranks = {key: config.get(key) for key in ("r", "init_r", "num_virtual_tokens")}
-    ranks |= pattern if isinstance(pattern, dict) else {}
+    sizes = {key: config.get(key) for key in SIZES}
+    sizes |= pattern if isinstance(pattern, dict) else {}
     if config.get("peft_type") == "LOKR":  # in which a large rank means full factors
         return
-    for key, r in ranks.items():
-        if isinstance(r, int) and r > longest:
+    for key, size in sizes.items():
+        if isinstance(size, int) and size > most:
             raise UserError(
-                f"{where}: {key} is {r}, but no side of the stored tensors is longer than"
-                f" {longest}; expected the adapter's rank"
+                f"{where}: {key} is {size}, but no side of the {WEIGHTS} beside it is longer than"
+                f" {most}; expected the adapter's own"
             )
 
 

@@ -59,7 +59,7 @@ def settings_from(types: Any, doc: str | None, argv: Sequence[str] | None) -> An
     parser.add_argument("--version", action="version", version=__version__)
     inherited = _inherited(types if isinstance(types, tuple) else (types,))
     if inherited:
-        parser.add_argument(ALL, action="help", help=f"show {len(inherited)} more options")
+        parser.add_argument(ALL, action="help", help=f"show all, {len(inherited)} more")
     if ALL not in words:
         for action in parser._actions:
             if action.dest in inherited:

@@ -11,8 +11,8 @@ base, --base; factors of LoRA are read as from a single file.
 import io
 import math
 import pickle
-import zipfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,14 @@ from typing import Any
 import numpy as np
 
 from analysis import CheckpointError
+from analysis.formats import pickles
+from analysis.formats.regular import open_regular
 from analysis.formats.tensors import (
     FLOATS,
     TORCH_NAMES,
     Stored,
     by_number,
+    in_pickle,
     line,
     short,
 )
@@ -34,6 +37,7 @@ METADATA, SUFFIX = ".metadata", ".distcp"
 BELOW = ("pytorch_model_fsdp_0", "pytorch_model_fsdp", "model")
 # What is not of the model, if both are in one checkpoint.
 STATE = ("optimizer.", "optim.", "lr_scheduler.", "dataloader.", "train_state.")
+PLACE = ("relative_path", "length")
 FEW = 32  # values of an object of the metadata, or dimensions of a tensor
 MAX_METADATA = 2**26  # bytes; a hundred thousand pieces need less
 # The opcodes that such metadata needs. None of them makes more of a file than its own size.
@@ -80,6 +84,9 @@ class Record:
 class _Reader(pickle._Unpickler):  # the one in Python: the one in C cannot be restricted
     """An unpickler that knows the classes of the metadata, and puts records in their place."""
 
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+
     def find_class(self, module: str, name: str) -> Any:
         if name in RECORDS.get(module, ()):
             return Record
@@ -112,8 +119,8 @@ _Reader.dispatch = {
         code: pickle._Unpickler.dispatch[code]
         for code in (getattr(pickle, name)[0] for name in OPCODES)
     },
-    pickle.SETITEM[0]: _Reader.load_setitem,
-    pickle.SETITEMS[0]: _Reader.load_setitems,
+    pickle.SETITEM[0]: _Reader.load_setitem,  # type: ignore[dict-item]
+    pickle.SETITEMS[0]: _Reader.load_setitems,  # type: ignore[dict-item]
 }
 
 
@@ -160,6 +167,7 @@ def open_metadata(file: Path) -> dict[str, Stored]:
         raise CheckpointError(f"{file}: lists no tensors; expected the metadata of torch's dcp")
     if not any(isinstance(name, str) and not name.startswith(STATE) for name in tensors):
         raise CheckpointError(f"{file}: has no weights; is it the state of an optimizer?")
+    _refuse_overlap(file, pieces.values())
     at: dict[str, list[tuple[Any, Record]]] = {}
     for index, place in pieces.items():
         name = index.get("fqn") if isinstance(index, Record) else None
@@ -177,10 +185,31 @@ def open_metadata(file: Path) -> dict[str, Stored]:
     }
 
 
+def _refuse_overlap(file: Path, places: Collection[Any]) -> None:
+    """Raise CheckpointError if the pieces are together larger than the files that hold them.
+
+    A small file, read as thousands of pieces, would take any time and memory.
+    """
+    lengths: Counter[str] = Counter()
+    for place in places:
+        name, length = (place.get(k) if isinstance(place, Record) else None for k in PLACE)
+        if isinstance(name, str) and _is_shape((length,)):
+            lengths[name] += length
+    for name, length in lengths.items():
+        held = file.parent / name
+        if _is_plain(name) and held.is_file() and length > held.stat().st_size:
+            raise CheckpointError(f"{file}: puts {length} bytes into {name}, which holds fewer")
+
+
+def _is_plain(name: Any) -> bool:
+    """Return whether a value is the plain name of a file, which leads nowhere else."""
+    return isinstance(name, str) and Path(name).name == name and name[:1] not in ("", ".")
+
+
 def _unpickled(file: Path) -> Record:
     """Return the record in a .metadata file; raise CheckpointError for anything else."""
     try:
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
             data = opened.read(MAX_METADATA + 1)
         if len(data) > MAX_METADATA:
             raise ValueError(f"is over {MAX_METADATA} bytes long")
@@ -256,7 +285,7 @@ def _load(
 def _piece(file: Path, name: str, place: Record, dtype: str) -> np.ndarray:
     """Return the values of one piece; place: the file, the offset and the length of its bytes."""
     relative, offset, length = (place.get(k) for k in ("relative_path", "offset", "length"))
-    if not isinstance(relative, str) or Path(relative).name != relative or relative[:1] == ".":
+    if not _is_plain(relative):
         raise CheckpointError(f"{file}: {name}: lies in {short(relative)}; expected a plain name")
     source = file.parent / relative
     if place.get("transform_descriptors"):
@@ -265,36 +294,22 @@ def _piece(file: Path, name: str, place: Record, dtype: str) -> np.ndarray:
         raise CheckpointError(f"{source}: {name}: no such piece; expected a file of {SUFFIX}")
     if offset + length > source.stat().st_size:
         raise CheckpointError(f"{source}: {name}: the file is cut short")
-    with source.open("rb") as opened:
+    with open_regular(source) as opened:
         opened.seek(offset)
-        data = opened.read(length)
-    piece = _tensor(data, f"{source}: {name}")
-    if piece.dtype != FLOATS[dtype]:
+        piece = _tensor(opened.read(length), source, name, offset)
+    if piece.dtype != dtype:
         raise CheckpointError(f"{source}: {name}: is {piece.dtype}; expected {dtype}")
-    return piece
+    return piece.load()
 
 
-def _tensor(data: bytes, where: str) -> np.ndarray:
-    """Return the array in the bytes that torch.save wrote; where: for messages."""
-    import torch
-
-    opened = io.BytesIO(data)
+def _tensor(data: bytes, source: Path, name: str, offset: int) -> Stored:
+    """Return the tensor in the bytes that torch.save wrote at an offset of a file."""
     try:
-        if zipfile.is_zipfile(opened):
-            _refuse_compressed(opened)
-        opened.seek(0)
-        tensor = torch.load(opened, map_location="cpu", weights_only=True)
-        values = tensor.detach().contiguous()
-        dtype = FLOATS[TORCH_NAMES[str(tensor.dtype)]]
-        width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
-        return values.view(width).numpy().view(dtype).reshape(tensor.shape)
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise CheckpointError(f"{where}: not a readable piece: {line(error)}") from None
-
-
-def _refuse_compressed(opened: io.BytesIO) -> None:
-    """Raise ValueError if a member is compressed: it may unpack to far more than its size."""
-    with zipfile.ZipFile(opened) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"{member.filename!r} is compressed")
+        saved, regions = pickles.contents_of(io.BytesIO(data))
+    except pickles.Refused as error:
+        raise CheckpointError(f"{source}: {name}: not a readable piece: {line(error)}") from None
+    if not isinstance(saved, pickles.Saved):
+        raise CheckpointError(f"{source}: {name}: not a readable piece: it holds no tensor")
+    region = regions.get(saved.storage)
+    place = region and pickles.Region(offset + region.start, region.length)
+    return in_pickle(source, name, saved, place)

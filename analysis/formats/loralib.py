@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from analysis.formats import Options, factors, orientation, stated
 from analysis.formats.place import Place
-from analysis.update import Entry, Other
+from analysis.update import Entry, Other, Remark
 
 KEY = re.compile(r"(?P<module>.+)\.lora_(?P<role>[AB])", re.DOTALL)
 ALPHA = re.compile(r"(?P<module>.+)\.(?:lora_)?alpha", re.DOTALL)
@@ -51,8 +51,8 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
     yield from orientation.remark(modules, oriented, file.name, options)
     given = stated.scale(place, oriented.values())
     if given is not None:
-        yield Other(file.name, given.remark)
+        yield Remark(file.name, given.remark)
     elif options.scale is None and not all("alpha" in parts for parts in modules.values()):
-        yield Other(file.name, factors.UNSCALED)
+        yield Remark(file.name, factors.UNSCALED)
     scale = options.multiplier * (1.0 if given is None else given.scale)
     yield from factors.updates(oriented, file, "loralib", scale, options.blocks)

@@ -90,15 +90,18 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
 def _untied(
     place: Place, tied: Mapping[str, Stored], other: Mapping[str, Stored]
 ) -> dict[str, str]:
-    """Return head of the other model → the embedding that it shares in the model at `place`.
+    """Return name in the other model → the embedding that stands for it in the model at `place`.
 
-    tied: the tensors of the model at `place`; {} is returned unless its head is tied.
+    tied: the tensors of the model at `place`. The names are those of heads, if its head is tied,
+    and of embeddings that an encoder and a decoder share.
     """
+    shared = {name: ties.shared(name, tied) for name in other}
+    shared = {name: embedding for name, embedding in shared.items() if embedding}
     if not ties.is_tied(place, tied):
-        return {}
+        return shared
     heads = [name for name in other if ties.is_head(name) and len(other[name].shape) == 2]
     found = {name: ties.embedding(tied, other[name].shape[1]) for name in heads}
-    return {name: embedding for name, embedding in found.items() if embedding}
+    return shared | {name: embedding for name, embedding in found.items() if embedding}
 
 
 def is_weight(name: str, W: Stored) -> bool:

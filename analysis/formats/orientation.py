@@ -15,7 +15,7 @@ from typing import TypeVar
 from analysis import CheckpointError
 from analysis.formats import Options
 from analysis.formats.tensors import Stored
-from analysis.update import Other
+from analysis.update import Remark
 
 Key = TypeVar("Key", bound=Hashable)
 Shape = Sequence[int]
@@ -118,13 +118,13 @@ def remark(
     after: Mapping[Key, Mapping[str, Stored]],
     name: str,
     options: Options,
-) -> Iterable[Other]:
+) -> Iterable[Remark]:
     """Yield a remark if the shapes alone showed that the pairs are stored for x @ A @ B.
 
     before, after: the modules given to `oriented` and its result; name: that of the file.
     """
     if before is not after and not options.transposed:
-        yield Other(name, f"stores {TRANSPOSED}, by their shapes: read as x @ A @ B")
+        yield Remark(name, f"stores {TRANSPOSED}, by their shapes: read as x @ A @ B")
 
 
 def _refuse_contradiction(pairs: Mapping[Key, tuple[Shape, Shape]], where: str) -> None:

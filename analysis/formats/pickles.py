@@ -92,11 +92,16 @@ def contents(path: Path) -> Contents:
     Raises Refused with a reason in words if it is broken or holds anything else than tensors,
     numbers, text, lists and dicts; CheckpointError if it is not a regular file.
     """
+    with open_regular(path) as file:
+        return contents_of(file)
+
+
+def contents_of(file: IO[bytes]) -> Contents:
+    """Return what an open file of torch.save holds; otherwise as `contents`."""
     try:
-        with open_regular(path) as file:
-            zipped = file.read(4) == b"PK\3\4"
-            file.seek(0)
-            return _zipped(file) if zipped else _in_sequence(file)
+        zipped = file.read(4) == b"PK\3\4"
+        file.seek(0)
+        return _zipped(file) if zipped else _in_sequence(file)
     except (OSError, Refused, CheckpointError):
         raise
     # Nearly anything: ZIP fields that lie, instructions out of place, numbers of no sense.

@@ -17,16 +17,22 @@ from analysis import CheckpointError
 from analysis.formats import Options, dora, factors, orientation, peft, stated
 from analysis.formats.place import Place
 from analysis.formats.tensors import Stored
-from analysis.update import Entry, LowRankUpdate, Other
+from analysis.update import Entry, LowRankUpdate, Other, Remark
 
 PAIR = re.compile(
     r"(?:.+\.)?lora_(?:[AB](?:\.[^.]+)?\.weight|embedding_[AB](?:\.[^.]+)?)", re.DOTALL
 )
 OF_PEFT = re.compile(r"(?:.+\.)?(?:base_model\.model|base_layer)\..+", re.DOTALL)
 ALPHA = re.compile(r"(?P<module>.+)\.alpha", re.DOTALL)
+# How the parts of other methods begin, below PEFT's root.
+FOREIGN = (
+    "lora_", "hada_", "lokr_", "oft_", "boft_", "vera_", "ia3_", "hra_", "vblora_", "randlora_",
+    "multilora_", "rlora_", "mtllora_",
+)  # fmt: skip
 # How names begin in a file of diffusers, which assumes α = r.
 COMPONENT = re.compile(
-    r"(?:unet|text_encoder(?:_\d)?|transformer(?:_\d)?|prior|controlnet|diffusion_model)\.(?!h\.)"
+    r"(?:unet|text_encoder(?:_\d)?|transformer(?:_\d)?|prior|controlnet|diffusion_model|down_blocks"
+    r"|mid_block|up_blocks|(?:single_)?transformer_blocks)\.(?!h\.)"
 )
 ROLES = {
     "lora_A.weight": "A",
@@ -37,10 +43,13 @@ ROLES = {
 
 
 def recognise(place: Place) -> bool:
-    """Return whether a file has factors under PEFT's names, and is not one of diffusers."""
+    """Return whether a file has tensors under PEFT's names, and is not one of diffusers."""
     names = place.tensors()
     pairs = [name for name in names if PAIR.fullmatch(name)]
-    if not pairs or "lora_adapter_metadata" in place.metadata():
+    if not pairs:
+        below = (name.partition(peft.PREFIX)[2] for name in names)
+        return any(part.startswith(FOREIGN) for rest in below for part in rest.split("."))
+    if "lora_adapter_metadata" in place.metadata():
         return False
     return any(OF_PEFT.fullmatch(name) for name in names) or not any(
         COMPONENT.match(name) for name in pairs
@@ -57,13 +66,18 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
     if (file.parent / peft.CONFIG).is_file() and "peft_type" in directory.json(peft.CONFIG):
         yield from peft.read(directory, options, file)
         return
+    if not any(PAIR.fullmatch(name) for name in place.tensors()):
+        raise CheckpointError(
+            f"{file}: PEFT's weights without their {peft.CONFIG}, of a type whose ΔW they alone do"
+            f" not give; expected both in one directory, the weights as {peft.STEM}.safetensors"
+        )
     modules, others = _modules(place, options)
     yield from (Other(name, "is not part of a pair of factors") for name in others)
     oriented = orientation.oriented(modules, str(file), options)
     yield from orientation.remark(modules, oriented, file.name, options)
     given = stated.scale(place, oriented.values())
     if given is not None:
-        yield Other(file.name, given.remark)
+        yield Remark(file.name, given.remark)
     elif options.scale is None and not all("alpha" in parts for parts in modules.values()):
         raise CheckpointError(
             f"{file}: PEFT's weights without their {peft.CONFIG}, and no α in the file: the scale"

@@ -46,14 +46,24 @@ def has_entries(name: str) -> bool:
     )
 
 
-def embedding(tensors: Mapping[str, Stored], width: int) -> str:
-    """Return the name of the vocabulary's embedding of that width; "" if there is none."""
+def embedding(tensors: Mapping[str, Stored], width: int | None = None) -> str:
+    """Return the name of the vocabulary's embedding of that width, or of any; "" if none."""
     for last in EMBEDDINGS:
         for name, tensor in tensors.items():
-            is_matrix = len(tensor.shape) == 2 and tensor.shape[1] == width
+            is_matrix = len(tensor.shape) == 2 and width in (None, tensor.shape[1])
             if is_matrix and re.fullmatch(rf"(.*\.)?{last}\.weight", name):
                 return name
     return ""
+
+
+def shared(name: str, tensors: Collection[str]) -> str:
+    """Return the embedding that an encoder and a decoder share under one name; "" if none.
+
+    >>> shared("encoder.embed_tokens.weight", ["shared.weight"])
+    'shared.weight'
+    """
+    other = re.sub(r"(encoder|decoder)\.embed_tokens\.weight$", "shared.weight", name)
+    return other if other != name and other in tensors else ""
 
 
 def is_tied(place: Place, names: Collection[str]) -> bool:

@@ -88,6 +88,7 @@ def remarks(rows: Iterable[Row], other: Sequence[Mapping[str, str]]) -> Iterator
     if undrawn:
         modules = counted(undrawn, "module")
         yield f"No democracy in {modules}: too many shapes to draw random updates of each."
+    other = [line for line in other if "kind" not in line]
     if other:
         reasons = "heads, biases, tensors missing in the base"
         yield f"{counted(len(other), 'tensor')} not analysed ({reasons}): --json lists them."

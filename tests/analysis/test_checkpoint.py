@@ -82,6 +82,28 @@ def test_adapters_are_found_below_several_levels(adapter, tmp_path):
         checkpoint.scan(checkpoint.runs([tmp_path / "deep"])[0])
 
 
+def test_files_of_other_tools_are_found_below_too(tmp_path):
+    kohya = {"m.lora_down.weight": np.ones((2, 3)), "m.lora_up.weight": np.ones((4, 2))}
+    for name in ("a/one", "b/two", "b/three", "b/c/four"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        save_file(kohya, tmp_path / f"{name}.safetensors")
+    found = checkpoint.runs([tmp_path])
+    assert [run.name for run in found] == ["a", "three.safetensors", "two.safetensors", "c"]
+    assert [len(list(checkpoint.read(run))) for run in found] == [1, 1, 1, 1]
+
+
+def test_too_many_directories_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MANY", 5)
+    for i in range(6):
+        (tmp_path / f"d{i}").mkdir()
+    for name in ("d0/a", "d1/b"):  # links are followed once
+        (tmp_path / name).symlink_to(tmp_path)
+    with pytest.raises(CheckpointError, match="has over 5 directories; expected those of the"):
+        checkpoint.runs([tmp_path])
+    monkeypatch.setattr(checkpoint, "MANY", 7)
+    assert names([tmp_path]) == [(tmp_path.name, None)]
+
+
 def test_the_base_beside_an_adapter_is_no_run(adapter, tmp_path):
     adapter("work/adapter")
     (tmp_path / "work/base").mkdir()
@@ -308,7 +330,7 @@ def opened():
 def recognised(monkeypatch):
     """(family, path) of every call of `recognise`."""
     calls = []
-    for family in (*checkpoint.FORMATS, *checkpoint.FILES):
+    for family in dict.fromkeys((*checkpoint.FORMATS, *checkpoint.FILES)):
 
         def recognise(place, of=family.__name__, really=family.recognise):
             calls.append((of, place.path))

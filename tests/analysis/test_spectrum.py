@@ -631,8 +631,17 @@ def test_formats_lists_every_family(command, capfd):
     out = capfd.readouterr().out
     families = {file.stem for file in (ROOT / "analysis" / "formats").glob("*.py")}
     helpers = {"__init__", "place", "tensors", "shards", "base", "rule", "own", "ties", "foreign"}
-    helpers |= {"pickles", "regular", "claims", "fused", "nested", "orientation", "stated"}
-    helpers |= {"wrappers"}
+    helpers |= {
+        "nested",
+        "gguf_file",
+        "wrappers",
+        "orientation",
+        "fused",
+        "stated",
+        "regular",
+        "pickles",
+        "claims",
+    }
     assert {line.split()[0] for line in out.splitlines()} == families - helpers
 
 
@@ -792,3 +801,19 @@ def test_a_checkpoint_without_any_update_is_named(two_layers, write_adapter, com
         0,
         [f"analysis.spectrum: {empty}: no update to analyse; expected at least one"],
     )
+
+
+def test_what_is_assumed_of_a_file_is_said(command, write_adapter, tmp_path, rng):
+    """α and the orientation, which a file of factors does not give."""
+    A, B = rng.standard_normal((9, 2)), rng.standard_normal((2, 9))
+    save_file({"q.lora_A": A, "q.lora_B": B, "norm": np.ones(3)}, tmp_path / "own.safetensors")
+    status, out, err = command(tmp_path / "own.safetensors")
+    assert (status, len(err)) == (0, 2)
+    assert "own.safetensors: stores A (d_in, r) and B (r, d_out), by their shapes" in err[0]
+    assert "own.safetensors: does not give α: its updates have scale 1 (see --scale)" in err[1]
+    assert "1 tensor not analysed" in out  # norm
+    status, out, err = command(tmp_path / "own.safetensors", "--scale", "2", "--transposed")
+    assert (status, err) == (0, [])  # negative control
+    status, out, err = command(tmp_path / "own.safetensors", "--json")
+    kinds = [line.get("kind") for line in json.loads(out)["other"]]
+    assert (kinds, len(err)) == ([None, "remark", "remark"], 2)

@@ -588,6 +588,37 @@ def test_many_modules_make_one_warning():
         callback._warn(skipped)
 
 
+def warned(model, out, **options):
+    """The warnings about spectra of three steps."""
+    trainer = trainer_of(model, out, max_steps=3)
+    trainer.add_callback(SpectrumCallback(trainer, every=1, **options))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.train()
+    return [str(one.message) for one in caught if "no spectra" in str(one.message)]
+
+
+def test_full_fine_tuning_without_full_is_one_warning(tmp_path):
+    (text,) = warned(full(), tmp_path)
+    assert re.match(r"no spectra of model\.layers\.0\.self_attn\.q_proj, .* and 6 more: ", text)
+    assert text.endswith("adapter; pass full=True to SpectrumCallback to measure it")
+    assert steps(tmp_path) == {}
+    assert warned(full(), tmp_path, full=True) == []
+
+
+def test_a_model_of_which_nothing_can_be_measured_is_one_warning(tmp_path):
+    """Only vectors are trained, as by BitFit or of weights that are sharded."""
+    model = llama()
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.ndim == 1)
+    for options in ({}, {"full": True}):
+        assert warned(model, tmp_path, **options) == [
+            "no spectra: the model has no adapter layer and no trained matrix in this process"
+        ]
+    # Negative control: of an adapter nothing is left out.
+    assert warned(adapted(LoraConfig, r=3), tmp_path) == []
+
+
 def test_saved_modules_of_an_adapter_are_trained_matrices(tmp_path):
     model = adapted(LoraConfig, r=3, modules_to_save=["lm_head"])
     watched(model, tmp_path, options={"full": True}, max_steps=2)

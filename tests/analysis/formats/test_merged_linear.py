@@ -30,6 +30,27 @@ def test_merged_linear_is_a_grouped_convolution(write_adapter, rng, enabled):
 
 
 @pytest.mark.parametrize(
+    "enabled", [[True, False, True], [True, True, True], [False, True, False], [True] * 4]
+)
+def test_peft_02_has_two_groups_whatever_is_enabled(write_adapter, rng, enabled):
+    """lora.py of PEFT 0.2.0: nn.Conv1d(r·m, out // n · m, kernel_size=1, groups=2)."""
+    m, n, r, rows, d_in = sum(enabled), len(enabled), 4, 6, 7
+    A = rng.standard_normal((m * r, d_in)).astype("f4")
+    conv = nn.Conv1d(m * r, m * rows, kernel_size=1, groups=2, bias=False)
+    nn.init.normal_(conv.weight)
+    key = "base_model.model.h.0.query_key_value.lora_{}.weight"
+    tensors = {key.format("A"): A, key.format("B"): conv.weight.detach().numpy()}
+    path = write_adapter(tensors, r=r, lora_alpha=12, enable_lora=enabled)
+    want = np.zeros((n, rows, d_in))
+    after = conv.double()(torch.from_numpy(A.astype(float))[None])[0]
+    want[enabled] = 3.0 * after.detach().numpy().reshape(m, rows, d_in)
+    found = {u.part: u for u in checkpoint.read(path)}
+    assert list(found) == [f"slice{i}" for i in range(n) if enabled[i]]
+    for part, update in found.items():
+        close(update, want[int(part.removeprefix("slice"))])
+
+
+@pytest.mark.parametrize(
     ("enabled", "words"),
     [
         ("yes", "enable_lora is 'yes'; expected a list"),

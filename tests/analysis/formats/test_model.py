@@ -262,6 +262,27 @@ def test_experts_are_parts_and_kernels_are_matrices(write, rng):
     np.testing.assert_array_equal(found["model.conv", ""], W["model.conv.weight"].reshape(6, 18))
 
 
+def test_embeddings_of_encoder_and_decoder_meet_the_shared_one(write, rng):
+    W0, W, V = (rng.standard_normal((11, 7)).astype("f4") for _ in range(3))
+    base = write("base", {"shared.weight": W0, "encoder.block.0.q.weight": W0})
+    names = ("shared.weight", "encoder.embed_tokens.weight", "encoder.block.0.q.weight")
+    entries = scan(write("tuned", dict(zip(names, (W, V, W), strict=True))), base)
+    assert not any(isinstance(entry, Skipped) for entry in entries.values())
+    np.testing.assert_allclose(entries["shared"].dense(), W - W0, atol=1e-6)
+    np.testing.assert_allclose(entries["encoder.embed_tokens"].dense(), V - W0, atol=1e-6)
+
+
+@pytest.mark.parametrize("stem", ["model", "pytorch_model"])
+def test_factors_in_a_file_of_a_whole_model_are_read_as_such(tmp_path, rng, stem):
+    import torch
+
+    A, B = rng.standard_normal((2, 5)), rng.standard_normal((6, 2))
+    tensors = {"h.0.q.weight": np.ones((6, 5)), "h.0.q.lora_A": A, "h.0.q.lora_B": B}
+    torch.save({n: torch.from_numpy(x) for n, x in tensors.items()}, tmp_path / f"{stem}.bin")
+    (update,) = checkpoint.read(tmp_path, options=Options(scale=2.0))
+    np.testing.assert_allclose(update.dense(), 2 * B @ A, rtol=0, atol=1e-12)
+
+
 # Refused
 
 

@@ -102,9 +102,7 @@ def test_a_config_in_the_same_directory_is_used(tmp_path, state):
     close(entries[MODULES[0], ""], 4.0 * wants[MODULES[0]])
     close(entries[MODULES[1], ""], 2.0 * wants[MODULES[1]])
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "LOHA"}))
-    with pytest.raises(
-        CheckpointError, match="expected the weights as adapter_model"
-    ):
+    with pytest.raises(CheckpointError, match="expected the weights as adapter_model"):
         scan_parts(path, base=tmp_path)
 
 
@@ -186,3 +184,31 @@ def test_patterns_still_read_such_a_file(tmp_path, state):
     entries = scan_parts(path, factors=patterns)
     assert entries[path.name, ""].what == factors.UNSCALED
     close(entries[f"base_model.model.{MODULES[0]}", ""], wants[MODULES[0]])
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_a_directory_without_its_config_is_read_with_a_scale(tmp_path, state, name, capfd):
+    tensors, wants = state("base_model.model.", "", base=False)
+    if name.endswith(".bin"):
+        torch.save({key: torch.from_numpy(x) for key, x in tensors.items()}, tmp_path / name)
+    else:
+        save_file(tensors, tmp_path / name)
+    for path in (tmp_path, tmp_path / name):
+        assert main([str(path)]) == 2
+        assert "without their adapter_config.json" in capfd.readouterr().err
+        entries = scan_parts(path, scale=2.0)
+        close(entries[MODULES[0], ""], 2.0 * wants[MODULES[0]])
+
+
+@pytest.mark.parametrize("part", ["hada_w1_a", "multilora_A", "lora_E", "vera_lambda_b"])
+def test_other_methods_without_their_config_are_told_from_lora(write_file, part):
+    path = write_file({f"base_model.model.q.{part}": np.ones((3, 2), "f4")})
+    with pytest.raises(CheckpointError, match="of a type whose ΔW they alone do not give"):
+        scan_parts(path, scale=1.0)
+
+
+def test_blocks_of_diffusers_without_a_component(write_file, product):
+    B, A, want = product()
+    stem = "transformer_blocks.0.attn.to_q"
+    path = write_file({f"{stem}.lora_A.weight": A, f"{stem}.lora_B.weight": B})
+    close(scan_parts(path)[stem, ""], want)
