@@ -45,7 +45,7 @@ from analysis.formats import (
 )
 from analysis.formats.place import Place
 from analysis.formats.tensors import by_number
-from analysis.names import run_key
+from analysis.names import as_text, run_key
 from analysis.update import Entry, Other, Skipped, Update
 
 # Families that read directories. The first that recognises a directory reads it.
@@ -294,7 +294,7 @@ def runs(
     names = _names(homes)
     by_key: dict[str, Run] = {}
     for source, home, step in zip(sources, homes, matches, strict=True):
-        run = Run(source.path, names[home], int(step[1]) if step else None, source)
+        run = Run(source.path, as_text(names[home]), int(step[1]) if step else None, source)
         first = by_key.setdefault(run.key, run)
         if first is not run:
             raise CheckpointError(
