@@ -22,12 +22,15 @@ from analysis.formats import (
     factors,
     foreign,
     full,
+    gguf,
     hub,
     kohya,
     litgpt,
+    lokr,
     loralib,
     lycoris,
     merged_linear,
+    mlx,
     model,
     mtllora,
     multilora,
@@ -38,10 +41,11 @@ from analysis.formats import (
     state_dict,
     target_parameters,
     through_peft,
+    torchtune,
 )
 from analysis.formats.place import Place
 from analysis.formats.tensors import by_number
-from analysis.names import run_key
+from analysis.names import as_text, run_key
 from analysis.update import Entry, Other, Skipped, Update
 
 # Families that read directories. The first that recognises a directory reads it.
@@ -51,13 +55,25 @@ FORMATS: tuple[DirectoryFamily, ...] = (
     rlora,
     mtllora,
     full,
+    mlx,
+    torchtune,
     litgpt,
     adapterhub,
     peft,
     model,
 )
 # Families that read single files, in the same way.
-FILES: tuple[Family, ...] = (kohya, adapterhub, state_dict, diffusers, litgpt, loralib)
+FILES: tuple[Family, ...] = (
+    gguf,
+    kohya,
+    adapterhub,
+    state_dict,
+    diffusers,
+    mlx,
+    torchtune,
+    litgpt,
+    loralib,
+)
 # Variants, which `peft` and `kohya` read by rules in files of their own.
 VARIANTS: tuple[ModuleType, ...] = (
     adalora,
@@ -67,6 +83,7 @@ VARIANTS: tuple[ModuleType, ...] = (
     target_parameters,
     through_peft,
     lycoris,
+    lokr,
 )
 # The methods of this project, and the directory of their exports to LoRA.
 OWN: tuple[DirectoryFamily, ...] = (multilora, rlora, mtllora)
@@ -82,7 +99,7 @@ STEP = re.compile(r"checkpoint-(\d+)")
 BESIDE = (peft.CONFIG, *litgpt.MODELS, litgpt.SETTINGS)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".lora")
 # Ends of the names of files of tensors; of a file in two formats, the first one is read.
-SUFFIXES = (".safetensors", *PICKLES)
+SUFFIXES = (".safetensors", ".gguf", ".npz", *PICKLES)
 # Files of a trainer's own state, next to the weights.
 STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)")
 
@@ -167,12 +184,16 @@ def scan(path: str | Path | Run, options: Options | None = None) -> Iterator[Ent
     without_config = family is peft and not (source.place.path / peft.CONFIG).exists()
     if family and not (without_config and len(files) == 1):
         return family.read(source.place, options)
+    if options.factors and source.family:  # the file that its family reads, among others
+        weights = shards.locate(source.place.path, *source.family.STEMS)
+        files = [weights] if weights else files
     if len(files) != 1:
+        if explained := foreign.explain(source.place.path):
+            raise CheckpointError(f"{source.path}: {explained}")
         what = f"{len(files)} files of tensors" if files else "no checkpoint here"
         raise CheckpointError(
-            f"{source.path}: {foreign.explain(source.place.path) or what}; expected {peft.CONFIG}"
-            f" with {peft.STEM}.safetensors, {full.CONFIG} with {full.WEIGHTS}, a model's weights,"
-            " or a file of factors"
+            f"{source.path}: {what}; expected {peft.CONFIG} with {peft.STEM}.safetensors,"
+            f" {full.CONFIG} with {full.WEIGHTS}, a model's weights, or a file of factors"
         )
     is_file = source.place.path == files[0]
     return _scan_file(source.place if is_file else Place(files[0]), options)
@@ -273,7 +294,7 @@ def runs(
     names = _names(homes)
     by_key: dict[str, Run] = {}
     for source, home, step in zip(sources, homes, matches, strict=True):
-        run = Run(source.path, names[home], int(step[1]) if step else None, source)
+        run = Run(source.path, as_text(names[home]), int(step[1]) if step else None, source)
         first = by_key.setdefault(run.key, run)
         if first is not run:
             raise CheckpointError(
@@ -340,6 +361,8 @@ def _sources(path: str | Path | Run, revision: str | None, steps: bool) -> list[
         return [source]
     if checkpoints := _checkpoints_in(source, steps):
         return checkpoints
+    if foreign.is_cut(directory):
+        return [source]
     files = _files(directory)
     below = _found_below(source, steps)
     if below or len(files) > 1:
@@ -380,6 +403,9 @@ def _found_below(source: Source, steps: bool) -> list[Source]:
         inner = _named(source, child)
         if checkpoints := _checkpoints_in(inner, steps):
             found += checkpoints
+            continue
+        if foreign.is_cut(child):
+            found.append(inner)
             continue
         files = _files(child)
         found += [inner] if len(files) == 1 else [_of_file(inner, file) for file in files]

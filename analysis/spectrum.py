@@ -30,7 +30,7 @@ from analysis.pairs.dominance import Finding
 from analysis.results import Row, Spectra
 from analysis.tables import dominance as dominance_table
 from analysis.tables import spectrum as spectrum_table
-from analysis.update import DenseUpdate, Entry, LowRankUpdate, Other, Remark, Skipped, Update
+from analysis.update import DenseUpdate, Entry, Other, Remark, Skipped, Update
 
 Source = tuple[Run, Callable[[], Iterator[Entry]]]
 # The row of an update and its singular values; or why it was not analysed; or another tensor.
@@ -204,7 +204,7 @@ def _marked(entries: Iterable[Entry]) -> Iterator[tuple[bool, Entry]]:
     """Mark each entry: True from a dense update up to the next low-rank one, else False."""
     dense = False
     for entry in entries:
-        if isinstance(entry, LowRankUpdate | DenseUpdate):
+        if not isinstance(entry, Skipped | Other):
             dense = isinstance(entry, DenseUpdate)
         yield dense, entry
 
@@ -240,7 +240,7 @@ def row(update: Update, spectrum: decompose.Spectrum, run: Run) -> Row:
         "part": update.part or None,
         "d_out": d_out,
         "d_in": d_in,
-        "r": update.B.shape[1] if isinstance(update, LowRankUpdate) else None,
+        "r": None if isinstance(update, DenseUpdate) else update.r,
         "capacity": update.capacity,
         "rank": rank,
         "spectral_norm": metrics.spectral_norm(s),

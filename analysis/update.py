@@ -1,4 +1,7 @@
-"""The entries of a checkpoint: an update ΔW as factors or as a matrix, or a reason why not."""
+"""The entries of a checkpoint: an update ΔW as factors or as a matrix, or a reason why not.
+
+ΔW is B A (`LowRankUpdate`), a Kronecker product (`KroneckerUpdate`) or a matrix (`DenseUpdate`).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -50,6 +53,11 @@ class LowRankUpdate:
         return self.B.shape[0], self.A.shape[1]
 
     @property
+    def r(self) -> int:
+        """The number of columns of B."""
+        return self.B.shape[1]
+
+    @property
     def stored(self) -> tuple[np.dtype, np.dtype]:
         """The dtypes of B and A in the file: these limit how well ΔW is known."""
         return self.dtypes or (self.B.dtype, self.A.dtype)
@@ -57,7 +65,7 @@ class LowRankUpdate:
     @property
     def capacity(self) -> int:
         """The largest rank that the parametrisation allows: min(r, d_out, d_in)."""
-        return min(self.B.shape[1], *self.shape)
+        return min(self.r, *self.shape)
 
     def unstacked(self) -> list["LowRankUpdate"]:
         """Return the stacked modules as parts "1" … "n"; their sum is this update."""
@@ -70,6 +78,75 @@ class LowRankUpdate:
     def dense(self) -> np.ndarray:
         """ΔW multiplied out, (d_out, d_in), float64; for tests and small matrices."""
         return self.scale * (float64(self.B) @ float64(self.A))
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """One of the two matrices of a Kronecker product, whole or as a product left @ right.
+
+    left (m, l), right (l, n): as they are stored or computed; right None if `left` is whole.
+    dtype: the coarsest dtype of the stored numbers that they were computed from.
+    sizes: (l, n), the sizes of the stored numbers in `right` if these were computed; None if not.
+    """
+
+    left: np.ndarray
+    right: np.ndarray | None
+    dtype: np.dtype
+    sizes: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n) of the product."""
+        return self.left.shape[0], (self.left if self.right is None else self.right).shape[1]
+
+    @property
+    def r(self) -> int:
+        """The largest rank that the product can have."""
+        return min(self.left.shape[1], *self.shape)
+
+    def dense(self) -> np.ndarray:
+        """The product, (m, n), float64."""
+        left = float64(self.left)
+        return left if self.right is None else left @ float64(self.right)
+
+
+@dataclass(frozen=True, eq=False)
+class KroneckerUpdate:
+    """ΔW = scale · first ⊗ second, never multiplied out.
+
+    first (m1, n1), second (m2, n2): the two matrices; ΔW is (m1·m2, n1·n2).
+    name, scale, part, method, source, of_rows, of_parts: as for `LowRankUpdate`.
+    """
+
+    name: str
+    first: Factor
+    second: Factor
+    scale: float = 1.0
+    part: str = ""
+    method: str = ""
+    source: str = ""
+    of_rows: bool = False
+    of_parts: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of ΔW."""
+        (m1, n1), (m2, n2) = self.first.shape, self.second.shape
+        return m1 * m2, n1 * n2
+
+    @property
+    def r(self) -> int:
+        """The largest rank that ΔW can have, the product of those of the two matrices."""
+        return self.first.r * self.second.r
+
+    @property
+    def capacity(self) -> int:
+        """The largest rank that the parametrisation allows, r."""
+        return self.r
+
+    def dense(self) -> np.ndarray:
+        """ΔW multiplied out, (d_out, d_in), float64; for tests and small matrices."""
+        return self.scale * np.kron(self.first.dense(), self.second.dense())
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +208,8 @@ class Remark(Other):
     """What was assumed in reading a file, which the user should know; name: that of the file."""
 
 
-Update = LowRankUpdate | DenseUpdate
-Entry = LowRankUpdate | DenseUpdate | Skipped | Other
+Update = LowRankUpdate | KroneckerUpdate | DenseUpdate
+Entry = LowRankUpdate | KroneckerUpdate | DenseUpdate | Skipped | Other
 
 
 def float64(x: np.ndarray) -> np.ndarray:

@@ -8,8 +8,6 @@ names, and `experts.json`. Full fine-tuning is written as ΔW of every trained m
 `delta.safetensors`, and its `delta_config.json`. `load_tuned` turns any of them into a model.
 """
 
-import os
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,12 +19,12 @@ import numpy as np
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from analysis import CheckpointError, UserError
+from analysis import CheckpointError, UserError, exchange
 from analysis.formats import experts as bank
 from analysis.formats import full
 from analysis.formats.place import Place
@@ -105,35 +103,27 @@ def save(model: Any, base: str, out: Path) -> None:
     base: directory or hub name of the model before training.
     out: directory, created if needed.
 
-    Everything is written to a temporary directory in `out` and then renamed. If a step fails, the
+    Everything is written apart and then exchanged. If writing fails or the process ends, the
     earlier checkpoint stays as it was.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".delta-", dir=out) as temporary:
-        new, old = Path(temporary, "new"), Path(temporary, "old")
-        new.mkdir()
-        old.mkdir()
-        if isinstance(model, PeftModel):
-            _save_adapters(model, new)
-        else:
-            _save_full(model, base, new)
-        names = [*FILES, *_replaced_experts(out), *(path.name for path in new.iterdir())]
-        _exchange(out, new, old, dict.fromkeys(names))
+    with exchange.replacing(out, stale=earlier(out)) as new:
+        write(model, base, new)
 
 
-def _exchange(out: Path, new: Path, old: Path, names: Iterable[str]) -> None:
-    """Move `names` from `out` to `old` and all of `new` to `out`; undo the moves on failure."""
-    moves = [(out / name, old / name) for name in names if os.path.lexists(out / name)]
-    moves += [(path, out / path.name) for path in new.iterdir()]
-    done = []
-    try:
-        for source, target in moves:
-            source.replace(target)
-            done.append((source, target))
-    except BaseException:
-        for source, target in reversed(done):
-            target.replace(source)
-        raise
+def write(model: Any, base: str, new: Path) -> None:
+    """Write the ΔW checkpoint of a trained model into an empty directory; arguments as `save`."""
+    if isinstance(model, PeftModel):
+        _save_adapters(model, new)
+    else:
+        _save_full(model, base, new)
+
+
+def earlier(out: Path) -> list[str]:
+    """Return the names in `out` that any checkpoint may have, which a new one replaces.
+
+    Warns, and leaves out the directories of earlier experts, if experts.json is broken.
+    """
+    return [*FILES, *_replaced_experts(out)]
 
 
 def hashes(out: Path) -> dict[str, str]:
@@ -412,11 +402,34 @@ def load_tuned(model: Any, checkpoint: Path) -> Any:
             f"{checkpoint}: neither {ADAPTER_CONFIG} nor {full.CONFIG} is there; expected the "
             "directory of a checkpoint"
         )
-    config = record.read_json(checkpoint / full.CONFIG)
+    names = _modules(checkpoint / full.CONFIG)
+    try:
+        _add(model, names, checkpoint)
+    except SafetensorError as error:
+        raise UserError(f"{checkpoint / full.WEIGHTS}: {error}") from None
+    return model
+
+
+def _modules(config: Path) -> list[str]:
+    """Return the modules that a delta_config.json lists; UserError if it is not such a file."""
+    facts = record.read_json(config)
+    if (facts.get("format"), facts.get("version")) != (full.FORMAT, full.VERSION):
+        raise UserError(
+            f"{config}: format {facts.get('format')!r}, version {facts.get('version')!r};"
+            f" expected {full.FORMAT!r}, version {full.VERSION}"
+        )
+    modules = facts.get("modules")
+    if not isinstance(modules, dict):
+        raise UserError(f"{config}: modules is a {type(modules).__name__}; expected an object")
+    return list(modules)
+
+
+def _add(model: Any, names: Iterable[str], checkpoint: Path) -> None:
+    """Add ΔW of these modules to the weights of `model`."""
     layers = dict(model.named_modules())
     with safe_open(checkpoint / full.WEIGHTS, framework="pt") as file:
-        for name in config["modules"]:
-            if name not in layers:
+        for name in names:
+            if not isinstance(getattr(layers.get(name), "weight", None), nn.Parameter):
                 raise UserError(f"{checkpoint}: {name} is not a module of the model")
             layer, delta = layers[name], file.get_tensor(name)
             delta = delta.T if isinstance(layer, Conv1D) else delta
@@ -426,4 +439,3 @@ def load_tuned(model: Any, checkpoint: Path) -> Any:
                     f"the model's weight is {tuple(layer.weight.shape)}"
                 )
             layer.weight.data = (layer.weight.double() + delta.double()).to(layer.weight.dtype)
-    return model

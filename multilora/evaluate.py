@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis import UserError, store
+from analysis import UserError, exchange, store
 from analysis.tables import text
 from multilora import base, checked, command, delta, record
 from multilora.tasks import data, scoring
@@ -178,9 +178,11 @@ def _facts(checkpoint: str) -> dict[str, Any]:
             f"{path} does not name a base; expected the run.json of multilora.train (score a base "
             "with base --model DIR)"
         )
-    settings = facts.get("settings", {})
-    if not isinstance(settings, dict) or not isinstance(settings.get("tasks", ""), str):
-        raise UserError(f"{path}: settings.tasks is not text; expected KIND:PATH")
+    if not isinstance(named["path"], str) or not named["path"]:
+        raise UserError(f"{path}: base: path is {named['path']!r}; expected a directory or name")
+    asked = facts.get("settings", {})
+    if not isinstance(asked, dict) or not isinstance(asked.get("tasks", ""), str):
+        raise UserError(f"{path}: settings is {asked!r}; expected what multilora.train writes")
     return facts
 
 
@@ -252,13 +254,13 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
 def _write(
     settings: EvaluateSettings, predictions: Sequence[Prediction], scores: Mapping[str, Any]
 ) -> None:
-    """Write predictions-SPLIT.jsonl and scores-SPLIT.json."""
+    """Replace predictions-SPLIT.jsonl and scores-SPLIT.json, both or none."""
     usual = "runs/scores" if settings.checkpoint == "base" else settings.checkpoint
     out = Path(settings.out or usual)
-    out.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(_line(p), ensure_ascii=False) + "\n" for p in predictions)
-    store.write_text(out / f"predictions-{settings.split}.jsonl", "".join(lines))
-    record.write_json(out / f"scores-{settings.split}.json", scores)
+    with exchange.replacing(out) as new:
+        store.write_text(new / f"predictions-{settings.split}.jsonl", "".join(lines))
+        record.write_json(new / f"scores-{settings.split}.json", scores)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

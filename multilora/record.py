@@ -12,15 +12,13 @@ import inspect
 import json
 import os
 import platform
-import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from analysis import UserError, store
+from analysis import UserError, exchange, store
 from analysis.formats.regular import open_regular
 from multilora import behaviour
 
@@ -139,9 +137,14 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises UserError, naming the file, if it is not JSON, not an object or not a regular file;
     OSError if the file is missing.
     """
+    with open_regular(path) as file:
+        return json_object(file.read(), path)
+
+
+def json_object(content: bytes, path: Path) -> dict[str, Any]:
+    """Parse the object in a JSON file; raise UserError, naming the file, if there is none."""
     try:
-        with open_regular(path) as file:
-            value = json.load(file)
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(value, dict):
@@ -153,22 +156,22 @@ def make_once(directory: Path, make: Callable[[Path], None]) -> bool:
     """Make `directory` with `make(temporary)` unless it exists; return whether it was made now.
 
     `make` fills a temporary directory, which is renamed when `make` has finished. Of several
-    processes that make the same directory the first to finish wins.
+    processes that make the same directory the first to finish wins. What a killed process left
+    behind is removed.
     """
     if directory.is_dir():
         return False
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}-{time.time_ns()}")
+    exchange.remove_left_behind(directory)
+    temporary = exchange.temporary(directory)
+    exchange.remove(temporary)
     temporary.mkdir(parents=True)
     try:
         make(temporary)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    try:
         temporary.replace(directory)
     except OSError:
         if not directory.is_dir():
             raise
-        shutil.rmtree(temporary)  # another process finished first
-        return False
+        return False  # another process finished first
+    finally:
+        exchange.remove(temporary)
     return True

@@ -23,6 +23,7 @@ from typing import Any
 
 import transformers
 
+from analysis import exchange
 from multilora import base, command, delta, record
 from multilora.methods import peft as peft_methods
 from multilora.tasks import data, encoding, scoring, tokens
@@ -69,6 +70,9 @@ def run(
     """
     guard.check_launch(arguments)
     trainer.check(arguments)
+    guard.check_output(Path(arguments.output_dir))
+    if arguments.process_index == 0:
+        exchange.complete(Path(arguments.output_dir))
     loaded = load(settings, arguments.seed)
     own = identify(settings, arguments, loaded)
     if repeated is not None:
@@ -215,13 +219,12 @@ def score(model: Any, loaded: Loaded, per_task: int) -> dict[str, Any]:
 
 
 def write(model: Any, base_path: str, facts: Mapping[str, Any], out: Path) -> None:
-    """Write the checkpoint of ΔW and then run.json, with `facts` and the hashes of the weights."""
-    with guard.writing(out):
-        (out / "run.json").unlink(missing_ok=True)
-        delta.save(model, base_path, out)
+    """Replace the checkpoint of ΔW and run.json, with `facts` and the hashes of the weights."""
+    with guard.writing(out), exchange.replacing(out, ["run.json", *delta.earlier(out)]) as new:
+        delta.write(model, base_path, new)
         record.write_json(
-            out / "run.json",
-            {**facts, "weights": delta.hashes(out), "environment": record.environment()},
+            new / "run.json",
+            {**facts, "weights": delta.hashes(new), "environment": record.environment()},
         )
 
 

@@ -24,7 +24,7 @@ from analysis.numerics.decompose import EPS, Basis, Decomposition
 from analysis.pairs import meeting
 from analysis.pairs.members import ONE, Member, Members, over_modules
 from analysis.results import AgainstBase, Row
-from analysis.update import LowRankUpdate, Update, float64
+from analysis.update import DenseUpdate, Update, float64
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -438,7 +438,7 @@ def _intruder_row(update: Update, found: Decomposition, W0: np.ndarray, base: De
     greatest = resemblance(found, W0, base)
     if greatest is None:
         return {}
-    r = update.B.shape[1] if isinstance(update, LowRankUpdate) else None
+    r = None if isinstance(update, DenseUpdate) else update.r
     norm = metrics.frobenius_norm(found.s)
     # For ΔW = 0, W0 is compared with itself.
     of_null = null_resemblance(W0.shape, norm, r, base) if norm > 0 else [greatest]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.formats import base, full, peft
+from analysis.formats import base, full, peft, ties
 from analysis.formats.place import Place
 from analysis.formats.tensors import Stored, read_json
 from analysis.update import DenseUpdate, Update
@@ -70,8 +70,8 @@ def open_base(path: str | Path, modules: Iterable[str]) -> Base:
     """Open the base at `path`, a directory or a name on the hub, for updates of these modules.
 
     The names of the modules and of the weights may differ by a prefix, which is found from all of
-    them together. Raises CheckpointError if there is no model, if it is quantised, or if it has
-    none of the modules.
+    them together; a head that is tied is its embedding. Raises CheckpointError if there is no
+    model, if it is quantised, or if it has none of the modules.
     """
     place = Place(base.directory(Path(path)))
     file, stored = base.open_model(place)
@@ -79,6 +79,10 @@ def open_base(path: str | Path, modules: Iterable[str]) -> Base:
     aligned = base.align([f"{name}.weight" for name in names], stored)
     weights = {name: stored[name] for name in names if name in stored}  # parameters of no module
     weights |= {our.removesuffix(".weight"): stored[their] for our, their in aligned.items()}
+    embedding = ties.embedding(stored) if ties.is_tied(place, stored) else ""
+    if embedding:
+        heads = (n for n in names if n not in weights and ties.is_head(f"{n}.weight"))
+        weights |= dict.fromkeys(heads, stored[embedding])
     if names and not weights:
         raise CheckpointError(
             f"{file}: has no weight of {names[0]}, nor of any other module of the checkpoint;"

@@ -5,22 +5,22 @@
     <module>.lora_linear_layer.down.weight, .up.weight   text encoders of that time
     <block>.processor.to_q_lora.down.weight, .up.weight  attention processors, the oldest
 
-ΔW = α/r · B @ A. α is `<module>.alpha`, or else one number for the whole component (unet,
-text_encoder) in the metadata (`lora_adapter_metadata`). If it is given in neither, α = r, as
-diffusers assumes.
+ΔW = α/r · B @ A. α is `<module>.alpha`, or else r, α and their patterns are in the metadata
+(`lora_adapter_metadata`) by PEFT's rule: for each component (unet, text_encoder), or for the whole
+file, as a model without a pipeline writes it. If α is in neither, α = r, as diffusers assumes.
+ComfyUI's diffusion_model. before a module is left out. DoRA is read as B·A alone, --direction-only.
 """
 
 import json
-import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from analysis import CheckpointError
-from analysis.formats import Options, factors
+from analysis.formats import Options, dora, factors
 from analysis.formats.place import Place
-from analysis.formats.tensors import count, number
-from analysis.update import Entry, Other
+from analysis.formats.rule import Rule
+from analysis.update import Entry, Other, Skipped
 
 KEY = re.compile(
     r"(?P<module>.+?)\.(?:(?P<new>lora_[AB])|lora(?:_linear_layer)?\.(?P<between>down|up)"
@@ -29,6 +29,8 @@ KEY = re.compile(
 )
 ALPHA = re.compile(r"(?P<module>.+)\.alpha", re.DOTALL)
 ROLES = {"lora_A": "A", "lora_B": "B", "down": "A", "up": "B"}
+METADATA = "lora_adapter_metadata"
+ROOT = "diffusion_model."
 
 
 def recognise(place: Place) -> bool:
@@ -37,7 +39,11 @@ def recognise(place: Place) -> bool:
 
 
 def read(place: Place, options: Options) -> Iterator[Entry]:
-    """Yield the updates of the file; a module with `alpha` and no factors is skipped."""
+    """Yield the updates of the file; a module with `alpha` and no factors is skipped.
+
+    Raises CheckpointError if the metadata is broken, or if a module is DoRA without
+    `direction_only`.
+    """
     file = place.path
     modules: factors.Modules = {}
     for name, tensor in place.tensors().items():
@@ -46,26 +52,52 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
         if match:
             role = ROLES[match["new"] or match["between"] or match["old"]]
             layer = f".{match['layer']}" if match["layer"] else ""
-            parts = modules.setdefault(match["module"] + layer, {})
+            parts = modules.setdefault(_module(match["module"] + layer), {})
             if role in parts:
                 raise CheckpointError(f"{file}: {name}: a second {role} of the same module")
             parts[role] = tensor
         elif alpha:
-            modules.setdefault(alpha["module"], {})["alpha"] = tensor
+            modules.setdefault(_module(alpha["module"]), {})["alpha"] = tensor
         elif variant:
-            modules.setdefault(variant["module"], {})[variant["part"]] = tensor
+            modules.setdefault(_module(variant["module"]), {})[variant["part"]] = tensor
         else:
             yield Other(name, "is not part of a pair of factors")
-    scales = _scales(place)
+    rules = _rules(place, modules, options)
     for module, parts in modules.items():
-        component = next((c for c in scales if module.startswith(f"{c}.")), "")
-        scale = options.multiplier * (1.0 if "alpha" in parts else scales.get(component, 1.0))
+        magnitude = parts.pop(dora.MAGNITUDE, None)
+        if magnitude is not None and not options.direction_only:
+            raise CheckpointError(f"{file}: {module}: {_refusal(dora.MAGNITUDE)}")
+        scale = options.multiplier
+        rule, name = rules.get(module, (None, module))
+        if rule is not None and "alpha" not in parts:
+            scale *= rule.scale(name)
+            A = parts.get("A")
+            if A and A.shape and A.shape[0] != rule.rank(name):
+                reason = f"A is {A.shape}; expected r = {rule.rank(name):g} by {METADATA}"
+                yield Skipped(module, f"{file}: {module}: {reason}")
+                continue
         yield from factors.updates({module: parts}, file, "diffusers", scale)
 
 
-def _scales(place: Place) -> dict[str, float]:
-    """Return component → α/r, from the config that newer versions put into the metadata."""
-    file, text = place.path, place.metadata().get("lora_adapter_metadata")
+def _module(name: str) -> str:
+    """Return a module's name without ComfyUI's root."""
+    return name.removeprefix(ROOT)
+
+
+def _refusal(what: str) -> str:
+    return (
+        f"{what} is set: DoRA rescales the rows of W0 + B·A, which is not read for files of"
+        " diffusers; look at B·A alone, --direction-only"
+    )
+
+
+def _rules(place: Place, modules: Iterable[str], options: Options) -> dict[str, tuple[Rule, str]]:
+    """Return module → the rule of its component, and its name in that component.
+
+    Modules without a rule are left out. The metadata of a whole pipeline has a component before
+    every key, that of a single model has none.
+    """
+    file, text = place.path, place.metadata().get(METADATA)
     if text is None:
         return {}
     try:
@@ -73,19 +105,19 @@ def _scales(place: Place) -> dict[str, float]:
     except (ValueError, TypeError, RecursionError):
         config = None
     if not isinstance(config, dict):
-        raise CheckpointError(f"{file}: lora_adapter_metadata is not a JSON object")
-    scales = {}
-    for key in config:
-        component, _, setting = key.rpartition(".")
-        if setting == "use_dora" and config[key]:
-            raise CheckpointError(f"{file}: {key} is set: DoRA is not read without its base")
-        if setting == "lora_alpha":
-            r, alpha = count(config, f"{component}.r", file), number(config, key, file)
-            root = config.get(f"{component}.use_rslora")
-            scales[component] = alpha / (math.sqrt(r) if root else r)
-            if config.get(f"{component}.rank_pattern") or config.get(f"{component}.alpha_pattern"):
-                raise CheckpointError(
-                    f"{file}: {component}: rank_pattern and alpha_pattern are not read in a file"
-                    " of diffusers; expected one rank and one α"
-                )
-    return scales
+        raise CheckpointError(f"{file}: {METADATA} is not a JSON object")
+    dora_of = [key for key, value in config.items() if key.split(".")[-1] == "use_dora" and value]
+    if dora_of and not options.direction_only:
+        raise CheckpointError(f"{file}: {_refusal(dora_of[0])}")
+    rules: dict[str, tuple[Rule, str]] = {}
+    components = [key.rpartition(".")[0] for key in config if key.split(".")[-1] == "lora_alpha"]
+    for component in sorted(components, key=len):
+        start = f"{component}." if component else ""
+        settings = {k.removeprefix(start): v for k, v in config.items() if k.startswith(start)}
+        names = {
+            module: module.removeprefix(start) for module in modules if module.startswith(start)
+        }
+        where = f"{file}: {component}" if component else file
+        rule = Rule(settings, where, list(names.values()))
+        rules |= {module: (rule, name) for module, name in names.items()}
+    return rules

@@ -11,7 +11,8 @@ base, --base; factors of LoRA are read as from a single file.
 import io
 import math
 import pickle
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ METADATA, SUFFIX = ".metadata", ".distcp"
 BELOW = ("pytorch_model_fsdp_0", "pytorch_model_fsdp", "model")
 # What is not of the model, if both are in one checkpoint.
 STATE = ("optimizer.", "optim.", "lr_scheduler.", "dataloader.", "train_state.")
+PLACE = ("relative_path", "length")
 FEW = 32  # values of an object of the metadata, or dimensions of a tensor
 MAX_METADATA = 2**26  # bytes; a hundred thousand pieces need less
 # The opcodes that such metadata needs. None of them makes more of a file than its own size.
@@ -165,6 +167,7 @@ def open_metadata(file: Path) -> dict[str, Stored]:
         raise CheckpointError(f"{file}: lists no tensors; expected the metadata of torch's dcp")
     if not any(isinstance(name, str) and not name.startswith(STATE) for name in tensors):
         raise CheckpointError(f"{file}: has no weights; is it the state of an optimizer?")
+    _refuse_overlap(file, pieces.values())
     at: dict[str, list[tuple[Any, Record]]] = {}
     for index, place in pieces.items():
         name = index.get("fqn") if isinstance(index, Record) else None
@@ -180,6 +183,27 @@ def open_metadata(file: Path) -> dict[str, Stored]:
         name: _stored(file, name, shaped[name], at.get(name, []))
         for name in sorted(shaped, key=by_number)
     }
+
+
+def _refuse_overlap(file: Path, places: Collection[Any]) -> None:
+    """Raise CheckpointError if the pieces are together larger than the files that hold them.
+
+    A small file, read as thousands of pieces, would take any time and memory.
+    """
+    lengths: Counter[str] = Counter()
+    for place in places:
+        name, length = (place.get(k) if isinstance(place, Record) else None for k in PLACE)
+        if isinstance(name, str) and _is_shape((length,)):
+            lengths[name] += length
+    for name, length in lengths.items():
+        held = file.parent / name
+        if _is_plain(name) and held.is_file() and length > held.stat().st_size:
+            raise CheckpointError(f"{file}: puts {length} bytes into {name}, which holds fewer")
+
+
+def _is_plain(name: Any) -> bool:
+    """Return whether a value is the plain name of a file, which leads nowhere else."""
+    return isinstance(name, str) and Path(name).name == name and name[:1] not in ("", ".")
 
 
 def _unpickled(file: Path) -> Record:
@@ -261,7 +285,7 @@ def _load(
 def _piece(file: Path, name: str, place: Record, dtype: str) -> np.ndarray:
     """Return the values of one piece; place: the file, the offset and the length of its bytes."""
     relative, offset, length = (place.get(k) for k in ("relative_path", "offset", "length"))
-    if not isinstance(relative, str) or Path(relative).name != relative or relative[:1] == ".":
+    if not _is_plain(relative):
         raise CheckpointError(f"{file}: {name}: lies in {short(relative)}; expected a plain name")
     source = file.parent / relative
     if place.get("transform_descriptors"):

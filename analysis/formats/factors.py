@@ -8,8 +8,8 @@ to the pair, multiplies it by alpha/r. Blocks of a fused layer, A (m·r, d_in), 
 --blocks. What the other readers share about two factors is here too.
 """
 
-import itertools
 import math
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -91,7 +91,8 @@ def _paired(
     if not modules:
         raise CheckpointError(f"{file}: no name matches {' or '.join(options.factors)}")
     names = [name for parts in modules.values() for name in parts.values()]
-    named = {_name(module, names): parts for module, parts in modules.items()}
+    start = _beginning(names)
+    named = {_name(module, start): parts for module, parts in modules.items()}
     if len(named) < len(modules):
         raise CheckpointError(
             f"{file}: two pairs have the same name; expected groups that tell every module from"
@@ -114,21 +115,20 @@ def _beside(names: Mapping[str, str], tensors: Collection[str], options: Options
     return {part: f"{stem}.{leaf}" for leaf, part in parts.items() if f"{stem}.{leaf}" in tensors}
 
 
-def _name(groups: Sequence[str], names: Sequence[str]) -> str:
-    """Return a module's name: the groups, and after a number what all names begin with.
+def _name(groups: Sequence[str], start: str) -> str:
+    """Return a module's name: the groups, and after a number `start`, what all names begin with.
 
     w_a_000 and w_b_000 with the group 000 are 000.w.
     """
     module = ".".join(groups)
     if module and not groups[-1].isdigit():
         return module
-    return f"{module}.{_beginning(names).strip('._') or 'pair'}".lstrip(".")
+    return f"{module}.{start.strip('._') or 'pair'}".lstrip(".")
 
 
 def _beginning(names: Sequence[str]) -> str:
     """Return what all the names begin with."""
-    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    return "".join(letters[0] for letters in alike)
+    return os.path.commonprefix([min(names), max(names)]) if names else ""
 
 
 def updates(

@@ -2,6 +2,7 @@
 
     <stem>.safetensors                 <stem>.bin
     <stem>.safetensors.index.json      <stem>.bin.index.json     {"weight_map": {name: file}}
+    <stem>.npz
 
 An index comes from a stranger: a shard must be a plain file name in the same directory, and not a
 link out of it.
@@ -10,10 +11,10 @@ link out of it.
 from pathlib import Path
 
 from analysis import CheckpointError
-from analysis.formats import distributed, foreign
+from analysis.formats import distributed, foreign, gguf_file
 from analysis.formats.tensors import Stored, TensorFile, by_number, open_file, read_json, short
 
-SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".npz")
 
 
 def locate(directory: Path, *stems: str) -> Path | None:
@@ -53,7 +54,7 @@ def open_located(file: Path) -> TensorFile:
 def _open(file: Path) -> TensorFile:
     """Open one file of tensors; the error for a pointer of Git LFS says what it is."""
     try:
-        return open_file(file)
+        return gguf_file.open_file(file) if file.suffix == ".gguf" else open_file(file)
     except CheckpointError:
         if foreign.is_pointer(file):
             raise CheckpointError(f"{file}: {foreign.explain(file)}") from None

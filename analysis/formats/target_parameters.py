@@ -12,7 +12,6 @@ the same: pass --experts-first for it.
 """
 
 import itertools
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,8 @@ from analysis.formats.rule import Rule
 from analysis.formats.tensors import Stored, short
 from analysis.update import LowRankUpdate, Skipped
 
-WRAPPED = re.compile(r"(?P<layer>.+?)(?P<depth>(\.base_layer)*)", re.DOTALL)
+BASE_LAYER = ".base_layer"  # what PEFT adds to the name of a layer for each of its wrappers
+MOST = 4  # parameters of a layer; their names are not told if there are more
 # The order in which the layers of Transformers define their parameters.
 ORDER = ("gate_up_proj", "gate_proj", "w1", "up_proj", "v1", "w3", "down_proj", "w2", "weight")
 Shape = tuple[int, int]
@@ -54,24 +54,33 @@ def wrapped(modules: Collection[str], targets: Sequence[str]) -> set[str]:
     modules: as the adapter names them.
     targets: the ends of the parameters' paths; without a dot, the name of the parameter alone.
     """
-    return {module for module in modules if _candidates(_layer(module), targets)}
+    by_path = _by_path(targets)
+    return {module for module in modules if _candidates(_layer(module), by_path)}
 
 
 def _layer(module: str) -> str:
     """Return the path of a layer, without the base_layer of its wrappers."""
-    match = WRAPPED.fullmatch(module)
-    return match["layer"] if match else module
+    while module.endswith(BASE_LAYER):
+        module = module.removesuffix(BASE_LAYER)
+    return module
 
 
-def _candidates(layer: str, targets: Sequence[str]) -> list[str]:
-    """Return the names of the parameters of a layer that are targeted."""
-    found = []
+def _by_path(targets: Sequence[str]) -> dict[str, list[str]]:
+    """Return the end of a layer's path → the names of its parameters that are targeted."""
+    found: dict[str, list[str]] = {}
     for target in targets:
         path, _, parameter = target.rpartition(".")
-        experts = layer.rpartition(".")[2] == "experts"
-        if layer == path or layer.endswith(f".{path}") or (not path and experts):
-            found.append(parameter)
-    return list(dict.fromkeys(found))
+        found.setdefault(path, []).append(parameter)
+    return found
+
+
+def _candidates(layer: str, by_path: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the names of the parameters of a layer that are targeted; by_path: of `_by_path`."""
+    components = layer.split(".")
+    ends = [".".join(components[i:]) for i in range(len(components))]
+    if components[-1] == "experts":
+        ends.append("")
+    return list(dict.fromkeys(name for end in ends for name in by_path.get(end, ())))
 
 
 def names(
@@ -87,9 +96,10 @@ def names(
     layers: dict[str, list[str]] = {}
     for module in sorted(modules, key=len, reverse=True):  # the innermost was wrapped first
         layers.setdefault(_layer(module), []).append(module)
+    by_path = _by_path(targets)
     found: dict[str, Parameter] = {}
     for layer, wrappers in layers.items():
-        told = _told(_candidates(layer, targets), [shapes[module] for module in wrappers])
+        told = _told(_candidates(layer, by_path), [shapes[module] for module in wrappers])
         if told is None:
             found |= {module: Parameter(module) for module in wrappers}
             continue
@@ -104,7 +114,7 @@ def _told(parameters: Sequence[str], shapes: Sequence[Shape]) -> list[Parameter]
 
     parameters: the candidates; shapes: (d_out, d_in) of each wrapper.
     """
-    if len(parameters) != len(shapes):
+    if len(parameters) != len(shapes) or len(shapes) > MOST:
         return None
     if len(parameters) == 1:
         return [Parameter(parameters[0])]

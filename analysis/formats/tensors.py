@@ -1,8 +1,10 @@
-"""Open files of tensors lazily: .safetensors without torch, .bin without running its code."""
+"""Open files of tensors lazily: .safetensors and .npz without torch, .bin without its code."""
 
 import json
 import math
 import re
+import struct
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,12 @@ TORCH_NAMES = {
     "torch.float8_e4m3fn": "F8_E4M3",
     "torch.float8_e5m2": "F8_E5M2",
 }
+# What begins an array in a .npz file, after its length.
+NPY = re.compile(
+    rb"\{'descr': '([<>|=][biufcOSUV][0-9]*)', 'fortran_order': (True|False),"
+    rb" 'shape': \(([0-9, ]*)\),? *\}\s*"
+)
+NPY_HEADER = 10**4  # bytes
 LONGEST_NAME = 1000  # characters of the name of a tensor, of a part or of a key
 MAX_HEADER = 10**7  # bytes of JSON; a hundred thousand tensors need less
 
@@ -62,13 +70,17 @@ class TensorFile(NamedTuple):
 
 
 def open_file(path: Path) -> TensorFile:
-    """Open a .safetensors or .bin file; the names are in natural order, layer 2 before layer 10.
+    """Open a .safetensors, .npz or .bin file; the names are in natural order, 2 before 10.
 
     The metadata of a .bin are the settings next to its tensors (`nested.settings`). Raises
     CheckpointError for a file that is missing, cut short, or not of the format that its name says.
     """
-    is_safetensors = path.suffix == ".safetensors"
-    tensors, metadata = _open_safetensors(path) if is_safetensors else _open_bin(path)
+    metadata: dict[str, Any] = {}
+    if path.suffix == ".npz":
+        tensors = _open_npz(path)
+    else:
+        is_safetensors = path.suffix == ".safetensors"
+        tensors, metadata = _open_safetensors(path) if is_safetensors else _open_bin(path)
     return TensorFile({name: tensors[name] for name in sorted(tensors, key=by_number)}, metadata)
 
 
@@ -133,10 +145,81 @@ def _in_safetensors(path: Path, name: str, start: int, entry: dict[str, Any]) ->
             raise CheckpointError(
                 f"{path}: {name}: stored as {dtype}; expected one of {', '.join(FLOATS)}"
             )
+        if len(shape) > pickles.MOST_DIMENSIONS:
+            raise CheckpointError(f"{path}: {name}: has {len(shape)} dimensions; expected a matrix")
         data = _bytes(path, name, start + begin, end - begin)
         return np.frombuffer(data, FLOATS[dtype]).reshape(shape)
 
     return Stored(shape, dtype, load)
+
+
+def _open_npz(path: Path) -> dict[str, Stored]:
+    """Open the arrays that numpy.savez or mlx.core.savez wrote, none of which is compressed."""
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            arrays = {m.filename.removesuffix(".npy"): _in_npz(path, archive, m) for m in members}
+            if len(arrays) < len(members):
+                raise ValueError("a name appears twice in it")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    # A damaged archive, an encrypted one, one of an unknown version.
+    except (OSError, ValueError, RuntimeError, EOFError, struct.error, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: not a readable .npz file: {line(error)}") from None
+    return arrays
+
+
+def _npy_header(head: bytes, name: str) -> tuple[int, tuple[int, ...], bool, np.dtype]:
+    """Return where the numbers of an array begin, its shape, order and dtype.
+
+    head: the beginning of the array. numpy's own parser evaluates it as Python, warns and raises
+    errors of many kinds. Raises ValueError.
+    """
+    wide = 4 if head[6:7] > b"\1" else 2  # bytes of the length, by the version
+    length = int.from_bytes(head[8 : 8 + wide], "little")
+    start = 8 + wide + length
+    match = NPY.fullmatch(head[8 + wide : start])
+    if head[:6] != b"\x93NUMPY" or start > len(head) or match is None:
+        raise ValueError(f"{name!r} does not begin as an array of numbers")
+    try:
+        dtype = np.dtype(match[1].decode("ascii"))
+    except (TypeError, ValueError, UnicodeDecodeError):
+        raise ValueError(f"{name!r} has a dtype that is not known") from None
+    return start, tuple(map(int, re.findall(rb"[0-9]+", match[3]))), match[2] == b"True", dtype
+
+
+def _in_npz(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Stored:
+    """Return one array of an archive; raise ValueError if its header is broken or untrue."""
+    name = member.filename
+    _refuse_name(path, name)
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name!r} is compressed; expected numpy.savez, which does not compress")
+    with archive.open(member) as stream:
+        start, shape, by_columns, dtype = _npy_header(stream.read(NPY_HEADER), name)
+    if dtype.hasobject:
+        raise ValueError(f"{name!r} holds Python objects; expected numbers")
+    length = math.prod(shape) * dtype.itemsize
+    if length != member.file_size - start:
+        raise ValueError(f"{name!r} is {shape}, but holds {member.file_size - start} bytes")
+    bfloat16 = dtype.kind == "V" and dtype.itemsize == 2  # numpy has no name of its own for it
+    dtype = FLOATS["BF16"] if bfloat16 else dtype
+    known = next((key for key, value in FLOATS.items() if value == dtype), str(dtype))
+
+    def load() -> np.ndarray:
+        if known not in FLOATS:
+            raise CheckpointError(
+                f"{path}: {name}: stored as {known}; expected one of {', '.join(FLOATS)}"
+            )
+        try:
+            with open_regular(path) as file, zipfile.ZipFile(file) as opened:
+                data = opened.read(name)[start:]
+        except (OSError, ValueError, RuntimeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise CheckpointError(f"{path}: {name}: {line(error)}") from None
+        if len(data) < length:
+            raise CheckpointError(f"{path}: {name}: the file was cut short while it was read")
+        return np.frombuffer(data, dtype).reshape(shape, order="F" if by_columns else "C")
+
+    return Stored(shape, known, load)
 
 
 def _open_bin(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:

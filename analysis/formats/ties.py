@@ -46,11 +46,11 @@ def has_entries(name: str) -> bool:
     )
 
 
-def embedding(tensors: Mapping[str, Stored], width: int) -> str:
-    """Return the name of the vocabulary's embedding of that width; "" if there is none."""
+def embedding(tensors: Mapping[str, Stored], width: int | None = None) -> str:
+    """Return the name of the vocabulary's embedding of that width, or of any; "" if none."""
     for last in EMBEDDINGS:
         for name, tensor in tensors.items():
-            is_matrix = len(tensor.shape) == 2 and tensor.shape[1] == width
+            is_matrix = len(tensor.shape) == 2 and width in (None, tensor.shape[1])
             if is_matrix and re.fullmatch(rf"(.*\.)?{last}\.weight", name):
                 return name
     return ""

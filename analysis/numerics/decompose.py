@@ -2,7 +2,7 @@
 
 A low-rank update is never multiplied out. If L_B L_Bᵀ = BᵀB and L_A L_Aᵀ = AAᵀ, there are Q_B
 and Q_A with orthonormal columns such that B = Q_B L_Bᵀ and A = L_A Q_Aᵀ; so the singular values of
-B A are those of the small core L_BᵀL_A.
+B A are those of the small core L_BᵀL_A. `kronecker` has those of a Kronecker product.
 """
 
 from dataclasses import dataclass, replace
@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.numerics import metrics, turning
+from analysis.numerics import kronecker, metrics, turning
 from analysis.numerics.turning import Turning
-from analysis.update import DenseUpdate, LowRankUpdate, Update, float64
+from analysis.update import DenseUpdate, KroneckerUpdate, LowRankUpdate, Update, float64
 
 EPS = float(np.finfo(np.float64).eps)
 # Cholesky of the Gram matrices is used up to this condition number, QR of the factors beyond it.
@@ -29,7 +29,8 @@ class Spectrum:
     """Singular values of an update, and how they were computed.
 
     s: (capacity,), float64, descending.
-    algorithm: "cholesky" or "qr" of the factors; "gram" or "svd" of a dense update.
+    algorithm: "cholesky" or "qr" of the factors; "kronecker" from those of two matrices; "gram" or
+        "svd" of a dense update.
     error_bound: |s − exact| is at most this.
     floor: the noise floor of ΔW; None if nothing was rounded.
     noise: the root mean square of its rounding; None if it is not known.
@@ -71,6 +72,9 @@ def spectrum(update: Update, method: str = "auto") -> Spectrum:
         raise ValueError(f"method is {method!r}; expected 'auto' or 'svd'")
     if isinstance(update, LowRankUpdate):
         result = _low_rank(update, method)
+    elif isinstance(update, KroneckerUpdate):
+        s, bound = kronecker.singular_values(update)
+        result = Spectrum(_finite(s, "ΔW", update), "kronecker", bound)
     else:
         result = _dense_svd(update) if method == "svd" else _dense_gram(update)
         noise = update.noise() if update.noise and result.s[0] > 0 else None
@@ -141,6 +145,9 @@ def decomposition(update: Update, method: str = "auto") -> Decomposition:
     >>> abs(result.right.vectors()).round(6).tolist()
     [[0.6], [0.8]]
     """
+    if isinstance(update, KroneckerUpdate):
+        _finite(kronecker.singular_values(update)[0], "ΔW", update)
+        return decomposition(kronecker.low_rank(update), method)
     if isinstance(update, DenseUpdate):
         import torch
 

@@ -29,7 +29,7 @@ from analysis.pairs import combine, meeting
 from analysis.pairs.meeting import Pairs
 from analysis.pairs.members import PAIR, Members, over_modules, pair_columns
 from analysis.results import Merging, Row
-from analysis.update import LowRankUpdate, Update, float64
+from analysis.update import KroneckerUpdate, LowRankUpdate, Update, float64
 
 COLUMNS = (
     "rank_90_a", "rank_99_a", "rank_90_b", "rank_99_b",
@@ -252,6 +252,10 @@ def _sample(name: str, d_out: int, d_in: int) -> tuple[int | None, np.ndarray, n
 
 def _entries(update: Update, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
     """Return the entries of ΔW in these rows and columns, up to a positive factor."""
+    if isinstance(update, KroneckerUpdate):
+        W1, W2 = update.first.dense(), update.second.dense()
+        (m, n), sign = W2.shape, -1.0 if update.scale < 0 else 1.0
+        return sign * W1[np.ix_(rows // m, cols // n)] * W2[np.ix_(rows % m, cols % n)]
     if isinstance(update, LowRankUpdate):
         sign = -1.0 if update.scale < 0 else 1.0
         return (sign * float64(update.B[rows])) @ float64(update.A[:, cols])

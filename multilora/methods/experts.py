@@ -399,6 +399,8 @@ def saved_tasks(path: Path) -> list[str]:
             f"{path / CONFIG}: format {listed.get('format')!r}, version {listed.get('version')!r};"
             f" expected {FORMAT!r}, {VERSION}"
         )
+    if other := [task for task in tasks if not task or task[0] == "." or set(task) & set("/\\\0")]:
+        raise ValueError(f"{path / CONFIG}: task {other[0]!r} cannot name a directory beside it")
     if not tasks or len(set(tasks)) < len(tasks):
         raise ValueError(f"{path / CONFIG}: tasks are {tasks}; expected at least one, each once")
     return tasks

@@ -8,7 +8,6 @@ defaults except for its target modules. Fields of the PEFT config can also be gi
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 import transformers
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType, PromptLearningConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from multilora import record
 
 PREFIX = "peft:"
 # Path of the untrained adapter relative to the trained one. It is two levels down because a
@@ -202,11 +203,8 @@ def save_initial(model: Any, out: Path) -> None:
     start = getattr(config, "init_lora_weights", None)
     if not isinstance(start, str) or not start.lower().startswith(STARTS_MOVING):
         return
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".initial-", dir=out) as temporary:
-        config.init_lora_weights = True  # so that it is read as a plain adapter
-        try:
-            model.save_pretrained(f"{temporary}/initial/{INITIAL.name}")
-        finally:
-            config.init_lora_weights = start
-        Path(temporary, "initial").replace(target)
+    config.init_lora_weights = True  # so that it is read as a plain adapter
+    try:
+        record.make_once(target, lambda new: model.save_pretrained(str(new / INITIAL.name)))
+    finally:
+        config.init_lora_weights = start

@@ -6,6 +6,7 @@ interrupted, at most one block is lost. `report` pools the blocks.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,19 +129,28 @@ def write(block: Block, settings: Mapping[str, Any], out: Path) -> bool:
         return False
     machines = _machines(runs)  # before minutes of measuring
     measured = block.measure(runs)
+    texts = tables.as_texts(measured.rows_of)
     made_by = store.record("multilora.reproduce", [run.path for run in runs], dict(settings)) | {
         "seed": sorted({run.seed for run in runs}),
         "base": record.sha256_of_files(block.model),
         "base_scores": _base_scores(runs, block.model),
-        "runs": {run.name: run.facts["fingerprint"] for run in runs},
-        "methods": {run.name: run.method for run in runs},
+        "runs": {name: run.facts["fingerprint"] for name, run in _named(runs).items()},
+        "methods": {name: run.method for name, run in _named(runs).items()},
         "environment": record.environment(),
         "trained_on": machines,
+        tables.HASHES: tables.sha256_of(texts),
     }
-    directory = out / block.name
-    store.save(directory, measured.spectra, made_by)
-    tables.write(directory, measured.rows_of)
+    store.save(out / block.name, measured.spectra, made_by, texts)
     return True
+
+
+def _named(runs: Sequence[Trained]) -> dict[str, Trained]:
+    """Return name → run; runs of the same name, as in a grid, get their directories in front."""
+    times = Counter(run.name for run in runs)
+    return {
+        run.name if times[run.name] == 1 else f"{run.path.parent.name}/{run.name}": run
+        for run in runs
+    }
 
 
 def _of(runs: Sequence[Trained], spectra: Spectra) -> Spectra:

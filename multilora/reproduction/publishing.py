@@ -1,10 +1,9 @@
 """Copy the results of a reproduction to the directory of published figures."""
 
 import shutil
-from functools import partial
 from pathlib import Path
 
-from analysis import UserError, store
+from analysis import UserError, exchange
 from multilora.reproduction import tables
 from multilora.reproduction.claims import judge
 
@@ -27,15 +26,13 @@ def publish(results: Path, to: Path) -> None:
 
 
 def _exchange(source: Path, to: Path) -> None:
-    """Copy the files of a directory, then remove other files of these kinds."""
-    fresh = _files(source)
+    """Replace the files of these kinds in a directory by those of another, all or none."""
     to.mkdir(parents=True, exist_ok=True)
-    for file in fresh:
-        store.replace(to / file.name, partial(shutil.copyfile, file))
-    kept = {file.name for file in fresh}
-    for file in _files(to):
-        if file.name not in kept:
-            file.unlink()
+    fresh, before = _files(source), _files(to)
+    stale = {file.name for file in before} - {file.name for file in fresh}
+    with exchange.replacing(to, stale) as new:
+        for file in fresh:
+            shutil.copyfile(file, new / file.name)
 
 
 def _files(directory: Path) -> list[Path]:

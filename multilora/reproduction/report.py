@@ -52,9 +52,8 @@ def report(settings: Mapping[str, Any]) -> str:
     """
     out = Path(settings["figures"])
     pool = read(out)
-    store.write(out, {}, {}, _made_by(settings, pool, tables.hashes(out)))
     rows_of = pooled(pool)
-    tables.write(out, rows_of)
+    tables.write(out, rows_of, _made_by(settings, pool, tables.hashes(out)))
     from multilora.reproduction import figures  # matplotlib, which --help can do without
 
     drawn = figures.draw(out)

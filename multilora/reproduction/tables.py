@@ -6,18 +6,29 @@ The claims are judged from these tables, so an edited table would change a verdi
 import csv
 import hashlib
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis import UserError, store
+from analysis import UserError, exchange, store
 from analysis.results import Row
 from multilora import record
 
 AGAIN = "make it again with python -m multilora.reproduce"
 HASHES = "tables"  # key in record.json: file name -> SHA-256
+# The keys of record.json that are read, and the types of their values.
+KINDS = {
+    HASHES: dict,
+    "arguments": dict,
+    "base_scores": dict,
+    "environment": dict,
+    "methods": dict,
+    "runs": dict,
+    "trained_on": list,
+}
 BLOCKS = "blocks"  # the directory of the blocks in a directory of results
 # Columns of text, even if a value looks like a number.
 TEXT = (
@@ -68,23 +79,37 @@ class Tables:
         return self.rows.get(name, ())
 
 
-def write(directory: Path, rows_of: Mapping[str, Sequence[Row]]) -> None:
-    """Write tables by name, and their SHA-256 into the existing record.json.
+def write(
+    directory: Path,
+    rows_of: Mapping[str, Sequence[Row]],
+    made_by: Mapping[str, Any] | None = None,
+) -> None:
+    """Replace tables by name and record.json, which has their SHA-256: all of them or none.
 
     A table without rows is removed: a file left over from an earlier run is not a result.
+    made_by: the record; by default the one that is there.
     """
-    made_by = _record(directory)
-    hashes = dict(made_by.get(HASHES, {}))
-    for name, rows in rows_of.items():
-        file = directory / f"{name}.csv"
-        if rows:
-            text = store.csv_text(rows, list(rows[0]))
-            store.write_text(file, text)
-            hashes[file.name] = hashlib.sha256(text.encode()).hexdigest()
-        else:
-            file.unlink(missing_ok=True)
-            hashes.pop(file.name, None)
-    record.write_json(directory / store.RECORD, {**made_by, HASHES: hashes})
+    made_by = _record(directory) if made_by is None else made_by
+    texts = as_texts(rows_of)
+    gone = {f"{name}.csv" for name in rows_of} - texts.keys()
+    known = {name: sha for name, sha in made_by.get(HASHES, {}).items() if name not in gone}
+    made_by = {**made_by, HASHES: known | sha256_of(texts)}
+    texts[store.RECORD] = json.dumps(made_by, indent=2, allow_nan=False) + "\n"
+    with exchange.replacing(directory, stale=gone) as new:
+        for name, text in texts.items():
+            (new / name).write_bytes(text.encode())
+
+
+def as_texts(rows_of: Mapping[str, Sequence[Row]]) -> dict[str, str]:
+    """Return {file name: CSV} of the tables that have rows."""
+    return {
+        f"{name}.csv": store.csv_text(rows, list(rows[0])) for name, rows in rows_of.items() if rows
+    }
+
+
+def sha256_of(texts: Mapping[str, str]) -> dict[str, str]:
+    """Return {file name: SHA-256} of tables as text, which record.json has as HASHES."""
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
 
 def hashes(directory: Path) -> dict[str, str]:
@@ -92,8 +117,13 @@ def hashes(directory: Path) -> dict[str, str]:
 
     Empty if there is no record.json.
     """
+    exchange.complete(directory)
     known = _record(directory).get(HASHES, {}) if (directory / store.RECORD).is_file() else {}
-    return {name: sha256 for name, sha256 in known.items() if (directory / name).is_file()}
+    return {
+        name: sha256
+        for name, sha256 in known.items()
+        if exchange.is_plain(name) and (directory / name).is_file()
+    }
 
 
 def load(directory: str | Path) -> Tables:
@@ -107,7 +137,7 @@ def load(directory: str | Path) -> Tables:
 
 def load_all(directory: Path) -> Tables:
     """Read all tables that record.json names; raises UserError as `load`."""
-    names = [name.removesuffix(".csv") for name in _hashes(directory)]
+    names = [name.removesuffix(".csv") for name in _hashes(directory) if exchange.is_plain(name)]
     return _load(directory, {name: COLUMNS.get(name, ()) for name in names})
 
 
@@ -119,8 +149,11 @@ def _load(out: Path, columns: Mapping[str, Sequence[str]]) -> Tables:
     for name, needed in columns.items():
         file = out / f"{name}.csv"
         known = known_hashes.get(file.name)
-        if file.is_file():
-            content = file.read_bytes()
+        try:
+            content = exchange.read_bytes(out, file.name)
+        except OSError:
+            content = None
+        if content is not None:
             if known is None:
                 notes.append(f"{file.name} is not in {store.RECORD}; its origin is unknown.")
             elif hashlib.sha256(content).hexdigest() != known:
@@ -148,12 +181,35 @@ def _hashes(directory: Path) -> dict[str, str]:
 def _record(directory: Path) -> dict[str, Any]:
     """Read record.json; raise UserError if it is missing or not a JSON object."""
     file = directory / store.RECORD
-    if not file.is_file():
-        raise UserError(f"{file}: missing; expected a directory of results, as figures/quick")
     try:
-        return record.read_json(file)
+        content = exchange.read_bytes(directory, store.RECORD)
+    except OSError:
+        raise UserError(
+            f"{file}: missing; expected a directory of results, as figures/quick"
+        ) from None
+    try:
+        made_by = record.json_object(content, file)
+        _check(made_by, file)
     except UserError as error:
         raise UserError(f"{error}; {AGAIN}") from None
+    return made_by
+
+
+def _check(made_by: Mapping[str, Any], file: Path) -> None:
+    """Raise UserError if a value of the record has another type than the one that is written."""
+    wrong = [key for key, kind in KINDS.items() if not isinstance(made_by.get(key, kind()), kind)]
+    for key in wrong:
+        kind = type(made_by[key]).__name__
+        expected = "an object" if KINDS[key] is dict else "a list"
+        raise UserError(f"{file}: {key} is a {kind}; expected {expected}")
+    for name, sha256 in made_by.get(HASHES, {}).items():
+        if not isinstance(sha256, str):
+            raise UserError(f"{file}: {HASHES}: {name} is {sha256!r}; expected its SHA-256")
+    if other := [one for one in made_by.get("trained_on", ()) if not isinstance(one, dict)]:
+        raise UserError(f"{file}: trained_on holds {other[0]!r}; expected machines")
+    claims = made_by.get("arguments", {}).get("claims", "")
+    if claims is not None and not isinstance(claims, str):
+        raise UserError(f"{file}: arguments: claims is {claims!r}; expected numbers of claims")
 
 
 def parsed(file: Path, content: bytes, needed: Sequence[str]) -> list[Row]:
@@ -187,11 +243,11 @@ def _cell(column: str, text: str) -> str | int | float | None:
     if text == "":
         return None
     if column in TEXT:
-        return text
+        return store.plain_text(text)
     for number in (int, float):
         try:
             value = number(text)
         except ValueError:
             continue
         return value if math.isfinite(value) else None
-    return text
+    return store.plain_text(text)

@@ -17,10 +17,14 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from analysis import UserError
+from analysis import UserError, exchange
+from multilora import record
+from multilora.methods import experts
 
 # What Python, torch and safetensors raise when a file cannot be written.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+# What training and its callbacks write into, besides checkpoint-N.
+_DIRECTORIES = ("initial", "runs", "spectra")
 _LEAST_FREE = 1 << 20  # bytes; a disk with less free space counts as full
 
 
@@ -64,6 +68,35 @@ def check_launch(arguments: transformers.TrainingArguments) -> None:
             "--num_processes says: use torchrun --nproc_per_node N"
         )
     print(f"training on {device}: {line}", file=sys.stderr)
+
+
+def check_output(out: Path) -> None:
+    """Raise UserError if something in the output directory would lead a write out of it."""
+    for name in _named_experts(out / experts.CONFIG):
+        if not exchange.is_plain(name):
+            raise UserError(
+                f"{out / experts.CONFIG}: names {name!r}; expected directories beside it: remove"
+                " the file, or choose another --output_dir"
+            )
+    for path in out.glob("*"):
+        if path.name in _DIRECTORIES or path.name.startswith("checkpoint-"):
+            _check_links(path)
+
+
+def _named_experts(listed: Path) -> list[Any]:
+    """Return the tasks in experts.json; none if it is missing or broken, since it is replaced."""
+    try:
+        tasks = record.read_json(listed).get("tasks") if listed.is_file() else []
+    except (UserError, OSError):
+        return []
+    return tasks if isinstance(tasks, list) else []
+
+
+def _check_links(directory: Path) -> None:
+    """Raise UserError if a directory, or something in it, is a symbolic link."""
+    for path in (directory, *(() if directory.is_symlink() else directory.rglob("*"))):
+        if path.is_symlink():
+            raise UserError(f"{path}: is a link, and a write could follow it; remove it")
 
 
 def check_loss(loss: torch.Tensor, step: int) -> None:

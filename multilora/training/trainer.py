@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import transformers
 from analysis import UserError
 from multilora.methods import experts
 from multilora.methods.experts import ExpertBank
-from multilora.training import guard
+from multilora.training import guard, resume
 
 # Arguments that say where a run goes and what it prints, not what comes out of it.
 ARGUMENTS_WITHOUT_EFFECT = (
@@ -101,6 +102,15 @@ class AdapterTrainer(transformers.Trainer):
             return super()._clip_grad_norm(model)
         self.accelerator.unscale_gradients()
         return self.model.clip_grad_norm(self.args.max_grad_norm)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Hash the files of the checkpoint when all processes have written theirs."""
+        super()._save_rng_state(output_dir)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, resume.RunMark) and self.args.should_save:
+                callback.hash_files(Path(output_dir))
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss of a batch; raises DivergedError if it is NaN or infinite."""

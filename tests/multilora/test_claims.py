@@ -44,3 +44,20 @@ def test_earlier_tables_are_printed_beside(results, run_main):
     assert "| verdict | seeds 0–4 |" in out
     objects = json.loads(run_main(claims.main, results, "--json")[1])
     assert objects["earlier"] == objects["claims"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"tables": value} for value in ([], 3, "x", None, {"methods.csv": 3}, {"../x": []})),
+        *({"arguments": value} for value in ([], "x", None, {"claims": 3})),
+        *({"trained_on": value} for value in ({}, "x", [3], [None])),
+        *({key: [1]} for key in ("environment", "methods", "runs")),
+    ],
+)
+def test_a_record_with_values_of_another_type_ends_in_one_line(results, run_main, change):
+    file = results / "record.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    status, out, (line,) = run_main(claims.main, results)
+    assert (status, out) == (2, "")
+    assert next(iter(change)) in line

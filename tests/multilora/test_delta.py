@@ -1,6 +1,7 @@
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,11 @@ import peft
 import pytest
 import torch
 import transformers
+from killed import at_every_call
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from analysis import checkpoint
+from analysis import UserError, checkpoint, exchange
 from analysis.formats import experts as bank_format
 from analysis.numerics.floor import noise_floor
 from multilora import MtlLoraConfig, MultiLoraConfig, RLoraConfig, base, delta
@@ -211,8 +213,7 @@ def test_several_adapters_are_saved_again_in_the_place_of_the_earlier(bases, tmp
         torch.testing.assert_close(logits(lora), want, rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("step", ["write", "rename"])
-def test_a_failed_save_keeps_the_earlier_checkpoint(bases, tmp_path, monkeypatch, step):
+def test_a_failed_save_keeps_the_earlier_checkpoint(bases, tmp_path, monkeypatch):
     path = bases("llama")
     delta.save(two_adapters(path, seed=1), path, tmp_path)
     before = contents(tmp_path)
@@ -220,23 +221,40 @@ def test_a_failed_save_keeps_the_earlier_checkpoint(bases, tmp_path, monkeypatch
     def full_disk(*args, **kwargs):
         raise OSError("No space left on device")
 
-    replace, moves = Path.replace, []
-
-    def failing(source, target):
-        if Path(target).parent == tmp_path and source.parent.name == "new":
-            moves.append(source.name)
-            if len(moves) == 2:  # some of the new files are in their places already
-                full_disk()
-        return replace(source, target)
-
-    if step == "write":
-        monkeypatch.setattr(delta, "save_file", full_disk)
-    else:
-        monkeypatch.setattr(Path, "replace", failing)
+    monkeypatch.setattr(delta, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         delta.save(two_adapters(path, seed=2), path, tmp_path)
     assert contents(tmp_path) == before
-    assert len(moves) == (2 if step == "rename" else 0)
+
+
+def test_killed_at_any_moment_a_save_leaves_the_old_checkpoint_or_the_new(
+    bases, tmp_path, monkeypatch
+):
+    """Between the commit and the last move nothing can be taken for a checkpoint of either."""
+    path, out = bases("llama"), tmp_path / "out"
+    whole = {}
+    for seed, name in enumerate(("old", "new")):
+        delta.save(two_adapters(path, seed), path, tmp_path / name)
+        whole[name] = contents(tmp_path / name)
+    # PEFT starts threads when it saves, which a forked process does not have.
+    monkeypatch.setattr(
+        delta,
+        "write",
+        lambda model, base, new: shutil.copytree(tmp_path / "new", new, dirs_exist_ok=True),
+    )
+    shutil.copytree(tmp_path / "old", out)
+    seen = set()
+    for _ in at_every_call(lambda: delta.save(None, path, out), out):
+        found = contents(out)
+        own = {name: found.get(name) for name in ("adapter_config.json", delta.ADAPTER_WEIGHTS)}
+        readable = None not in own.values()
+        assert not readable or any(own.items() <= of.items() for of in whole.values())
+        exchange.complete(out)
+        seen |= {name for name, of in whole.items() if contents(out) == of}
+        assert contents(out) in whole.values()
+        shutil.rmtree(out)
+        shutil.copytree(tmp_path / "old", out)
+    assert seen == {"old", "new"}
 
 
 @pytest.mark.parametrize(
@@ -604,6 +622,38 @@ def test_a_difference_of_another_shape_is_refused(bases, tmp_path):
     model = load(path)
     with pytest.raises(ValueError, match=rf"{name} is \(48, 7\); the model's weight is \(48, 32\)"):
         delta.load_tuned(model, tmp_path)
+
+
+CONFIG = {"format": "multilora-delta", "version": 1}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({}, "format None, version None; expected 'multilora-delta', version 1"),
+        ({"format": "other", "version": 1}, "format 'other'"),
+        (CONFIG, "modules is a NoneType; expected an object"),
+        *((CONFIG | {"modules": value}, "modules is a") for value in ([], [1], 3, "x", True)),
+        (CONFIG | {"modules": {"lost": {}}}, "lost is not a module of the model"),
+        (CONFIG | {"modules": {"": {}}}, " is not a module of the model"),
+        (CONFIG | {"modules": {"model.norm": {}}}, r"delta\.safetensors: .*model\.norm"),
+        (CONFIG | {"modules": {"lm_head": {}}}, r"delta\.safetensors: .*lm_head"),
+    ],
+)
+def test_a_config_of_another_kind_is_refused(bases, tmp_path, config, words):
+    path = bases("llama")
+    delta.save(tuned(path), path, tmp_path)
+    (tmp_path / "delta_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=words):
+        delta.load_tuned(load(path), tmp_path)
+
+
+def test_damaged_weights_are_refused(bases, tmp_path):
+    path = bases("llama")
+    delta.save(tuned(path), path, tmp_path)
+    (tmp_path / "delta.safetensors").write_bytes(b"\xff" * 20)
+    with pytest.raises(UserError, match=r"delta\.safetensors: "):
+        delta.load_tuned(load(path), tmp_path)
 
 
 # The analysis reads what is written here.

@@ -3,7 +3,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from killed import at_every_call
 
+from analysis import exchange
 from multilora import delta, evaluate
 from multilora.tasks import scoring
 from multilora.tasks.builtin import suite
@@ -65,6 +67,21 @@ def test_the_interval_is_the_bootstraps_of_the_items():
 def test_all_right_or_all_wrong_has_no_width():
     rows = evaluate.summarise([prediction("one", INSTRUCTION, True)] * 5, 100, 0)
     assert [(row["low"], row["high"]) for row in rows] == [(1, 1)] * 3
+
+
+def test_killed_at_any_moment_predictions_and_scores_belong_together(tmp_path):
+    settings = evaluate.EvaluateSettings("base", out=str(tmp_path / "out"))
+    names = ("predictions-test.jsonl", "scores-test.json")
+    seen = set()
+    evaluate._write(settings, SAID[:1], {"rows": 1})
+    for _ in at_every_call(lambda: evaluate._write(settings, SAID, {"rows": 7}), tmp_path / "out"):
+        exchange.complete(tmp_path / "out")
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*names]
+        predictions, scores = ((tmp_path / "out" / name).read_text() for name in names)
+        assert len(predictions.splitlines()) == json.loads(scores)["rows"]
+        seen.add(len(predictions.splitlines()))
+        evaluate._write(settings, SAID[:1], {"rows": 1})
+    assert seen == {1, 7}
 
 
 def test_the_table_is_in_percent_by_family():
@@ -145,6 +162,10 @@ def test_a_bad_setting_is_refused(given, message, run_main):
         ('{"settings": {}}', " does not name a base"),
         ('{"base": "a"}', " does not name a base"),
         ('{"base": {}}', " does not name a base"),
+        ('{"base": {"path": 3, "sha256": {}}}', ": base: path is 3; expected"),
+        ('{"base": {"path": "", "sha256": {}}}', ": base: path is ''; expected"),
+        ('{"base": {"path": "a", "sha256": {}}, "settings": []}', ": settings is []; expected"),
+        ('{"base": {"path": "a", "sha256": 3}, "settings": {"tasks": 3}}', ": settings is {"),
     ],
 )
 def test_a_run_json_that_names_no_base_is_refused(text, words, tmp_path, run_main):

@@ -2,12 +2,14 @@ import hashlib
 import importlib.util
 import json
 import re
+import shutil
 import threading
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from killed import at_every_call
 from threadpoolctl import threadpool_info
 
 from analysis import UserError
@@ -247,3 +249,13 @@ def test_a_failed_make_leaves_nothing_behind(tmp_path):
     with pytest.raises(ValueError, match="no more"):
         record.make_once(tmp_path / "made", make)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_make_left_behind_is_removed(tmp_path):
+    def make(path):
+        (path / "whole").write_text("a")
+
+    for _ in at_every_call(lambda: record.make_once(tmp_path / "made", make), tmp_path):
+        record.make_once(tmp_path / "made", make)
+        assert [path.name for path in tmp_path.iterdir()] == ["made"]
+        shutil.rmtree(tmp_path / "made")

@@ -52,6 +52,19 @@ def test_weights_are_read_exactly(write_base, rng, dtype):
     np.testing.assert_array_equal(got.astype(float), W.astype(float))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_head_is_its_embedding(write_base, rng, tied):
+    W = rng.standard_normal((9, 3)).astype("f4")
+    tensors = {"model.embed_tokens.weight": W, "model.layers.0.q.weight": W}
+    path = write_base(tensors, tie_word_embeddings=tied)
+    base = base_weights.open_base(path, ["model.layers.0.q", "lm_head"])
+    if tied:
+        np.testing.assert_array_equal(base.weight(named("lm_head", (9, 3))), W)
+    else:
+        with pytest.raises(CheckpointError, match="lm_head: its weight is not in the base"):
+            base.weight(named("lm_head", (9, 3)))
+
+
 def test_only_the_weight_that_is_asked_for_is_read(write_base, rng):
     base = base_weights.open_base(
         write_base({f"a.{i}.q.weight": np.ones((4, 3), "f4") for i in range(3)}),

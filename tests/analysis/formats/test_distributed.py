@@ -197,7 +197,7 @@ def of_piece(metadata):
         (lambda m: setattr(of_piece(m), "relative_path", "../secret"), "expected a plain name"),
         (lambda m: setattr(of_piece(m), "relative_path", "/etc/passwd"), "expected a plain name"),
         (lambda m: setattr(of_piece(m), "relative_path", "gone.distcp"), "no such piece"),
-        (lambda m: setattr(of_piece(m), "length", 10**9), "the file is cut short"),
+        (lambda m: setattr(of_piece(m), "offset", 10**9), "the file is cut short"),
         (lambda m: setattr(of_piece(m), "offset", -1), "no such piece"),
         (lambda m: setattr(of_piece(m), "length", 9), "not a readable piece"),
         (lambda m: setattr(of_piece(m), "transform_descriptors", ["zip"]), "is transformed"),
@@ -223,6 +223,37 @@ def test_metadata_that_lies_costs_its_tensor(small, change, words):
     stored = distributed.open_metadata(file)["q.weight"]
     with pytest.raises(CheckpointError, match=words):
         stored.load()
+
+
+def test_pieces_larger_than_their_files_are_refused(small):
+    path, _ = small
+
+    def twice(metadata):
+        ((index, place),) = metadata.storage_data.items()
+        other = type(index)("r.weight", index.offset)
+        metadata.storage_data[other] = place
+        metadata.state_dict_metadata["r.weight"] = metadata.state_dict_metadata["q.weight"]
+
+    with pytest.raises(CheckpointError, match=r"bytes into __0_0\.distcp, which holds fewer"):
+        distributed.open_metadata(changed(path, twice))
+
+
+def test_damaged_metadata_is_refused_in_words(small, rng):
+    path, write = small
+    data = bytearray((path / ".metadata").read_bytes())
+    reasons = []
+    for _ in range(300):
+        broken = bytearray(data)
+        for i in rng.integers(0, len(data), 3):
+            broken[i] = rng.integers(256)
+        try:
+            for stored in distributed.open_metadata(write(bytes(broken))).values():
+                stored.load()
+            reasons.append("")
+        except CheckpointError as error:
+            reasons.append(str(error))
+    assert len(set(reasons)) > 10  # kinds of damage
+    assert not any("\n" in reason for reason in reasons)
 
 
 def test_the_state_of_an_optimizer_alone_is_no_model(tmp_path):

@@ -6,7 +6,7 @@ from entries import close, scan_parts
 from analysis import checkpoint
 
 
-def test_loha_is_the_product_entry_by_entry_that_peft_makes(write_file, tmp_path):
+def test_loha_is_the_product_entry_by_entry_that_peft_makes(write_file):
     import torch
     from peft import LoHaConfig, get_peft_model
 
@@ -26,6 +26,56 @@ def test_loha_is_the_product_entry_by_entry_that_peft_makes(write_file, tmp_path
     tensors["lora_unet_mid_0.hada_w2_a"] = np.ones((4, 3), "f4")
     (entry,) = scan_parts(write_file(tensors)).values()
     assert "expected two pairs of equal shapes" in entry.reason
+
+
+def test_loha_in_tucker_form_is_the_product_that_peft_makes(write_file):
+    import torch
+    from peft import LoHaConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoHaConfig(
+        r=3, alpha=6, target_modules=["0"], init_weights=False, use_effective_conv2d=True
+    )
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Conv2d(7, 5, (3, 2))), config)
+    layer = model.base_model.model[0]
+    names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
+    tensors = {
+        f"lora_unet_mid_0.{name}": getattr(layer, name)["default"].detach().numpy()
+        for name in names
+    }
+    want = layer.get_delta_weight("default").detach().numpy().reshape(5, -1)
+    tensors["lora_unet_mid_0.alpha"] = np.array(6, "f4")
+    (update,) = checkpoint.read(write_file(tensors))
+    close(update, want)
+    core = tensors.pop("lora_unet_mid_0.hada_t1")
+    (entry,) = scan_parts(write_file(tensors)).values()
+    assert "expected hada_w1_a, hada_w1_b" in entry.reason
+    tensors["lora_unet_mid_0.hada_t1"] = core[:2]
+    (entry,) = scan_parts(write_file(tensors)).values()
+    assert "the core (r, r, *kernel)" in entry.reason
+
+
+def test_locon_in_tucker_form_is_of_low_rank(write_file, rng):
+    up, down, mid = (
+        rng.standard_normal(shape).astype("f4")
+        for shape in ((6, 3, 1, 1), (3, 5, 1, 1), (3, 3, 3, 2))
+    )
+    tensors = {"lora_unet_a.lora_up.weight": up, "lora_unet_a.lora_down.weight": down}
+    tensors |= {"lora_unet_a.lora_mid.weight": mid, "lora_unet_a.alpha": np.array(6, "f4")}
+    args = (x.astype(float) for x in (mid, up[..., 0, 0], down[..., 0, 0]))
+    want = 2 * np.einsum("jkxy,oj,ki->oixy", *args).reshape(6, -1)
+    (update,) = checkpoint.read(write_file(tensors))
+    close(update, want)
+    assert (update.method, update.capacity, update.shape) == ("locon", 3, (6, 30))
+    assert update.stored == (np.dtype("f4"), np.dtype("f4"))
+    assert update.sizes[1].shape == update.A.shape
+    assert (update.sizes[1] >= np.abs(update.A) / 3).all()
+    tensors["lora_unet_a.lora_mid.weight"] = mid[:2]
+    (entry,) = scan_parts(write_file(tensors)).values()
+    assert "the core (r, r, *kernel)" in entry.reason
+    tensors["lora_unet_a.lora_down.weight"] = np.ones((3, 5, 3, 3), "f4")
+    (entry,) = scan_parts(write_file(tensors)).values()
+    assert "expected kernels of size 1 next to lora_mid.weight" in entry.reason
 
 
 def test_a_matrix_out_of_proportion_to_its_file_is_skipped(write_file):

@@ -143,6 +143,14 @@ def test_parameters_are_told_by_shape_or_order(stacked, shapes, targets, names):
         assert found[name, "expert0"].shape == (shape[::-1] if turned else shape)
 
 
+def test_many_wrappers_and_targets_take_no_time(stacked):
+    """Their orders are not tried out, and every target is not compared with every module."""
+    many = [f"mlp.experts.x{i}" for i in range(12)]
+    path, _ = stacked([(8, 10)] * 12, [*many, *(f"y{i}.z" for i in range(10_000))])
+    names = {name for name, _ in updates(path)}
+    assert names == {f"{MLP}{'.base_layer' * i}" for i in range(12)}
+
+
 def test_parameter_names_do_not_depend_on_the_order_of_the_modules():
     shapes = {f"{MLP}.base_layer": (16, 10), MLP: (10, 8)}
     want = {

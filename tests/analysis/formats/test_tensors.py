@@ -1,11 +1,13 @@
 """Files of tensors: order, dtypes, and everything that a broken or hostile file can be."""
 
+import io
 import struct
 import zipfile
 
 import numpy as np
 import pytest
 from entries import reasons, scan
+from ml_dtypes import bfloat16
 from safetensors.numpy import save_file
 
 from analysis import CheckpointError, checkpoint
@@ -202,3 +204,73 @@ def test_what_a_stranger_wrote_is_cut_in_a_message():
     assert tensors.short(10**5000) == "a int"
     assert tensors.line(ValueError("first\nsecond")) == "first"
     assert tensors.line(ValueError()) == "ValueError"
+
+
+def npz(path, arrays, **options):
+    """A .npz file as numpy or mlx writes it."""
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        for name, content in arrays.items():
+            archive.writestr(name, content)
+    return path
+
+
+def npy(x):
+    file = io.BytesIO()
+    np.save(file, x, allow_pickle=True)
+    return file.getvalue()
+
+
+def test_npz_is_read_lazily_with_its_dtypes(tmp_path, rng):
+    x = rng.standard_normal((3, 4))
+    arrays = {"a": x, "h": x.astype("f2"), "f": np.asfortranarray(x), "b": x.astype(bfloat16)}
+    np.savez(tmp_path / "some.npz", i=np.ones(2, "i4"), **arrays)
+    opened = tensors.open_file(tmp_path / "some.npz").tensors
+    assert {name: s.dtype for name, s in opened.items()} == {
+        "a": "F64", "b": "BF16", "f": "F64", "h": "F16", "i": "int32",
+    }  # fmt: skip
+    for name, array in arrays.items():
+        assert opened[name].shape == (3, 4)
+        np.testing.assert_array_equal(opened[name].load(), array)
+    with pytest.raises(CheckpointError, match="stored as int32; expected one of F64"):
+        opened["i"].load()
+
+
+class Trap:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "words"),
+    [
+        ({"x.npy": npy(np.array([Trap()], object))}, {}, "holds Python objects"),
+        ({"x.npy": npy(np.ones(9))}, {"compression": zipfile.ZIP_DEFLATED}, "is compressed"),
+        ({"x.npy": npy(np.ones(9))[:-8]}, {}, "but holds 64 bytes"),
+        ({"x.npy": npy(np.ones(9)) + b"0"}, {}, "but holds 73 bytes"),
+        ({"x.npy": b"123"}, {}, "not a readable .npz file"),
+        ({"x.npy": b""}, {}, "not a readable .npz file"),
+        ({"x.npy": npy(np.ones(9)).replace(b"(9,)", b"(1<")}, {}, "not a readable .npz file"),
+        ({"x.npy": npy(np.ones(1)), "x": npy(np.ones(1))}, {}, "a name appears twice"),
+    ],
+)
+def test_a_broken_npz_is_refused(tmp_path, capsys, arrays, options, words):
+    with pytest.raises(CheckpointError, match=words):
+        tensors.open_file(npz(tmp_path / "bad.npz", arrays, **options))
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_a_file_that_is_no_archive_is_no_npz(tmp_path):
+    (tmp_path / "bad.npz").write_bytes(b"PK" + bytes(100))
+    with pytest.raises(CheckpointError, match=r"not a readable \.npz file"):
+        tensors.open_file(tmp_path / "bad.npz")
+    with pytest.raises(CheckpointError, match="no such file"):
+        tensors.open_file(tmp_path / "none.npz")
+
+
+def test_an_npz_that_is_cut_after_it_was_opened_is_told(tmp_path):
+    np.savez(tmp_path / "some.npz", x=np.ones(9))
+    (stored,) = tensors.open_file(tmp_path / "some.npz").tensors.values()
+    whole = (tmp_path / "some.npz").read_bytes()
+    (tmp_path / "some.npz").write_bytes(whole[:150])
+    with pytest.raises(CheckpointError, match=r"some\.npz: x"):
+        stored.load()

@@ -637,6 +637,10 @@ def test_a_merged_bank_saves_the_same_experts(tmp_path):
         ("[]", "experts.json: not the file of a bank of experts"),
         ('{"format": "multilora-experts", "version": 9, "tasks": ["law"]}', "version 9; expected"),
         (
+            '{"format": "multilora-experts", "version": 1, "tasks": ["law", "../precious"]}',
+            "task '../precious' cannot name a directory beside it",
+        ),
+        (
             '{"format": "multilora-experts", "version": 1, "tasks": []}',
             "expected at least one, each once",
         ),

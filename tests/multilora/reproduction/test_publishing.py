@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from killed import at_every_call
 
-from multilora.reproduction import tables
+from analysis import exchange
+from multilora.reproduction import publishing, tables
 from multilora.reproduction.publishing import publish
 
 
@@ -67,3 +69,15 @@ def test_results_are_not_published_onto_themselves(tmp_path):
     with pytest.raises(ValueError, match="expected another directory than"):
         publish(tmp_path, tmp_path / "." / "")
     assert (tmp_path / "methods.csv").read_text() == "a"
+
+
+def test_killed_at_any_moment_the_published_directory_is_all_old_or_all_new(tmp_path):
+    results, to = results_in(tmp_path / "full", "fresh"), results_in(tmp_path / "figures", "before")
+    (to / "old.csv").write_text("before")
+    seen = set()
+    for _ in at_every_call(lambda: publishing._exchange(results, to), to):
+        exchange.complete(to)
+        seen.add(((to / "a.png").read_text(), (to / "old.csv").exists()))
+        (to / "old.csv").write_text("before")
+        (to / "a.png").write_text("before")
+    assert seen == {("before", True), ("fresh", False)}

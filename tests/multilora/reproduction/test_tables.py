@@ -4,6 +4,7 @@ import hashlib
 import json
 
 import pytest
+from killed import at_every_call
 
 from multilora.reproduction import tables
 
@@ -138,3 +139,38 @@ def test_an_edited_table_is_refused_whether_or_not_a_claim_needs_it(results):
 def test_all_tables_need_a_record(tmp_path):
     with pytest.raises(ValueError, match="missing; expected a directory of results"):
         tables.load_all(tmp_path)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_killed_or_full_at_any_moment_the_tables_are_all_old_or_all_new(results, full):
+    def write(seed):
+        new = [row | {"seed": seed} for row in ROWS]
+        tables.write(results, {"methods": new, "spread": [] if seed else [{"a": 1}]})
+
+    write(0)
+    seen = set()
+    for _ in at_every_call(lambda: write(7), results, full):
+        got = tables.load_all(results)
+        assert got.notes == ()
+        seeds = {row["seed"] for row in got.of("methods")}
+        assert seeds == ({0} if got.of("spread") else {7})
+        seen |= seeds
+        write(0)
+    assert seen == {0, 7}
+
+
+def test_text_that_a_spreadsheet_takes_for_a_formula_is_read_back(results):
+    rows = [{"method": "=1+1", "label": "-x", "value": -0.5}]
+    tables.write(results, {"other": rows})
+    assert (results / "other.csv").read_text() == "method,label,value\n'=1+1,'-x,-0.5\n"
+    assert tables.load_all(results).of("other") == rows
+
+
+def test_a_record_names_no_table_outside(results):
+    (results.parent / "precious.csv").write_text("a\n1\n")
+    file = results / "record.json"
+    made_by = json.loads(file.read_text())
+    made_by["tables"]["../precious.csv"] = "0" * 64
+    file.write_text(json.dumps(made_by))
+    assert tables.load_all(results).rows.keys() == {"methods"}
+    assert tables.hashes(results).keys() == {"methods.csv"}

@@ -157,6 +157,50 @@ def test_a_result_that_cannot_be_written_costs_no_older_one(
     assert json.loads((tmp_path / "run.json").read_text())["step"] == 4
 
 
+# An output directory of a stranger.
+
+
+@pytest.mark.parametrize("name", ["../precious", "/tmp/precious", "..", "", 3])
+def test_experts_outside_the_output_directory_are_refused(tmp_path, name):
+    listed = {"format": "multilora-experts", "version": 1, "tasks": ["law", name]}
+    (tmp_path / "experts.json").write_text(json.dumps(listed))
+    with pytest.raises(ValueError, match=r"experts\.json: names .*; expected directories beside"):
+        guard.check_output(tmp_path)
+
+
+def test_the_command_refuses_them_and_touches_nothing(train_argv, tmp_path, fails):
+    precious, out = tmp_path / "precious", tmp_path / "out"
+    for directory in (precious, out):
+        directory.mkdir()
+    (precious / "adapter_config.json").write_text("{}")
+    listed = {"format": "multilora-experts", "version": 1, "tasks": ["../precious"]}
+    (out / "experts.json").write_text(json.dumps(listed))
+    assert "names '../precious'" in fails(train_argv(out))
+    assert left(precious) == {"adapter_config.json"}
+    assert left(out) == {"experts.json"}
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoint-2", "checkpoint-2/optimizer.pt", "initial", "spectra", "runs"]
+)
+def test_links_that_a_write_could_follow_are_refused(tmp_path, name):
+    out = tmp_path / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).symlink_to(tmp_path / "precious")
+    with pytest.raises(ValueError, match=f"{name}: is a link"):
+        guard.check_output(out)
+
+
+def test_other_files_and_links_stand_in_no_way(tmp_path):
+    guard.check_output(tmp_path / "nowhere")
+    (tmp_path / "last").symlink_to(tmp_path)
+    (tmp_path / "lora").symlink_to(tmp_path)  # replaced, not followed
+    (tmp_path / "checkpoint-2").mkdir()
+    for text in ("{", "[]", '{"tasks": 3}', '{"tasks": ["law"]}'):
+        (tmp_path / "experts.json").write_text(text)
+        guard.check_output(tmp_path)
+
+
 # What is wrong before the first step.
 
 

@@ -1,12 +1,17 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 
 from multilora import record, train
+from multilora.training import repeat
+from multilora.training.settings import TrainSettings
+from multilora.training.trainer import TrainArguments
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +133,95 @@ def test_values_of_another_kind_are_named(copy, capsys, keys, value, words):
     run, edit = copy
     edit(*keys, value=value)
     assert words in fails(capsys, "--from", run)
+
+
+# A run.json of a stranger.
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("push_to_hub", True),
+        ("hub_model_id", "stranger/model"),
+        ("hub_strategy", "all_checkpoints"),
+        ("report_to", ["wandb"]),
+        ("run_name", "x"),
+        ("logging_dir", "/tmp/elsewhere"),
+        ("eval_strategy", "steps"),
+        ("resume_from_checkpoint", "/tmp/stranger/checkpoint-2"),
+        ("output_dir", "/tmp/elsewhere"),
+    ],
+)
+def test_what_would_report_or_write_elsewhere_is_not_taken(copy, capsys, name, value):
+    run, edit = copy
+    edit("arguments", name, value=value)
+    edit("settings", "token_cache", value="/tmp/elsewhere")
+    settings, arguments, _ = repeat.parse(["--from", str(run)], TrainSettings, TrainArguments)
+    usual = TrainArguments(output_dir=f"{run}-again").to_dict()
+    if name != "logging_dir":
+        assert arguments.to_dict()[name] == usual[name]
+    assert settings.token_cache == TrainSettings().token_cache
+    said = capsys.readouterr().err
+    silent = name in ("resume_from_checkpoint", "output_dir")
+    assert said == (
+        "" if silent else f"{run}/run.json: arguments: {name} not taken from the file\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("deepspeed", "/tmp/ds.json"),
+        ("fsdp", ["full_shard"]),
+        ("fsdp_config", {"a": 1}),
+        ("parallelism_config", {"a": 1}),
+        ("accelerator_config", {"split_batches": True}),
+        ("torch_compile", True),
+        ("torch_compile_backend", "mine"),
+        ("optim_args", "a=b"),
+        ("optim_target_modules", "(a+)+$"),
+        ("use_liger_kernel", True),
+        ("liger_kernel_config", {"a": True}),
+        ("debug", ["underflow_overflow"]),
+        ("enable_jit_checkpoint", True),
+        ("ddp_backend", "mine"),
+        ("dataloader_multiprocessing_context", "fork"),
+        ("load_best_model_at_end", True),
+        ("save_only_model", True),
+    ],
+)
+def test_what_could_run_code_is_refused(copy, capsys, name, value):
+    run, edit = copy
+    edit("arguments", name, value=value)
+    assert f"arguments: {name} cannot be repeated from a file" in fails(capsys, "--from", run)
+
+
+def test_every_argument_has_a_rule():
+    """Taken, left, or refused: a new one of transformers is refused until it is listed."""
+    known = {field.name for field in fields(TrainArguments)}
+    assert known >= repeat.TAKEN
+    assert not repeat.TAKEN & repeat.LEFT
+    assert not any(name.startswith(("hub_", "push_", "report")) for name in repeat.TAKEN)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        (("settings", "peft_config"), '{"megatron_core": "evil"}', "names code to import"),
+        (("settings", "peft_config"), '{"auto_mapping": {"a": "b"}}', "names code to import"),
+        (("settings", "method"), 3, "settings: method is 3; expected text"),
+        (("settings", "tasks"), ["a"], "settings: tasks is .'a'.; expected text"),
+        (("arguments", "optim"), "no such", "arguments: .*no such"),
+        (("arguments", "lr_scheduler_type"), [], "arguments: lr_scheduler_type is "),
+        (("environment", "threads"), "2", "threads is '2'; expected 1 to"),
+        (("environment", "threads"), 10**9, "expected 1 to"),
+        (("base", "path"), 3, "base: path is 3"),
+    ],
+)
+def test_values_that_could_do_harm_are_named(copy, capsys, keys, value, words):
+    run, edit = copy
+    edit(*keys, value=value)
+    assert re.search(words, fails(capsys, "--from", run))
 
 
 def test_what_is_no_record_of_a_training_is_refused(tmp_path, tiny_base, capsys):

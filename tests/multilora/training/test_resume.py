@@ -122,6 +122,15 @@ def run(trained, tmp_path):
     return tmp_path / "run", trained[1]
 
 
+def unhashed(checkpoint):
+    """The checkpoint without the SHA-256 of its files, as other programs write it."""
+    file = checkpoint / resume.STATE
+    state = json.loads(file.read_text())
+    del state["stateful_callbacks"]["RunMark"]["args"]["files"]
+    file.write_text(json.dumps(state))
+    return checkpoint
+
+
 def test_the_newest_checkpoint_is_taken(run):
     out, mark = run
     assert resume.newest(out, mark, 1) == out / "checkpoint-4"
@@ -163,7 +172,7 @@ def test_a_checkpoint_under_another_number_is_passed_over(run):
 
 def test_every_process_has_its_random_numbers(run):
     out, _ = run
-    checkpoint = out / "checkpoint-4"
+    checkpoint = unhashed(out / "checkpoint-4")
     assert resume.flaw_of(checkpoint, 2) == "rng_state_0.pth is missing"
     for rank in (0, 1):
         shutil.copy(checkpoint / "rng_state.pth", checkpoint / f"rng_state_{rank}.pth")
@@ -171,7 +180,7 @@ def test_every_process_has_its_random_numbers(run):
 
 
 def test_every_shard_is_looked_at(run):
-    checkpoint = run[0] / "checkpoint-4"
+    checkpoint = unhashed(run[0] / "checkpoint-4")
     (checkpoint / "adapter_model.safetensors").rename(checkpoint / "model-1.safetensors")
     index = checkpoint / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
@@ -180,6 +189,80 @@ def test_every_shard_is_looked_at(run):
     assert resume.flaw_of(checkpoint, 1) == "model-2 is broken"
     index.write_text("{")
     assert resume.flaw_of(checkpoint, 1) == f"{index.name} is broken"
+    index.write_text(json.dumps({"weight_map": {"a": "../model-1.safetensors"}}))
+    assert resume.flaw_of(checkpoint, 1) == f"{index.name} names files elsewhere"
+
+
+# What a checkpoint's record says of its files.
+
+
+@pytest.mark.parametrize("name", [*PARTS, "adapter_config.json", "training_args.bin"])
+def test_a_single_bit_that_differs_is_noticed(run, capsys, name):
+    out, mark = run
+    file = out / "checkpoint-4" / name
+    data = bytearray(file.read_bytes())
+    if name == "adapter_model.safetensors":
+        data[-5] ^= 1  # a bit of a weight: the file is a valid one
+    elif name.endswith("json"):
+        data[-1:] = b"\n\n"
+    else:  # of the archive's directory, which its checksums do not cover
+        at = data.index(b"PK\x01\x02") + 12
+        data[at] ^= 1
+    file.write_bytes(data)
+    assert resume.choose("auto", out, mark, 1) == out / "checkpoint-2"
+    said = capsys.readouterr().err
+    assert f"{out}/checkpoint-4 is skipped: {name} is " in said
+    if name == "adapter_model.safetensors":
+        assert "is altered: its SHA-256 differs\n" in said
+    shutil.rmtree(out / "checkpoint-2")
+    with pytest.raises(ValueError, match=r"cannot be resumed from: .*; start over with"):
+        resume.choose("auto", out, mark, 1)
+    with pytest.raises(ValueError, match="checkpoint-4 cannot be resumed from: "):
+        resume.choose(str(out / "checkpoint-4"), out, mark, 1)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "pytorch_model.bin", "scaler.pt", "latest", "rng_state_0.pth"]
+)
+def test_a_file_that_was_added_is_noticed(run, name):
+    out, mark = run
+    checkpoint = out / "checkpoint-4"
+    (checkpoint / "scores-test.json").write_text("{}")  # as multilora.evaluate writes it
+    (checkpoint / "spectra.safetensors").write_text("")  # as --out of an analysis
+    shutil.copy(checkpoint / "adapter_model.safetensors", checkpoint / "spectra.safetensors")
+    assert not resume.flaw_of(checkpoint, 1)
+    source = "adapter_model.safetensors" if name.startswith("model") else "optimizer.pt"
+    shutil.copy(checkpoint / source, checkpoint / name)
+    assert resume.flaw_of(checkpoint, 1) == f"{name} was added"
+    assert resume.newest(out, mark, 1) == out / "checkpoint-2"
+
+
+@pytest.mark.parametrize("files", [None, [], {}, "x", {"../run.json": "0"}, {"optimizer.pt": 3}])
+def test_a_checkpoint_of_this_run_without_hashes_is_passed_over(run, files):
+    out, mark = run
+    file = unhashed(out / "checkpoint-4") / resume.STATE
+    assert resume.newest(out, mark, 1) == out / "checkpoint-2"
+    assert not resume.flaw_of(out / "checkpoint-4", 1)  # another program's, if it is named
+    state = json.loads(file.read_text())
+    state["stateful_callbacks"]["RunMark"]["args"]["files"] = files
+    file.write_text(json.dumps(state))
+    assert resume.newest(out, mark, 1) == out / "checkpoint-2"
+
+
+def test_altered_weights_are_not_trained_on(train_argv, tmp_path, capsys):
+    """The run continues from the checkpoint before, and ends with the same bits."""
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    assert train.main(train_argv(tmp_path, **saving)) == 0
+    before = learned(tmp_path)
+    file = tmp_path / "checkpoint-4" / "adapter_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert train.main(train_argv(tmp_path, **saving)) == 0
+    said = capsys.readouterr().err
+    assert "checkpoint-4 is skipped: adapter_model.safetensors is altered" in said
+    assert f"resuming from {tmp_path}/checkpoint-2" in said
+    assert learned(tmp_path) == before
 
 
 # The run that a checkpoint belongs to.
@@ -196,9 +279,7 @@ def test_a_run_does_not_go_on_from_another(run):
     path = out / "checkpoint-2"
     assert resume.choose(str(path), out, "another", 1) == path
     (path / "optimizer.pt").unlink()
-    with pytest.raises(
-        ValueError, match=r"checkpoint-2 is not a complete checkpoint: optimizer\.pt"
-    ):
+    with pytest.raises(ValueError, match=r"checkpoint-2 cannot be resumed from: optimizer\.pt"):
         resume.choose(str(path), out, mark, 1)
 
 
@@ -209,12 +290,12 @@ def test_what_is_passed_over_is_told_of(run, capsys):
     said = capsys.readouterr().err
     assert f"{out}/checkpoint-4 is skipped: optimizer.pt is missing\n" in said
     (out / "checkpoint-2" / "scheduler.pt").unlink()
-    with pytest.raises(ValueError, match=r"checkpoint-4 is incomplete: optimizer\.pt is missing; "):
+    with pytest.raises(ValueError, match=r"cannot be resumed from: optimizer\.pt is missing; "):
         resume.choose("auto", out, mark, 1)
 
 
 def test_deepspeed_keeps_the_optimiser_elsewhere(run):
-    checkpoint = run[0] / "checkpoint-4"
+    checkpoint = unhashed(run[0] / "checkpoint-4")
     (checkpoint / "optimizer.pt").unlink()
     (checkpoint / "latest").write_text("global_step4")
     assert not resume.flaw_of(checkpoint, 1)
