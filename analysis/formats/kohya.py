@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.formats import Options, base, dora, factors, lokr, lycoris
+from analysis.formats import Options, base, dora, factors, lokr, lycoris, peft
 from analysis.formats.place import Place
 from analysis.formats.tensors import FLOATS, Stored
 from analysis.numerics.denoise import noise_size
@@ -54,9 +54,14 @@ UNREAD = {
 
 
 def recognise(place: Place) -> bool:
-    """Return whether the file has names of sd-scripts or LyCORIS; `alpha` alone is not enough."""
-    matches = (KEY.fullmatch(name) for name in place.tensors())
-    return any(match and match["tensor"] != "alpha" for match in matches)
+    """Return whether the file has names of sd-scripts or LyCORIS; `alpha` alone is not enough.
+
+    LoHa and LoKr below PEFT's root are PEFT's, whose scale is not that of LyCORIS.
+    """
+    names = place.tensors()
+    matches = (KEY.fullmatch(name) for name in names)
+    ours = any(match and match["tensor"] != "alpha" for match in matches)
+    return ours and not any(peft.ROOT.fullmatch(name) for name in names)
 
 
 def read(place: Place, options: Options) -> Iterator[Entry]:
