@@ -135,14 +135,14 @@ class KroneckerUpdate:
         return m1 * m2, n1 * n2
 
     @property
-    def r(self) -> int:
-        """The largest rank that ΔW can have, the product of those of the two matrices."""
-        return self.first.r * self.second.r
+    def r(self) -> int | None:
+        """The capacity; None if only the shape limits the rank, as for a dense update."""
+        return self.capacity if self.capacity < min(self.shape) else None
 
     @property
     def capacity(self) -> int:
-        """The largest rank that the parametrisation allows, r."""
-        return self.r
+        """The largest rank that the parametrisation allows, the product of those of the two."""
+        return self.first.r * self.second.r
 
     def dense(self) -> np.ndarray:
         """ΔW multiplied out, (d_out, d_in), float64; for tests and small matrices."""

@@ -18,6 +18,7 @@ from analysis.formats import factors, lycoris
 from analysis.formats.tensors import FLOATS, Stored
 from analysis.update import Factor, KroneckerUpdate, coarsest, float64
 
+LARGE = 2**28  # entries of ΔW, which is not formed; or `factors.TIMES` times the stored numbers
 PARTS = (
     "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "alpha",
 )  # fmt: skip
@@ -39,6 +40,14 @@ def update(module: str, parts: dict[str, Stored], source: str, scale: float) -> 
         if name not in parts and f"{name}_b" in parts and parts[f"{name}_b"].shape
     }
     first, second = (_factor(name, parts, where) for name in ("lokr_w1", "lokr_w2"))
+    (m1, n1), (m2, n2) = first.shape, second.shape
+    stored = sum(math.prod(tensor.shape) for tensor in parts.values())
+    limit = max(LARGE, factors.TIMES * stored)
+    if m1 * m2 * n1 * n2 > limit:
+        raise CheckpointError(
+            f"{where}: is {(m1 * m2, n1 * n2)}, of {stored} stored numbers; expected at most"
+            f" {limit} entries"
+        )
     if len(ranks) > 1:
         raise CheckpointError(f"{where}: w1 has rank {ranks.pop()}, w2 {ranks.pop()}; expected one")
     if "alpha" in parts and ranks:

@@ -29,7 +29,7 @@ class _Svd:
 
 
 def singular_values(update: KroneckerUpdate) -> tuple[np.ndarray, float]:
-    """Singular values of ΔW, (r,), descending, and a bound of their error.
+    """Singular values of ΔW, (capacity,), descending, and a bound of their error.
 
     NaN if a number of ΔW is not finite.
 

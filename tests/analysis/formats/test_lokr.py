@@ -128,6 +128,22 @@ def test_tensors_that_do_not_fit_are_skipped(write_file, normal, parts, words):
     assert words in reasons(write_file(tensors))["layers.0.q"]
 
 
+def test_a_product_out_of_proportion_to_its_file_is_skipped(write_file):
+    whole = np.ones((150, 150))
+    words = reasons(write_file(lokr(w1=whole, w2=whole)))["layers.0.q"]
+    assert "is (22500, 22500), of 45000 stored numbers; expected at most 268435456" in words
+
+
+def test_without_a_limit_of_rank_the_null_is_one_matrix(write_file, normal):
+    (row,) = analyse(write_file(lokr(w1=normal(4, 4), w2=normal(5, 6)))).rows
+    assert (row["r"], row["capacity"], row["d_out"], row["d_in"]) == (None, 20, 20, 24)
+    assert 0.5 < row["democracy"] < 1.1
+    assert row["outliers"] is not None
+    limited = lokr(w1=normal(4, 4), w2_a=normal(5, 2), w2_b=normal(2, 6))
+    (row,) = analyse(write_file(limited)).rows
+    assert (row["r"], row["capacity"], row["outliers"]) == (8, 8, None)
+
+
 def test_not_a_number_is_told(write_file, normal):
     w1 = normal(4, 3)
     w1[0, 0] = np.nan
