@@ -672,7 +672,7 @@ def test_a_truncated_file(command, two_layers):
 
 def test_a_missing_config(command, two_layers):
     (two_layers / "adapter_config.json").unlink()
-    assert_one_line(command(two_layers), 2, "adapter_config.json: no such file")
+    assert_one_line(command(two_layers), 2, "without their adapter_config.json")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
