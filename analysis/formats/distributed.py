@@ -193,7 +193,7 @@ def _refuse_overlap(file: Path, places: Collection[Any]) -> None:
     lengths: Counter[str] = Counter()
     for place in places:
         name, length = (place.get(k) if isinstance(place, Record) else None for k in PLACE)
-        if isinstance(name, str) and _is_shape((length,)):
+        if isinstance(name, str) and isinstance(length, int) and _is_shape((length,)):
             lengths[name] += length
     for name, length in lengths.items():
         held = file.parent / name
