@@ -173,7 +173,7 @@ def _facts(checkpoint: str) -> dict[str, Any]:
         return {}
     facts = record.read_json(path)
     named = facts.get("base")
-    if not isinstance(named, dict) or not isinstance(named.get("path"), str):
+    if not isinstance(named, dict) or not {"path", "sha256"} <= set(named):
         raise UserError(
             f"{path} does not name a base; expected the run.json of multilora.train (score a base "
             "with base --model DIR)"

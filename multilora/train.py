@@ -70,9 +70,9 @@ def run(
     """
     guard.check_launch(arguments)
     trainer.check(arguments)
-    guard.check_output(Path(arguments.output_dir))
     if arguments.process_index == 0:
         exchange.complete(Path(arguments.output_dir))
+    guard.check_output(Path(arguments.output_dir))
     loaded = load(settings, arguments.seed)
     own = identify(settings, arguments, loaded)
     if repeated is not None:

@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 
+from analysis import exchange
 from multilora import train
 from multilora.training import guard, resume
 
@@ -189,6 +190,16 @@ def test_links_that_a_write_could_follow_are_refused(tmp_path, name):
     (out / name).symlink_to(tmp_path / "precious")
     with pytest.raises(ValueError, match=f"{name}: is a link"):
         guard.check_output(out)
+
+
+def test_a_link_that_waits_to_be_moved_into_place_is_refused(train_argv, tmp_path, fails):
+    precious, out = tmp_path / "precious", tmp_path / "out"
+    precious.mkdir()
+    (out / exchange.NEXT).mkdir(parents=True)
+    (out / exchange.NEXT / "checkpoint-2").symlink_to(precious)
+    argv = train_argv(out, save_strategy="steps", save_steps=2)
+    assert "checkpoint-2: is a link" in fails(argv)
+    assert left(precious) == set()
 
 
 def test_other_files_and_links_stand_in_no_way(tmp_path):
