@@ -8,8 +8,8 @@ to the pair, multiplies it by alpha/r. Blocks of a fused layer, A (m·r, d_in), 
 --blocks. What the other readers share about two factors is here too.
 """
 
+import itertools
 import math
-import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -128,7 +128,9 @@ def _name(groups: Sequence[str], start: str) -> str:
 
 def _beginning(names: Sequence[str]) -> str:
     """Return what all the names begin with."""
-    return os.path.commonprefix([min(names), max(names)]) if names else ""
+    first, last = min(names, default=""), max(names, default="")
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return "".join(letter for letter, _ in alike)
 
 
 def updates(
