@@ -129,8 +129,8 @@ def _name(groups: Sequence[str], start: str) -> str:
 def _beginning(names: Sequence[str]) -> str:
     """Return what all the names begin with."""
     first, last = min(names, default=""), max(names, default="")
-    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
-    return "".join(letter for letter, _ in alike)
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return "".join(letter for letter, _ in pairs)
 
 
 def updates(
