@@ -13,11 +13,13 @@ import functools
 import io
 import json
 import resource
+import struct
 import sys
 import tempfile
 import time
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -190,7 +192,10 @@ def inputs() -> dict[str, Files]:
 # Ways to break a checkpoint
 
 # Raised by a change if an earlier one has broken the file; then bytes are changed instead.
-BROKEN_ALREADY = (ValueError, KeyError, AttributeError, TypeError, RecursionError, SafetensorError)
+BROKEN_ALREADY = (
+    ValueError, KeyError, AttributeError, TypeError, RecursionError, SafetensorError, OSError,
+    EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
 
 # fmt: off
 NASTY = st.sampled_from([

@@ -86,7 +86,7 @@ def compare_spectra(spectra: Spectra, labels: Mapping[Checkpoint, str] | None = 
     for ax in (ecdf, histogram):
         ax.set_xlabel(bands.get_ylabel())
     if one_run:
-        figure.suptitle(drawable(*runs, longest=120))
+        figure.suptitle(drawable(next(iter(runs)), longest=120))
     widest = max(map(len, labels.values()))
     handles, names = bands.get_legend_handles_labels()
     columns = max(1, LEGEND // (widest + 7))

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from analysis import CheckpointError
 from analysis.formats.regular import open_regular
@@ -246,7 +246,8 @@ def _rebuilt(*args: Any) -> Saved:
 
 
 def _rebuilt_v3(*args: Any) -> Saved:
-    return _tensor(*args[:4], dtype=args[6].name)
+    storage, offset, shape, stride = args[:4]
+    return _tensor(storage, offset, shape, stride, dtype=args[6].name)
 
 
 def _foreign(kind: str, shape: Callable[..., Any]) -> Callable[..., Saved]:
@@ -505,7 +506,7 @@ LITERALS = (
 
 def _instructions(file: IO[bytes], most: int) -> Iterator[tuple[str, Any]]:
     """Yield the instructions of a pickle with their arguments; Refused if there are too many."""
-    for i, (opcode, arg, _) in enumerate(pickletools.genops(_Bounded(file))):
+    for i, (opcode, arg, _) in enumerate(pickletools.genops(cast(Any, _Bounded(file)))):
         if i > most:
             raise Refused(f"its pickle has over {most} instructions; expected few for each tensor")
         yield opcode.name, arg

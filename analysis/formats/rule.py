@@ -163,7 +163,8 @@ def refuse_slow(config: dict[str, Any], where: Path | str, modules: Collection[s
 
 def _texts(value: Any) -> list[str]:
     """Return all texts in a JSON value, the keys of objects too."""
-    found, waiting = {}, [value]
+    found: dict[str, None] = {}
+    waiting = [value]
     while waiting:
         inner = waiting.pop()
         if isinstance(inner, str):

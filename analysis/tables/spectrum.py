@@ -61,18 +61,24 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
         methods = ", ".join(dict.fromkeys(row["method"] for row in of_run))
         yield f"{run_heading(run, step)}  ({methods})"
         cells = [["kind", "modules", "d_out×d_in", *(heading for heading, _, _ in PRINTED)]]
+        shapes = _shapes(of_run)
         for line in summarised[run, step]:
             numbers = [cell(line[column], form) for _, column, form in PRINTED]
-            shape = _shape(of_run, line["kind"])
-            cells.append([line["kind"], str(line["modules"]), shape, *numbers])
+            cells.append([line["kind"], str(line["modules"]), shapes[line["kind"]], *numbers])
         yield from aligned(cells)
         yield ""
 
 
-def _shape(rows: Iterable[Row], kind: str) -> str:
-    """d_out×d_in of the modules of a kind, or the number of different shapes."""
-    shapes = {f"{row['d_out']}×{row['d_in']}" for row in rows if kind in (row["kind"], "all")}
-    return shapes.pop() if len(shapes) == 1 else f"{len(shapes)} shapes"
+def _shapes(rows: Iterable[Row]) -> dict[str, str]:
+    """d_out×d_in of the modules of each kind and of "all", or the number of different shapes."""
+    shapes: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for kind in (row["kind"], "all"):
+            shapes.setdefault(kind, {})[f"{row['d_out']}×{row['d_in']}"] = None
+    return {
+        kind: next(iter(found)) if len(found) == 1 else f"{len(found)} shapes"
+        for kind, found in shapes.items()
+    }
 
 
 def remarks(rows: Iterable[Row], other: Sequence[Mapping[str, str]]) -> Iterator[str]:
