@@ -4,7 +4,7 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 SETUP  := $(VENV)/.installed
 
-.PHONY: help setup reproduce test test-all notebooks lint bench clean
+.PHONY: help setup reproduce test test-all formats notebooks lint bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,6 +28,9 @@ test: lint ## lint, then run all tests that take seconds, and the notebooks
 
 test-all: lint ## the same with the slow tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --nbmake tests notebooks
+
+formats: $(SETUP) ## make docs/formats.md from what the tests' situations come to
+	PYTHONPATH=tests $(RUN) -m situations.table > docs/formats.md
 
 notebooks: $(SETUP) ## run the notebooks and save their outputs, after figures/ has changed
 	OMP_NUM_THREADS=1 $(RUN) -m nbconvert --to notebook --execute --inplace \

@@ -45,7 +45,7 @@ from analysis.formats import (
 )
 from analysis.formats.place import Place
 from analysis.formats.tensors import by_number
-from analysis.names import run_key
+from analysis.names import as_text, run_key
 from analysis.update import Entry, Other, Skipped, Update
 
 # Families that read directories. The first that recognises a directory reads it.
@@ -188,11 +188,12 @@ def scan(path: str | Path | Run, options: Options | None = None) -> Iterator[Ent
         weights = shards.locate(source.place.path, *source.family.STEMS)
         files = [weights] if weights else files
     if len(files) != 1:
+        if explained := foreign.explain(source.place.path):
+            raise CheckpointError(f"{source.path}: {explained}")
         what = f"{len(files)} files of tensors" if files else "no checkpoint here"
         raise CheckpointError(
-            f"{source.path}: {foreign.explain(source.place.path) or what}; expected {peft.CONFIG}"
-            f" with {peft.STEM}.safetensors, {full.CONFIG} with {full.WEIGHTS}, a model's weights,"
-            " or a file of factors"
+            f"{source.path}: {what}; expected {peft.CONFIG} with {peft.STEM}.safetensors,"
+            f" {full.CONFIG} with {full.WEIGHTS}, a model's weights, or a file of factors"
         )
     is_file = source.place.path == files[0]
     return _scan_file(source.place if is_file else Place(files[0]), options)
@@ -293,7 +294,7 @@ def runs(
     names = _names(homes)
     by_key: dict[str, Run] = {}
     for source, home, step in zip(sources, homes, matches, strict=True):
-        run = Run(source.path, names[home], int(step[1]) if step else None, source)
+        run = Run(source.path, as_text(names[home]), int(step[1]) if step else None, source)
         first = by_key.setdefault(run.key, run)
         if first is not run:
             raise CheckpointError(
@@ -360,6 +361,8 @@ def _sources(path: str | Path | Run, revision: str | None, steps: bool) -> list[
         return [source]
     if checkpoints := _checkpoints_in(source, steps):
         return checkpoints
+    if foreign.is_cut(directory):
+        return [source]
     files = _files(directory)
     below = _found_below(source, steps)
     if below or len(files) > 1:
@@ -400,6 +403,9 @@ def _found_below(source: Source, steps: bool) -> list[Source]:
         inner = _named(source, child)
         if checkpoints := _checkpoints_in(inner, steps):
             found += checkpoints
+            continue
+        if foreign.is_cut(child):
+            found.append(inner)
             continue
         files = _files(child)
         found += [inner] if len(files) == 1 else [_of_file(inner, file) for file in files]

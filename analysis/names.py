@@ -65,6 +65,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def as_text(name: str) -> str:
+    r"""Return the name of a file as text that any file can hold: bytes that are no UTF-8 escaped.
+
+    >>> print(as_text("run" + chr(0xDCFF)))
+    run\udcff
+    """
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def drawable(text: str, longest: int = 60) -> str:
     r"""Return `text` for a figure: printable, at most `longest` characters, and with `$` as it is.
 

@@ -1,19 +1,24 @@
-"""Check that broken checkpoints raise only CheckpointError, within little time and memory.
+"""Check that broken inputs raise only UserError, within little time and memory.
 
-Takes a small checkpoint of each family, lets Hypothesis change its bytes, headers, configs and
-indices, and analyses the result. A case fails, and is printed, if it takes over 2 s, adds over
-256 MB to the resident memory, or raises any other exception.
+Takes a small checkpoint of each family, results of both kinds and data sets, lets Hypothesis change
+their bytes, headers, configs, indices, pickles and archives, and reads the result: checkpoints with
+the analysis of spectra, and low-rank ones beside another with that of similarity. A case fails, and
+is printed, if it takes over 2 s, adds over 256 MB to the resident memory, warns, or raises any
+other exception.
 """
 
 import argparse
 import copy
+import functools
 import io
 import json
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +29,13 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from analysis import CheckpointError
+from analysis import UserError, similarity, store
 from analysis.command import printable_rows
 from analysis.formats import Options
 from analysis.names import printable
 from analysis.spectrum import analyse
 from analysis.store import csv_text
+from multilora.tasks.public import sources
 
 SECONDS, MEGABYTES = 2.0, 256.0
 Files = dict[str, bytes]
@@ -55,9 +61,10 @@ def _adapter(tensors: dict[str, np.ndarray], **config: Any) -> Files:
     }
 
 
-def _bin(tensors: dict[str, np.ndarray]) -> bytes:
+def _bin(tensors: dict[str, np.ndarray], zipped: bool = True) -> bytes:
     file = io.BytesIO()
-    torch.save({name: torch.from_numpy(x) for name, x in tensors.items()}, file)
+    state = {name: torch.from_numpy(x) for name, x in tensors.items()}
+    torch.save(state, file, _use_new_zipfile_serialization=zipped)
     return file.getvalue()
 
 
@@ -105,6 +112,26 @@ def checkpoints() -> dict[str, Files]:
             "adapter_config.json": plain["adapter_config.json"],
             "adapter_model.bin": _bin(lora),
         },
+        "old bin": {
+            "adapter_config.json": plain["adapter_config.json"],
+            "adapter_model.bin": _bin(lora, zipped=False),
+        },
+        "sharded bin": {
+            "adapter_config.json": plain["adapter_config.json"],
+            "adapter_model.bin.index.json": json.dumps(
+                {"weight_map": {name: f"adapter_model-{i % 2}.bin" for i, name in enumerate(names)}}
+            ).encode(),
+            "adapter_model-0.bin": _bin({name: lora[name] for name in names[::2]}),
+            "adapter_model-1.bin": _bin({name: lora[name] for name in names[1::2]}),
+        },
+        "mtllora": _adapter(
+            _own("mtllora_", A=(2, 5), B=(6, 6), **{"lambda": (2, 2, 2)}, w=(2, 3)),
+            **{"peft_type": "MTLLORA", "n": 3, "r": 2, "tasks": ["a", "b"], "temperature": 0.5},
+        ),
+        "rlora": _adapter(
+            _own("rlora_", A=(2, 5), B=(6, 6), R=(3, 5), A0=(2, 5), B0=(6, 6)),
+            **{"peft_type": "RLORA", "n": 3, "r": 2},
+        ),
         "dora": _adapter(lora | magnitude, use_dora=True) | {"base/model.safetensors": save(W)},
         "adalora": _adapter(adalora, peft_type="ADALORA", init_r=3),
         "multilora": _adapter(multi, peft_type="MULTILORA", n=3, r=1),
@@ -115,6 +142,49 @@ def checkpoints() -> dict[str, Files]:
         },
         "model": {"model.safetensors": save(W), "base/model.safetensors": save(W)},
     } | {name: {"weights.safetensors": save(tensors)} for name, tensors in _other_tools().items()}
+
+
+def _own(prefix: str, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        f"base_model.model.layers.0.q.{prefix}{part}": rng.standard_normal(shape).astype("f4")
+        for part, shape in shapes.items()
+    }
+
+
+def results() -> Files:
+    """Return the results of an analysis."""
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+        for name, data in checkpoints()["lora"].items():
+            (place / name).write_bytes(data)
+        store.save(place / "out", analyse(place), store.record("fuzz", [place], {}))
+        return {file.name: file.read_bytes() for file in (place / "out").iterdir()}
+
+
+def data_sets() -> dict[str, Files]:
+    """Return small data sets, by the name of their format."""
+    rows = [
+        {"instruction": f"Name river {i}.", "input": "", "output": f"R{i}", "answer": "true"}
+        for i in range(3)
+    ]
+    lines = "\n".join(map(json.dumps, rows)).encode()
+    whole = json.dumps(rows).encode()
+    boolq = "\n".join(
+        json.dumps({"question": f"q{i}", "passage": "p", "idx": i, "label": True}) for i in range(3)
+    ).encode()
+    cells = b'"a, or b?",b,c,d,e,A\nsecond,b,c,d,e,B\n'
+    return {
+        "alpaca": {"alpaca.json": whole},
+        "alpaca lines": {"alpaca.jsonl": lines},
+        "superglue": {"BoolQ/train.jsonl": boolq, "BoolQ/val.jsonl": boolq},
+        "mmlu": {"dev/law_dev.csv": cells, "test/law_test.csv": cells, "val/law_val.csv": cells},
+    }
+
+
+def inputs() -> dict[str, Files]:
+    """Return every kind of input, by its name."""
+    return {**checkpoints(), "results": results(), **data_sets()}
 
 
 # Ways to break a checkpoint
@@ -218,10 +288,68 @@ def _tensors_changed(draw: st.DrawFn, data: bytes) -> bytes:
     return save(tensors)
 
 
+# Instructions of a pickle: harmless ones, and those that claim what is not there.
+OPERATIONS = st.sampled_from([
+    b"N", b"]", b"}", b")", b"(", b"\x85", b"\x86", b"t", b"a", b"s", b"u", b"R", b"b", b"Q", b".",
+    b"0", b"2", b"h\0", b"q\0", b"K\5", b"J\xff\xff\xff\x7f", b"r\xff\xff\xff\xff",
+    b"X\xff\xff\xff\xff", b"X\1\0\0\0a", b"X\3\0\0\0\xed\xa0\x80", b"\x8a\xff" + b"\x7f" * 255,
+    b"\x8b\xff\xff\xff\x7f", b"\x96" + b"\xff" * 7 + b"\x7f", b"I" + b"9" * 5000 + b"\n",
+    b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R", b"ctorch\nFloatStorage\n",
+    b"ctorch\nTensor\nJ\xff\xff\xff\x7f\x85R", b"ctorch._utils\n_rebuild_tensor_v2\n",
+    b"ctorch._utils\n_rebuild_qtensor\n", b"ccollections\nOrderedDict\n)R", b"cos\nsystem\n",
+    b"(" * 3000, b")" + b"\x85" * 3000, b"]" * 3000 + b"a" * 2999, b"]2" * 50 + b"a" * 50,
+])  # fmt: skip
+
+
+@st.composite
+def _pickle_changed(draw: st.DrawFn, data: bytes) -> bytes:
+    """Put instructions into the pickle, cut it, or change what the archive says of its members."""
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        at = draw(st.integers(0, min(len(data), 1500)))
+        return data[:at] + draw(OPERATIONS) + data[at + draw(st.integers(0, 4)) :]
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {member.filename: archive.read(member) for member in archive.infolist()}
+    pickles = [name for name in members if name.endswith("data.pkl")]
+    for _ in range(draw(st.integers(0, 3)) if pickles else 0):
+        content = members[pickles[0]]
+        at = draw(st.integers(0, len(content)))
+        new = draw(OPERATIONS)
+        members[pickles[0]] = content[:at] + new + content[at + draw(st.integers(0, 3)) :]
+    way = draw(st.sampled_from([zipfile.ZIP_STORED] * 4 + [zipfile.ZIP_DEFLATED]))
+    file = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(file, "w", way) as archive:
+        warnings.simplefilter("ignore")
+        for name, content in members.items():
+            times = draw(st.sampled_from([1] * 8 + [0, 2]))
+            for _ in range(times):
+                archive.writestr(name, content[: None if draw(st.integers(0, 9)) else 3])
+    data = file.getvalue()
+    if draw(st.integers(0, 2)) == 0:  # the central directory, and what follows it
+        at = data.find(b"PK\1\2") + draw(st.integers(0, 200))
+        new = draw(st.sampled_from([b"\xff" * 4, b"\0" * 4, b"PK\6\7" + b"\xff" * 16, b"\1"]))
+        data = data[:at] + new + data[at + len(new) :]
+    return data
+
+
+TEXTS = st.sampled_from([
+    b"", b"\0", b'"', b"\n", b"\r", b",", b"[" * 50_000, b"{", b"}", b"\xff", b"\\ud800", b"NaN",
+    b"1e999", b"9" * 5000, b"=1+1", b"\x1b[2J", b"\xe2\x80\xae", b"null", b'{"a":1}',
+    b"a" * 200_000,
+])  # fmt: skip
+
+
+@st.composite
+def _text_changed(draw: st.DrawFn, data: bytes) -> bytes:
+    """Replace or insert text that a reader of CSV or JSON could stumble over."""
+    new = draw(TEXTS)
+    at = draw(st.integers(0, len(data)))
+    return data[:at] + new + data[at + draw(st.integers(0, 20)) :]
+
+
 @st.composite
 def broken(draw: st.DrawFn) -> tuple[str, Files]:
-    """Draw a family and its checkpoint with one or two files changed."""
-    whole = checkpoints()
+    """Draw a kind of input with one or two of its files changed."""
+    whole = _inputs()
     family = draw(st.sampled_from(sorted(whole)))
     files = dict(whole[family])
     for _ in range(draw(st.integers(1, 2))):
@@ -229,9 +357,11 @@ def broken(draw: st.DrawFn) -> tuple[str, Files]:
         if not files[name] or draw(st.integers(0, 5)) == 0:
             files[name] = draw(_bytes_changed(files[name]))
             continue
-        change = _json_changed if name.endswith(".json") else _header_changed
+        change = CHANGES[name.rpartition(".")[2]]
         if name.endswith(".safetensors") and draw(st.integers(0, 3)):
             change = _tensors_changed
+        if family not in _checkpoints() and draw(st.booleans()):
+            change = _text_changed
         try:
             files[name] = draw(change(files[name]))
         except BROKEN_ALREADY:
@@ -239,29 +369,77 @@ def broken(draw: st.DrawFn) -> tuple[str, Files]:
     return family, files
 
 
-# Analysing a broken checkpoint
+CHANGES: dict[str, Callable[[bytes], Any]] = {
+    "json": _json_changed,
+    "safetensors": _header_changed,
+    "bin": _pickle_changed,
+    "csv": _text_changed,
+    "jsonl": _text_changed,
+}
 
 
-def check(files: Files, directory: Path) -> tuple[float, float]:
-    """Analyse one case and return the seconds and the megabytes of memory that it took.
+@functools.cache
+def _checkpoints() -> frozenset[str]:
+    return frozenset(checkpoints())
 
-    Raises any exception but CheckpointError, and AssertionError if a printed line is not printable.
+
+@functools.cache
+def _inputs() -> dict[str, Files]:
+    return inputs()
+
+
+# Reading a broken input
+
+
+def _analysed(directory: Path) -> Iterator[str]:
+    """Yield what the analysis of a checkpoint would print: reasons, rows, similarities."""
+    base = directory / "base"
+    options = Options(base=base if base.exists() else None)
+    spectra = analyse(directory, options=options)
+    yield from (skip["reason"] for skip in spectra.skipped)
+    yield from csv_text(printable_rows(spectra.rows)).splitlines()
+    if any(row["r"] is not None for row in spectra.rows):
+        similar = similarity.analyse([directory], options=options)
+        yield from (skip["reason"] for skip in similar.skipped)
+
+
+def _results_read(directory: Path) -> Iterator[str]:
+    spectra, _ = store.load(directory)
+    yield from csv_text(printable_rows(spectra.rows)).splitlines()
+    store.strict_json(spectra.rows)
+
+
+def spec(family: str, directory: Path) -> str:
+    """Return the specification of a data set of this kind in a directory, as --tasks takes it."""
+    file = next((f for f in directory.iterdir() if f.name.startswith("alpaca")), directory)
+    return f"{family.partition(' ')[0]}:{file}"
+
+
+def check(files: Files, directory: Path, family: str = "lora") -> tuple[float, float]:
+    """Read one case and return the seconds and the megabytes of memory that it took.
+
+    family: the kind of input. Raises any exception but UserError, also for a warning, and
+    AssertionError if a printed line is not printable.
     """
     for name, data in files.items():
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_bytes(data)
-    base = directory / "base"
-    before, start = _peak(), time.perf_counter()
+    before, start = _peak(), time.process_time()
     try:
-        spectra = analyse(directory, options=Options(base=base if base.exists() else None))
-        reasons = [skip["reason"] for skip in spectra.skipped]
-        lines = [*reasons, *csv_text(printable_rows(spectra.rows)).splitlines()]
-    except CheckpointError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            if family == "results":
+                lines = list(_results_read(directory))
+            elif family in data_sets():
+                lines = sources.load(spec(family, directory)).notes
+            else:
+                lines = list(_analysed(directory))
+    except UserError as error:
         lines = [str(error)]
     for line in lines:
         if not printable(line).isprintable():
             raise AssertionError(f"a terminal would obey {line!r}")
-    return time.perf_counter() - start, _peak() - before
+    return time.process_time() - start, _peak() - before
 
 
 def _peak() -> float:
@@ -271,17 +449,17 @@ def _peak() -> float:
 
 def _warm_up() -> None:
     """Import and cache once what would otherwise count for the first case."""
-    whole = checkpoints()
+    whole = dict(_inputs())
     dora = dict(whole["dora"])
     config = json.loads(dora["adapter_config.json"]) | {"peft_type": "LOHA"}
     whole["other type"] = dora | {"adapter_config.json": json.dumps(config).encode()}
-    for files in whole.values():
+    for family, files in whole.items():
         with tempfile.TemporaryDirectory() as directory:
-            check(files, Path(directory))
+            check(files, Path(directory), family)
 
 
 def run(cases: int, number: int, report: Callable[[str, float, float], None]) -> None:
-    """Break `cases` checkpoints, seeded by `number`, and raise at the first failure.
+    """Break `cases` inputs, seeded by `number`, and raise at the first failure.
 
     report: called with the family, seconds and megabytes of each case.
     """
@@ -299,7 +477,7 @@ def run(cases: int, number: int, report: Callable[[str, float, float], None]) ->
     def each(case: tuple[str, Files]) -> None:
         family, files = case
         with tempfile.TemporaryDirectory() as directory:
-            seconds, megabytes = check(files, Path(directory))
+            seconds, megabytes = check(files, Path(directory), family)
         report(family, seconds, megabytes)
         if seconds > SECONDS or megabytes > MEGABYTES:
             raise AssertionError(f"{family}: {seconds:.1f} s, {megabytes:.0f} MB")
@@ -311,7 +489,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the cases, print their time and memory and return 0; raise at the first failure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__)
     parser.add_argument(
-        "--cases", type=int, default=10_000, help="number of broken checkpoints (default 10000)"
+        "--cases", type=int, default=10_000, help="number of broken inputs (default 10000)"
     )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)

@@ -26,7 +26,7 @@ import transformers
 from analysis import exchange
 from multilora import base, command, delta, record
 from multilora.methods import peft as peft_methods
-from multilora.tasks import data, encoding, scoring, tokens
+from multilora.tasks import data, encoding, mixture, scoring, tokens
 from multilora.tasks.data import Data
 from multilora.tasks.example import Example
 from multilora.training import guard, identity, repeat, resume, rows, trainer
@@ -93,7 +93,7 @@ def run(
             "notes": notes,
             "real_tokens": arranged.real,
             **outcome(fitted),
-            "scores": score(model, loaded, settings.per_task_scored),
+            "scores": score(model, loaded, settings),
         }
         write(model, loaded.base, facts, out)
     return out
@@ -121,13 +121,16 @@ def identify(settings: TrainSettings, arguments: TrainArguments, loaded: Loaded)
 def arrange(settings: TrainSettings, arguments: TrainArguments, loaded: Loaded) -> Rows:
     """Encode the training examples and put them into the order in which they are trained on."""
     context = encoding.context_of(loaded.model, loaded.tokenizer)
+    if settings.max_length:
+        context = min(context, settings.max_length)
     names = list(loaded.tasks.family_of) if settings.method in BY_TASK else []
     if loaded.tasks.files:
         cache = Path(settings.token_cache)
         encoded = tokens.cached(loaded.tokenizer, loaded.examples, context, names, cache)
     else:
         encoded = encoding.encode_all(loaded.tokenizer, loaded.examples, context, names)
-    of_task = [e.task for e in loaded.examples]
+    by_family = settings.mixture == mixture.FAMILIES
+    of_task = [e.family if by_family else e.task for e in loaded.examples]
     return rows.arrange(encoded, of_task, arguments, context, settings.mixture, settings.packing)
 
 
@@ -177,6 +180,7 @@ def fit(
             *callbacks,
         ],
         lr_ratios={"lora_B": settings.b_lr_ratio, "multilora_s": settings.scale_lr_ratio},
+        by_example=settings.loss == "example",
     )
     if fitted.is_world_process_zero():
         with guard.writing(out):
@@ -209,12 +213,12 @@ def outcome(fitted: AdapterTrainer) -> dict[str, Any]:
     }
 
 
-def score(model: Any, loaded: Loaded, per_task: int) -> dict[str, Any]:
-    """Share of right answers on the held-out items of each split that has any."""
+def score(model: Any, loaded: Loaded, settings: TrainSettings) -> dict[str, Any]:
+    """Share of right answers on the held-out items of each split that has any, and their NLL."""
     return {
-        split: scoring.score(model, loaded.tokenizer, items)
+        split: scoring.score(model, loaded.tokenizer, items, settings.decode)
         for split in ("validation", "test")
-        if (items := loaded.tasks.split(split, per_task))
+        if (items := loaded.tasks.split(split, settings.per_task_scored))
     }
 
 

@@ -163,5 +163,5 @@ def distance(W: np.ndarray, W0: np.ndarray) -> float:
 def _blocks(W: np.ndarray) -> Iterator[np.ndarray]:
     """Yield W in float64, ROWS rows at a time."""
     W = np.atleast_1d(W)
-    for i in range(0, len(W), ROWS):
+    for i in range(0, len(W) if W.size else 0, ROWS):  # (2**40, 0) has many rows of nothing
         yield float64(W[i : i + ROWS])

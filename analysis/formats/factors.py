@@ -91,7 +91,8 @@ def _paired(
     if not modules:
         raise CheckpointError(f"{file}: no name matches {' or '.join(options.factors)}")
     names = [name for parts in modules.values() for name in parts.values()]
-    named = {_name(module, names): parts for module, parts in modules.items()}
+    start = _beginning(names)
+    named = {_name(module, start): parts for module, parts in modules.items()}
     if len(named) < len(modules):
         raise CheckpointError(
             f"{file}: two pairs have the same name; expected groups that tell every module from"
@@ -114,21 +115,22 @@ def _beside(names: Mapping[str, str], tensors: Collection[str], options: Options
     return {part: f"{stem}.{leaf}" for leaf, part in parts.items() if f"{stem}.{leaf}" in tensors}
 
 
-def _name(groups: Sequence[str], names: Sequence[str]) -> str:
-    """Return a module's name: the groups, and after a number what all names begin with.
+def _name(groups: Sequence[str], start: str) -> str:
+    """Return a module's name: the groups, and after a number `start`, what all names begin with.
 
     w_a_000 and w_b_000 with the group 000 are 000.w.
     """
     module = ".".join(groups)
     if module and not groups[-1].isdigit():
         return module
-    return f"{module}.{_beginning(names).strip('._') or 'pair'}".lstrip(".")
+    return f"{module}.{start.strip('._') or 'pair'}".lstrip(".")
 
 
 def _beginning(names: Sequence[str]) -> str:
     """Return what all the names begin with."""
-    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    return "".join(letters[0] for letters in alike)
+    first, last = min(names, default=""), max(names, default="")
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return "".join(letter for letter, _ in pairs)
 
 
 def updates(

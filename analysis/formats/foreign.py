@@ -37,6 +37,18 @@ def explain(path: Path) -> str:
         return ""
 
 
+def is_cut(directory: Path) -> bool:
+    """Return whether a directory holds weights that another program cut over its processes.
+
+    Such a directory is one checkpoint: its files mean nothing on their own.
+    """
+    try:
+        names = sorted(child.name for child in islice(directory.iterdir(), MANY))
+        return bool(_deepspeed(directory, names) or _megatron(directory, names))
+    except OSError:
+        return False
+
+
 def is_pointer(file: Path) -> bool:
     """Return whether a file is what Git LFS leaves in place of a file it has not fetched."""
     try:

@@ -145,6 +145,8 @@ def _in_safetensors(path: Path, name: str, start: int, entry: dict[str, Any]) ->
             raise CheckpointError(
                 f"{path}: {name}: stored as {dtype}; expected one of {', '.join(FLOATS)}"
             )
+        if len(shape) > pickles.MOST_DIMENSIONS:
+            raise CheckpointError(f"{path}: {name}: has {len(shape)} dimensions; expected a matrix")
         data = _bytes(path, name, start + begin, end - begin)
         return np.frombuffer(data, FLOATS[dtype]).reshape(shape)
 

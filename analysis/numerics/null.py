@@ -29,7 +29,7 @@ EDGE_DRAWS, EDGE_QUANTILE = 1000, 0.99
 ANGLE_DRAWS = 16
 # The null models of one table may cost FREE, and 1 more for every SHARE numbers in its updates; a
 # cost of 1 is about 0.1 s of one core.
-FREE, SHARE = 12, 2**17
+FREE, SHARE = 8, 2**17
 SMALL = 64  # up to this size, numpy's batched solver is faster than scipy's tridiagonal one
 
 
@@ -87,7 +87,7 @@ def drawn(rows: Sequence[Row]) -> set[tuple[int, int, int | None]]:
 
     >>> rows = [{"d_out": 9, "d_in": 9 + i, "r": 8, "spectral_norm": 1.0} for i in range(20)]
     >>> len(drawn(rows)), len(drawn(rows[:5])), len(drawn(10_000 * rows))
-    (12, 5, 20)
+    (6, 5, 20)
     """
     moved = [row for row in rows if row["spectral_norm"] > 0]
     shapes = Counter((row["d_out"], row["d_in"], row["r"]) for row in moved)
@@ -96,12 +96,15 @@ def drawn(rows: Sequence[Row]) -> set[tuple[int, int, int | None]]:
         for (d_out, d_in, r), n in shapes.items()
     )
     left = FREE + numbers / SHARE
-    found = set()
-    for shape, _ in shapes.most_common():
-        left -= _cost(*shape)
-        if left < 0:
-            break
-        found.add(shape)
+    found, paid = set(), set()
+    for (d_out, d_in, r), _ in shapes.most_common():
+        turned = (*sorted((d_out, d_in)), r)  # ΔW and ΔWᵀ have one null
+        if turned not in paid:
+            left -= _cost(d_out, d_in, r)
+            if left < 0:
+                break
+            paid.add(turned)
+        found.add((d_out, d_in, r))
     return found
 
 
@@ -110,7 +113,7 @@ def _cost(d_out: int, d_in: int, r: int | None) -> float:
     k = min(d_out, d_in)
     if r is not None:
         k = min(k, r)
-        return min(1.0, 0.01 * k**2) + (k / 300) ** 2
+        return 0.0 if k == 1 else min(1.2, 0.035 * k**2) + (k / 300) ** 2
     return 1 + k / 100 if k > SMALL else 1.0
 
 

@@ -13,22 +13,24 @@ from analysis import UserError
 
 _WINDOW = 50  # number of batches within which `bucket` sorts examples by length
 _PACKED = 200  # number of rows, about, within which `pack` places examples
-PROPORTIONAL, EQUAL = "proportional", "equal"
+PROPORTIONAL, EQUAL, FAMILIES = "proportional", "equal", "families"
 
 
 def temperature(mixture: str) -> float:
     """Temperature T of a mixture: a task of N examples is drawn with probability ∝ N^(1/T).
 
-    'proportional' is 1, 'equal' is infinity, and a number stands for itself. Raises UserError for
-    anything else.
+    'proportional' is 1, 'equal' and 'families' (of families instead of tasks) are infinity, and a
+    number stands for itself. Raises UserError for anything else.
     """
+    named = {PROPORTIONAL: 1.0, EQUAL: math.inf, FAMILIES: math.inf}
     try:
-        value = {PROPORTIONAL: 1.0, EQUAL: math.inf}.get(mixture) or float(mixture)
+        value = named.get(mixture) or float(mixture)
     except ValueError:
         value = math.nan
     if not value > 0:
         raise UserError(
-            f"mixture is {mixture!r}; expected {PROPORTIONAL}, {EQUAL} or a temperature above 0"
+            f"mixture is {mixture!r}; expected {PROPORTIONAL}, {EQUAL}, {FAMILIES} or a temperature"
+            " above 0"
         )
     return value
 

@@ -42,6 +42,7 @@ class Prediction:
     log_likelihoods: natural logarithm of the likelihood of each option; without options, of the
         right answer and the end token
     cut: number of tokens of the prompt that did not fit into the context
+    tokens: number of tokens of each option, or of the right answer with the end token
     """
 
     example: Example
@@ -49,6 +50,7 @@ class Prediction:
     by_length: str | None
     log_likelihoods: tuple[float, ...]
     cut: int = 0
+    tokens: tuple[int, ...] = ()
 
     @property
     def right(self) -> bool:
@@ -60,12 +62,27 @@ class Prediction:
         """True if `by_length` is the example's answer; without options the same as `right`."""
         return self.right if self.by_length is None else self.by_length == self.example.answer
 
+    @property
+    def nll(self) -> float | None:
+        """−log of the likelihood of the right answer per token, in nats; None if it does not fit.
 
-def predict(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[Prediction]:
+        The end token counts where there are no options.
+        """
+        if not self.log_likelihoods:
+            return None
+        options = self.example.options
+        place = options.index(self.example.answer) if options else 0
+        return -self.log_likelihoods[place] / self.tokens[place]
+
+
+def predict(
+    model: Any, tokenizer: Any, examples: Sequence[Example], decode: bool = True
+) -> list[Prediction]:
     """Return the model's answer to each example.
 
     With options, it is the one whose tokens together are most likely after the prompt (the first
-    of equals). Without options, it is the text that greedy decoding writes before the end token.
+    of equals). Without options, it is the text that greedy decoding writes before the end token,
+    or, unless `decode`, only known to be right if every token of the right answer is the likeliest.
     Raises UserError if a log-likelihood is not finite, or if the model distinguishes tasks and an
     example's task is not one of them.
     """
@@ -81,12 +98,15 @@ def predict(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[Pre
         for i, (e, own) in enumerate(zip(examples, candidates, strict=True))
         if own and not e.options and not greedy[starts[i]]
     ]
+    if not decode:
+        unsure = []
     texts = _generate(model, tokenizer, [rows[starts[i]] for i in unsure], context)
     generated = dict(zip(unsure, texts, strict=True))
     predictions = []
     for i, (e, own) in enumerate(zip(examples, candidates, strict=True)):
         values = tuple(likelihoods[starts[i] : starts[i + 1]])
-        predictions.append(_prediction(e, own, values, generated.get(i, e.answer)))
+        text = generated.get(i, e.answer) if decode or (own and greedy[starts[i]]) else ""
+        predictions.append(_prediction(e, own, values, text))
     return predictions
 
 
@@ -127,27 +147,33 @@ def _prediction(
     """
     if not rows:
         return Prediction(example, None, None, ())
-    cut = max(row.cut for row in rows)
+    cut, tokens = max(row.cut for row in rows), tuple(row.answer for row in rows)
     if not example.options:
-        return Prediction(example, generated, None, log_likelihoods, cut)
+        return Prediction(example, generated, None, log_likelihoods, cut, tokens)
     per_character = [
         value / len(option) for value, option in zip(log_likelihoods, example.options, strict=True)
     ]
     answer = example.options[log_likelihoods.index(max(log_likelihoods))]
     by_length = example.options[per_character.index(max(per_character))]
-    return Prediction(example, answer, by_length, log_likelihoods, cut)
+    return Prediction(example, answer, by_length, log_likelihoods, cut, tokens)
 
 
-def score(model: Any, tokenizer: Any, examples: Sequence[Example]) -> dict[str, Any]:
-    """Return the model's share of right answers, as `shares` does from its predictions."""
-    return shares(predict(model, tokenizer, examples))
+def score(
+    model: Any, tokenizer: Any, examples: Sequence[Example], decode: bool = True
+) -> dict[str, Any]:
+    """Return the model's share of right answers, as `shares` does from its predictions.
+
+    decode: see `predict`.
+    """
+    return shares(predict(model, tokenizer, examples, decode))
 
 
 def shares(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Share of right answers, in [0, 1]: {"tasks": …, "families": …, "mean": …, "chance": …}.
 
     The share of a family is the mean of its tasks, and `mean` that of the families. `chance` is
-    the expected share of a random guess, by family.
+    the expected share of a random guess, by family. "nll" has the same three of `Prediction.nll`,
+    over the examples whose answer fits.
     """
     tasks: dict[str, float] = {}
     chance: dict[str, float] = {}
@@ -161,16 +187,32 @@ def shares(predictions: Sequence[Prediction]) -> dict[str, Any]:
         return {
             family: statistics.fmean(v for task, v in values.items() if family_of[task] == family)
             for family in FAMILIES
-            if family in family_of.values()
+            if any(family_of[task] == family for task in values)
         }
 
     families = by_family(tasks)
+    nll = {task: statistics.fmean(values) for task, values in _losses(predictions).items()}
+    of_families = by_family(nll)
     return {
         "tasks": tasks,
         "families": families,
         "mean": statistics.fmean(families.values()),
         "chance": by_family(chance),
+        "nll": {
+            "tasks": nll,
+            "families": of_families,
+            "mean": statistics.fmean(of_families.values()) if of_families else None,
+        },
     }
+
+
+def _losses(predictions: Sequence[Prediction]) -> dict[str, list[float]]:
+    """Task → the NLL of each of its examples whose answer fits into the context."""
+    losses: dict[str, list[float]] = {}
+    for prediction in predictions:
+        if prediction.nll is not None:
+            losses.setdefault(prediction.example.task, []).append(prediction.nll)
+    return losses
 
 
 def _batches(sizes: Sequence[tuple[int, int]], context: int, title: str) -> Iterator[list[int]]:

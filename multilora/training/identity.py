@@ -25,6 +25,7 @@ CODE = {
     "prepare": "multilora.training.prepare",
     "rows": "multilora.training.rows",
     "trainer": "multilora.training.trainer",
+    "answers": "multilora.training.answers",
     "config": "multilora.methods.config",
     "layers": "multilora.methods.layers",
     "tuner": "multilora.methods.tuner",

@@ -67,13 +67,27 @@ class TrainSettings:
     mixture: str = field(
         default=mixture.PROPORTIONAL,
         metadata={
-            "help": "how often each task is drawn: proportional to its size, equal, or a "
-            "temperature"
+            "help": "how often each task is drawn: proportional to its size, equal, equal "
+            "by families, or a temperature"
         },
     )
     packing: bool = field(
         default=False,
         metadata={"help": "fill rows of the context length with several examples"},
+    )
+    max_length: int = field(
+        default=0, metadata={"help": "tokens of a training row at most; 0: the model's context"}
+    )
+    loss: str = field(
+        default="token",
+        metadata={
+            "help": "mean over the answer tokens of a step (token), or over its examples, each of "
+            "them the mean of its answer tokens (example)"
+        },
+    )
+    decode: bool = field(
+        default=True,
+        metadata={"help": "score answers without options by greedy decoding, which takes long"},
     )
     per_task: int = field(
         default=0,
@@ -152,7 +166,11 @@ class TrainSettings:
         if self.start != "kaiming" and self.method != "multilora":
             raise UserError("start belongs to method multilora only")
         mixture.temperature(self.mixture)
-        for count in ("per_task", "per_task_scored"):
+        if self.loss not in ("token", "example"):
+            raise UserError(f"loss is {self.loss!r}; expected token or example")
+        if self.loss == "example" and (self.method == "expert" or self.packing):
+            raise UserError("loss example belongs neither to --packing nor to --method expert")
+        for count in ("per_task", "per_task_scored", "max_length"):
             if getattr(self, count) < 0:
                 raise UserError(f"{count} is {getattr(self, count)}; expected 0 or more")
 

@@ -11,7 +11,7 @@ import transformers
 from analysis import UserError
 from multilora.methods import experts
 from multilora.methods.experts import ExpertBank
-from multilora.training import guard, resume
+from multilora.training import answers, guard, resume
 
 # Arguments that say where a run goes and what it prints, not what comes out of it.
 ARGUMENTS_WITHOUT_EFFECT = (
@@ -62,11 +62,15 @@ class AdapterTrainer(transformers.Trainer):
     """Trainer that gives some parameters a multiple of the learning rate.
 
     lr_ratios: {part of a parameter's name: multiple}. The experts of an `ExpertBank` are trained
-    independently of one another.
+    independently of one another. by_example: True for a loss that is the mean over the examples of
+    a step, each of them the mean over its answer tokens.
     """
 
-    def __init__(self, *args: Any, lr_ratios: dict[str, float], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, lr_ratios: dict[str, float], by_example: bool = False, **kwargs: Any
+    ) -> None:
         self.lr_ratios = lr_ratios
+        self.by_example = by_example
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -90,12 +94,35 @@ class AdapterTrainer(transformers.Trainer):
     def get_batch_samples(self, *args: Any) -> Any:
         """The batches of one step; for a bank, with the total number of labels of each expert."""
         batches, in_all = super().get_batch_samples(*args)
+        if self.by_example:
+            in_all = torch.tensor(answers.count(batches), device=self.args.device)
+            if self.args.average_tokens_across_devices:
+                in_all = self.accelerator.gather(in_all).sum()
         if isinstance(self.model, ExpertBank) and in_all is not None:
             counts = experts.count_labels(batches, len(self.model.tasks)).to(self.args.device)
             if self.args.average_tokens_across_devices:
                 counts = self.accelerator.gather(counts).view(-1, len(counts)).sum(0)
             batches = [{**batch, "multilora_label_counts": counts} for batch in batches]
         return batches, in_all
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """The loss of a batch; with `by_example` num_items_in_batch counts the step's examples."""
+        if not self.by_example or num_items_in_batch is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"]
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        with answers.only(head, answers.predicted(labels)):
+            outputs = model(**{name: x for name, x in inputs.items() if name != "labels"})
+        loss = answers.sum_of_means(outputs.logits, labels) / num_items_in_batch
+        if self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # the gradients are averaged over them
+        return (loss, outputs) if return_outputs else loss
 
     def _clip_grad_norm(self, model: Any) -> Any:
         if not isinstance(self.model, ExpertBank):

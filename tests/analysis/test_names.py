@@ -1,5 +1,7 @@
 """Keys, layers and kinds from names; names that are printed, selected and made unique."""
 
+import os
+
 import pytest
 
 from analysis import UserError, names
@@ -49,3 +51,9 @@ def test_modules_are_selected_by_a_match_anywhere():
     assert names.expression(None).search("anything")
     with pytest.raises(UserError, match=r"--modules '\[' is not a regular expression: "):
         names.expression("[")
+
+
+def test_a_name_that_is_no_text_can_be_written():
+    name = os.fsdecode(b"run\xff")
+    assert names.as_text(name).encode() == b"run\\udcff"
+    assert names.as_text("naïve") == "naïve"

@@ -633,6 +633,7 @@ def test_formats_lists_every_family(command, capfd):
     helpers = {"__init__", "place", "tensors", "shards", "base", "rule", "own", "ties", "foreign"}
     helpers |= {
         "nested",
+        "gguf_file",
         "wrappers",
         "orientation",
         "fused",

@@ -379,3 +379,13 @@ def test_bad_usage_is_one_line_and_status_two(argv, words, capsys, tmp_path):
     assert last.startswith("multilora.train: ")
     assert words in last
     assert "Traceback" not in err
+
+
+def test_a_run_by_example_has_short_rows_and_losses_beside_its_scores(model_path, tmp_path):
+    changes = {"max_length": 12, "loss": "example", "mixture": "families", "decode": False}
+    settings = settings_of(model_path, "lora", **changes)
+    facts = written(train.run(settings, arguments_of(tmp_path, save_strategy="no")))
+    assert any("cut on the left to fit 12 tokens" in note for note in facts["notes"])
+    nll = facts["scores"]["test"]["nll"]
+    assert set(nll["families"]) == {"instruction", "understanding", "knowledge"}
+    assert all(value > 0 for value in nll["tasks"].values())

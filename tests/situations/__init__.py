@@ -19,6 +19,7 @@ class Made:
     options: the other arguments.
     updates: module or module#part → ΔW, of everything that is read.
     refused: words of the reason, if anything is refused or skipped.
+    remark: words of what is said on stderr although everything is read.
     status: the exit status of the command; by default 0 if all is read and 2 if nothing is.
     """
 
@@ -26,6 +27,7 @@ class Made:
     options: Sequence[str] = ()
     updates: Mapping[str, np.ndarray] = field(default_factory=dict)
     refused: str = ""
+    remark: str = ""
     status: int | None = None
 
     @property

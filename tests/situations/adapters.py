@@ -85,7 +85,9 @@ def literal_pattern(out: Path) -> Made:
 @situation(PEFT, "LoRA weights without their config", "`adapter_model.safetensors`")
 def lora_without_config(out: Path) -> Made:
     (write_adapter(out, LORA) / "adapter_config.json").unlink()
-    return Made(out, refused="adapter_config.json: no such file")
+    return Made(
+        out, refused="put adapter_config.json into the same directory, or pass α/r, --scale X"
+    )
 
 
 @situation(PEFT, "LoRA weights without their config, scale known", "one file of PEFT's names")

@@ -93,18 +93,25 @@ def distributed(out: Path) -> Made:
 
 @situation(NOTHING, "DeepSpeed ZeRO-3", "`global_step10/…model_states.pt`, `zero_to_fp32.py`")
 def zero3(out: Path) -> Made:
+    import torch
+
     (out / "zero_to_fp32.py").write_text("")
     (out / "latest").write_text("global_step10")
     (out / "global_step10").mkdir()
-    (out / "global_step10" / "zero_pp_rank_0_mp_rank_00_model_states.pt").write_bytes(b"")
+    states = out / "global_step10" / "zero_pp_rank_0_mp_rank_00_model_states.pt"
+    torch.save({"module": {"model.layers.0.q_proj.weight": torch.zeros(0)}}, states)
     return Made(out, refused="zero_to_fp32.py")
 
 
 @situation(NOTHING, "Megatron", "`latest_checkpointed_iteration.txt`, `mp_rank_00/`")
 def megatron(out: Path) -> Made:
+    import torch
+
     (out / "latest_checkpointed_iteration.txt").write_text("10")
     (out / "iter_0000010" / "mp_rank_00").mkdir(parents=True)
-    (out / "iter_0000010" / "mp_rank_00" / "model_optim_rng.pt").write_bytes(b"")
+    weights = {"language_model": {"encoder": {"q.weight": torch.zeros(4, 4)}}}
+    states = out / "iter_0000010" / "mp_rank_00" / "model_optim_rng.pt"
+    torch.save({"model": weights, "iteration": 10}, states)
     return Made(out, refused="Megatron")
 
 
@@ -118,3 +125,25 @@ def nemo(out: Path) -> Made:
 def keras(out: Path) -> Made:
     (out / "weights.h5").write_bytes(b"\x89HDF\r\n")
     return Made(out / "weights.h5", refused="HDF5")
+
+
+@situation(NOTHING, "Pointer of Git LFS", "`model.safetensors` of 130 bytes")
+def pointer(out: Path) -> Made:
+    words = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n"
+    path, options = compared(out, TUNED)
+    (path / "model.safetensors").write_text(words)
+    return Made(path, options, refused="git lfs pull")
+
+
+@situation(NOTHING, "Flax, ONNX, TensorFlow, Paddle, Core ML, TensorRT", "`flax_model.msgpack`, …")
+def flax(out: Path) -> Made:
+    (out / "flax_model.msgpack").write_bytes(b"\x80")
+    return Made(out, refused="weights of Flax")
+
+
+@situation(NOTHING, "Quantised base", "`quantization_config` in its `config.json`")
+def quantised(out: Path) -> Made:
+    path, options = compared(out, TUNED)
+    quantisation = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    write_model(out / "base", W0, quantization_config=quantisation)
+    return Made(path, options, refused="quantised (bitsandbytes)")

@@ -14,15 +14,34 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis import spectrum, store
-from situations import SITUATIONS, Made, Situation, adapters, models, tools  # noqa: F401  each adds to SITUATIONS
+from situations import (
+    SITUATIONS,
+    Made,
+    Situation,
+    adapters,
+    models,
+    tools,
+)  # each adds to SITUATIONS
 
 HEAD = """# What can be read
 
 Each row is a checkpoint that the tests write and give to `python -m analysis.spectrum`; the last
-column is what came out. Made by `make formats` from `tests/situations`: do not edit it here.
+column is what came out: exit status 0 if all is read, 1 if in part, 2 if refused. Made by
+`make formats` from `tests/situations`: do not edit it here.
 `python -m analysis.spectrum --formats` prints one line per reader; its module in
 `analysis/formats/` begins with the names of the tensors, their shapes and the rule of the scale.
 """
+
+
+SECTIONS = (
+    adapters.PEFT,
+    adapters.OWN,
+    tools.LANGUAGE,
+    tools.IMAGES,
+    tools.OWN_CODE,
+    models.MODELS,
+    models.NOTHING,
+)
 
 
 class Outcome(NamedTuple):
@@ -57,11 +76,11 @@ def cell(situation: Situation) -> list[str]:
         place.mkdir()
         made = situation.make(place)
         status, s, errors = outcome(made, Path(directory).resolve() / "results")
-        options = " ".join(made.options).replace(f"{place}/", "").replace("base", "BASE")
+        options = " ".join(made.options).replace(f"{place}/base", "BASE").replace(f"{place}/", "")
         words = [
             error.replace("analysis.spectrum: ", "").replace(f"{place}", "…") for error in errors
         ]
-    came = ["read"] if s and not words else ["read in part"] if s else [f"refused, status {status}"]
+    came = ["refused" if not s else "read in part" if status else "read"]
     return [
         situation.title,
         situation.files,
@@ -73,7 +92,8 @@ def cell(situation: Situation) -> list[str]:
 def text() -> str:
     """Return docs/formats.md."""
     lines = [HEAD]
-    for section, members in groupby(SITUATIONS, key=lambda situation: situation.section):
+    ordered = sorted(SITUATIONS, key=lambda situation: SECTIONS.index(situation.section))
+    for section, members in groupby(ordered, key=lambda situation: situation.section):
         lines += [f"## {section}", "", "| format | files | options | result |", "|---|---|---|---|"]
         lines += [f"| {' | '.join(cell(situation))} |" for situation in members]
         lines.append("")

@@ -1,6 +1,7 @@
 """Adapters of other tools."""
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,26 @@ def kohya_dora(out: Path) -> Made:
     return Made(write(out, named), refused="--base")
 
 
+@situation(IMAGES, "The same, with the base", "`dora_scale`, and the base")
+def kohya_dora_with_base(out: Path) -> Made:
+    (out / "base").mkdir()
+    W0 = normal(12, 10, seed=1)
+    save_file({"q.weight": W0}, out / "base" / "model.safetensors")
+    magnitude = np.arange(1, 13).astype("f4")[:, None]
+    tensors = {"lora_down.weight": A, "lora_up.weight": B, "dora_scale": magnitude}
+    named = {f"lora_unet_q.{name}": x for name, x in tensors.items()}
+    V = W0 + product(B, A)
+    delta = V * magnitude / np.linalg.norm(V, axis=1, keepdims=True) - W0
+    base = ["--base", str(out / "base")]
+    return Made(write(out, named), base, updates={"unet.q": delta})
+
+
+@situation(IMAGES, "Whole differences", "`….diff`")
+def whole_difference(out: Path) -> Made:
+    named = {"diffusion_model.blocks.0.q.diff": normal(12, 10)}
+    return Made(write(out, named), updates={"blocks.0.q": normal(12, 10).astype(float)})
+
+
 @situation(IMAGES, "diffusers", "`unet.….lora_A.weight`, `.lora_B.weight`")
 def diffusers(out: Path) -> Made:
     tensors = {"unet.to_q.lora_A.weight": A, "unet.to_q.lora_B.weight": B}
@@ -123,7 +144,8 @@ def _mlx(out: Path, save: str = "safetensors", **config: object) -> Path:
         np.savez(out / "adapters.npz", **tensors)
     else:
         save_file(tensors, out / "adapters.safetensors")
-    (out / "adapter_config.json").write_text(json.dumps(config))
+    if config:
+        (out / "adapter_config.json").write_text(json.dumps(config))
     return out
 
 
@@ -141,7 +163,7 @@ def mlx(out: Path) -> Made:
 
 @situation(LANGUAGE, "mlx-lm, old", "`adapters.npz`")
 def mlx_npz(out: Path) -> Made:
-    parameters = {"rank": 4, "alpha": 4, "scale": 20.0, "dropout": 0.0}
+    parameters = {"rank": 4, "scale": 20.0, "dropout": 0.0}
     return Made(_mlx(out, "npz", lora_layers=1, lora_parameters=parameters), updates=MLX)
 
 
@@ -212,9 +234,39 @@ def litgpt_blocks(out: Path) -> Made:
     return Made(_litgpt(out), options, updates=_litgpt_updates(2))
 
 
-@situation(LANGUAGE, "GGUF LoRA of llama.cpp", "`lora.gguf`: `blk.0.attn_q.weight.lora_a`")
+@situation(
+    LANGUAGE, "GGUF LoRA of llama.cpp", "`lora.gguf`: `blk.0.attn_q.weight.lora_a`, `.lora_b`"
+)
 def gguf(out: Path) -> Made:
-    raise NotImplementedError
+    facts = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 8.0}
+    tensors = {"blk.0.attn_q.weight.lora_a": A, "blk.0.attn_q.weight.lora_b": B}
+    (out / "lora.gguf").write_bytes(_gguf({"general.architecture": "llama"} | facts, tensors))
+    return Made(out / "lora.gguf", updates={"blk.0.attn_q": product(B, A, 2)})
+
+
+@situation(LANGUAGE, "GGUF of a whole model", "`model.gguf`")
+def gguf_model(out: Path) -> Made:
+    facts: dict[str, str | float] = {"general.type": "model", "general.architecture": "llama"}
+    (out / "model.gguf").write_bytes(_gguf(facts, {"token_embd.weight": A}))
+    return Made(out / "model.gguf", refused="whole model")
+
+
+def _gguf(facts: dict[str, str | float], tensors: dict[str, np.ndarray]) -> bytes:
+    """Return a GGUF file, version 3, of float32 matrices."""
+
+    def text(words: str) -> bytes:
+        return struct.pack("<Q", len(words)) + words.encode()
+
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(facts))
+    for key, value in facts.items():
+        is_text = isinstance(value, str)
+        head += text(key) + struct.pack("<I", 8 if is_text else 6)
+        head += text(value) if is_text else struct.pack("<f", value)
+    data = b""
+    for name, x in tensors.items():
+        head += text(name) + struct.pack("<I2QIQ", 2, *x.shape[::-1], 0, len(data))
+        data += x.tobytes() + bytes(-x.nbytes % 32)
+    return head + bytes(-len(head) % 32) + data
 
 
 # Own code
@@ -243,7 +295,9 @@ def nested(out: Path) -> Made:
 def reversed_factors(out: Path) -> Made:
     tensors = {"q.lora_A": normal(16, 4), "q.lora_B": normal(4, 16)}
     delta = product(normal(16, 4), normal(4, 16)).T
-    return Made(write(out, tensors), ["--scale", "1"], updates={"q": delta})
+    return Made(
+        write(out, tensors), ["--scale", "1"], updates={"q": delta}, remark="read as x @ A @ B"
+    )
 
 
 @situation(OWN_CODE, "Factors of either orientation", "`lora_A`, `lora_B`, all square")

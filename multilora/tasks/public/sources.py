@@ -1,17 +1,18 @@
 """Load tasks from public formats, as in `--tasks alpaca:PATH,mmlu:DIR,superglue:DIR`.
 
 KIND:PATH reads files, KIND:hub:NAME a data set of the Hugging Face hub. If the kind is a single
-task, NAME=KIND:PATH names that task, so that two files of one kind can be mixed.
+task, NAME=KIND:PATH names that task, so that two files of one kind can be mixed, and
+NAME@FAMILY=KIND:PATH puts it into another family than that of its kind.
 """
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from analysis import UserError
-from multilora.tasks.example import SPLITS, Example
+from multilora.tasks.example import FAMILIES, SPLITS, Example
 from multilora.tasks.public import alpaca, curation, llm_adapters, mmlu, superglue
 from multilora.tasks.public.records import Loaded
 
@@ -50,11 +51,15 @@ class Source:
 
 
 class Part(NamedTuple):
-    """One `NAME=KIND:PATH` of a specification; the name is the kind if none is given."""
+    """One `NAME@FAMILY=KIND:PATH` of a specification.
+
+    The name is the kind if none is given; the family is "" if it is that of the kind.
+    """
 
     name: str
     kind: str
     path: str
+    family: str = ""
 
 
 def load(spec: str) -> Source:
@@ -81,6 +86,7 @@ def _parse_part(text: str) -> Part:
     kinds = [*ONE_TASK, *MANY_TASKS]
     head, _, path = text.partition(":")
     name, named, kind = head.rpartition("=")
+    name, moved, family = name.partition("@")
     if not path:
         raise UserError(
             f"tasks: {text!r} is not KIND:PATH; expected one of the kinds {', '.join(kinds)} and a "
@@ -94,7 +100,11 @@ def _parse_part(text: str) -> Part:
         raise UserError(
             f"tasks: {text!r}: the name is {name!r}; expected letters, digits, '_', '.' or '-'"
         )
-    return Part(name or kind, kind, path)
+    if moved and family not in FAMILIES:
+        raise UserError(
+            f"tasks: {text!r}: the family is {family!r}; expected one of {', '.join(FAMILIES)}"
+        )
+    return Part(name or kind, kind, path, family)
 
 
 def _load_part(part: Part) -> Loaded:
@@ -102,6 +112,10 @@ def _load_part(part: Part) -> Loaded:
     hub = part.path.removeprefix("hub:") if part.path.startswith("hub:") else ""
     if part.kind in ONE_TASK:
         load, load_hub = ONE_TASK[part.kind]
-        return load_hub(hub, part.name) if hub else load(Path(part.path), part.name)
+        loaded = load_hub(hub, part.name) if hub else load(Path(part.path), part.name)
+        if not part.family:
+            return loaded
+        moved = [replace(table, family=part.family) for table in loaded.tables]
+        return replace(loaded, tables=moved)
     load_all, load_all_hub = MANY_TASKS[part.kind]
     return load_all_hub(hub) if hub else load_all(Path(part.path))

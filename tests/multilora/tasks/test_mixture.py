@@ -85,7 +85,7 @@ def test_a_mixture_is_a_temperature(words, want):
 
 @pytest.mark.parametrize("words", ["", "none", "0", "-1", "nan"])
 def test_other_mixtures_are_refused(words):
-    with pytest.raises(ValueError, match="expected proportional, equal or a temperature above 0"):
+    with pytest.raises(ValueError, match="expected proportional, equal, families or a temperature"):
         mixture.temperature(words)
 
 

@@ -296,14 +296,38 @@ def test_scores_are_means_of_means():
         (example("p", "a", two, "three", knowledge), True),
         (example("p", "a", four, "three", knowledge), False),
     ]
-    said = [Prediction(e, e.answer if was else "", None, (0.0,)) for e, was in rows]
+    said = [
+        Prediction(e, e.answer if was else "", None, (-1.0 - was,) * 4, tokens=(2,) * 4)
+        for e, was in rows
+    ]
     scores = scoring.shares(said)
     assert scores == {
         "tasks": {"one": 0.25, "two": 1.0, "three": 0.5},
         "families": {instruction: 0.625, knowledge: 0.5},
         "mean": 0.5625,
         "chance": {instruction: 0.0, knowledge: 0.375},
+        "nll": {
+            "tasks": {"one": 0.625, "two": 1.0, "three": 0.75},
+            "families": {instruction: 0.8125, knowledge: 0.75},
+            "mean": 0.78125,
+        },
     }
+
+
+def test_an_answer_that_does_not_fit_has_no_loss_and_scores_of_none_are_none():
+    prediction = Prediction(example("p", "a", None, "one", FAMILIES[0]), None, None, ())
+    assert prediction.nll is None
+    scores = scoring.shares([prediction])
+    assert (scores["mean"], scores["nll"]) == (0.0, {"tasks": {}, "families": {}, "mean": None})
+
+
+def test_without_decoding_an_answer_is_right_only_if_every_token_is_the_likeliest(ending_early):
+    model, tokenizer, _ = ending_early
+    examples = [e for e in suite.load("test", 10) if not e.options]
+    decoded = scoring.predict(model, tokenizer, examples)
+    scored = scoring.predict(model, tokenizer, examples, decode=False)
+    assert [p.nll for p in scored] == [p.nll for p in decoded]
+    assert all(p.answer in ("", p.example.answer) for p in scored)
 
 
 def test_a_random_model_is_near_chance(ending_early):

@@ -59,6 +59,9 @@ def test_the_runs_of_the_presets_keep_their_names(method):
 CHANGED = {
     "mixture": ("2", "lora-mixture=2-s0"),
     "packing": (True, "lora-packing-s0"),
+    "max_length": (192, "lora-max_length=192-s0"),
+    "loss": ("example", "lora-loss=example-s0"),
+    "decode": (False, "lora-decode=False-s0"),
     "per_task": (50, "lora-per_task=50-s0"),
     "per_task_scored": (20, "lora-per_task_scored=20-s0"),
     "r": (26, "lora-r=26-s0"),

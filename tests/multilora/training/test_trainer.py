@@ -108,3 +108,30 @@ def test_arguments_without_effect_on_the_result_do_not_differ(tmp_path):
     assert trainer_of.differing(given) == {}
     given = trainer_of.TrainArguments(**usual, max_steps=10, warmup_steps=0, bf16=False)
     assert trainer_of.differing(given) == {"max_steps": 10, "warmup_steps": 0}
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_the_loss_by_example_does_not_depend_on_how_a_step_is_cut(tmp_path, accumulated):
+    """Four examples in one batch or in two give the mean of the four; tokens would be weighted."""
+    from tiny_models import llama
+
+    from multilora.tasks.encoding import Encoded, collate
+    from multilora.training import answers
+
+    rows = [Encoded([1, 2, 3, 4, 5], n) for n in (1, 2, 3, 4)]
+    arguments = trainer_of.TrainArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=4 // accumulated, max_steps=1,
+        gradient_accumulation_steps=accumulated, use_cpu=True, logging_steps=1, disable_tqdm=True,
+        learning_rate=1e-3, save_strategy="no",
+    )  # fmt: skip
+    model = llama()
+    batch = collate(rows, 0)
+    with torch.no_grad(), answers.only(model.lm_head, answers.predicted(batch["labels"])):
+        logits = model(input_ids=batch["input_ids"]).logits
+    want = answers.sum_of_means(logits, batch["labels"]).item() / 4
+    fitted = trainer_of.AdapterTrainer(
+        model, arguments, train_dataset=rows, data_collator=lambda b: collate(b, 0),
+        lr_ratios={}, by_example=True,
+    )  # fmt: skip
+    fitted.train()
+    assert fitted.state.log_history[0]["loss"] == pytest.approx(want, rel=1e-5)

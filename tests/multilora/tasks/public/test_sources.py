@@ -128,3 +128,12 @@ def test_samples_of_all_families_make_one_mixture(samples):
     # One empty answer, and nothing that the samples train on is tested by them.
     left_out = [note for note in source.notes if "left out" in note]
     assert left_out == ["1 records without an answer left out (alpaca 1)"]
+
+
+def test_a_task_can_be_put_into_another_family(tmp_path):
+    write_json(tmp_path / "arc.json", [{"instruction": "Is tin soft?", "input": "", "answer": "b"}])
+    source = sources.load(f"arc@knowledge=llm-adapters:{tmp_path}/arc.json")
+    assert source.family_of == {"arc": "knowledge"}
+    assert sources.parse("a@knowledge=alpaca:x") == [Part("a", "alpaca", "x", "knowledge")]
+    with pytest.raises(ValueError, match="the family is 'wisdom'; expected one of instruction"):
+        sources.parse("arc@wisdom=llm-adapters:x")
