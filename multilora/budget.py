@@ -149,7 +149,7 @@ def share_of(text: str) -> Fraction:
 def config_of(name: str) -> Any:
     """Return the transformers config of a LLaMA by name, a directory, JSON file or hub name."""
     if name not in LLAMA:
-        checked.counts(transformers.PretrainedConfig.get_config_dict(name)[0], name)
+        checked.counts(transformers.PretrainedConfig.get_config_dict(name)[0], "its config")
         return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     width, layers, heads, mlp = LLAMA[name]
     return transformers.LlamaConfig(
@@ -172,7 +172,7 @@ def build(config: Any) -> nn.Module:
     named = [getattr(transformers, name, None) for name in config.architectures or ()]
     with torch.device("meta"):
         for cls in named:
-            if cls is not None:
+            if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
                 return cls(config)
         if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
             return transformers.AutoModelForCausalLM.from_config(config)
@@ -216,11 +216,12 @@ def _of_llama(name: str, target_modules: str) -> Sizes:
 
 def _measured(name: str, target_modules: str) -> Sizes:
     """Build a model without weights and measure it."""
-    try:
-        model = build(config_of(name))
-    except UNBUILDABLE as error:
-        kind = f"{type(error).__name__}: {error}"
-        raise UserError(f"no model can be built from its config ({kind})") from None
+    with checked.loading("its config"):
+        try:
+            model = build(config_of(name))
+        except UNBUILDABLE as error:
+            kind = f"{type(error).__name__}: {error}"
+            raise UserError(f"no model can be built from its config ({kind})") from None
     return measure(model, target_modules)
 
 

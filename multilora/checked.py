@@ -19,7 +19,7 @@ from analysis.formats import rule, tensors
 
 # A key of a config that counts what is built one by one, and how many a model may have of it.
 COUNT = re.compile(r"(?:^|_)(?:n|num)_\w*?(layer|label|expert|codebook)|(layer|expert)s$")
-MOST = {"layer": 1000, "label": 100_000, "expert": 10_000, "codebook": 1000}
+MOST = {"layer": 200, "label": 100_000, "expert": 2048, "codebook": 400}
 # A model may have this many numbers, or eight for each byte of its weights if those are more.
 NUMBERS = 1 << 26
 SUFFIXES = (".safetensors", ".bin")
