@@ -1,9 +1,10 @@
 """Measure what training did to a model's weights: the spectrum of every ΔW in a checkpoint.
 
-Data flows one way. `checkpoint` reads a path into updates, `numerics` computes numbers from an
-update, `pairs` and `base` compare updates with one another and with the base, `results` holds the
-rows and arrays, `tables` and `figures` show them, and `store` writes them to disk. The commands
-are `spectrum`, `similarity` and `dynamics`.
+Data flows one way. `files` opens tensors, `formats` and `checkpoint` read a path into updates,
+`numerics` computes numbers from an update, `pairs` and `base` compare updates with one another and
+with the base, `results` holds the rows and arrays, `tables` and `figures` show them, and `store`
+writes them to disk. The commands are `spectrum`, `similarity` and `dynamics`; `process` prepares
+the process of a command.
 """
 
 __version__ = "0.1.0"
@@ -23,6 +24,6 @@ class CheckpointError(UserError):
 
 __all__ = ["CheckpointError", "UserError", "__version__"]
 
-from analysis import start  # noqa: E402 (it uses the names above)
+from analysis.process import start  # noqa: E402 (it uses the names above)
 
 start.prepare()

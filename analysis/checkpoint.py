@@ -9,6 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 from analysis import CheckpointError, UserError
+from analysis.files import distributed, foreign, hub, shards
+from analysis.files.place import Place
+from analysis.files.tensors import by_number
 from analysis.formats import (
     DirectoryFamily,
     Family,
@@ -16,14 +19,11 @@ from analysis.formats import (
     adalora,
     adapterhub,
     diffusers,
-    distributed,
     dora,
     experts,
     factors,
-    foreign,
     full,
     gguf,
-    hub,
     kohya,
     litgpt,
     lokr,
@@ -36,15 +36,12 @@ from analysis.formats import (
     multilora,
     peft,
     rlora,
-    shards,
     starts,
     state_dict,
     target_parameters,
     through_peft,
     torchtune,
 )
-from analysis.formats.place import Place
-from analysis.formats.tensors import by_number
 from analysis.names import as_text, run_key
 from analysis.update import Entry, Other, Skipped, Update
 

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import UserError, __version__, checkpoint, interrupts, streams
+from analysis import UserError, __version__, checkpoint
 from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.names import printable
+from analysis.process import interrupts, streams
 from analysis.results import Row
 
 NEGATIVE = re.compile(r"-\.?\d")

@@ -25,7 +25,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as deserialised
 from safetensors.numpy import save as serialised
 
-from analysis import CheckpointError, __version__, exchange
+from analysis import CheckpointError, __version__
+from analysis.files import exchange
 from analysis.results import COLUMNS, Row, Spectra
 
 if TYPE_CHECKING:

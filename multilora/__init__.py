@@ -8,7 +8,8 @@ PEFT itself, held by an `ExpertBank`.
 import os
 import sys
 
-# The package beside this one, whatever is called so in the working directory (`analysis.start`).
+# The package beside this one, not what is called so in the working directory
+# (`analysis.process.start`).
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import analysis  # noqa: F401
 

@@ -15,7 +15,8 @@ import torch
 import transformers
 
 from analysis import UserError
-from analysis.formats import rule, tensors
+from analysis.files import tensors
+from analysis.formats import rule
 
 # A key of a config that counts what is built one by one, and how many a model may have of it.
 COUNT = re.compile(r"(?:^|_)(?:n|num)_\w*?(layer|label|expert|codebook)|(layer|expert)s$")

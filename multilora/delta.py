@@ -24,10 +24,11 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from analysis import CheckpointError, UserError, exchange
+from analysis import CheckpointError, UserError
+from analysis.files import exchange
+from analysis.files.place import Place
 from analysis.formats import experts as bank
 from analysis.formats import full
-from analysis.formats.place import Place
 from analysis.numerics.floor import noise_floor
 from multilora import checked, record
 from multilora.methods import experts

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis import UserError, exchange, store
+from analysis import UserError, store
+from analysis.files import exchange
 from analysis.tables import text
 from multilora import base, checked, command, delta, record
 from multilora.tasks import data, scoring

@@ -18,8 +18,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from analysis import UserError, exchange, store
-from analysis.formats.regular import open_regular
+from analysis import UserError, store
+from analysis.files import exchange
+from analysis.files.regular import open_regular
 from multilora import behaviour
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "safetensors")

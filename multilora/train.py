@@ -23,7 +23,7 @@ from typing import Any
 
 import transformers
 
-from analysis import exchange
+from analysis.files import exchange
 from multilora import base, command, delta, record
 from multilora.methods import peft as peft_methods
 from multilora.tasks import data, encoding, mixture, scoring, tokens

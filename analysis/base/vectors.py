@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from analysis import CheckpointError, store
-from analysis.formats.tensors import open_file
+from analysis.files.tensors import open_file
 from analysis.numerics import decompose, metrics
 from analysis.numerics.decompose import EPS, Basis, Decomposition
 from analysis.update import DenseUpdate

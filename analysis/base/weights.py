@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from analysis import CheckpointError
+from analysis.files.place import Place
+from analysis.files.tensors import Stored, read_json
 from analysis.formats import base, full, peft, ties
-from analysis.formats.place import Place
-from analysis.formats.tensors import Stored, read_json
 from analysis.update import DenseUpdate, Update
 
 # Layers of Transformers whose weight is (entries, width) and acts as its transpose.

@@ -9,8 +9,9 @@ linear algebra here beyond the definition of ΔW.
 To add a family, copy the nearest file and put it into one list of `analysis.checkpoint`: FORMATS
 if it reads directories, FILES if it reads single files.
 
-Shared by the families: `place` finds and parses files, `tensors` and `shards` open weights, `base`
-finds W0, `rule` gives r and scale, `own` reads the tensors of this project's own methods.
+Shared by the families: `base` finds W0, `ties` what is tied to what, `rule` and `stated` give r and
+scale, `orientation` and `fused` what shapes mean, `claims` bounds what a config asks for, and `own`
+reads the tensors of this project's own methods. `analysis.files` opens what they read.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from analysis.formats.place import Place
+from analysis.files.place import Place
 from analysis.update import Entry
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.formats.tensors import FLOATS, Stored, count, number
+from analysis.files.tensors import FLOATS, Stored, count, number
 from analysis.update import coarsest, float64
 
 PARTS = ("lora_A", "lora_B", "lora_E")

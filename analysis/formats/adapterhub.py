@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from analysis import CheckpointError
+from analysis.files.place import Place
+from analysis.files.tensors import Stored, count, number, short
 from analysis.formats import Options, factors, fused, orientation
-from analysis.formats.place import Place
-from analysis.formats.tensors import Stored, count, number, short
 from analysis.update import Entry, LowRankUpdate, Other, Skipped
 
 CONFIG = "adapter_config.json"

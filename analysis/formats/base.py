@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.formats import distributed, foreign, hub, shards
-from analysis.formats.place import Place
-from analysis.formats.tensors import FLOATS, Stored
+from analysis.files import distributed, foreign, hub, shards
+from analysis.files.place import Place
+from analysis.files.tensors import FLOATS, Stored
 from analysis.update import float64
 
 CONFIG = "config.json"

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from analysis import CheckpointError
-from analysis.formats import base, rule, shards
-from analysis.formats.place import Place
-from analysis.formats.tensors import Stored
+from analysis.files import shards
+from analysis.files.place import Place
+from analysis.files.tensors import Stored
+from analysis.formats import base, rule
 
 # Keys of a config of Transformers that count the parts of a model, its sizes, and its positions.
 COUNTS = re.compile(r"layer|block|depth|expert|head|stage")

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from analysis import CheckpointError
+from analysis.files.place import Place
 from analysis.formats import Options, dora, factors
-from analysis.formats.place import Place
 from analysis.formats.rule import Rule
 from analysis.update import Entry, Other, Skipped
 

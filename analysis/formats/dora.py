@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis import CheckpointError
+from analysis.files.place import Place
+from analysis.files.tensors import Stored
 from analysis.formats import Options, base
-from analysis.formats.place import Place
-from analysis.formats.tensors import Stored
 from analysis.update import DenseUpdate, Update, float64
 
 MAGNITUDE = "lora_magnitude_vector"

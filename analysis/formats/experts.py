@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from analysis import CheckpointError
+from analysis.files.place import Place
+from analysis.files.tensors import short
 from analysis.formats import Options, peft
-from analysis.formats.place import Place
-from analysis.formats.tensors import short
 from analysis.update import Entry, Other, Skipped
 
 STEMS: tuple[str, ...] = ()

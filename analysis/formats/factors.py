@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from analysis import CheckpointError, UserError
+from analysis.files.place import Place
+from analysis.files.tensors import Stored
 from analysis.formats import Options, fused, orientation
-from analysis.formats.place import Place
-from analysis.formats.tensors import Stored
 from analysis.update import Entry, LowRankUpdate, Other, Remark, Skipped
 
 # What other methods store next to two factors, or instead of them; the bias of a factor is not one.

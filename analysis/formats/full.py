@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from analysis import CheckpointError
+from analysis.files.place import Place
+from analysis.files.tensors import FLOATS, Stored, number, short
 from analysis.formats import Options
-from analysis.formats.place import Place
-from analysis.formats.tensors import FLOATS, Stored, number, short
 from analysis.update import DenseUpdate, Entry, Other, Skipped
 
 CONFIG, WEIGHTS = "delta_config.json", "delta.safetensors"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.formats.tensors import Stored
+from analysis.files.tensors import Stored
 
 
 def count(B: Sequence[int], A: Sequence[int]) -> int:

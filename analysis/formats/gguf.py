@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from analysis import CheckpointError
+from analysis.files.place import Place
+from analysis.files.tensors import Stored, number, short
 from analysis.formats import Options, factors
-from analysis.formats.place import Place
-from analysis.formats.tensors import Stored, number, short
 from analysis.update import Entry, LowRankUpdate, Other, Skipped
 
 SUFFIX = ".gguf"

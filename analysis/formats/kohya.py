@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from analysis import CheckpointError
+from analysis.files.place import Place
+from analysis.files.tensors import FLOATS, Stored
 from analysis.formats import Options, base, dora, factors, lokr, lycoris, peft
-from analysis.formats.place import Place
-from analysis.formats.tensors import FLOATS, Stored
 from analysis.numerics.denoise import noise_size
 from analysis.numerics.floor import noise_floor
 from analysis.update import DenseUpdate, Entry, LowRankUpdate, Other, Skipped, Update

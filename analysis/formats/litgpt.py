@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from analysis import CheckpointError
+from analysis.files.place import Place
+from analysis.files.tensors import Stored, count, number
 from analysis.formats import Options, factors, fused, loralib, orientation, stated
-from analysis.formats.place import Place
-from analysis.formats.tensors import Stored, count, number
 from analysis.update import Entry, LowRankUpdate, Other, Remark, Skipped
 
 WEIGHTS = "lit_model.pth.lora"

@@ -14,8 +14,8 @@ import math
 import numpy as np
 
 from analysis import CheckpointError
+from analysis.files.tensors import FLOATS, Stored
 from analysis.formats import factors, lycoris
-from analysis.formats.tensors import FLOATS, Stored
 from analysis.update import Factor, KroneckerUpdate, coarsest, float64
 
 LARGE = 2**28  # entries of ΔW, which is not formed; or `factors.TIMES` times the stored numbers

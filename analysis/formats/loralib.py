@@ -14,8 +14,8 @@ the same names too: see `orientation`.
 import re
 from collections.abc import Iterator
 
+from analysis.files.place import Place
 from analysis.formats import Options, factors, orientation, stated
-from analysis.formats.place import Place
 from analysis.update import Entry, Other, Remark
 
 KEY = re.compile(r"(?P<module>.+)\.lora_(?P<role>[AB])", re.DOTALL)

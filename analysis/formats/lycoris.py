@@ -16,8 +16,8 @@ from collections.abc import Callable
 import numpy as np
 
 from analysis import CheckpointError
+from analysis.files.tensors import FLOATS, Stored
 from analysis.formats import factors
-from analysis.formats.tensors import FLOATS, Stored
 from analysis.update import DenseUpdate, LowRankUpdate, coarsest, float64
 
 PARTS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.formats.tensors import Stored, short
+from analysis.files.tensors import Stored, short
 
 GROUPS = 2  # of every convolution in PEFT 0.2
 

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.formats import Options, dora, shards
-from analysis.formats.place import Place
-from analysis.formats.tensors import Stored, count, number, short
+from analysis.files import shards
+from analysis.files.place import Place
+from analysis.files.tensors import Stored, count, number, short
+from analysis.formats import Options, dora
 from analysis.update import Entry, LowRankUpdate, Other, Skipped, Update
 
 CONFIG = "adapter_config.json"

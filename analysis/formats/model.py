@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from analysis import CheckpointError
+from analysis.files.place import Place
+from analysis.files.tensors import FLOATS, Stored
 from analysis.formats import Options, base, ties
-from analysis.formats.place import Place
-from analysis.formats.tensors import FLOATS, Stored
 from analysis.numerics.denoise import noise_size
 from analysis.numerics.floor import noise_floor
 from analysis.update import DenseUpdate, Entry, Other, Skipped

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from analysis import CheckpointError
+from analysis.files.place import Place
+from analysis.files.tensors import LONGEST_NAME, count, number, short
 from analysis.formats import Options, own, peft
-from analysis.formats.place import Place
-from analysis.formats.tensors import LONGEST_NAME, count, number, short
 from analysis.update import Entry, LowRankUpdate
 
 STEMS = (peft.STEM,)

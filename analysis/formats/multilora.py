@@ -14,10 +14,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from analysis.files.place import Place
+from analysis.files.tensors import count
 from analysis.formats import Options, own, peft
-from analysis.formats.place import Place
 from analysis.formats.rule import Rule
-from analysis.formats.tensors import count
 from analysis.update import Entry, LowRankUpdate
 
 STEMS = (peft.STEM,)

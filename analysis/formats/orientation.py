@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 from analysis import CheckpointError
+from analysis.files.tensors import Stored
 from analysis.formats import Options
-from analysis.formats.tensors import Stored
 from analysis.update import Remark
 
 Key = TypeVar("Key", bound=Hashable)

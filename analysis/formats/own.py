@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from analysis import CheckpointError
+from analysis.files.place import Place
+from analysis.files.tensors import FLOATS, Stored
 from analysis.formats import peft
-from analysis.formats.place import Place
-from analysis.formats.tensors import FLOATS, Stored
 from analysis.update import Entry, LowRankUpdate, Other, Skipped, coarsest, float64
 
 # A file may make FEW updates, and one more for every SHARE numbers in it. Those of a module may

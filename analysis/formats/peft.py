@@ -19,6 +19,9 @@ from typing import Any
 import numpy as np
 
 from analysis import CheckpointError
+from analysis.files import shards
+from analysis.files.place import Place
+from analysis.files.tensors import Stored
 from analysis.formats import (
     Options,
     adalora,
@@ -27,14 +30,11 @@ from analysis.formats import (
     factors,
     merged_linear,
     orientation,
-    shards,
     starts,
     target_parameters,
     through_peft,
 )
-from analysis.formats.place import Place
 from analysis.formats.rule import Rule
-from analysis.formats.tensors import Stored
 from analysis.update import Entry, LowRankUpdate, Other, Skipped
 
 CONFIG = "adapter_config.json"

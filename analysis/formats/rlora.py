@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from analysis.files.place import Place
+from analysis.files.tensors import count, number
 from analysis.formats import Options, own, peft
-from analysis.formats.place import Place
-from analysis.formats.tensors import count, number
 from analysis.update import Entry, LowRankUpdate
 
 STEMS = (peft.STEM,)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import CheckpointError
-from analysis.formats.tensors import count, number, short
+from analysis.files.tensors import count, number, short
 
 # An expression that cannot take long, to compile or to match: letters and dots, and only a few.
 HARMLESS = re.compile(r"\^?(?:[\w-]|\\?\.){0,1000}\$?", re.ASCII)

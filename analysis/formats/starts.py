@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.formats.tensors import short
+from analysis.files.tensors import short
 from analysis.update import LowRankUpdate, coarsest, float64
 
 # Values of init_lora_weights that leave the base weight as it was, so that B·A is all of ΔW.

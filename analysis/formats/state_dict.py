@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from analysis import CheckpointError
+from analysis.files.place import Place
+from analysis.files.tensors import Stored
 from analysis.formats import Options, dora, factors, orientation, peft, stated
-from analysis.formats.place import Place
-from analysis.formats.tensors import Stored
 from analysis.update import Entry, LowRankUpdate, Other, Remark
 
 PAIR = re.compile(

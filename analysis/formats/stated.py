@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.formats.place import Place
-from analysis.formats.tensors import Stored
+from analysis.files.place import Place
+from analysis.files.tensors import Stored
 
 ALPHAS = ("lora_alpha", "alpha")
 RANKS = ("r", "lora_r", "lora_rank", "rank", "lora_dim")

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from analysis import CheckpointError
+from analysis.files.tensors import Stored, short
 from analysis.formats.rule import Rule
-from analysis.formats.tensors import Stored, short
 from analysis.update import LowRankUpdate, Skipped
 
 BASE_LAYER = ".base_layer"  # what PEFT adds to the name of a layer for each of its wrappers

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from analysis import CheckpointError
+from analysis.files.place import Place
+from analysis.files.tensors import line, short
 from analysis.formats import base, claims
-from analysis.formats.place import Place
-from analysis.formats.tensors import line, short
 from analysis.numerics.floor import noise_floor
 from analysis.update import DenseUpdate, Entry, Other, Skipped
 

@@ -7,8 +7,8 @@ training that unties them, the head's W0 is that embedding.
 import re
 from collections.abc import Collection, Mapping
 
-from analysis.formats.place import Place
-from analysis.formats.tensors import Stored, read_json
+from analysis.files.place import Place
+from analysis.files.tensors import Stored, read_json
 
 CONFIG = "config.json"
 # Heads whose rows are the entries of the vocabulary, by the names that Transformers gives them.

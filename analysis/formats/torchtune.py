@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from analysis import CheckpointError
-from analysis.formats import Options, factors, shards
-from analysis.formats.place import Place
+from analysis.files import shards
+from analysis.files.place import Place
+from analysis.files.tensors import Stored
+from analysis.formats import Options, factors
 from analysis.formats.rule import Rule
-from analysis.formats.tensors import Stored
 from analysis.update import Entry, LowRankUpdate, Other, Skipped
 
 CONFIG = "adapter_config.json"

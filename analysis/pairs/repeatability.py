@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis import CheckpointError, UserError, checkpoint
 from analysis.checkpoint import Run
-from analysis.formats import tensors
+from analysis.files import tensors
 from analysis.names import run_key
 from analysis.numerics import statistics
 from analysis.numerics.subspaces import SIDES, above_chance

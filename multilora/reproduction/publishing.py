@@ -3,7 +3,8 @@
 import shutil
 from pathlib import Path
 
-from analysis import UserError, exchange
+from analysis import UserError
+from analysis.files import exchange
 from multilora.reproduction import tables
 from multilora.reproduction.claims import judge
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis import UserError, exchange, store
+from analysis import UserError, store
+from analysis.files import exchange
 from analysis.results import Row
 from multilora import record
 

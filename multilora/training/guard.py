@@ -17,7 +17,8 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from analysis import UserError, exchange
+from analysis import UserError
+from analysis.files import exchange
 from multilora import record
 from multilora.methods import experts
 

@@ -18,7 +18,8 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_callback import ExportableState
 
-from analysis import UserError, exchange
+from analysis import UserError
+from analysis.files import exchange
 from multilora import record
 from multilora.methods import experts
 

@@ -7,7 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from analysis import CheckpointError, UserError, checkpoint, dynamics, similarity, spectrum
-from analysis.formats import Options, hub, tensors
+from analysis.files import hub, tensors
+from analysis.formats import Options
 from analysis.spectrum import analyse
 from analysis.update import DenseUpdate, LowRankUpdate, Other, Skipped
 

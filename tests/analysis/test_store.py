@@ -16,7 +16,8 @@ from killed import at_every_call
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from analysis import CheckpointError, exchange, spectrum, store
+from analysis import CheckpointError, spectrum, store
+from analysis.files import exchange
 from analysis.results import Spectra
 
 

@@ -13,7 +13,8 @@ from killed import at_every_call
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from analysis import UserError, checkpoint, exchange
+from analysis import UserError, checkpoint
+from analysis.files import exchange
 from analysis.formats import experts as bank_format
 from analysis.numerics.floor import noise_floor
 from multilora import MtlLoraConfig, MultiLoraConfig, RLoraConfig, base, delta

@@ -5,7 +5,7 @@ import pytest
 import torch
 from killed import at_every_call
 
-from analysis import exchange
+from analysis.files import exchange
 from multilora import delta, evaluate
 from multilora.tasks import scoring
 from multilora.tasks.builtin import suite

@@ -9,8 +9,8 @@ from entries import close, reasons, scan, scan_parts
 from safetensors.numpy import save_file
 
 from analysis import CheckpointError
+from analysis.files.place import Place
 from analysis.formats import adapterhub
-from analysis.formats.place import Place
 from analysis.spectrum import main
 
 LORA = {

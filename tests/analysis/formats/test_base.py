@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from analysis import CheckpointError
+from analysis.files.place import Place
 from analysis.formats import base
-from analysis.formats.place import Place
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from entries import updates
 from tiny_models import llama, trained
 
 from analysis import CheckpointError
+from analysis.files.tensors import Stored
 from analysis.formats import claims
-from analysis.formats.tensors import Stored
 
 
 def stored(*shapes):

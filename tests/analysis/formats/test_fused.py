@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from analysis import CheckpointError
+from analysis.files.tensors import Stored
 from analysis.formats import fused
-from analysis.formats.tensors import Stored
 
 
 def stored(x):

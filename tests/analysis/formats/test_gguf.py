@@ -7,7 +7,8 @@ import pytest
 from entries import close, reasons, scan, scan_parts
 
 from analysis import CheckpointError, checkpoint
-from analysis.formats import Options, gguf_file
+from analysis.files import gguf_file
+from analysis.formats import Options
 from analysis.update import LowRankUpdate, Other
 
 ADAPTER = {"general.type": "adapter", "adapter.type": "lora", "general.architecture": "llama"}

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis import CheckpointError
+from analysis.files.tensors import Stored
 from analysis.formats import Options, orientation
-from analysis.formats.tensors import Stored
 from analysis.spectrum import main
 
 

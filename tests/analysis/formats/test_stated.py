@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from analysis.files.place import Place
+from analysis.files.tensors import Stored
 from analysis.formats import stated
-from analysis.formats.place import Place
 from analysis.formats.stated import Stated
-from analysis.formats.tensors import Stored
 
 PAIR = {"B": Stored((6, 4), "F32", lambda: np.ones((6, 4), "f4"))}
 

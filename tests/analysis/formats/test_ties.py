@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from analysis.files.place import Place
+from analysis.files.tensors import Stored
 from analysis.formats import ties
-from analysis.formats.place import Place
-from analysis.formats.tensors import Stored
 
 
 @pytest.mark.parametrize(

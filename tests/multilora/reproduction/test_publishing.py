@@ -5,7 +5,7 @@ import json
 import pytest
 from killed import at_every_call
 
-from analysis import exchange
+from analysis.files import exchange
 from multilora.reproduction import publishing, tables
 from multilora.reproduction.publishing import publish
 

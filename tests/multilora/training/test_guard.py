@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from analysis import exchange
+from analysis.files import exchange
 from multilora import train
 from multilora.training import guard, resume
 

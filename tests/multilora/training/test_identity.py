@@ -65,7 +65,7 @@ ROOT = Path(multilora.__file__).parents[1]
 # Modules that the training command imports and that cannot change the result of a run.
 WITHOUT_EFFECT = {
     "analysis": "the error types and the version",
-    "analysis.exchange": "renames finished files",
+    "analysis.files.exchange": "renames finished files",
     "analysis.command": "prints errors as one line",
     "analysis.numerics": "empty",
     "analysis.store": "renames finished files",
@@ -74,10 +74,10 @@ WITHOUT_EFFECT = {
     "analysis.formats": "describes formats; changes no number",
     "analysis.formats.experts": "names the files of a checkpoint",
     "analysis.formats.full": "names the files of a checkpoint",
-    "analysis.formats.place": "finds the files of a checkpoint",
-    "analysis.formats.regular": "refuses files that are not regular",
+    "analysis.files.place": "finds the files of a checkpoint",
+    "analysis.files.regular": "refuses files that are not regular",
     "analysis.formats.rule": "refuses patterns that take too long",
-    "analysis.formats.tensors": "refuses broken files; training reads none of their numbers",
+    "analysis.files.tensors": "refuses broken files; training reads none of their numbers",
     "multilora.checked": "refuses files before they are loaded",
     "multilora.behaviour": "computes the hashes of code",
     "multilora.command": "parses the command line; the parsed values are hashed",

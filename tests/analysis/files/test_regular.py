@@ -6,8 +6,8 @@ import pytest
 from entries import scan
 
 from analysis import CheckpointError
-from analysis.formats import tensors
-from analysis.formats.regular import open_regular
+from analysis.files import tensors
+from analysis.files.regular import open_regular
 
 
 def test_a_link_to_a_file_is_opened(tmp_path):

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.formats import pickles
-from analysis.formats.regular import open_regular
-from analysis.formats.tensors import (
+from analysis.files import pickles
+from analysis.files.regular import open_regular
+from analysis.files.tensors import (
     FLOATS,
     TORCH_NAMES,
     Stored,

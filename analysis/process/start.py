@@ -15,14 +15,15 @@ import os
 import sys
 
 PACKAGES = ("analysis", "multilora")
-HOME = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the checkout, if there is one
+# The checkout, if there is one.
+HOME = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def prepare() -> None:
     """Prepare this process if it runs one of our modules with `python -m`."""
     if name := started_as(sys.argv, sys.orig_argv):
         leave_working_directory()
-        from analysis import interrupts, streams
+        from analysis.process import interrupts, streams
 
         interrupts.end_quietly(name)
         streams.prepare()

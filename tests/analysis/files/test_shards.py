@@ -9,7 +9,7 @@ from entries import updates
 from safetensors.numpy import load_file, save_file
 
 from analysis import CheckpointError, checkpoint
-from analysis.formats import shards
+from analysis.files import shards
 
 
 def shard(path, stem="adapter_model", suffix="safetensors", names=None):

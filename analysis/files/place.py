@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from analysis.formats import shards, wrappers
-from analysis.formats.tensors import Stored, TensorFile, read_json
+from analysis.files import shards, wrappers
+from analysis.files.tensors import Stored, TensorFile, read_json
 
 
 class Place:

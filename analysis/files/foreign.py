@@ -8,7 +8,7 @@ import tarfile
 from itertools import islice
 from pathlib import Path
 
-from analysis.formats.tensors import line
+from analysis.files.tensors import line
 
 MANY = 2000  # names of a directory that are looked at
 CONVERT = "convert it to safetensors with the tools of the program that wrote it"

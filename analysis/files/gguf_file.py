@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from analysis import CheckpointError
-from analysis.formats.regular import open_regular
-from analysis.formats.tensors import FLOATS, LONGEST_NAME, Stored, TensorFile, by_number, line
+from analysis.files.regular import open_regular
+from analysis.files.tensors import FLOATS, LONGEST_NAME, Stored, TensorFile, by_number, line
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

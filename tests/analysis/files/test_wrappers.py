@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from analysis.formats.tensors import Stored
-from analysis.formats.wrappers import unwrapped
+from analysis.files.tensors import Stored
+from analysis.files.wrappers import unwrapped
 
 
 def tensors(*names, tied=()):

@@ -5,8 +5,8 @@ import torch
 from entries import close, scan_parts
 
 from analysis import CheckpointError
-from analysis.formats import nested
-from analysis.formats.place import Place
+from analysis.files import nested
+from analysis.files.place import Place
 from analysis.spectrum import main
 
 W, v = torch.ones(2, 3), torch.ones(3)

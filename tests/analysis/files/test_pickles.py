@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from analysis import CheckpointError
-from analysis.formats import pickles, tensors
+from analysis.files import pickles, tensors
 
 
 def zipped(data, path, name="x/data.pkl", **members):

@@ -11,8 +11,8 @@ link out of it.
 from pathlib import Path
 
 from analysis import CheckpointError
-from analysis.formats import distributed, foreign, gguf_file
-from analysis.formats.tensors import Stored, TensorFile, by_number, open_file, read_json, short
+from analysis.files import distributed, foreign, gguf_file
+from analysis.files.tensors import Stored, TensorFile, by_number, open_file, read_json, short
 
 SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".npz")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from analysis import CheckpointError
-from analysis.formats.regular import open_regular
+from analysis.files.regular import open_regular
 
 LONGEST = 2**26  # bytes of a pickle, without its tensors
 MAGIC = 0x1950A86A20F9469CFC6C  # what the first pickle of an old file holds

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis import streams
+from analysis.process import streams
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FULL = Path("/dev/full")
 
 

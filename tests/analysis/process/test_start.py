@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis import start
+from analysis.process import start
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ANALYSIS = [f"analysis.{name}" for name in ("spectrum", "similarity", "dynamics")]
 MULTILORA = [
     f"multilora.{name}"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis import interrupts
+from analysis.process import interrupts
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # In the place of the first foreign package that a command imports.
 SLOW = "import time; print('importing', flush=True); time.sleep(60)"
 

@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from analysis import CheckpointError, checkpoint
-from analysis.formats import Options, foreign
+from analysis.files import foreign
+from analysis.formats import Options
 from analysis.spectrum import main
 
 

@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from analysis import CheckpointError
-from analysis.formats import tensors
-from analysis.formats.place import Place
+from analysis.files import tensors
+from analysis.files.place import Place
 
 
 def test_a_json_file_is_parsed_once(tmp_path):

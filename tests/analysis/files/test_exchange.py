@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from killed import at_every_call
 
-from analysis import UserError, exchange
+from analysis import UserError
+from analysis.files import exchange
 
 OLD = {"record.json": "old", "table.csv": "old", "gone.csv": "old", "lora/weights": "old"}
 NEW = {"record.json": "new", "table.csv": "new", "lora/weights": "new", "law/weights": "new"}
@@ -116,7 +117,7 @@ def test_two_processes_and_two_threads_do_not_mix(tmp_path):
         "    with exchange.replacing(out, ['gone.csv']) as new:\n"
         "        for name in ('a', 'b', 'c'): (new / name).write_text(word)\n"
     )
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     argv = [sys.executable, "-c", code, str(tmp_path / "out")]
     both = [subprocess.Popen([*argv, word], cwd=root) for word in ("one", "two")]
     assert [process.wait() for process in both] == [0, 0]

@@ -6,7 +6,7 @@ module.<name>                                              if all names begin wi
 
 from dataclasses import replace
 
-from analysis.formats.tensors import Stored
+from analysis.files.tensors import Stored
 
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 DISTRIBUTED = "module."

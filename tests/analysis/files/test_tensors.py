@@ -11,7 +11,7 @@ from ml_dtypes import bfloat16
 from safetensors.numpy import save_file
 
 from analysis import CheckpointError, checkpoint
-from analysis.formats import tensors
+from analysis.files import tensors
 from analysis.update import LowRankUpdate
 
 

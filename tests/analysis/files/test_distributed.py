@@ -10,7 +10,7 @@ import pytest
 from entries import updates
 
 from analysis import CheckpointError, checkpoint
-from analysis.formats import distributed
+from analysis.files import distributed
 from analysis.spectrum import main
 
 torch = pytest.importorskip("torch")

@@ -11,7 +11,7 @@ import pytest
 from fake_hub import serving
 from safetensors.numpy import save
 
-from analysis.formats import hub as hub_names
+from analysis.files import hub as hub_names
 
 ROOT = Path(__file__).parents[3]
 CONFIG = json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}).encode()

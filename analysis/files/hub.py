@@ -15,7 +15,7 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from analysis import CheckpointError
-from analysis.formats.tensors import line
+from analysis.files.tensors import line
 
 NAME = re.compile(r"(?P<repo>[\w-][\w.-]*(/[\w-][\w.-]*)?)(?P<folder>(/[\w-][\w.-]*)*)", re.ASCII)
 # Sets of weights, the first that a folder has is fetched; and what belongs to a set.

@@ -15,8 +15,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from analysis import CheckpointError
-from analysis.formats import nested, pickles
-from analysis.formats.regular import open_regular
+from analysis.files import nested, pickles
+from analysis.files.regular import open_regular
 
 FLOATS = {
     "F64": np.dtype("<f8"),
