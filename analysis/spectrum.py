@@ -147,9 +147,10 @@ def _against_null(s: np.ndarray, line: Row) -> Row:
     """The columns that compare the singular values of a row with those of random updates."""
     d_out, d_in, r = line["d_out"], line["d_in"], line["r"]
     dense = r is None
+    of_matrix = dense and line["algorithm"] != "kronecker"  # which has no null of its own
     return {
         "democracy": null.democracy(s, d_out, d_in, r or min(d_out, d_in), dense=dense),
-        "outliers": null.outliers(s, d_out, d_in) if dense else None,
+        "outliers": null.outliers(s, d_out, d_in) if of_matrix else None,
     }
 
 

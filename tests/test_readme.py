@@ -118,6 +118,8 @@ def test_the_tree_in_the_readme_is_the_tree_on_disk(package):
         "analysis.dynamics",
         "multilora.train",
         "multilora.evaluate",
+        "multilora.cuts",
+        "multilora.models",
         "multilora.base",
         "multilora.budget",
         "multilora.reproduce",

@@ -4,10 +4,12 @@
     lora_unet_<module>.hada_w1_b, .hada_w2_b     (r, d_in), or (r, d_in·kernel)
 
 and .alpha. ΔW = alpha/r · (w1_a w1_b) ∘ (w2_a w2_b), the product entry by entry, has a rank of up
-to r². In Tucker form, for convolutions, there is a core hada_t1, hada_t2 (r, r, *kernel) between
-w_a (r, d_out) and w_b (r, d_in): w[o, i, …] = Σ_jk t[j, k, …] w_a[j, o] w_b[k, i]. LoCon has its
-core in lora_mid.weight, between lora_up (d_out, r, 1, 1) and lora_down (r, d_in, 1, 1): ΔW has
-rank r. This is ΔW in LyCORIS's training; its merge of LoHa multiplies by alpha/r twice (4.1.3).
+to r²: its factors have a column, and a row, for each pair of a column of w1_a and one of w2_a.
+Where r² is over half of d_out or d_in, ΔW is read as a matrix. In Tucker form, for convolutions,
+there is a core hada_t1, hada_t2 (r, r, *kernel) between w_a (r, d_out) and w_b (r, d_in):
+w[o, i, …] = Σ_jk t[j, k, …] w_a[j, o] w_b[k, i]. LoCon has its core in lora_mid.weight, between
+lora_up (d_out, r, 1, 1) and lora_down (r, d_in, 1, 1): ΔW has rank r. This is ΔW in LyCORIS's
+training; its merge of LoHa multiplies by alpha/r twice (4.1.3).
 """
 
 import math
@@ -25,8 +27,10 @@ CORES = ("hada_t1", "hada_t2")
 MID = "lora_mid.weight"
 
 
-def update(module: str, parts: dict[str, Stored], source: str, scale: float) -> DenseUpdate:
-    """Return ΔW of one layer of LoHa as a matrix.
+def update(
+    module: str, parts: dict[str, Stored], source: str, scale: float
+) -> LowRankUpdate | DenseUpdate:
+    """Return ΔW of one layer of LoHa, as factors or as a matrix.
 
     module: its name; parts: its tensors, by PARTS, CORES and "alpha"; source: the file; scale: what
     ΔW is multiplied by in addition to alpha/r. Raises CheckpointError if the tensors do not fit.
@@ -60,6 +64,8 @@ def update(module: str, parts: dict[str, Stored], source: str, scale: float) -> 
     factors.refuse_large((d_out, d_in), stored, where)
     if "alpha" in parts:
         scale *= factors.alpha(parts["alpha"], where) / w1_b.shape[0]
+    if not cores and 2 * w1_b.shape[0] ** 2 <= min(d_out, d_in):
+        return _factored(module, [parts[part] for part in PARTS], source, scale)
     W1, W2 = products
 
     def load() -> np.ndarray:
@@ -67,6 +73,29 @@ def update(module: str, parts: dict[str, Stored], source: str, scale: float) -> 
             return scale * W1() * W2()
 
     return DenseUpdate(module, (d_out, d_in), load, method="loha", source=source)
+
+
+def _factored(module: str, stored: list[Stored], source: str, scale: float) -> LowRankUpdate:
+    """Return ΔW as factors B (d_out, r²) and A (r², d_in); stored: the tensors of PARTS.
+
+    An entry of a factor is a product of two stored numbers, so its relative rounding is √2 times
+    that of one.
+    """
+    w1_a, w1_b, w2_a, w2_b = (float64(tensor.load()) for tensor in stored)
+    with np.errstate(all="ignore"):  # NaN and overflow are reported later
+        B = np.einsum("oj,ok->ojk", w1_a, w2_a).reshape(len(w1_a), -1)
+        A = np.einsum("ji,ki->jki", w1_b, w2_b).reshape(-1, w1_b.shape[1])
+    dtypes = [FLOATS[tensor.dtype] for tensor in stored]
+    return LowRankUpdate(
+        module,
+        B,
+        A,
+        scale,
+        method="loha",
+        source=source,
+        dtypes=(coarsest(dtypes[0], dtypes[2]), coarsest(dtypes[1], dtypes[3])),
+        sizes=(math.sqrt(2) * B, math.sqrt(2) * A),
+    )
 
 
 def _product(a: Stored, b: Stored) -> Callable[[], np.ndarray]:

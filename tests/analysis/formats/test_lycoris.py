@@ -4,6 +4,7 @@ import numpy as np
 from entries import close, scan_parts
 
 from analysis import checkpoint
+from analysis.spectrum import analyse
 
 
 def test_loha_is_the_product_entry_by_entry_that_peft_makes(write_file):
@@ -26,6 +27,21 @@ def test_loha_is_the_product_entry_by_entry_that_peft_makes(write_file):
     tensors["lora_unet_mid_0.hada_w2_a"] = np.ones((4, 3), "f4")
     (entry,) = scan_parts(write_file(tensors)).values()
     assert "expected two pairs of equal shapes" in entry.reason
+
+
+def test_loha_of_small_rank_is_factored_without_a_matrix(write_file, rng):
+    """Its singular values are those of the product entry by entry; r = 3 has nine directions."""
+    w = [rng.standard_normal(shape).astype("f4") for shape in ((40, 3), (3, 30)) * 2]
+    names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    tensors = {f"lora_unet_q.{name}": x for name, x in zip(names, w, strict=True)}
+    (update,) = checkpoint.read(write_file(tensors))
+    want = (w[0].astype(float) @ w[1]) * (w[2].astype(float) @ w[3])
+    assert (update.B.shape, update.A.shape) == ((40, 9), (9, 30))
+    close(update, want)
+    np.testing.assert_allclose(update.sizes[0], np.sqrt(2) * update.B)
+    assert update.stored == (np.dtype("f4"), np.dtype("f4"))
+    (spectrum,) = analyse(write_file(tensors)).s.values()
+    np.testing.assert_allclose(spectrum, np.linalg.svd(want, compute_uv=False)[:9], rtol=1e-9)
 
 
 def test_loha_in_tucker_form_is_the_product_that_peft_makes(write_file):
