@@ -50,6 +50,15 @@ def low_rank(update: KroneckerUpdate) -> LowRankUpdate:
 
     `inner` and `sizes` hold the variances that rounding at storage has inside and outside the span
     of the singular directions; both are None for stored float64.
+
+    >>> from analysis.update import Factor
+    >>> update = KroneckerUpdate(
+    ...     "q_proj",
+    ...     first=Factor(np.eye(2), None, np.dtype(float)),
+    ...     second=Factor(np.eye(3), None, np.dtype(float)),
+    ... )
+    >>> low_rank(update).B.shape, bool(np.allclose(low_rank(update).dense(), np.eye(6)))
+    ((6, 6), True)
     """
     one, two = _svd(update.first), _svd(update.second)
     dtype = coarsest(update.first.dtype, update.second.dtype)

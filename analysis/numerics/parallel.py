@@ -48,6 +48,11 @@ def reproducible() -> Iterator[None]:
     """Let numpy and torch compute with one thread, so that no last digit depends on their number.
 
     A sum is split among threads, and each split rounds in its own way. Imports torch.
+
+    >>> import torch
+    >>> with reproducible():
+    ...     torch.get_num_threads()
+    1
     """
     import torch
 

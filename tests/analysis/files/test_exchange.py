@@ -111,7 +111,7 @@ def test_a_kill_while_a_killed_exchange_is_completed_loses_nothing(tmp_path):
 
 def test_two_processes_and_two_threads_do_not_mix(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from analysis import exchange\n"
+        "import sys; from pathlib import Path; from analysis.files import exchange\n"
         "out, word = Path(sys.argv[1]), sys.argv[2]\n"
         "for _ in range(40):\n"
         "    with exchange.replacing(out, ['gone.csv']) as new:\n"

@@ -31,11 +31,7 @@ def test_any_pair_by_the_patterns_of_its_names(write_file, product):
 
 @pytest.mark.parametrize(
     ("A_name", "B_name", "more"),
-    [
-        ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"),
-        ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight"),
-        ("lora_A", "lora_B", "lora_E"),
-    ],
+    [("lora_A.weight", "lora_B.weight", "lora_E"), ("lora_A", "lora_B", "lora_E")],
 )
 def test_what_is_more_than_two_factors_is_not_their_product(
     write_file, product, A_name, B_name, more
@@ -47,6 +43,16 @@ def test_what_is_more_than_two_factors_is_not_their_product(
     assert not isinstance(
         scan_parts(write_file(tensors))["unet.q", ""], Skipped
     )  # negative control
+
+
+@pytest.mark.parametrize("more", ["lora_magnitude_vector", "lora_magnitude_vector.weight"])
+def test_dora_in_a_file_is_refused_as_such(write_file, product, more):
+    B, A, want = product()
+    tensors = {"unet.q.lora_A.weight": A, "unet.q.lora_B.weight": B}
+    path = write_file(tensors | {f"unet.q.{more}": np.ones(6, "f4")})
+    with pytest.raises(CheckpointError, match=r"lora_magnitude_vector.* is set: DoRA rescales"):
+        scan_parts(path)
+    close(scan_parts(path, direction_only=True)["unet.q", ""], want)
 
 
 def test_the_real_ranks_of_sam(real_adapter, capfd):
