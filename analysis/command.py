@@ -11,7 +11,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,14 @@ def _say(name: str, message: str) -> None:
 def warn(parser: argparse.ArgumentParser, message: str) -> None:
     """Print one line on stderr that starts with the command's name."""
     _say(_name(parser), message)
+
+
+def warn_of_remarks(parser: argparse.ArgumentParser, others: Iterable[Mapping[str, str]]) -> None:
+    """Print one line for what was assumed of each file; others: as results list them."""
+    for other in others:
+        if "kind" in other:
+            run, name = other["run"], other["name"]
+            warn(parser, f"{run if run.endswith(name) else f'{run}: {name}'}: {other['what']}")
 
 
 def warn_of_unread_steps(parser: argparse.ArgumentParser, runs: Iterable[Run]) -> None:

@@ -162,6 +162,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     )
     for skip in dynamics.skipped:
         command.warn(parser, skip["reason"])
+    command.warn_of_remarks(parser, dynamics.other)
     if not dynamics.rows:
         if arguments.json:
             command.emit(store.strict_json({"rows": [], "skipped": dynamics.skipped}))

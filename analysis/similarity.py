@@ -151,6 +151,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     report = _merged(runs, arguments) if arguments.merge else _compared(parser, runs, arguments)
     for skip in report.skipped:
         command.warn(parser, skip["reason"])
+    command.warn_of_remarks(parser, report.json["other"])
     command.warn_of_unread_steps(parser, runs)
     if not report.has_rows and not report.skipped:
         command.warn(parser, "one checkpoint without parts; expected two to compare")

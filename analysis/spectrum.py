@@ -30,7 +30,7 @@ from analysis.pairs.dominance import Finding
 from analysis.results import Row, Spectra
 from analysis.tables import dominance as dominance_table
 from analysis.tables import spectrum as spectrum_table
-from analysis.update import DenseUpdate, Entry, Other, Remark, Skipped, Update
+from analysis.update import DenseUpdate, Entry, Other, Skipped, Update
 
 Source = tuple[Run, Callable[[], Iterator[Entry]]]
 # The row of an update and its singular values; or why it was not analysed; or another tensor.
@@ -124,8 +124,7 @@ def _gathered(analysed: Iterable[tuple[Run, Result]]) -> Spectra:
     spectra = Spectra()
     for run, result in analysed:
         if isinstance(result, Other):
-            other = {"run": run.key, "name": result.name, "what": result.what}
-            spectra.other.append(other | ({"kind": "remark"} if isinstance(result, Remark) else {}))
+            spectra.other.append(result.listed(run.key))
         elif isinstance(result, Skipped):
             spectra.skipped.append(_skip(run, result.name, result.reason))
         else:
@@ -321,12 +320,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     )
     for skip in spectra.skipped:
         command.warn(parser, skip["reason"])
-    for other in spectra.other:
-        if "kind" in other:
-            run, name = other["run"], other["name"]
-            command.warn(
-                parser, f"{run if run.endswith(name) else f'{run}: {name}'}: {other['what']}"
-            )
+    command.warn_of_remarks(parser, spectra.other)
     command.warn_of_unread_steps(parser, runs)
     if arguments.strict and spectra.skipped:
         return 2

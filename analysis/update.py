@@ -202,10 +202,18 @@ class Other:
     name: str
     what: str
 
+    def listed(self, run: str) -> dict[str, str]:
+        """Return the entry as results list it; run: the key of its run."""
+        return {"run": run, "name": self.name, "what": self.what}
+
 
 @dataclass(frozen=True)
 class Remark(Other):
     """What was assumed in reading a file, which the user should know; name: that of the file."""
+
+    def listed(self, run: str) -> dict[str, str]:
+        """Return the entry as results list it, marked as a remark; run: the key of its run."""
+        return super().listed(run) | {"kind": "remark"}
 
 
 Update = LowRankUpdate | KroneckerUpdate | DenseUpdate

@@ -42,7 +42,7 @@ class Collected:
     ) -> None:
         """Add one entry of a run's checkpoint; `wanted` and `rename` as for `collect`."""
         if isinstance(entry, Other):
-            self.other.append({"run": run.key, "name": entry.name, "what": entry.what})
+            self.other.append(entry.listed(run.key))
             return
         name = renamed(entry.name, rename)
         if not wanted.search(name):

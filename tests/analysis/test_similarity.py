@@ -648,3 +648,15 @@ def test_a_zero_part_is_named(write_adapter, rng, command):
     status, _, err = command(path)
     assert status == 1
     assert err == [f"analysis.similarity: {path}: q 1: ΔW is zero; it has no directions"]
+
+
+def test_what_was_assumed_of_a_file_is_said_once_per_file(tmp_path, rng, capfd):
+    for name in "ab":
+        factors = {"q.lora_A": rng.standard_normal((2, 9)), "q.lora_B": rng.standard_normal((7, 2))}
+        save_file(factors, tmp_path / f"{name}.safetensors")
+    paths = [str(tmp_path / f"{name}.safetensors") for name in "ab"]
+    assert main(paths) == 0
+    said = capfd.readouterr().err.splitlines()
+    assert ["does not give α" in line for line in said] == [True, True]
+    assert main([*paths, "--scale", "1"]) == 0
+    assert capfd.readouterr().err == ""
