@@ -79,7 +79,91 @@ def _other_tools() -> dict[str, dict]:
         | _factors("lora_unet_q.", "hada_w2_b", "hada_w2_a"),
         "diffusers": _factors("unet.up.0.to_q.", "lora_A.weight", "lora_B.weight"),
         "loralib": _factors("h.0.q.", "lora_A", "lora_B"),
+        "comfy": _factors("diffusion_model.q.", "lora_down.weight", "lora_up.weight")
+        | {"diffusion_model.q.alpha": np.array(2, "f4"), "diffusion_model.v.diff": np.ones((6, 5))},
+        "lokr": _factors("lora_unet_q.", "lokr_w2_b", "lokr_w2_a")
+        | {"lora_unet_q.lokr_w1": np.full((2, 2), 0.5, "f4")},
     }
+
+
+def _language_tools() -> dict[str, Files]:
+    """Small adapters of tools for language models, each a directory."""
+    pair = _factors("layers.0.attn.q_proj.", "lora_a.weight", "lora_b.weight")
+    turned = _factors("model.layers.0.q_proj.", "lora_b", "lora_a")
+    heads = _factors("encoder.layer.0.dense.loras.mine.", "lora_A", "lora_B")
+    fused = _factors("transformer.h.0.attn.qkv.", "lora_A", "lora_B", (12, 2, 8))
+    fused["transformer.h.0.attn.qkv.lora_A"] = np.ones((4, 8), "f4")
+    peft = {"peft_type": "LORA", "r": 3, "lora_alpha": 6}
+    mlx = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": {"rank": 3, "scale": 2.0}}
+    hub = {"config": {"architecture": "lora", "r": 3, "alpha": 6}, "name": "mine"}
+    sizes = {"n_embd": 8, "n_head": 2, "n_query_groups": 1, "head_size": 4, "n_layer": 1}
+    given = {"lora_r": 2, "lora_alpha": 4, "lora_query": True, "lora_key": False}
+    given |= {"lora_value": True}
+    archive = io.BytesIO()
+    np.savez(archive, **turned)
+    state = {"model.layers.0.q.weight": torch.ones(6, 5), "model.norm.weight": torch.ones(5)}
+    return {
+        "mlx": {
+            "adapter_config.json": json.dumps(mlx).encode(),
+            "adapters.safetensors": save(turned),
+        },
+        "mlx npz": {
+            "adapter_config.json": json.dumps(mlx).encode(),
+            "adapters.npz": archive.getvalue(),
+        },
+        "torchtune": {
+            "adapter_config.json": json.dumps(peft).encode(),
+            "adapter_0.pt": _bin(pair),
+        },
+        "adapterhub": {
+            "adapter_config.json": json.dumps(hub).encode(),
+            "pytorch_adapter.bin": _bin(heads),
+        },
+        "litgpt": {
+            "lit_model.pth.lora": _bin(fused),
+            "model_config.yaml": _yaml(sizes),
+            "hyperparameters.yaml": _yaml(given),
+        },
+        "gguf": {"lora.gguf": _gguf()},
+        "distributed": _distributed(state)
+        | {"base/model.safetensors": save({"model.layers.0.q.weight": np.zeros((6, 5), "f4")})},
+        "experts": _adapter(
+            _factors("base_model.model.mlp.experts.", "lora_A.weight", "lora_B.weight", (6, 4, 5)),
+            r=2,
+            target_parameters=["mlp.experts.down_proj"],
+        ),
+    }
+
+
+def _yaml(values: dict[str, Any]) -> bytes:
+    return "".join(f"{key}: {json.dumps(value)}\n" for key, value in values.items()).encode()
+
+
+def _gguf() -> bytes:
+    """Return a LoRA of llama.cpp: three facts, and two matrices of float32."""
+
+    def text(words: str) -> bytes:
+        return struct.pack("<Q", len(words)) + words.encode()
+
+    facts = {"general.type": "adapter", "adapter.type": "lora", "general.architecture": "llama"}
+    head = b"GGUF" + struct.pack("<IQQ", 3, 2, 4)
+    for key, value in facts.items():
+        head += text(key) + struct.pack("<I", 8) + text(value)
+    head += text("adapter.lora.alpha") + struct.pack("<If", 6, 6.0)
+    for i, (role, shape) in enumerate((("a", (5, 3)), ("b", (3, 6)))):
+        name = f"blk.0.attn_q.weight.lora_{role}"
+        head += text(name) + struct.pack("<I2QIQ", 2, *shape, 0, 64 * i)
+    return head + bytes(-len(head) % 32) + np.ones(16 + 18, "<f4").tobytes()
+
+
+def _distributed(state: dict[str, torch.Tensor]) -> Files:
+    """Return the files of a distributed checkpoint of one process."""
+    from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+
+    with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save_distributed(state, checkpoint_id=directory, no_dist=True)
+        return {file.name: file.read_bytes() for file in Path(directory).iterdir()}
 
 
 def checkpoints() -> dict[str, Files]:
@@ -143,7 +227,9 @@ def checkpoints() -> dict[str, Files]:
             "delta.safetensors": save({"q": np.ones((3, 4), "f4")}),
         },
         "model": {"model.safetensors": save(W), "base/model.safetensors": save(W)},
-    } | {name: {"weights.safetensors": save(tensors)} for name, tensors in _other_tools().items()}
+        **{name: {"weights.safetensors": save(x)} for name, x in _other_tools().items()},
+        **_language_tools(),
+    }
 
 
 def _own(prefix: str, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -362,7 +448,7 @@ def broken(draw: st.DrawFn) -> tuple[str, Files]:
         if not files[name] or draw(st.integers(0, 5)) == 0:
             files[name] = draw(_bytes_changed(files[name]))
             continue
-        change = CHANGES[name.rpartition(".")[2]]
+        change = CHANGES.get(name.rpartition(".")[2], _bytes_changed)
         if name.endswith(".safetensors") and draw(st.integers(0, 3)):
             change = _tensors_changed
         if family not in _checkpoints() and draw(st.booleans()):
@@ -378,6 +464,9 @@ CHANGES: dict[str, Callable[[bytes], Any]] = {
     "json": _json_changed,
     "safetensors": _header_changed,
     "bin": _pickle_changed,
+    "pt": _pickle_changed,
+    "lora": _pickle_changed,
+    "yaml": _text_changed,
     "csv": _text_changed,
     "jsonl": _text_changed,
 }

@@ -15,7 +15,7 @@ from multilora.tasks.scoring import Prediction
 
 def prediction(task, family, right, options=None, by_length=None, cut=0):
     e = Example(task, family, "test", "p", "a", options)
-    return Prediction(e, "a" if right else "b", by_length, (-1.0,), cut)
+    return Prediction(e, "a" if right else "b", by_length, (-1.0,), cut, tokens=(1,))
 
 
 INSTRUCTION, KNOWLEDGE = FAMILIES[0], FAMILIES[2]

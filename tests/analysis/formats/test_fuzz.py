@@ -46,14 +46,15 @@ def test_an_unbroken_one_is_read(family, tmp_path):
 def test_a_truncated_file_of_each_family_is_one_line(family, tmp_path, capfd):
     for name, data in fuzz.checkpoints()[family].items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        is_weights = name.endswith((".safetensors", ".bin")) and "base/" not in name
+        is_weights = not name.endswith((".json", ".yaml", ".metadata")) and "base/" not in name
         (tmp_path / name).write_bytes(data[:-7] if is_weights else data)
     base = ["--base", str(tmp_path / "base")] if (tmp_path / "base").exists() else []
     assert main([str(tmp_path), *base]) == 2
     out, err = capfd.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert err.startswith("analysis.spectrum: ")
-    assert "not a readable" in err
+    cut_short = ("not a readable", "not a GGUF", "cut short", "is damaged", "holds fewer")
+    assert any(words in err for words in cut_short)
 
 
 def test_a_reader_that_raises_something_else_is_caught(monkeypatch):

@@ -65,6 +65,7 @@ ROOT = Path(multilora.__file__).parents[1]
 # Modules that the training command imports and that cannot change the result of a run.
 WITHOUT_EFFECT = {
     "analysis": "the error types and the version",
+    "analysis.files": "opens files; changes no number",
     "analysis.files.exchange": "renames finished files",
     "analysis.command": "prints errors as one line",
     "analysis.numerics": "empty",
