@@ -107,7 +107,7 @@ def test_a_real_gguf_file_becomes_plain_linear_layers(tmp_path):
 
     from multilora import delta
 
-    vocabulary = ["<unk>", "<s>", "</s>", "a", "b", "ab"]
+    vocabulary = ["<unk>", "<s>", "</s>", "a", "b", "ab", "<|endoftext|>", "c"]
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
     writer.add_context_length(16)
     writer.add_embedding_length(32)
@@ -121,13 +121,13 @@ def test_a_real_gguf_file_becomes_plain_linear_layers(tmp_path):
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(vocabulary)
-    writer.add_token_types([2, 3, 3, 1, 1, 1])
+    writer.add_token_types([2, 3, 3, 1, 1, 1, 3, 1])
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     rng = np.random.default_rng(0)
     shapes = {
-        "token_embd": (6, 32), "output_norm": (32,), "output": (6, 32),
+        "token_embd": (8, 32), "output_norm": (32,), "output": (8, 32),
         "blk.0.attn_norm": (32,), "blk.0.ffn_norm": (32,), "blk.0.attn_q": (32, 32),
         "blk.0.attn_k": (16, 32), "blk.0.attn_v": (16, 32), "blk.0.attn_output": (32, 32),
         "blk.0.ffn_gate": (64, 32), "blk.0.ffn_up": (64, 32), "blk.0.ffn_down": (32, 64),
