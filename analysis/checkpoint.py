@@ -97,8 +97,6 @@ BESIDE = (peft.CONFIG, *litgpt.MODELS, litgpt.SETTINGS)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".lora")
 # Ends of the names of files of tensors; of a file in two formats, the first one is read.
 SUFFIXES = (".safetensors", ".gguf", ".npz", *PICKLES)
-# Files of a trainer's own state, next to the weights.
-STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +224,11 @@ def _files(path: Path) -> list[Path]:
     found: dict[str, Path] = {}
     for suffix in SUFFIXES:
         for file in sorted(path.glob(f"*{suffix}")):
-            if file.is_file() and not STATE.match(file.name) and not file.name.startswith("."):
+            if (
+                file.is_file()
+                and not shards.STATE.match(file.name)
+                and not file.name.startswith(".")
+            ):
                 found.setdefault(file.stem, file)
     return sorted(found.values())
 

@@ -221,7 +221,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         help="the columns of B of stacked experts are grouped by expert (Unsloth until 2026-09)",
     )
     group.add_argument(
-        "--scale", type=float, metavar="X", help="multiply ΔW by X; needed if no file gives α/r"
+        "--scale", type=float, metavar="X", help="the scale of B·A, α/r, where no file gives it"
     )
     group.add_argument(
         "--revision", metavar="REV", help="branch, tag or commit of a checkpoint on the hub"

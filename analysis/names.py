@@ -103,5 +103,5 @@ def expression(modules: str | None) -> re.Pattern[str]:
     """
     try:
         return re.compile(modules or "")
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UserError(f"--modules {modules!r} is not a regular expression: {error}") from None

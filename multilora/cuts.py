@@ -6,11 +6,14 @@
 With ΔW = U diag(s) Vᵀ of every module, "keep k" leaves the top k directions in the model and
 "remove k" takes them away. The loss is the mean −log of the likelihood per token, in nats: of all
 tokens of a text, or of the right answers of held-out items. share is the part of the gain over the
-base, (loss of base − loss)/(loss of base − loss of all of ΔW). CKPT is any checkpoint that
+base, (loss of base − loss)/(loss of base − loss of all of ΔW). CKPT is a checkpoint that
 `python -m analysis.spectrum` reads; a RUN of multilora.train names its base and its tasks itself.
+What a checkpoint changes besides the matrices of ΔW (saved heads, biases, norms) is not put in, and
+is said on stderr.
 """
 
 import math
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,12 +28,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from analysis import UserError, checkpoint, store
+from analysis import CheckpointError, UserError, checkpoint, store
+from analysis.files.regular import open_regular
 from analysis.formats import Options
 from analysis.numerics import decompose
 from analysis.results import Row
 from analysis.tables import text as tables
-from analysis.update import LowRankUpdate, Update
+from analysis.update import LowRankUpdate, Other, Remark, Skipped, Update
 from multilora import command, delta, record
 from multilora.tasks import data, encoding, scoring
 from multilora.tasks.example import Example
@@ -38,6 +42,7 @@ from multilora.tasks.example import Example
 COUNTS = (0, 1, 2, 4, 8, 16, 24, 32, 64, 128)
 COLUMNS = ("kind", "k", "loss", "share")
 TABLE = "cuts.csv"
+LONGEST = 10**8  # bytes of a text
 # Updates that are put into the model together, and what is measured with them: name → number.
 Group = tuple[Sequence[Update], Callable[[], dict[str, float]]]
 
@@ -213,6 +218,15 @@ class CutSettings:
         default=",".join(map(str, COUNTS)), metadata={"help": "values of k, separated by commas"}
     )
     window: int = field(default=512, metadata={"help": "tokens of the text seen at a time"})
+    scale: float | None = field(
+        default=None, metadata={"help": "the scale of B·A, α/r, where no file gives it"}
+    )
+    initial: str = field(
+        default="", metadata={"help": "the adapter before training (PiSSA, OLoRA, …)"}
+    )
+    transposed: bool = field(
+        default=False, metadata={"help": "the factors are stored for x @ A @ B"}
+    )
     out: str = field(default="", metadata={"help": f"directory for {TABLE} and record.json"})
 
     def __post_init__(self) -> None:
@@ -222,7 +236,7 @@ class CutSettings:
             raise UserError(
                 f"window is {self.window}, per_task {self.per_task}; expected at least 2 and 0"
             )
-        if not all(count.strip().isdecimal() for count in self.counts.split(",")):
+        if not all(re.fullmatch(r"\s*[0-9]{1,9}\s*", count) for count in self.counts.split(",")):
             raise UserError(f"counts is {self.counts!r}; expected whole numbers, such as 0,1,2,4")
 
 
@@ -232,15 +246,23 @@ def cut(settings: CutSettings) -> list[Row]:
     Raises UserError if the base or the tasks are not known, CheckpointError if the checkpoint
     cannot be read.
     """
-    run = Path(settings.checkpoint) / "run.json"
-    facts = record.read_json(run) if run.is_file() else {}
+    facts = record.of_run(Path(settings.checkpoint))
     base = settings.base or facts.get("base", {}).get("path", "")
     if not base:
-        raise UserError(f"{run}: missing, so the base is not known; pass it with --base MODEL")
-    updates = list(checkpoint.read(settings.checkpoint, options=Options(base=Path(base))))
+        raise UserError(
+            f"{settings.checkpoint}: has no run.json that names its base; pass it with --base MODEL"
+        )
+    words = _text(settings.text) if settings.text else ""
+    options = Options(
+        base=Path(base),
+        initial=Path(settings.initial) if settings.initial else None,
+        scale=settings.scale,
+        transposed=settings.transposed,
+    )
+    updates = _read(settings.checkpoint, options)
     model, tokenizer = delta.load_base(base)
-    groups = _groups(settings, facts, updates, model, tokenizer)
-    counts = sorted({int(count) for count in settings.counts.split(",")})
+    groups = _groups(settings, facts, updates, model, tokenizer, words)
+    counts = sorted({0, *(int(count) for count in settings.counts.split(","))})
     rows = _with_shares(curve(groups, model, counts))
     if settings.out:
         read = [Path(settings.checkpoint), Path(base)]
@@ -249,10 +271,56 @@ def cut(settings: CutSettings) -> list[Row]:
     return rows
 
 
+def _read(path: str, options: Options) -> list[Update]:
+    """Return the updates of a checkpoint; say on stderr what is assumed, and what is left out.
+
+    Raises CheckpointError if a module cannot be read.
+    """
+    updates: list[Update] = []
+    others = []
+    for entry in checkpoint.scan(path, options):
+        if isinstance(entry, Skipped):
+            raise CheckpointError(entry.reason)
+        if isinstance(entry, Remark):
+            print(f"{entry.name}: {entry.what}", file=sys.stderr)
+        elif isinstance(entry, Other):
+            others.append(entry)
+        else:
+            updates.append(entry)
+    if not updates:
+        raise CheckpointError(f"{path}: has no update; expected at least one")
+    if others:
+        first = f"{others[0].name} ({others[0].what})"
+        print(
+            f"{path}: {len(others)} other tensors are not put in, such as {first}", file=sys.stderr
+        )
+    return updates
+
+
+def _text(path: str) -> str:
+    """Return the text of a file; UserError if it is not one, too long, or not UTF-8."""
+    try:
+        with open_regular(Path(path)) as file:
+            content = file.read(LONGEST + 1)
+        if len(content) > LONGEST:
+            raise ValueError(f"is over {LONGEST} bytes long")
+        return content.decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as UTF-8 text: {error}") from None
+
+
 def _groups(
-    settings: CutSettings, facts: dict[str, Any], updates: list[Update], model: Any, tokenizer: Any
+    settings: CutSettings,
+    facts: dict[str, Any],
+    updates: list[Update],
+    model: Any,
+    tokenizer: Any,
+    words: str,
 ) -> list[Group]:
-    """Return the updates in groups, each with the function that measures the loss."""
+    """Return the updates in groups, each with the function that measures the loss.
+
+    words: the text of --text; "" for the items of tasks.
+    """
     if not settings.text:
         spec = settings.tasks or facts.get("settings", {}).get("tasks", "")
         if not facts and not spec:
@@ -262,10 +330,6 @@ def _groups(
             (group, partial(of_examples, model, tokenizer, examples))
             for group, examples in by_part(updates, items)
         ]
-    try:
-        words = Path(settings.text).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{settings.text}: not readable as UTF-8 text: {error}") from None
     (ids,) = encoding.ids_of(tokenizer, [words])
     if len(ids) < 2:
         raise UserError(f"{settings.text}: has {len(ids)} token; expected at least two")
@@ -295,7 +359,7 @@ def _with_shares(rows: Sequence[Row]) -> list[Row]:
             "kind": row["kind"],
             "k": row["k"],
             "loss": loss,
-            "share": (base - loss) / (base - whole) if base != whole else None,
+            "share": (base - loss) / (base - whole) if base > whole else None,
         }
         for row, loss in zip(rows, losses, strict=True)
     ]
@@ -309,7 +373,8 @@ def as_table(rows: Sequence[Row]) -> str:
         cells = [str(k)]
         for kind in ("keep", "remove"):
             row = at[kind, k]
-            cells += [f"{row['loss']:.4f}", "–" if row["share"] is None else f"{row['share']:.0%}"]
+            share = "–" if row["share"] is None else f"{row['share'] + 0.0:.0%}"
+            cells += [f"{row['loss']:.4f}", share]
         lines.append(cells)
     return "\n".join(tables.aligned(lines))
 

@@ -164,29 +164,6 @@ def _line(p: Prediction) -> dict[str, Any]:
     }
 
 
-def _facts(checkpoint: str) -> dict[str, Any]:
-    """The checkpoint's run.json; {} for the base, and if the file is missing.
-
-    Raises UserError for a run.json that does not name a base, such as that of a base itself.
-    """
-    path = Path(checkpoint) / "run.json"
-    if checkpoint == "base" or not path.is_file():
-        return {}
-    facts = record.read_json(path)
-    named = facts.get("base")
-    if not isinstance(named, dict) or not {"path", "sha256"} <= set(named):
-        raise UserError(
-            f"{path} does not name a base; expected the run.json of multilora.train (score a base "
-            "with base --model DIR)"
-        )
-    if not isinstance(named["path"], str) or not named["path"]:
-        raise UserError(f"{path}: base: path is {named['path']!r}; expected a directory or name")
-    asked = facts.get("settings", {})
-    if not isinstance(asked, dict) or not isinstance(asked.get("tasks", ""), str):
-        raise UserError(f"{path}: settings is {asked!r}; expected what multilora.train writes")
-    return facts
-
-
 def _base_of(settings: EvaluateSettings, facts: Mapping[str, Any]) -> str:
     """The base to put the checkpoint on: --model, or the one that the checkpoint names in `facts`.
 
@@ -224,7 +201,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     Raises UserError for a base that is not the checkpoint's, tasks that cannot be read, or a split
     without items.
     """
-    facts = _facts(settings.checkpoint)
+    facts = {} if settings.checkpoint == "base" else record.of_run(Path(settings.checkpoint))
     path = _base_of(settings, facts)
     spec = settings.tasks or facts.get("settings", {}).get("tasks", "")
     tasks = data.load(spec)

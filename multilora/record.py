@@ -153,6 +153,29 @@ def json_object(content: bytes, path: Path) -> dict[str, Any]:
     return value
 
 
+def of_run(directory: Path) -> dict[str, Any]:
+    """Return the run.json of a checkpoint, which names its base; {} if the file is missing.
+
+    Raises UserError for a run.json that does not name a base, such as that of a base itself.
+    """
+    path = directory / "run.json"
+    if not path.is_file():
+        return {}
+    facts = read_json(path)
+    named = facts.get("base")
+    if not isinstance(named, dict) or not {"path", "sha256"} <= set(named):
+        raise UserError(
+            f"{path} does not name a base; expected the run.json of multilora.train (score a base "
+            "with base --model DIR)"
+        )
+    if not isinstance(named["path"], str) or not named["path"]:
+        raise UserError(f"{path}: base: path is {named['path']!r}; expected a directory or name")
+    asked = facts.get("settings", {})
+    if not isinstance(asked, dict) or not isinstance(asked.get("tasks", ""), str):
+        raise UserError(f"{path}: settings is {asked!r}; expected what multilora.train writes")
+    return facts
+
+
 def make_once(directory: Path, make: Callable[[Path], None]) -> bool:
     """Make `directory` with `make(temporary)` unless it exists; return whether it was made now.
 

@@ -39,15 +39,22 @@ def replacing(directory: Path, stale: Iterable[str] = ()) -> Iterator[Path]:
         these names must lie directly in `directory`; others are refused with a ValueError.
 
     If the block raises or the process ends, `directory` stays as it was. Raises OSError if the new
-    entries cannot be written, and UserError if NEXT exists and is not a directory of this module.
+    entries cannot be written, and UserError if NEXT exists and is not a directory of this module,
+    or if a directory stands where a file is to be.
     """
     stale = sorted(set(stale))
     if others := [name for name in stale if not is_plain(name)]:
         raise ValueError(f"{others[0]!r} is not the name of an entry of {directory}")
+    if os.path.lexists(directory) and not directory.is_dir():
+        raise UserError(f"{directory}: is not a directory; expected one, or a new name")
     directory.mkdir(parents=True, exist_ok=True)
     complete(directory)
     with _scratch(directory, _NEW) as new:
         yield new
+        for entry in new.iterdir():
+            target = directory / entry.name
+            if entry.is_file() and target.is_dir() and not target.is_symlink():
+                raise UserError(f"{target}: is a directory where a file is written; remove it")
         if stale:
             (new / _STALE).write_text(json.dumps(stale), encoding="utf-8")
         _flush(new)

@@ -100,11 +100,22 @@ def open_file(path: Path) -> TensorFile:
             metadata, infos, start = _parsed(_Header(file))
             size = file.seek(0, 2)
         tensors = {name: _stored(path, name, info, start, size) for name, info in infos.items()}
+        _refuse_overlap(infos, size)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError, struct.error) as error:
         raise CheckpointError(f"{path}: not a readable GGUF file: {line(error)}") from None
     return TensorFile({name: tensors[name] for name in sorted(tensors, key=by_number)}, metadata)
+
+
+def _refuse_overlap(infos: dict[str, tuple[tuple[int, ...], int, int]], size: int) -> None:
+    """Raise ValueError if the tensors together are larger than the file: they share their bytes."""
+    bits = sum(
+        math.prod(shape) * (8 * FLOATS[DTYPES[kind]].itemsize if kind in DTYPES else 1)
+        for shape, kind, _ in infos.values()  # quantised: at least one bit for each number
+    )
+    if bits > 8 * size:
+        raise ValueError("its tensors are larger than the file")
 
 
 def _parsed(

@@ -15,6 +15,7 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from analysis import CheckpointError
+from analysis.files import shards
 from analysis.files.tensors import line
 
 NAME = re.compile(r"(?P<repo>[\w-][\w.-]*(/[\w-][\w.-]*)?)(?P<folder>(/[\w-][\w.-]*)*)", re.ASCII)
@@ -25,10 +26,11 @@ STEMS = (
 )  # fmt: skip
 SETS = [f"{stem}{{}}{end}" for stem in STEMS for end in (".safetensors", ".bin")]
 # Without such a set, all files of the first of these kinds that there are.
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".gguf")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".gguf", ".lora", ".distcp")
 SECONDS = 10.0  # for the hub to answer
-STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)")
-CONFIGS = re.compile(r"(?!tokenizer|vocab|special_tokens|merges|added_tokens).*\.json")
+CONFIGS = re.compile(
+    r"(?!tokenizer|vocab|special_tokens|merges|added_tokens).*\.json|.*\.yaml|\.metadata"
+)
 
 
 def directory(path: Path, revision: str | None = None) -> Path:
@@ -156,7 +158,7 @@ def _of_folder(names: list[str]) -> list[str]:
         if weights:
             return [*configs, *index, *weights]
     for suffix in SUFFIXES:
-        weights = [n for n in names if n.endswith(suffix) and not STATE.match(last[n])]
+        weights = [n for n in names if n.endswith(suffix) and not shards.STATE.match(last[n])]
         if weights:
             return [*configs, *weights]
     return configs

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.files import shards, wrappers
-from analysis.files.tensors import Stored, TensorFile, read_json
+from analysis.files.tensors import Stored, TensorFile, read_json, refuse_impossible
 
 
 class Place:
@@ -50,5 +50,6 @@ class Place:
     def _open(self, file: Path) -> TensorFile:
         if file not in self._opened:
             tensors, metadata = shards.open_located(file)
+            refuse_impossible(tensors, file)
             self._opened[file] = TensorFile(wrappers.unwrapped(tensors), metadata)
         return self._opened[file]

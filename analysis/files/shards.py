@@ -8,12 +8,15 @@ An index comes from a stranger: a shard must be a plain file name in the same di
 link out of it.
 """
 
+import re
 from pathlib import Path
 
 from analysis import CheckpointError
 from analysis.files import distributed, foreign, gguf_file
 from analysis.files.tensors import Stored, TensorFile, by_number, open_file, read_json, short
 
+# Files of a trainer's own state, next to the weights.
+STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)")
 SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".npz")
 
 

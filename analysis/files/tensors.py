@@ -5,7 +5,7 @@ import math
 import re
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,6 +82,14 @@ def open_file(path: Path) -> TensorFile:
         is_safetensors = path.suffix == ".safetensors"
         tensors, metadata = _open_safetensors(path) if is_safetensors else _open_bin(path)
     return TensorFile({name: tensors[name] for name in sorted(tensors, key=by_number)}, metadata)
+
+
+def refuse_impossible(tensors: Mapping[str, Stored], path: Path) -> None:
+    """Raise CheckpointError for a shape that no array can have, even if it holds no number."""
+    for name, stored in tensors.items():
+        size = math.prod(n for n in stored.shape if n)
+        if len(stored.shape) > pickles.MOST_DIMENSIONS or size >= 2**60:
+            raise CheckpointError(f"{path}: {short(name)}: has the shape {short(stored.shape)}")
 
 
 def by_number(name: str) -> list[tuple[int, str]]:

@@ -35,7 +35,7 @@ class Options:
     transposed: True if the factors are stored for x @ A @ B: A (d_in, r) and B (r, d_out).
     blocks: the rows of each block of a fused layer, in their order; () if unknown.
     experts_first: True if the columns of B of stacked experts are grouped by expert, not by rank.
-    scale: the number that ΔW is multiplied by, needed if no file gives the scale; None if unknown.
+    scale: the number that B @ A is multiplied by where no file gives it; None if unknown.
     revision: branch, tag or commit of a checkpoint on the hub; None for the default branch.
     """
 

@@ -110,7 +110,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
             for piece, B, A in _pieces(parts, where, lora, options.blocks):
                 scale = options.multiplier
                 if lora is not None:
-                    scale *= lora.scale(len(A), is_fused=bool(piece))
+                    scale = lora.scale(len(A), is_fused=bool(piece))
                 part = ".".join(filter(None, (adapter if several else "", piece)))
                 yield LowRankUpdate(
                     module, B, A, scale, part, "adapterhub", str(file), of_rows=bool(piece)

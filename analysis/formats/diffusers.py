@@ -18,7 +18,7 @@ from typing import Any
 
 from analysis import CheckpointError
 from analysis.files.place import Place
-from analysis.formats import Options, dora, factors
+from analysis.formats import Options, dora, factors, orientation
 from analysis.formats.rule import Rule
 from analysis.update import Entry, Other, Skipped
 
@@ -62,6 +62,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
             modules.setdefault(_module(variant["module"]), {})[variant["part"]] = tensor
         else:
             yield Other(name, "is not part of a pair of factors")
+    modules = orientation.oriented(modules, str(file), options, named=True)
     rules = _rules(place, modules, options)
     for module, parts in modules.items():
         magnitude = parts.pop(dora.MAGNITUDE, None)
@@ -70,13 +71,13 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
         scale = options.multiplier
         rule, name = rules.get(module, (None, module))
         if rule is not None and "alpha" not in parts:
-            scale *= rule.scale(name)
+            scale = rule.scale(name)
             A = parts.get("A")
             if A and A.shape and A.shape[0] != rule.rank(name):
                 reason = f"A is {A.shape}; expected r = {rule.rank(name):g} by {METADATA}"
                 yield Skipped(module, f"{file}: {module}: {reason}")
                 continue
-        yield from factors.updates({module: parts}, file, "diffusers", scale)
+        yield from factors.updates({module: parts}, file, "diffusers", scale, options.blocks)
 
 
 def _module(name: str) -> str:
@@ -106,6 +107,12 @@ def _rules(place: Place, modules: Iterable[str], options: Options) -> dict[str, 
         config = None
     if not isinstance(config, dict):
         raise CheckpointError(f"{file}: {METADATA} is not a JSON object")
+    config |= {
+        f"{component}.{key}": value
+        for component, settings in config.items()
+        if isinstance(settings, dict) and "lora_alpha" in settings
+        for key, value in settings.items()
+    }
     dora_of = [key for key, value in config.items() if key.split(".")[-1] == "use_dora" and value]
     if dora_of and not options.direction_only:
         raise CheckpointError(f"{file}: {_refusal(dora_of[0])}")
@@ -120,4 +127,9 @@ def _rules(place: Place, modules: Iterable[str], options: Options) -> dict[str, 
         where = f"{file}: {component}" if component else file
         rule = Rule(settings, where, list(names.values()))
         rules |= {module: (rule, name) for module, name in names.items()}
+    if components and not rules:
+        raise CheckpointError(
+            f"{file}: {METADATA} is about {', '.join(sorted(components)) or 'a model'}, and no"
+            " module has a name of it; expected the metadata of these weights"
+        )
     return rules

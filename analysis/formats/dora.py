@@ -37,7 +37,6 @@ def update(
     *,
     of_inputs: bool = False,
     eps: float = 0.0,
-    multiplier: float = 1.0,
 ) -> DenseUpdate:
     """Return the update of a layer.
 
@@ -48,7 +47,6 @@ def update(
     of_inputs: True if m rescales the columns instead of the rows; the entries of a kernel that
         belong to one input are rescaled together.
     eps: what is added to each norm before m is divided by it.
-    multiplier: what ΔW is multiplied by.
 
     Raises CheckpointError if W0 is missing, quantised, or square with unknown `transposed`.
     """
@@ -82,7 +80,7 @@ def update(
                 V *= (m / (np.linalg.norm(V, axis=(0, 2)) + eps))[:, None]
             else:
                 V *= (m / (np.linalg.norm(V, axis=(1, 2)) + eps))[:, None, None]
-            return multiplier * (V.reshape(d_out, d_in) - W)
+            return V.reshape(d_out, d_in) - W
 
     return DenseUpdate(
         direction.name,

@@ -39,6 +39,10 @@ MORE = (
     "lora_magnitude_vector",
     "lora_magnitude_vector.weight",
 )
+# What a pair is called in its module, next to which α is that of the pair.
+ROLES_OF_A_MODULE = frozenset(
+    "lora_A lora_B lora_a lora_b lora_down lora_up down up A B a b".split()
+)
 # What is said of a file that does not give α.
 UNSCALED = "does not give α: its updates have scale 1 (see --scale)"
 Modules = dict[str, dict[str, Stored]]  # module → "A", "B", "alpha" and any other tensor
@@ -73,7 +77,7 @@ def _paired(
     assert options.factors is not None
     try:
         patterns = dict(zip("AB", map(re.compile, options.factors), strict=True))
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UserError(f"--factors {options.factors}: not a regular expression: {error}") from None
     modules: dict[tuple[str, ...], dict[str, str]] = {}
     others: dict[str, str] = {}
@@ -107,7 +111,9 @@ def _beside(names: Mapping[str, str], tensors: Collection[str], options: Options
     names: "A" and "B" → the names of the pair. The result maps parts to names alike.
     """
     stem = _beginning(list(names.values())).rpartition(".")[0]
-    if len(names) < 2 or not stem:
+    own = all("." not in name[len(stem) + 1 :].removesuffix(".weight") for name in names.values())
+    rest = {name[len(stem) + 1 :].removesuffix(".weight") for name in names.values()}
+    if len(names) < 2 or not stem or not own or not rest <= ROLES_OF_A_MODULE:
         return {}
     parts = dict.fromkeys(ALPHAS, "alpha")
     if not options.direction_only:
@@ -138,19 +144,18 @@ def updates(
 ) -> Iterator[Entry]:
     """Yield an update for each module with A and B, and Skipped for any other module.
 
-    modules: module → its tensors; `alpha`, if present, multiplies the scale by alpha/r.
+    modules: module → its tensors; the scale is alpha/r if there is an `alpha`.
     file: the file they come from.
     method: the method that the updates get.
-    scale: the number that B @ A is multiplied by.
+    scale: that of modules without `alpha`.
     blocks: the rows of the blocks of a fused layer, which become the parts block0, block1, …
     """
     for module, parts in modules.items():
         where = f"{file}: {module}"
         try:
             for part, B, A in pieces(parts, where, blocks):
-                factor = scale
-                if "alpha" in parts:
-                    factor *= alpha(parts["alpha"], where) / len(A)
+                stated = "alpha" in parts
+                factor = alpha(parts["alpha"], where) / len(A) if stated else scale
                 source = str(file)
                 yield LowRankUpdate(module, B, A, factor, part, method, source, of_rows=bool(part))
         except CheckpointError as error:

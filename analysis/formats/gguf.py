@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from analysis import CheckpointError
 from analysis.files.place import Place
 from analysis.files.tensors import Stored, number, short
-from analysis.formats import Options, factors
-from analysis.update import Entry, LowRankUpdate, Other, Skipped
+from analysis.formats import Options, factors, orientation
+from analysis.update import Entry, LowRankUpdate, Other, Remark, Skipped
 
 SUFFIX = ".gguf"
 KEY = re.compile(r"(?P<module>.+?)(?:\.weight)?\.lora_(?P<role>[ab])", re.DOTALL)
@@ -42,7 +42,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
         raise CheckpointError(f"{file}: {_described(place)}")
     alpha = number(metadata, ALPHA, file) if ALPHA in metadata else 0.0
     if ALPHA not in metadata:
-        yield Other(ALPHA, "is not in the file: the scale is 1, as in llama.cpp")
+        yield Remark(file.name, "does not give α: its updates have scale 1, as in llama.cpp")
     modules: factors.Modules = {}
     for name, tensor in tensors.items():
         match = KEY.fullmatch(name)
@@ -53,6 +53,8 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
         if match["role"].upper() in parts:
             raise CheckpointError(f"{file}: {name}: a second {match['role']} of the same module")
         parts[match["role"].upper()] = tensor
+    pairs = {module: parts for module, parts in modules.items() if module != EMBEDDING}
+    modules |= orientation.oriented(pairs, str(file), options, named=True)
     for module, parts in modules.items():
         try:
             yield from _updates(module, parts, alpha, place, options)
@@ -79,7 +81,7 @@ def _updates(
             " or one pair for each expert"
         )
     r = shape_A[-2]
-    scale = options.multiplier * (alpha / r if alpha else 1.0)
+    scale = alpha / r if alpha else options.multiplier
     B, A = stored_B.load(), stored_A.load()
     if not experts:
         A = A.T if module == EMBEDDING else A

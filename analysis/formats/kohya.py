@@ -26,17 +26,21 @@ import numpy as np
 from analysis import CheckpointError
 from analysis.files.place import Place
 from analysis.files.tensors import FLOATS, Stored
-from analysis.formats import Options, base, dora, factors, lokr, lycoris, peft
+from analysis.formats import Options, base, dora, factors, lokr, lycoris, orientation, peft
 from analysis.numerics.denoise import noise_size
 from analysis.numerics.floor import noise_floor
 from analysis.update import DenseUpdate, Entry, LowRankUpdate, Other, Skipped, Update
 
 KEY = re.compile(
-    r"(?P<module>.+)\.(?P<tensor>lora_down\.weight|lora_up\.weight|alpha|lora_mid\.weight"
+    r"(?P<module>.+)\.(?P<tensor>lora_(?:down|up|A|B|mid)\.weight|alpha"
     r"|dora_scale|diff|set_weight|(?:hada|lokr|oft)_[^.]+)",
     re.DOTALL,
 )
-ROLES = {"lora_down.weight": "A", "lora_up.weight": "B"}
+ROLES = {
+    "lora_down.weight": "A", "lora_up.weight": "B", "lora_A.weight": "A", "lora_B.weight": "B",
+}  # fmt: skip
+# Names that other families have too.
+SHARED = ("alpha", "lora_A.weight", "lora_B.weight")
 BIASES = ("bias", "diff_b")
 MAGNITUDE = "dora_scale"
 # The components of a model in the names with underscores, which begin with lora_ or lycoris_.
@@ -60,7 +64,7 @@ def recognise(place: Place) -> bool:
     """
     names = place.tensors()
     matches = (KEY.fullmatch(name) for name in names)
-    ours = any(match and match["tensor"] != "alpha" for match in matches)
+    ours = any(match and match["tensor"] not in SHARED for match in matches)
     return ours and not any(peft.ROOT.fullmatch(name) for name in names)
 
 
@@ -77,6 +81,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
             yield Other(name, "is not part of a pair of lora_down and lora_up")
         else:
             layers.setdefault(layer, {})[ROLES.get(part, part)] = place.tensors()[name]
+    layers = orientation.oriented(layers, str(file), options, named=True)
     modules: dict[str, str] = {}
     for layer in layers:
         first = modules.setdefault(dotted(layer), layer)
@@ -157,7 +162,7 @@ def _layer(
         return
     if isinstance(W0, list):
         raise CheckpointError(f"{where}: could be {' or '.join(W0)} of the base; expected one")
-    direction = _direction(module, rest, file, 1.0)
+    direction = _direction(module, rest, file, options.multiplier)
     shape, (d_out, d_in) = magnitude.shape, direction.shape
     kernel = math.prod(W0.shape[2:]) if W0 else 1
     of_inputs = len(shape) > 1 and shape[0] == 1 and shape[1] * kernel == d_in and d_out > 1
@@ -168,19 +173,18 @@ def _layer(
         transposed=False,
         of_inputs=of_inputs,
         eps=EPS,
-        multiplier=options.multiplier,
     )
 
 
 def _direction(module: str, parts: dict[str, Stored], file: Path, scale: float) -> Update:
-    """Return ΔW of a layer, before any magnitude; scale: what it is multiplied by besides α/r."""
+    """Return ΔW of a layer, before any magnitude; scale: its scale if there is no alpha."""
     where = f"{file}: {module}"
     for part in parts:
         reason = next((why for start, why in UNREAD.items() if part.startswith(start)), "")
         if reason:
             raise CheckpointError(f"{where}: {part}: {reason}")
     if "diff" in parts and not parts.keys() - {"diff", "alpha"}:
-        return _difference(module, parts["diff"], file, scale)
+        return _difference(module, parts["diff"], file)
     if any(part.startswith("lokr_") for part in parts):
         return lokr.update(module, parts, str(file), scale)
     if any(part.startswith("hada_") for part in parts):
@@ -189,11 +193,11 @@ def _direction(module: str, parts: dict[str, Stored], file: Path, scale: float) 
         return lycoris.tucker(module, parts, str(file), scale)
     B, A = factors.pair(parts, where)
     if "alpha" in parts:
-        scale *= factors.alpha(parts["alpha"], where) / len(A)
+        scale = factors.alpha(parts["alpha"], where) / len(A)
     return LowRankUpdate(module, B, A, scale, method="kohya", source=str(file))
 
 
-def _difference(module: str, diff: Stored, file: Path, scale: float) -> DenseUpdate:
+def _difference(module: str, diff: Stored, file: Path) -> DenseUpdate:
     """Return ΔW that is stored as it is; its noise is the rounding to the stored dtype."""
     if diff.dtype not in FLOATS or 0 in diff.shape or len(diff.shape) < 2:
         raise CheckpointError(
@@ -206,15 +210,14 @@ def _difference(module: str, diff: Stored, file: Path, scale: float) -> DenseUpd
 
     def load() -> np.ndarray:
         W = stored()
-        wide: type = np.float64 if W.dtype.itemsize == 8 else np.float32
-        with np.errstate(all="ignore"):  # NaN and overflow are reported later
-            return np.multiply(W, scale, dtype=wide)
+        with np.errstate(invalid="ignore"):  # NaN, which is reported later
+            return W.astype(np.float64 if W.dtype.itemsize == 8 else np.float32)
 
     def floor() -> float:
-        return abs(scale) * noise_floor(stored())
+        return noise_floor(stored())
 
     def noise() -> float:
-        return abs(scale) * noise_size(stored())
+        return noise_size(stored())
 
     return DenseUpdate(module, shape, load, floor, method="full", source=str(file), noise=noise)
 

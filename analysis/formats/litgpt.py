@@ -66,10 +66,10 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
     where = str(file.parent / SETTINGS)
     if "lora_alpha" in trained or "lora_r" in trained:
         r = count(trained, "lora_r", where)
-        scale *= number(trained, "lora_alpha", where) / r
+        scale = number(trained, "lora_alpha", where) / r
     elif given := stated.scale(Place(file) if place.path != file else place, modules.values()):
         yield Remark(file.name, given.remark)
-        scale *= given.scale
+        scale = given.scale
     elif options.scale is None:
         yield Remark(file.name, factors.UNSCALED)
     for module, parts in modules.items():

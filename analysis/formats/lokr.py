@@ -51,7 +51,7 @@ def update(module: str, parts: dict[str, Stored], source: str, scale: float) -> 
     if len(ranks) > 1:
         raise CheckpointError(f"{where}: w1 has rank {ranks.pop()}, w2 {ranks.pop()}; expected one")
     if "alpha" in parts and ranks:
-        scale *= factors.alpha(parts["alpha"], where) / ranks.pop()
+        scale = factors.alpha(parts["alpha"], where) / ranks.pop()
     return KroneckerUpdate(module, first, second, scale, method="lokr", source=source)
 
 

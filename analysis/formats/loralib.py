@@ -54,5 +54,5 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
         yield Remark(file.name, given.remark)
     elif options.scale is None and not all("alpha" in parts for parts in modules.values()):
         yield Remark(file.name, factors.UNSCALED)
-    scale = options.multiplier * (1.0 if given is None else given.scale)
+    scale = options.multiplier if given is None else given.scale
     yield from factors.updates(oriented, file, "loralib", scale, options.blocks)

@@ -63,7 +63,7 @@ def update(
     stored = sum(math.prod(parts[part].shape) for part in (*PARTS, *cores))
     factors.refuse_large((d_out, d_in), stored, where)
     if "alpha" in parts:
-        scale *= factors.alpha(parts["alpha"], where) / w1_b.shape[0]
+        scale = factors.alpha(parts["alpha"], where) / w1_b.shape[0]
     if not cores and 2 * w1_b.shape[0] ** 2 <= min(d_out, d_in):
         return _factored(module, [parts[part] for part in PARTS], source, scale)
     W1, W2 = products
@@ -148,7 +148,7 @@ def tucker(module: str, parts: dict[str, Stored], source: str, scale: float) -> 
     factors.refuse_large((r, A.shape[1] * kernel), stored, where)
     up, down, mid = B.load().reshape(-1, r), A.load().reshape(r, -1), core.load()
     if "alpha" in parts:
-        scale *= factors.alpha(parts["alpha"], where) / r
+        scale = factors.alpha(parts["alpha"], where) / r
     dtypes = FLOATS[B.dtype], coarsest(FLOATS[A.dtype], FLOATS[core.dtype])
     with np.errstate(all="ignore"):
         sizes = np.sqrt(2 * times_core(float64(mid) ** 2, float64(down) ** 2))

@@ -144,7 +144,7 @@ def _rule(
             f" multiplied ({factor}), and later ones read without alpha ({scale:g}); pass the one"
             " that holds, --scale X"
         )
-    return rank, scale * options.multiplier
+    return rank, scale
 
 
 def _updates(

@@ -30,6 +30,8 @@ from analysis.update import DenseUpdate, Entry, Other, Skipped
 
 STEMS = base.STEMS
 # Last components of tensors that are computed, not trained, and may have two dimensions.
+# Modules whose weights are stacks of matrices, one for each expert.
+EXPERTS = re.compile(r"(^|\.)experts(\.|$)|(^|[._])moe([._]|$)")
 FACTOR = re.compile(r"\.lora_(A|B|down|up)(\.|$)")
 BUFFERS = frozenset(
     "inv_freq cos_cached sin_cached freqs_cis position_ids token_type_ids relative_position_index"
@@ -164,7 +166,7 @@ def _matrices(
     module: str, shape: tuple[int, ...]
 ) -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
     """Yield each part and the function that takes its matrix out of the tensor."""
-    if len(shape) == 3 and "experts" in module.split("."):
+    if len(shape) == 3 and EXPERTS.search(module):
         for i in range(shape[0]):
             yield f"expert{i}", partial(np.take, indices=i, axis=0)
     else:

@@ -30,7 +30,8 @@ def oriented(
 
     modules: module → its tensors, of which "A" and "B" are a pair.
     where: the file, for messages.
-    named: True if the user named A and B: B @ A is then meant, unless `options.transposed`.
+    named: True if the user or the format says which is A and which is B: B @ A is then meant,
+        unless `options.transposed`.
 
     Raises CheckpointError if the pairs contradict each other or what the user says, or if no shape
     decides.
@@ -78,9 +79,10 @@ def is_transposed(
     if only[True] and named:
         B, A = pairs[only[True][0]]
         why = "inner ranks differ" if A[0] != B[1] else f"a rank of {A[0]} is above both sides"
+        exchange = ": exchange the two patterns of --factors, or" if options.factors else ";"
         raise CheckpointError(
-            f"{where}: {_described(only[True][0], pairs)}: {why}; expected {STANDARD}: exchange the"
-            " two patterns of --factors, or pass --transposed if the layer computes x @ A @ B"
+            f"{where}: {_described(only[True][0], pairs)}: {why}; expected {STANDARD}{exchange}"
+            " pass --transposed if the layer computes x @ A @ B"
         )
     return bool(only[True])
 

@@ -299,12 +299,19 @@ def describe(name: str) -> str:
     return "bias" if name.endswith(".bias") else "saved weight (modules_to_save)"
 
 
-def _other(name: str, adapter: Adapter) -> Other:
-    """Return the entry of a tensor that belongs to no update, with its change if W0 is known."""
+def _other(name: str, adapter: Adapter) -> Other | Skipped:
+    """Return the entry of a tensor that belongs to no update, with its change if W0 is known.
+
+    A matrix of the base that was saved whole and has changed is skipped: ΔW has more than factors.
+    """
     if adapter.options.base is None:
         return Other(name, describe(name))
-    W0 = adapter.W0.get(_in_base(name))
-    return Other(name, f"{describe(name)}, {base.change(adapter.tensors[name], W0)}")
+    stored, own = adapter.tensors[name], _in_base(name)
+    W0 = adapter.W0.get(own)
+    what = f"{describe(name)}, {base.change(stored, W0)}"
+    if W0 is not None and len(stored.shape) == 2 and not what.endswith("change of norm 0"):
+        return Skipped(own.removesuffix(".weight"), f"{adapter.file}: {name}: {what}; not analysed")
+    return Other(name, what)
 
 
 def _module(module: str, part: str, names: dict[str, str], adapter: Adapter) -> Iterator[Entry]:

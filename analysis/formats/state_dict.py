@@ -31,8 +31,9 @@ FOREIGN = (
 )  # fmt: skip
 # How names begin in a file of diffusers, which assumes α = r.
 COMPONENT = re.compile(
-    r"(?:unet|text_encoder(?:_\d)?|transformer(?:_\d)?|prior|controlnet|diffusion_model|down_blocks"
-    r"|mid_block|up_blocks|(?:single_)?transformer_blocks)\.(?!h\.)"
+    r"(?:unet|text_encoder(?:_\d)?|prior|controlnet|diffusion_model|down_blocks|mid_block|up_blocks"
+    r"|(?:single_)?transformer_blocks"
+    r"|transformer(?:_\d)?(?=.*(?:transformer_blocks|\.to_(?:q|k|v|out)|\.attn\d|\.ff\.net)))\."
 )
 ROLES = {
     "lora_A.weight": "A",
@@ -83,7 +84,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
             f"{file}: PEFT's weights without their {peft.CONFIG}, and no α in the file: the scale"
             f" is not known; put {peft.CONFIG} into the same directory, or pass α/r, --scale X"
         )
-    scale = options.multiplier * (1.0 if given is None else given.scale)
+    scale = options.multiplier if given is None else given.scale
     for (module, part), parts in oriented.items():
         for entry in factors.updates({module: parts}, file, "lora", scale, options.blocks):
             if part and isinstance(entry, LowRankUpdate):

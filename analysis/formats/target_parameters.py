@@ -172,6 +172,14 @@ def read(
             A, B = (tensors[parts[f"lora_{f}.weight"]] for f in "AB")
             shapes[module] = (B.shape[0], A.shape[1])
     parameters = names(list(shapes), shapes, targets(config, where))
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        for module in [m for m, parameter in parameters.items() if parameter.name == m]:
+            del parameters[module]
+            yield Skipped(
+                module,
+                f"{file}: {module}: which of several parameters it changes cannot be told, and"
+                f" {where} has rank_pattern or alpha_pattern, which need its name",
+            )
     rule = Rule(config, where, [parameter.name for parameter in parameters.values()])
     for (module, adapter), parts in modules.items():
         if module in parameters:

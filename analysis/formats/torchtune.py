@@ -18,7 +18,7 @@ from analysis import CheckpointError
 from analysis.files import shards
 from analysis.files.place import Place
 from analysis.files.tensors import Stored
-from analysis.formats import Options, factors
+from analysis.formats import Options, factors, orientation
 from analysis.formats.rule import Rule
 from analysis.update import Entry, LowRankUpdate, Other, Skipped
 
@@ -77,6 +77,7 @@ def _read(place: Place, directory: Place, options: Options) -> Iterator[Entry]:
             f" pass PEFT's copy of it ({PEFT}.safetensors with {CONFIG}) and --base DIR, or look at"
             " B·A alone, --direction-only"
         )
+    modules = orientation.oriented(modules, str(file), options, named=True)
     rule = _rule(directory, file, list(modules), options)
     for module, parts in modules.items():
         try:
@@ -111,5 +112,5 @@ def _update(
             f"{where}: lora_b is {B.shape}, lora_a is {A.shape};"
             f" expected r = {rule.rank(module):g} by {rule.path}"
         )
-    scale = options.multiplier * (rule.scale(module) if rule else 1.0)
+    scale = rule.scale(module) if rule else options.multiplier
     return LowRankUpdate(module, B, A, scale, method="lora", source=str(place.path))

@@ -7,7 +7,7 @@ s (Σ wᵢBᵢ)(Σ wᵢAᵢ), which differs from the sum by the cross terms.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +116,7 @@ def _collected(
             if isinstance(entry, Skipped):
                 rest.append(entry)
             elif isinstance(entry, Other):
-                rest.append(Other(f"{term.path}: {entry.name}", entry.what))
+                rest.append(replace(entry, name=f"{term.path}: {entry.name}"))
             else:
                 by_module.setdefault((entry.name, entry.part), []).append((term.weight, entry))
     return by_module, rest

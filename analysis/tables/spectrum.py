@@ -96,8 +96,8 @@ def remarks(rows: Iterable[Row], other: Sequence[Mapping[str, str]]) -> Iterator
         yield f"No democracy in {modules}: too many shapes to draw random updates of each."
     other = [line for line in other if "kind" not in line]
     if other:
-        reasons = "heads, biases, tensors missing in the base"
-        yield f"{counted(len(other), 'tensor')} not analysed ({reasons}): --json lists them."
+        what = "heads, biases and the like"
+        yield f"{counted(len(other), 'item')} without ΔW ({what}): --json lists them."
 
 
 def _without_noise(rows: Sequence[Row]) -> Iterator[str]:

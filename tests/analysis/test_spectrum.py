@@ -815,7 +815,7 @@ def test_what_is_assumed_of_a_file_is_said(command, write_adapter, tmp_path, rng
     assert (status, len(err)) == (0, 2)
     assert "own.safetensors: stores A (d_in, r) and B (r, d_out), by their shapes" in err[0]
     assert "own.safetensors: does not give α: its updates have scale 1 (see --scale)" in err[1]
-    assert "1 tensor not analysed" in out  # norm
+    assert "1 item without ΔW" in out  # norm
     status, out, err = command(tmp_path / "own.safetensors", "--scale", "2", "--transposed")
     assert (status, err) == (0, [])  # negative control
     status, out, err = command(tmp_path / "own.safetensors", "--json")

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.numpy import save_file
 
 from analysis import UserError
 from multilora import cuts, delta, train
@@ -84,6 +85,8 @@ def test_the_command_prints_a_table_and_writes_it(run, text, tmp_path, capfd):
 def test_an_update_that_changes_nothing_has_no_share():
     rows = [{"kind": kind, "k": k, "text": 2.0} for kind in ("keep", "remove") for k in (0, 1)]
     assert {row["share"] for row in cuts._with_shares(rows)} == {None}
+    worse = [row | {"text": 2.0 + row["k"]} for row in rows]
+    assert {row["share"] for row in cuts._with_shares(worse)} == {None}
     assert "–" in cuts.as_table(cuts._with_shares(rows))
 
 
@@ -102,7 +105,7 @@ def test_settings_that_make_no_sense_are_refused(changes, words):
 
 def test_what_is_missing_is_said(run, text, tmp_path, write_adapter, lora_tensors, tiny_base):
     path = write_adapter(lora_tensors("model.layers.0.self_attn.q_proj", d_out=32, d_in=32))
-    with pytest.raises(UserError, match="the base is not known; pass it with --base"):
+    with pytest.raises(UserError, match="names its base; pass it with --base"):
         cuts.cut(CutSettings(str(path), text=str(text)))
     with pytest.raises(UserError, match="pass what to measure, --text or --tasks"):
         cuts.cut(CutSettings(str(path), base=str(tiny_base)))
@@ -111,3 +114,27 @@ def test_what_is_missing_is_said(run, text, tmp_path, write_adapter, lora_tensor
     (tmp_path / "short.txt").write_text("gold")
     with pytest.raises(UserError, match="has 1 token; expected at least two"):
         cuts.cut(CutSettings(str(run), text=str(tmp_path / "short.txt")))
+
+
+def test_an_assumed_scale_is_said_and_can_be_passed(tmp_path, text, tiny_base, rng, capfd):
+    name = "model.layers.0.self_attn.q_proj"
+    A, B = rng.standard_normal((2, 32)), rng.standard_normal((32, 2))
+    tensors = {f"{name}.lora_A": A, f"{name}.lora_B": B, "norm": rng.standard_normal(3)}
+    save_file(tensors, tmp_path / "own.safetensors")
+    given = {"base": str(tiny_base), "text": str(text), "counts": "2"}
+    assumed = cuts.cut(CutSettings(str(tmp_path / "own.safetensors"), **given))
+    said = capfd.readouterr().err
+    assert "does not give α" in said
+    assert "1 other tensors are not put in, such as norm" in said
+    other = cuts.cut(CutSettings(str(tmp_path / "own.safetensors"), scale=3.0, **given))
+    assert at(assumed, "keep", 2)["loss"] != pytest.approx(at(other, "keep", 2)["loss"])
+    assert at(assumed, "keep", 0)["loss"] == at(other, "keep", 0)["loss"]
+
+
+@pytest.mark.parametrize("facts", ['{"base": []}', '{"base": {"path": 5, "sha256": {}}}'])
+def test_a_foreign_run_json_and_texts_that_are_none_are_one_line(tmp_path, text, facts, capfd):
+    (tmp_path / "run.json").write_text(facts)
+    assert cuts.main([str(tmp_path), "--text", str(text)]) == 2
+    assert "run.json" in capfd.readouterr().err
+    with pytest.raises(ValueError, match="named pipe, a socket or a device"):
+        cuts._text("/dev/zero")

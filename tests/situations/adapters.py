@@ -67,13 +67,13 @@ def lora_sharded(out: Path) -> Made:
     return Made(out, updates={MODULE: product(B, A, 2)})
 
 
-@situation(PEFT, "Component whose name begins with lora_", "the same")
+@situation(PEFT, "Component whose name begins with lora_", "`lora_tower.….lora_A.weight`")
 def module_called_lora(out: Path) -> Made:
     named = {f"lora_tower.{name}": x for name, x in LORA.items()}
     return Made(write_adapter(out, named), updates={f"lora_tower.{MODULE}": product(B, A, 2)})
 
 
-@situation(PEFT, "Pattern equal to a module's name", "the same")
+@situation(PEFT, "Pattern equal to a module's name", "`rank_pattern`, `alpha_pattern`")
 def literal_pattern(out: Path) -> Made:
     """A key that is the name, and matches nothing as an expression: PEFT takes it."""
     name = "layers.0.q[0]+"

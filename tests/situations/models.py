@@ -117,8 +117,12 @@ def megatron(out: Path) -> Made:
 
 @situation(NOTHING, "NeMo archive", "`model.nemo`")
 def nemo(out: Path) -> Made:
-    (out / "model.nemo").write_bytes(b"")
-    return Made(out / "model.nemo", refused="NeMo")
+    import tarfile
+
+    (out / "model_weights.ckpt").write_bytes(b"")
+    with tarfile.open(out / "model.nemo", "w") as archive:
+        archive.add(out / "model_weights.ckpt", "model_weights.ckpt")
+    return Made(out / "model.nemo", refused="tar -xf")
 
 
 @situation(NOTHING, "Keras or TensorFlow weights", "`weights.h5`")

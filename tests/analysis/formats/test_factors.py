@@ -113,7 +113,7 @@ def test_an_alpha_next_to_a_pair_is_used(write_file, product, alpha):
     entries = scan_parts(path, factors=patterns)
     assert {name for name, _ in entries} == {stem, "other.alpha"}  # no remark on the scale
     close(entries[stem, ""], 2 * want)
-    close(scan_parts(path, factors=patterns, scale=0.5)[stem, ""], want)
+    close(scan_parts(path, factors=patterns, scale=0.5)[stem, ""], 2 * want)  # α is what counts
     path = write_file(tensors)
     entries = scan_parts(path, factors=patterns)  # negative control
     close(entries[stem, ""], want)

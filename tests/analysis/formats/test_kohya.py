@@ -122,8 +122,8 @@ def test_names_with_dots_are_kept_without_their_root(write_file, product, root):
         close(found[name, ""], want / 2)
         assert (found[name, ""].scale, found[name, ""].method) == (0.5, "kohya")
     assert sum(isinstance(entry, Other) for entry in found.values()) == 3
-    (update, *_) = checkpoint.read(path, options=Options(scale=3))
-    close(update, 1.5 * wants[update.name])
+    (update, *_) = checkpoint.read(path, options=Options(scale=3))  # the file gives the scale
+    close(update, wants[update.name] / 2)
 
 
 def test_a_module_with_and_without_its_root_is_refused(write_file, product):
@@ -148,10 +148,7 @@ def test_a_whole_difference_is_the_update_itself(write_file, rng, dtype):
     )
     assert found["a", ""].floor() == noise_floor(W.astype(dtype)) > 0
     assert isinstance(found["norm.diff", ""], Other)
-    doubled = scan_parts(path, scale=-2.0)["a", ""]
-    np.testing.assert_array_equal(doubled.dense(), -2 * found["a", ""].dense())
-    assert doubled.floor() == 2 * found["a", ""].floor()
-    assert doubled.noise() == 2 * found["a", ""].noise() > 0
+    assert found["a", ""].noise() > 0
 
 
 def test_tensors_that_are_no_difference_are_skipped(write_file, product):
@@ -212,8 +209,6 @@ def test_dora_rescales_the_base_with_the_update(
         assert isinstance(alone, LowRankUpdate)
         with pytest.raises(CheckpointError, match=r"has dora_scale.*--base DIR.*--direction-only"):
             updates(file)
-        (twice,) = updates(file, base=path, scale=2.0).values()
-        close(twice, 2 * (W - W0).reshape(6, -1))
 
 
 def test_a_layer_of_dora_that_could_be_two_of_the_base_is_skipped(write_file, write_base, product):

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from entries import close, scan_parts
+from entries import close, scan_parts, updates
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from analysis import CheckpointError
 from analysis.files.tensors import Stored
@@ -59,11 +60,9 @@ ALONE = {"o": {"A": stored(2, 6)}}
 
 
 def test_a_file_has_one_orientation():
-    def is_transposed(*modules, transposed=False, named=False):
+    def is_transposed(*modules, named=False, **options):
         together = {name: parts for module in modules for name, parts in module.items()}
-        return orientation.is_transposed(
-            together, "f.pt", Options(transposed=transposed), named=named
-        )
+        return orientation.is_transposed(together, "f.pt", Options(**options), named=named)
 
     assert not is_transposed(STANDARD, SQUARE, KERNEL, ALONE)
     assert is_transposed(TRANSPOSED, SQUARE, KERNEL, ALONE)
@@ -80,7 +79,9 @@ def test_a_file_has_one_orientation():
     with pytest.raises(CheckpointError, match=r"w: B is \(7, 2\).*--transposed expects A"):
         is_transposed(wide, transposed=True)
     with pytest.raises(CheckpointError, match=r"v: .*exchange the two patterns of --factors"):
-        is_transposed(TRANSPOSED, named=True)
+        is_transposed(TRANSPOSED, named=True, factors=("a", "b"))
+    with pytest.raises(CheckpointError, match=r"v: .*and A \(r, d_in\); pass --transposed"):
+        is_transposed(TRANSPOSED, named=True)  # by the rule of a format
 
 
 def test_oriented_turns_matrices_and_nothing_else():
@@ -132,3 +133,32 @@ def test_a_file_that_tells_nothing_is_refused_with_what_helps(write_file, rng, c
     close(scan_parts(path, transposed=True)["q", ""], (A @ B).T)
     patterns = (r"(.*)\.lora_A", r"(.*)\.lora_B")
     close(scan_parts(path, factors=patterns)["q", ""], B @ A)
+
+
+@pytest.mark.parametrize(
+    ("names", "file"),
+    [
+        (("unet.x.to_q.lora_A.weight", "unet.x.to_q.lora_B.weight"), "a.safetensors"),
+        (("lora_unet_x.lora_down.weight", "lora_unet_x.lora_up.weight"), "b.safetensors"),
+        (
+            ("layers.0.attn.q_proj.lora_a.weight", "layers.0.attn.q_proj.lora_b.weight"),
+            "adapter.pt",
+        ),
+    ],
+)
+def test_a_format_that_fixes_the_orientation_is_checked_and_can_be_overruled(
+    tmp_path, rng, names, file
+):
+    """64 × 4 and 4 × 64 as B @ A would be one 4 × 4 update of rank 64."""
+    import torch
+
+    A, B = rng.standard_normal((64, 4)), rng.standard_normal((4, 64))
+    tensors = dict(zip(names, (A, B), strict=True))
+    if file.endswith(".pt"):
+        torch.save({k: torch.from_numpy(x) for k, x in tensors.items()}, tmp_path / file)
+    else:
+        save_file(tensors, tmp_path / file)
+    with pytest.raises(CheckpointError, match=r"a rank of 64 is above both sides.*--transposed"):
+        scan_parts(tmp_path / file, scale=1.0)
+    (update,) = updates(tmp_path / file, scale=1.0, transposed=True).values()
+    close(update, (A @ B).T)

@@ -168,13 +168,14 @@ def test_embeddings_convolutions_and_x_a_b(tmp_path, product):
 def test_files_of_diffusers_keep_their_own_rule(write_file, product, component):
     """Negative control: there α = r where no file says it."""
     B, A, want = product()
-    tensors = {f"{component}.q.lora_A.weight": A, f"{component}.q.lora_B.weight": B}
+    tensors = {f"{component}.to_q.lora_A.weight": A, f"{component}.to_q.lora_B.weight": B}
     (update,) = checkpoint.read(write_file(tensors))
     close(update, want)
     assert update.method in ("diffusers", "kohya")  # names of ComfyUI are read by kohya
-    gpt2 = {f"transformer.h.0.q.lora_{f}.weight": x for f, x in (("A", A), ("B", B))}
-    with pytest.raises(CheckpointError, match="--scale"):
-        scan_parts(write_file(gpt2, "gpt2.safetensors"))
+    for name in ("transformer.h.0.q", "transformer.encoder.layers.0.query_key_value"):
+        llm = {f"{name}.lora_{f}.weight": x for f, x in (("A", A), ("B", B))}
+        with pytest.raises(CheckpointError, match="--scale"):
+            scan_parts(write_file(llm, "llm.safetensors"))
 
 
 def test_patterns_still_read_such_a_file(tmp_path, state):

@@ -63,7 +63,7 @@ def test_remarks_tell_of_noise_and_of_other_tensors():
     ]
     faint, other = remarks(rows, [{"run": "a", "name": "head", "what": "a head"}] * 2)
     assert faint.startswith("In 1 module more than half of the values")
-    assert other.startswith("2 tensors not analysed (heads")
+    assert other.startswith("2 items without ΔW (heads")
 
 
 def test_a_remark_shows_the_spectrum_without_noise_where_that_is_noticed():
