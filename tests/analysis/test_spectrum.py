@@ -735,7 +735,7 @@ def test_bad_usage(command, two_layers, capfd):
     assert_one_line(command(two_layers, "--modules", "("), 2, "regular expression")
     (two_layers.parent / "file").write_text("")
     got = command(two_layers, "--out", two_layers.parent / "file")
-    assert_one_line(got, 2, "File exists")
+    assert_one_line(got, 2, "is not a directory; expected one, or a new name")
     for arguments in ([], [str(two_layers), "--json", "--csv"], [str(two_layers), "--method", "x"]):
         with pytest.raises(SystemExit) as stop:
             main(arguments)

@@ -212,3 +212,21 @@ def test_temporary_entries_of_dead_processes_are_removed(tmp_path):
     exchange.remove_left_behind(tmp_path / "table.csv")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*alive} - {alive[2]})
     exchange.remove_left_behind(tmp_path / "nowhere" / "table.csv")
+
+
+def test_a_users_directory_in_the_place_of_a_file_is_refused_and_kept(tmp_path):
+    (tmp_path / "out" / "table.csv").mkdir(parents=True)
+    (tmp_path / "out" / "table.csv" / "thesis.txt").write_text("mine")
+    with (
+        pytest.raises(UserError, match=r"table\.csv: is a directory where a file is written"),
+        exchange.replacing(tmp_path / "out") as new,
+    ):
+        (new / "table.csv").write_text("x")
+    assert (tmp_path / "out" / "table.csv" / "thesis.txt").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["table.csv"]
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match="is not a directory"),
+        exchange.replacing(tmp_path / "file"),
+    ):
+        pass

@@ -12,6 +12,7 @@ from torch import nn
 
 from analysis import CheckpointError, checkpoint
 from analysis.formats import Options
+from analysis.spectrum import main
 from analysis.update import LowRankUpdate, Other
 
 
@@ -145,12 +146,16 @@ def test_lora_bias_and_saved_modules_are_listed_with_their_change(tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     entries = {e.name: e for e in checkpoint.scan(tmp_path / "adapter", Options(base=base))}
     others = {name: e.what for name, e in entries.items() if isinstance(e, Other)}
-    assert len(others) == 3
+    assert len(others) == 2
     assert "bias of lora_B" in others["base_model.model.lin.lora_B.bias"]
     tuned = model.base_model.model.head.modules_to_save["default"]
-    for leaf in ("weight", "bias"):
-        norm = (getattr(tuned, leaf) - getattr(tiny().head, leaf)).norm()
-        assert others[f"base_model.model.head.{leaf}"].endswith(f"change of norm {norm:.3g}")
+    norms = {x: (getattr(tuned, x) - getattr(tiny().head, x)).norm() for x in ("weight", "bias")}
+    assert others["base_model.model.head.bias"].endswith(f"change of norm {norms['bias']:.3g}")
+    # A matrix of the base that has changed is not passed over: ΔW is more than the factors.
+    reason = entries["head"].reason
+    assert f"change of norm {norms['weight']:.3g}; not analysed" in reason
+    assert main([str(tmp_path / "adapter"), "--base", str(base)]) == 1
+    assert main([str(tmp_path / "adapter")]) == 0  # negative control: unknown without the base
 
 
 def test_trained_biases_are_listed_with_their_change(tmp_path):
