@@ -27,7 +27,10 @@ KEY = re.compile(
     r"|processor\.(?P<layer>.+)_lora\.(?P<old>down|up))(?:\.[^.]+)?\.weight",
     re.DOTALL,
 )
-ALPHA = re.compile(r"(?P<module>.+)\.alpha", re.DOTALL)
+ALPHA = re.compile(
+    r"(?P<module>.+?)(?:\.processor\.(?P<layer>.+)_lora|\.lora(?:_linear_layer|_[AB])?)?\.alpha",
+    re.DOTALL,
+)
 ROLES = {"lora_A": "A", "lora_B": "B", "down": "A", "up": "B"}
 METADATA = "lora_adapter_metadata"
 ROOT = "diffusion_model."
@@ -57,7 +60,8 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
                 raise CheckpointError(f"{file}: {name}: a second {role} of the same module")
             parts[role] = tensor
         elif alpha:
-            modules.setdefault(_module(alpha["module"]), {})["alpha"] = tensor
+            layer = f".{alpha['layer']}" if alpha["layer"] else ""
+            modules.setdefault(_module(alpha["module"] + layer), {})["alpha"] = tensor
         elif variant:
             modules.setdefault(_module(variant["module"]), {})[variant["part"]] = tensor
         else:

@@ -19,7 +19,7 @@ import numpy as np
 from analysis import CheckpointError, UserError
 from analysis.files.place import Place
 from analysis.files.tensors import Stored
-from analysis.formats import Options, fused, orientation
+from analysis.formats import Options, fused, orientation, stated
 from analysis.update import Entry, LowRankUpdate, Other, Remark, Skipped
 
 # What other methods store next to two factors, or instead of them; the bias of a factor is not one.
@@ -65,9 +65,13 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
         for module, names in paired.items()
     }
     oriented = orientation.oriented(modules, str(file), options, named=True)
-    if options.scale is None and not all("alpha" in parts for parts in modules.values()):
+    given = stated.scale(place, oriented.values())
+    if given is not None:
+        yield Remark(file.name, given.remark)
+    elif options.scale is None and not all("alpha" in parts for parts in modules.values()):
         yield Remark(file.name, UNSCALED)
-    yield from updates(oriented, file, "factors", options.multiplier, options.blocks)
+    scale = options.multiplier if given is None else given.scale
+    yield from updates(oriented, file, "factors", scale, options.blocks)
 
 
 def _paired(
@@ -154,8 +158,8 @@ def updates(
         where = f"{file}: {module}"
         try:
             for part, B, A in pieces(parts, where, blocks):
-                stated = "alpha" in parts
-                factor = alpha(parts["alpha"], where) / len(A) if stated else scale
+                own = parts.get("alpha")
+                factor = scale if own is None else alpha(own, where) / len(A)
                 source = str(file)
                 yield LowRankUpdate(module, B, A, factor, part, method, source, of_rows=bool(part))
         except CheckpointError as error:

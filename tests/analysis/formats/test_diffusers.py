@@ -162,3 +162,20 @@ def test_a_module_of_comfyui_loses_its_root(write_file, product):
     (update,) = checkpoint.read(write_file(tensors | {f"{name}.alpha": np.array(6, "f4")}))
     close(update, 2 * want)
     assert update.name == "blocks.0.q"
+
+
+@pytest.mark.parametrize(
+    ("pair", "alpha", "module"),
+    [
+        ("unet.x.processor.to_q_lora.{}.weight", "unet.x.processor.to_q_lora.alpha", "unet.x.to_q"),
+        ("unet.to_q.lora.{}.weight", "unet.to_q.lora.alpha", "unet.to_q"),
+        ("te.fc.lora_linear_layer.{}.weight", "te.fc.lora_linear_layer.alpha", "te.fc"),
+        ("unet.to_q.lora.{}.weight", "unet.to_q.alpha", "unet.to_q"),
+    ],
+)
+def test_alpha_counts_wherever_it_stands_by_its_pair(write_file, product, pair, alpha, module):
+    B, A, want = product()
+    tensors = {pair.format("down"): A, pair.format("up"): B, alpha: np.array(6, "f4")}
+    (update,) = checkpoint.read(write_file(tensors))
+    close(update, 2 * want)
+    assert update.name == module
