@@ -22,7 +22,7 @@ from analysis import CheckpointError
 from analysis.files.place import Place
 from analysis.files.tensors import Stored, count, number, short
 from analysis.formats import Options, factors, fused, orientation
-from analysis.update import Entry, LowRankUpdate, Other, Skipped
+from analysis.update import Entry, LowRankUpdate, Skipped
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter.safetensors", "pytorch_adapter.bin")
@@ -97,7 +97,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
     for name, tensor in place.tensors(file).items():
         match = KEY.fullmatch(name)
         if match is None or (options.direction_only and match["tensor"] == MAGNITUDE):
-            yield Other(name, "is not part of a pair of factors")
+            yield factors.unpaired(name, file, "is not part of a pair of factors")
             continue
         role = ROLES.get(match["tensor"], match["tensor"])
         modules.setdefault((match["module"], match["adapter"]), {})[role] = tensor

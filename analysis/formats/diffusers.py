@@ -20,7 +20,7 @@ from analysis import CheckpointError
 from analysis.files.place import Place
 from analysis.formats import Options, dora, factors, orientation
 from analysis.formats.rule import Rule
-from analysis.update import Entry, Other, Skipped
+from analysis.update import Entry, Skipped
 
 KEY = re.compile(
     r"(?P<module>.+?)\.(?:(?P<new>lora_[AB])|lora(?:_linear_layer)?\.(?P<between>down|up)"
@@ -65,7 +65,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
         elif variant:
             modules.setdefault(_module(variant["module"]), {})[variant["part"]] = tensor
         else:
-            yield Other(name, "is not part of a pair of factors")
+            yield factors.unpaired(name, file, "is not part of a pair of factors")
     modules = orientation.oriented(modules, str(file), options, named=True)
     rules = _rules(place, modules, options)
     for module, parts in modules.items():

@@ -27,6 +27,10 @@ VARIANT = re.compile(
     r"(?!.*\.bias\Z)(?P<module>.+?)\.(?P<part>(?:lora|dora|hada|lokr|oft)_[^.]+)(?:\..+)?",
     re.DOTALL,
 )
+# Ends of names that factors have in any format.
+FACTOR = re.compile(
+    r"(?:^|[._])(?:lora_(?:A|B|a|b|down|up)(?:\.[^.]+)?(?:\.weight)?|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?)$"
+)
 # A file may store few numbers of which a large matrix is made: the matrix may have this many
 # entries, or this many times the stored numbers.
 LARGE, TIMES = 2**26, 1024
@@ -72,6 +76,18 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
         yield Remark(file.name, UNSCALED)
     scale = options.multiplier if given is None else given.scale
     yield from updates(oriented, file, "factors", scale, options.blocks)
+
+
+def unpaired(name: str, file: Path, what: str) -> Other | Skipped:
+    """Return the entry of a tensor that is in no pair: Skipped if its name is that of a factor.
+
+    what: what is said of any other tensor. A bias is none, whatever it is called.
+    """
+    if FACTOR.search(name):
+        return Skipped(
+            name, f"{file}: {name}: a factor under a name that the others in its file do not have"
+        )
+    return Other(name, what)
 
 
 def _paired(

@@ -18,7 +18,7 @@ from analysis import CheckpointError
 from analysis.files.place import Place
 from analysis.files.tensors import Stored, number, short
 from analysis.formats import Options, factors, orientation
-from analysis.update import Entry, LowRankUpdate, Other, Remark, Skipped
+from analysis.update import Entry, LowRankUpdate, Remark, Skipped
 
 SUFFIX = ".gguf"
 KEY = re.compile(r"(?P<module>.+?)(?:\.weight)?\.lora_(?P<role>[ab])", re.DOTALL)
@@ -47,7 +47,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
     for name, tensor in tensors.items():
         match = KEY.fullmatch(name)
         if match is None:
-            yield Other(name, "is not part of a pair of lora_a and lora_b")
+            yield factors.unpaired(name, file, "is not part of a pair of lora_a and lora_b")
             continue
         parts = modules.setdefault(match["module"], {})
         if match["role"].upper() in parts:

@@ -78,7 +78,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
     layers: dict[str, dict[str, Stored]] = {}
     for name, layer, part in _split(place):
         if not layer or part.endswith(BIASES):
-            yield Other(name, "is not part of a pair of lora_down and lora_up")
+            yield factors.unpaired(name, file, "is not part of a pair of lora_down and lora_up")
         else:
             layers.setdefault(layer, {})[ROLES.get(part, part)] = place.tensors()[name]
     layers = orientation.oriented(layers, str(file), options, named=True)

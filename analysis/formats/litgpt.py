@@ -23,7 +23,7 @@ from analysis import CheckpointError
 from analysis.files.place import Place
 from analysis.files.tensors import Stored, count, number
 from analysis.formats import Options, factors, fused, loralib, orientation, stated
-from analysis.update import Entry, LowRankUpdate, Other, Remark, Skipped
+from analysis.update import Entry, LowRankUpdate, Remark, Skipped
 
 WEIGHTS = "lit_model.pth.lora"
 STEMS = ()
@@ -59,7 +59,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
         if match := loralib.KEY.fullmatch(name):
             modules.setdefault(match["module"], {})[match["role"]] = tensor
         else:
-            yield Other(name, "is not part of a pair of factors")
+            yield factors.unpaired(name, file, "is not part of a pair of factors")
     rows, trained = _rows(file.parent), _settings(file.parent / SETTINGS)
     modules = orientation.oriented(modules, str(file), options)
     scale, r = options.multiplier, None

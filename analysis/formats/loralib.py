@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from analysis.files.place import Place
 from analysis.formats import Options, factors, orientation, stated
-from analysis.update import Entry, Other, Remark
+from analysis.update import Entry, Remark
 
 KEY = re.compile(r"(?P<module>.+)\.lora_(?P<role>[AB])", re.DOTALL)
 ALPHA = re.compile(r"(?P<module>.+)\.(?:lora_)?alpha", re.DOTALL)
@@ -46,7 +46,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
         elif variant:
             modules.setdefault(variant["module"], {})[variant["part"]] = tensor
         else:
-            yield Other(name, "is not part of a pair of factors")
+            yield factors.unpaired(name, file, "is not part of a pair of factors")
     oriented = orientation.oriented(modules, str(file), options)
     yield from orientation.remark(modules, oriented, file.name, options)
     given = stated.scale(place, oriented.values())

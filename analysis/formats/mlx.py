@@ -21,7 +21,7 @@ from analysis import CheckpointError
 from analysis.files import shards
 from analysis.files.place import Place
 from analysis.files.tensors import Stored, count, number, short
-from analysis.formats import Options, dora
+from analysis.formats import Options, dora, factors
 from analysis.update import Entry, LowRankUpdate, Other, Skipped, Update
 
 CONFIG = "adapter_config.json"
@@ -90,7 +90,7 @@ def _read(place: Place, directory: Place, options: Options) -> Iterator[Entry]:
         if match:
             modules.setdefault(match["module"], {})[ROLES[match["role"]]] = tensor
         else:
-            yield Other(name, "is not part of a pair of lora_a and lora_b")
+            yield factors.unpaired(name, file, "is not part of a pair of lora_a and lora_b")
     rank, scale = _rule(config, directory.path / CONFIG, file, options)
     W0: dict[str, Stored] = {}
     is_dora = config.get("fine_tune_type") == "dora" or any("m" in p for p in modules.values())

@@ -17,7 +17,7 @@ from analysis import CheckpointError
 from analysis.files.place import Place
 from analysis.files.tensors import Stored
 from analysis.formats import Options, dora, factors, orientation, peft, stated
-from analysis.update import Entry, LowRankUpdate, Other, Remark
+from analysis.update import Entry, LowRankUpdate, Remark
 
 PAIR = re.compile(
     r"(?:.+\.)?lora_(?:[AB](?:\.[^.]+)?\.weight|embedding_[AB](?:\.[^.]+)?)", re.DOTALL
@@ -73,7 +73,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
             f" not give; expected both in one directory, the weights as {peft.STEM}.safetensors"
         )
     modules, others = _modules(place, options)
-    yield from (Other(name, "is not part of a pair of factors") for name in others)
+    yield from (factors.unpaired(name, file, "is not part of a pair of factors") for name in others)
     oriented = orientation.oriented(modules, str(file), options)
     yield from orientation.remark(modules, oriented, file.name, options)
     given = stated.scale(place, oriented.values())

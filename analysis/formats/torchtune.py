@@ -67,7 +67,7 @@ def _read(place: Place, directory: Place, options: Options) -> Iterator[Entry]:
     for name, tensor in place.tensors().items():
         match = KEY.fullmatch(name)
         if match is None:
-            yield Other(name, "is not part of a pair of lora_a and lora_b")
+            yield factors.unpaired(name, file, "is not part of a pair of lora_a and lora_b")
         else:
             parts = modules.setdefault(match["module"], {})
             parts[ROLES.get(match["role"], "magnitude")] = tensor

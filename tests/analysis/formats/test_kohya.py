@@ -229,3 +229,16 @@ def test_a_layer_of_dora_that_could_be_two_of_the_base_is_skipped(write_file, wr
     # With dots, the name itself tells.
     dots = {name.replace("lora_unet_a_b_c_q", "a.b_c.q"): x for name, x in tensors.items()}
     assert "a.b_c.q" not in reasons(write_file(dots), base=path)
+
+
+def test_pairs_under_two_kinds_of_names_are_all_read_and_a_lone_factor_is_named(
+    write_file, product
+):
+    """ComfyUI's files have lora_A beside whole differences; mlx's names among kohya's are not."""
+    B, A, want = product()
+    tensors = {"a.lora_A.weight": A, "a.lora_B.weight": B, "patch.diff": np.ones((4, 5), "f4")}
+    found = scan_parts(write_file(tensors | {"q.lora_a": A, "norm.weight": A[0]}))
+    close(found["a", ""], want)
+    assert found["patch", ""].shape == (4, 5)
+    assert "q.lora_a: a factor under a name" in found["q.lora_a", ""].reason
+    assert isinstance(found["norm.weight", ""], Other)  # negative control
