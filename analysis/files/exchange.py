@@ -40,7 +40,7 @@ def replacing(directory: Path, stale: Iterable[str] = ()) -> Iterator[Path]:
 
     If the block raises or the process ends, `directory` stays as it was. Raises OSError if the new
     entries cannot be written, and UserError if NEXT exists and is not a directory of this module,
-    or if a directory stands where a file is to be.
+    or if a directory that is not empty stands where a file is to be.
     """
     stale = sorted(set(stale))
     if others := [name for name in stale if not is_plain(name)]:
@@ -53,7 +53,8 @@ def replacing(directory: Path, stale: Iterable[str] = ()) -> Iterator[Path]:
         yield new
         for entry in new.iterdir():
             target = directory / entry.name
-            if entry.is_file() and target.is_dir() and not target.is_symlink():
+            stands = target.is_dir() and not target.is_symlink() and any(target.iterdir())
+            if entry.is_file() and stands:
                 raise UserError(f"{target}: is a directory where a file is written; remove it")
         if stale:
             (new / _STALE).write_text(json.dumps(stale), encoding="utf-8")

@@ -41,7 +41,7 @@ def evaluated(run_main, adapter, base):
     words = [adapter, "--model", base, "--per_task", "1"]
     status, out, err = run_main(evaluate.main, *words, "--out", adapter / "scores")
     assert (status == 0) == bool(out)
-    return status, err[-1]
+    return status, err[-1] if err else ""
 
 
 def test_what_is_whole_is_scored(copies, run_main):
