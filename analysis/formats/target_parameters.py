@@ -13,7 +13,8 @@ the same: pass --experts-first for it.
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy as np
 from analysis import CheckpointError
 from analysis.files.tensors import Stored, short
 from analysis.formats.rule import Rule
-from analysis.update import LowRankUpdate, Skipped
+from analysis.update import LowRankUpdate, Remark, Skipped
 
 BASE_LAYER = ".base_layer"  # what PEFT adds to the name of a layer for each of its wrappers
 MOST = 4  # parameters of a layer; their names are not told if there are more
@@ -32,10 +33,14 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class Parameter:
-    """A targeted parameter: the path of its name, and whether A and B act on its transpose."""
+    """A targeted parameter: the path of its name, and whether A and B act on its transpose.
+
+    by_order: True if only the usual order of such names tells it from another one.
+    """
 
     name: str
     turned: bool = False
+    by_order: bool = False
 
 
 def targets(config: Mapping[str, Any], where: str) -> list[str]:
@@ -105,7 +110,7 @@ def names(
             continue
         for module, parameter in zip(wrappers, told, strict=True):
             path = f"{layer}.{parameter.name}".removesuffix(".weight")
-            found[module] = Parameter(path, parameter.turned)
+            found[module] = replace(parameter, name=path)
     return found
 
 
@@ -128,7 +133,7 @@ def _told(parameters: Sequence[str], shapes: Sequence[Shape]) -> list[Parameter]
             if _fit(dict(zip(order, oriented, strict=True)))
         ]
         if tuple(in_order) in fitting and (known or len(fitting) == 1):
-            return [Parameter(name, turned) for name in in_order]
+            return [Parameter(name, turned, by_order=len(fitting) > 1) for name in in_order]
         if len(fitting) == 1:
             return [Parameter(name, turned) for name in fitting[0]]
     return None
@@ -152,7 +157,7 @@ def read(
     where: str,
     file: str,
     experts_first: bool,
-) -> Iterator[LowRankUpdate | Skipped]:
+) -> Iterator[LowRankUpdate | Remark | Skipped]:
     """Yield the updates of the wrapped modules, one for each expert.
 
     modules: (module, adapter) → what a tensor is, as "lora_A.weight" → its name.
@@ -172,6 +177,10 @@ def read(
             A, B = (tensors[parts[f"lora_{f}.weight"]] for f in "AB")
             shapes[module] = (B.shape[0], A.shape[1])
     parameters = names(list(shapes), shapes, targets(config, where))
+    if any(parameter.by_order for parameter in parameters.values()):
+        order = ", ".join(n for n in ORDER if any(t.endswith(n) for t in targets(config, where)))
+        what = f"parameters of one shape are told apart by their usual order: {order}"
+        yield Remark(Path(file).name, what)
     if config.get("rank_pattern") or config.get("alpha_pattern"):
         for module in [m for m, parameter in parameters.items() if parameter.name == m]:
             del parameters[module]

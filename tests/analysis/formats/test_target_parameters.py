@@ -6,9 +6,10 @@ import torch
 from entries import close, reasons, updates
 from tiny_models import trained
 
-from analysis import CheckpointError
+from analysis import CheckpointError, checkpoint
 from analysis.formats import target_parameters
 from analysis.formats.target_parameters import Parameter
+from analysis.update import Remark
 
 E, R = 4, 3
 
@@ -141,6 +142,19 @@ def test_parameters_are_told_by_shape_or_order(stacked, shapes, targets, names):
     turned = shapes[0] == (10, 16)
     for name, shape in zip(want, shapes, strict=True):
         assert found[name, "expert0"].shape == (shape[::-1] if turned else shape)
+
+
+def test_what_only_the_usual_order_tells_is_said(stacked, write_adapter):
+    """A model of one's own could define up_proj first: a pattern would then name another one."""
+    path, tensors = stacked([(8, 10), (8, 10), (10, 8)], THREE)
+    (said,) = [entry for entry in checkpoint.scan(path) if isinstance(entry, Remark)]
+    assert said.what.endswith("by their usual order: gate_proj, up_proj, down_proj")
+    path, tensors = stacked([(8, 10), (8, 10)], ["experts.x", "experts.y"])
+    given = {"target_parameters": ["experts.x", "experts.y"], "rank_pattern": {"x": R}}
+    write_adapter(tensors, r=R, **given)
+    assert all("cannot be told" in reason for reason in reasons(path).values())
+    path, _ = stacked([(16, 10), (10, 8)], PAIR)  # negative control: told by their shapes
+    assert not [entry for entry in checkpoint.scan(path) if isinstance(entry, Remark)]
 
 
 def test_many_wrappers_and_targets_take_no_time(stacked):
