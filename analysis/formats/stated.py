@@ -15,6 +15,7 @@ from analysis.files.place import Place
 from analysis.files.tensors import Stored
 
 ALPHAS = ("lora_alpha", "alpha")
+PATTERNS = ("alpha_pattern", "rank_pattern")  # by which modules have an α and r of their own
 RANKS = ("r", "lora_r", "lora_rank", "rank", "lora_dim")
 
 
@@ -80,6 +81,9 @@ def _object(text: Any) -> dict[str, Any]:
 
 
 def _stated(group: Mapping[str, Any]) -> Stated | None:
+    """Return α and r of some settings; None if they are not those of every module."""
+    if any(group.get(key) not in (None, "", "{}", {}) for key in PATTERNS):
+        return None
     alphas = [x for x in (_number(group.get(key)) for key in ALPHAS) if x is not None]
     ranks = [x for x in (_number(group.get(key)) for key in RANKS) if x is not None and x >= 1]
     if not alphas or not ranks:

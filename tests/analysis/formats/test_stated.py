@@ -23,6 +23,8 @@ PAIR = {"B": Stored((6, 4), "F32", lambda: np.ones((6, 4), "f4"))}
         ({"c": json.dumps({"lora": {"alpha": 2, "r": 4, "use_rslora": True}})}, Stated(2, 4, True)),
         ({"lora_alpha": "32"}, None),
         ({"lora_alpha": "32", "r": "8"}, None),  # another rank
+        ({"lora_alpha": "32", "r": "4", "alpha_pattern": '{"q": 4}'}, None),  # another α
+        ({"lora_alpha": "32", "r": "4", "rank_pattern": "{}"}, Stated(32, 4)),
         ({"lora_alpha": "nan", "r": "4"}, None),
         ({"lora_alpha": "x", "r": "4"}, None),
         ({"lora_alpha": "32", "r": "4", "c": json.dumps({"lora_alpha": 2, "r": 4})}, None),
