@@ -94,9 +94,6 @@ WEIGHTS = {
 STEP = re.compile(r"checkpoint-(\d+)")
 # Configs that a single file may be read with.
 BESIDE = (peft.CONFIG, *litgpt.MODELS, litgpt.SETTINGS)
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".lora")
-# Ends of the names of files of tensors; of a file in two formats, the first one is read.
-SUFFIXES = (".safetensors", ".gguf", ".npz", *PICKLES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +211,7 @@ def _scan_file(place: Place, options: Options) -> Iterator[Entry]:
 def _files(path: Path) -> list[Path]:
     """Return the files of tensors in a directory, without a trainer's state; or `path`, a file.
 
-    Of two files that differ in their suffix alone, the first of SUFFIXES is returned.
+    Of two files that differ in their suffix alone, the first of shards.FILES is returned.
     """
     if path.is_file():
         return [path]
@@ -222,7 +219,7 @@ def _files(path: Path) -> list[Path]:
     if metadata:
         return [metadata]
     found: dict[str, Path] = {}
-    for suffix in SUFFIXES:
+    for suffix in shards.FILES:
         for file in sorted(path.glob(f"*{suffix}")):
             if (
                 file.is_file()
@@ -333,7 +330,7 @@ def _source(path: str | Path | Run, revision: str | None = None) -> Source:
                     " of its own"
                 )
             return source
-    if path.suffix not in SUFFIXES and path.name != distributed.METADATA:
+    if path.suffix not in shards.FILES and path.name != distributed.METADATA:
         what = foreign.explain(path)
         raise CheckpointError(
             f"{path}: {what or 'is a file; expected a checkpoint directory, or a file of tensors'}"
@@ -484,7 +481,8 @@ def _names(homes: Iterable[Path]) -> dict[Path, str]:
     length = dict.fromkeys(distinct, 1)
     while True:
         names = {home: "/".join(home.parts[-length[home] :]) for home in distinct}
-        shared = [h for h in distinct if list(names.values()).count(names[h]) > 1]
+        times = Counter(names.values())
+        shared = [home for home in distinct if times[names[home]] > 1]
         if not shared:
             return names
         for home in shared:

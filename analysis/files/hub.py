@@ -10,12 +10,13 @@ the folders in it.
 import fnmatch
 import functools
 import glob
+import itertools
 import re
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from analysis import CheckpointError
-from analysis.files import shards
+from analysis.files import distributed, shards
 from analysis.files.tensors import line
 
 NAME = re.compile(r"(?P<repo>[\w-][\w.-]*(/[\w-][\w.-]*)?)(?P<folder>(/[\w-][\w.-]*)*)", re.ASCII)
@@ -26,7 +27,7 @@ STEMS = (
 )  # fmt: skip
 SETS = [f"{stem}{{}}{end}" for stem in STEMS for end in (".safetensors", ".bin")]
 # Without such a set, all files of the first of these kinds that there are.
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".gguf", ".lora", ".distcp")
+SUFFIXES = (*shards.FILES, distributed.SUFFIX)
 SECONDS = 10.0  # for the hub to answer
 CONFIGS = re.compile(
     r"(?!tokenizer|vocab|special_tokens|merges|added_tokens).*\.json|.*\.yaml|\.metadata"
@@ -138,17 +139,17 @@ def needed(names: Collection[str], folder: str = "") -> list[str]:
     below: dict[str, list[str]] = {}
     for name in names:
         below.setdefault(str(PurePosixPath(name).parent).removeprefix("."), []).append(name)
-    own = _of_folder(below.get(folder, []))
-    if any(not name.endswith(".json") for name in own):
-        return own
+    configs, weights = _of_folder(below.get(folder, []))
+    if weights:
+        return [*configs, *weights]
     inside = [home for home in below if not folder or home.startswith(f"{folder}/")]
-    found = {home: _of_folder(below[home]) for home in sorted(inside) if home != folder}
-    with_weights = [files for files in found.values() if any(n[-5:] != ".json" for n in files)]
-    return [*own, *(name for files in with_weights for name in files)] if with_weights else []
+    found = [_of_folder(below[home]) for home in sorted(inside) if home != folder]
+    with_weights = [[*inner, *files] for inner, files in found if files]
+    return [*configs, *itertools.chain(*with_weights)] if with_weights else []
 
 
-def _of_folder(names: list[str]) -> list[str]:
-    """Return the configs and one set of weights of the files in one folder."""
+def _of_folder(names: list[str]) -> tuple[list[str], list[str]]:
+    """Return the configs, and one set of weights with its index, of the files in one folder."""
     last = {name: PurePosixPath(name).name for name in names}
     configs = [name for name in names if CONFIGS.fullmatch(last[name])]
     configs = [name for name in configs if not name.endswith(".index.json")]
@@ -156,12 +157,12 @@ def _of_folder(names: list[str]) -> list[str]:
         weights = [n for n in names if last[n] == stem.format("") or _is_shard(last[n], stem)]
         index = [n for n in names if last[n] == f"{stem.format('')}.index.json"]
         if weights:
-            return [*configs, *index, *weights]
+            return configs, [*index, *weights]
     for suffix in SUFFIXES:
         weights = [n for n in names if n.endswith(suffix) and not shards.STATE.match(last[n])]
         if weights:
-            return [*configs, *weights]
-    return configs
+            return configs, weights
+    return configs, []
 
 
 def _is_shard(name: str, stem: str) -> bool:

@@ -17,6 +17,9 @@ from analysis.files.tensors import Stored, TensorFile, by_number, open_file, rea
 
 # Files of a trainer's own state, next to the weights.
 STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)")
+# Ends of the names of files of tensors; of a file in two formats, the first one is read.
+FILES = (".safetensors", ".gguf", ".npz", ".bin", ".pt", ".pth", ".ckpt", ".lora")
+# What follows the stem of a weight file or an index.
 SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".npz")
 
 

@@ -11,7 +11,9 @@ import pytest
 from fake_hub import serving
 from safetensors.numpy import save
 
+from analysis import checkpoint
 from analysis.files import hub as hub_names
+from analysis.files import shards
 
 ROOT = Path(__file__).parents[3]
 CONFIG = json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}).encode()
@@ -144,7 +146,25 @@ WHOLE = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-0000
         (["model.safetensors", "checkpoint-5/model.safetensors"], "", ["model.safetensors"]),
         (["README.md", "config.json"], "", []),
         (["a[1]/model.safetensors"], "a[1]", ["a[1]/model.safetensors"]),
+        # Configs alone are no weights, in whatever language they are written.
+        (["train.yaml", "sub/adapter_config.json", "sub/adapter_model.safetensors"], "",
+         ["train.yaml", "sub/adapter_config.json", "sub/adapter_model.safetensors"]),
+        (["train.yaml", "sub/adapter_config.json", "sub/config.yaml"], "", []),
+        (["config.json", "fsdp/.metadata", "fsdp/__0_0.distcp"], "",
+         ["config.json", "fsdp/.metadata", "fsdp/__0_0.distcp"]),
     ],
 )  # fmt: skip
 def test_the_files_that_are_needed(names, folder, want):
     assert hub_names.needed(names, folder) == want
+
+
+@pytest.mark.parametrize("name", [
+    *sorted(checkpoint.WEIGHTS),
+    *(f"style{suffix}" for suffix in shards.FILES),
+])  # fmt: skip
+def test_every_name_that_is_read_is_fetched(name):
+    if name.endswith(".index.json"):
+        piece = name.removesuffix(".index.json").replace(".", "-00001-of-00002.")
+        assert hub_names.needed([name, piece]) == [name, piece]
+    else:
+        assert hub_names.needed([name]) == [name]
