@@ -51,7 +51,7 @@ class Options:
     revision: str | None = None
 
     @property
-    def multiplier(self) -> float:
+    def scale_or_one(self) -> float:
         """`scale`, or 1 if it is not given."""
         return 1.0 if self.scale is None else self.scale
 

@@ -108,7 +108,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
         where = f"{file}: {module}"
         try:
             for piece, B, A in _pieces(parts, where, lora, options.blocks):
-                scale = options.multiplier
+                scale = options.scale_or_one
                 if lora is not None:
                     scale = lora.scale(len(A), is_fused=bool(piece))
                 part = ".".join(filter(None, (adapter if several else "", piece)))

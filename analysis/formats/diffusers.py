@@ -72,7 +72,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
         magnitude = parts.pop(dora.MAGNITUDE, None)
         if magnitude is not None and not options.direction_only:
             raise CheckpointError(f"{file}: {module}: {_refusal(dora.MAGNITUDE)}")
-        scale = options.multiplier
+        scale = options.scale_or_one
         rule, name = rules.get(module, (None, module))
         if rule is not None and "alpha" not in parts:
             scale = rule.scale(name)

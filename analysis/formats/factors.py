@@ -20,7 +20,7 @@ from analysis import CheckpointError, UserError
 from analysis.files.place import Place
 from analysis.files.tensors import Stored
 from analysis.formats import Options, fused, orientation, stated
-from analysis.update import Entry, LowRankUpdate, Other, Remark, Skipped
+from analysis.update import Entry, LowRankUpdate, Other, Skipped
 
 # What other methods store next to two factors, or instead of them; the bias of a factor is not one.
 VARIANT = re.compile(
@@ -47,8 +47,6 @@ MORE = (
 ROLES_OF_A_MODULE = frozenset(
     "lora_A lora_B lora_a lora_b lora_down lora_up down up A B a b".split()
 )
-# What is said of a file that does not give α.
-UNSCALED = "does not give α: its updates have scale 1 (see --scale)"
 Modules = dict[str, dict[str, Stored]]  # module → "A", "B", "alpha" and any other tensor
 
 
@@ -69,12 +67,8 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
         for module, names in paired.items()
     }
     oriented = orientation.oriented(modules, str(file), options, named=True)
-    given = stated.scale(place, oriented.values())
-    if given is not None:
-        yield Remark(file.name, given.remark)
-    elif options.scale is None and not all("alpha" in parts for parts in modules.values()):
-        yield Remark(file.name, UNSCALED)
-    scale = options.multiplier if given is None else given.scale
+    scale, remarks = stated.decide(place, oriented.values(), options)
+    yield from remarks
     yield from updates(oriented, file, "factors", scale, options.blocks)
 
 

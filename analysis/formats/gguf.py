@@ -81,7 +81,7 @@ def _updates(
             " or one pair for each expert"
         )
     r = shape_A[-2]
-    scale = alpha / r if alpha else options.multiplier
+    scale = alpha / r if alpha else options.scale_or_one
     B, A = stored_B.load(), stored_A.load()
     if not experts:
         A = A.T if module == EMBEDDING else A

@@ -158,11 +158,11 @@ def _layer(
         if set(rest) - {"alpha"} == {"diff"} and len(rest["diff"].shape) < 2:
             yield Other(f"{module}.diff", "is the change of a vector")
             return
-        yield _direction(module, rest, file, options.multiplier)
+        yield _direction(module, rest, file, options.scale_or_one)
         return
     if isinstance(W0, list):
         raise CheckpointError(f"{where}: could be {' or '.join(W0)} of the base; expected one")
-    direction = _direction(module, rest, file, options.multiplier)
+    direction = _direction(module, rest, file, options.scale_or_one)
     shape, (d_out, d_in) = magnitude.shape, direction.shape
     kernel = math.prod(W0.shape[2:]) if W0 else 1
     of_inputs = len(shape) > 1 and shape[0] == 1 and shape[1] * kernel == d_in and d_out > 1

@@ -23,7 +23,7 @@ from analysis import CheckpointError
 from analysis.files.place import Place
 from analysis.files.tensors import Stored, count, number
 from analysis.formats import Options, factors, fused, loralib, orientation, stated
-from analysis.update import Entry, LowRankUpdate, Remark, Skipped
+from analysis.update import Entry, LowRankUpdate, Skipped
 
 WEIGHTS = "lit_model.pth.lora"
 STEMS = ()
@@ -62,16 +62,15 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
             yield factors.unpaired(name, file, "is not part of a pair of factors")
     rows, trained = _rows(file.parent), _settings(file.parent / SETTINGS)
     modules = orientation.oriented(modules, str(file), options)
-    scale, r = options.multiplier, None
+    r = None
     where = str(file.parent / SETTINGS)
     if "lora_alpha" in trained or "lora_r" in trained:
         r = count(trained, "lora_r", where)
         scale = number(trained, "lora_alpha", where) / r
-    elif given := stated.scale(Place(file) if place.path != file else place, modules.values()):
-        yield Remark(file.name, given.remark)
-        scale = given.scale
-    elif options.scale is None:
-        yield Remark(file.name, factors.UNSCALED)
+    else:
+        own = place if place.path == file else Place(file)
+        scale, remarks = stated.decide(own, modules.values(), options)
+        yield from remarks
     for module, parts in modules.items():
         try:
             for part, B, A in _pieces(module, parts, str(file), options.blocks, rows, trained):

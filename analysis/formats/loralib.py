@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from analysis.files.place import Place
 from analysis.formats import Options, factors, orientation, stated
-from analysis.update import Entry, Remark
+from analysis.update import Entry
 
 KEY = re.compile(r"(?P<module>.+)\.lora_(?P<role>[AB])", re.DOTALL)
 ALPHA = re.compile(r"(?P<module>.+)\.(?:lora_)?alpha", re.DOTALL)
@@ -49,10 +49,6 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
             yield factors.unpaired(name, file, "is not part of a pair of factors")
     oriented = orientation.oriented(modules, str(file), options)
     yield from orientation.remark(modules, oriented, file.name, options)
-    given = stated.scale(place, oriented.values())
-    if given is not None:
-        yield Remark(file.name, given.remark)
-    elif options.scale is None and not all("alpha" in parts for parts in modules.values()):
-        yield Remark(file.name, factors.UNSCALED)
-    scale = options.multiplier if given is None else given.scale
+    scale, remarks = stated.decide(place, oriented.values(), options)
+    yield from remarks
     yield from factors.updates(oriented, file, "loralib", scale, options.blocks)

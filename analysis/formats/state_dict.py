@@ -17,7 +17,7 @@ from analysis import CheckpointError
 from analysis.files.place import Place
 from analysis.files.tensors import Stored
 from analysis.formats import Options, dora, factors, orientation, peft, stated
-from analysis.update import Entry, LowRankUpdate, Remark
+from analysis.update import Entry, LowRankUpdate
 
 PAIR = re.compile(
     r"(?:.+\.)?lora_(?:[AB](?:\.[^.]+)?\.weight|embedding_[AB](?:\.[^.]+)?)", re.DOTALL
@@ -76,15 +76,12 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
     yield from (factors.unpaired(name, file, "is not part of a pair of factors") for name in others)
     oriented = orientation.oriented(modules, str(file), options)
     yield from orientation.remark(modules, oriented, file.name, options)
-    given = stated.scale(place, oriented.values())
-    if given is not None:
-        yield Remark(file.name, given.remark)
-    elif options.scale is None and not all("alpha" in parts for parts in modules.values()):
-        raise CheckpointError(
-            f"{file}: PEFT's weights without their {peft.CONFIG}, and no α in the file: the scale"
-            f" is not known; put {peft.CONFIG} into the same directory, or pass α/r, --scale X"
-        )
-    scale = options.multiplier if given is None else given.scale
+    unknown = (
+        f"{file}: PEFT's weights without their {peft.CONFIG}, and no α in the file: the scale is"
+        f" not known; put {peft.CONFIG} into the same directory, or pass α/r, --scale X"
+    )
+    scale, remarks = stated.decide(place, oriented.values(), options, required=unknown)
+    yield from remarks
     for (module, part), parts in oriented.items():
         for entry in factors.updates({module: parts}, file, "lora", scale, options.blocks):
             if part and isinstance(entry, LowRankUpdate):

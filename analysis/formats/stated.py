@@ -1,4 +1,4 @@
-r"""The scale that a file of factors states next to its tensors: α and r among its settings.
+r"""The scale of a file of factors: by α and r among its settings, else by --scale, else 1.
 
 {"state_dict": …, "hyper_parameters": {"lora_alpha": 32, "lora_r": 4}}     a pickled dict
 {"__metadata__": {"lora_alpha": "32", "r": "4"}}                           safetensors
@@ -11,11 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from analysis import CheckpointError
 from analysis.files.place import Place
 from analysis.files.tensors import Stored
+from analysis.formats import Options
+from analysis.update import Remark
 
 ALPHAS = ("lora_alpha", "alpha")
 PATTERNS = ("alpha_pattern", "rank_pattern")  # by which modules have an α and r of their own
+# What is said of a file that does not give α.
+UNSCALED = "does not give α: its updates have scale 1 (see --scale)"
 RANKS = ("r", "lora_r", "lora_rank", "rank", "lora_dim")
 
 
@@ -41,6 +46,30 @@ class Stated:
         return (
             f"states α = {self.alpha:g} and r = {self.r:g}: its updates have scale {self.scale:g}"
         )
+
+
+def decide(
+    place: Place,
+    modules: Iterable[Mapping[str, Stored]],
+    options: Options,
+    *,
+    required: str = "",
+) -> tuple[float, list[Remark]]:
+    """Return the scale of the modules without an `alpha` of their own, and what is said of it.
+
+    The file comes first, then --scale, then 1.
+    modules: the tensors of each module; B as for `scale`.
+    required: the words of the CheckpointError if 1 must not be taken; "" if it may.
+    """
+    listed = list(modules)
+    given = scale(place, listed)
+    if given is not None:
+        return given.scale, [Remark(place.path.name, given.remark)]
+    if options.scale is not None or all("alpha" in parts for parts in listed):
+        return options.scale_or_one, []
+    if required:
+        raise CheckpointError(required)
+    return options.scale_or_one, [Remark(place.path.name, UNSCALED)]
 
 
 def scale(place: Place, modules: Iterable[Mapping[str, Stored]]) -> Stated | None:

@@ -112,5 +112,5 @@ def _update(
             f"{where}: lora_b is {B.shape}, lora_a is {A.shape};"
             f" expected r = {rule.rank(module):g} by {rule.path}"
         )
-    scale = rule.scale(module) if rule else options.multiplier
+    scale = rule.scale(module) if rule else options.scale_or_one
     return LowRankUpdate(module, B, A, scale, method="lora", source=str(place.path))

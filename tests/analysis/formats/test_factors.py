@@ -6,7 +6,7 @@ from entries import close, scan_parts
 from safetensors.numpy import load_file, save_file
 
 from analysis import CheckpointError, checkpoint
-from analysis.formats import Options, factors
+from analysis.formats import Options, stated
 from analysis.spectrum import analyse, main
 from analysis.update import Skipped
 
@@ -61,7 +61,7 @@ def test_the_real_ranks_of_sam(real_adapter, capfd):
     paths = [root / f"rank{r}" for r in (2, 4, 6, 8, 16)]
     found = analyse(paths, options=Options(factors=(r"w_a_(\d+)", r"w_b_(\d+)")))
     assert (len(found.rows), found.skipped) == (5 * 24, [])
-    assert {line["what"] for line in found.other} == {factors.UNSCALED}
+    assert {line["what"] for line in found.other} == {stated.UNSCALED}
     assert {(row["run"], row["capacity"]) for row in found.rows} == {
         (f"rank{r}", r) for r in (2, 4, 6, 8, 16)
     }
@@ -88,7 +88,7 @@ def test_one_task_at_several_ranks(tmp_path, product, capfd):
     paths = [tmp_path / "rank2", tmp_path / "rank4"]
     found = analyse(paths, options=Options(factors=(r"w_a_(\d+)", r"w_b_(\d+)")))
     assert found.skipped == []
-    assert [line["what"] for line in found.other] == 2 * [factors.UNSCALED]
+    assert [line["what"] for line in found.other] == 2 * [stated.UNSCALED]
     assert {(row["run"], row["capacity"]) for row in found.rows} == {("rank2", 2), ("rank4", 4)}
     assert found.s.keys() == wants.keys()
     for key, want in wants.items():
@@ -117,7 +117,7 @@ def test_an_alpha_next_to_a_pair_is_used(write_file, product, alpha):
     path = write_file(tensors)
     entries = scan_parts(path, factors=patterns)  # negative control
     close(entries[stem, ""], want)
-    assert entries[path.name, ""].what == factors.UNSCALED
+    assert entries[path.name, ""].what == stated.UNSCALED
 
 
 @pytest.mark.parametrize("more", ["lora_E", "lora_mid.weight", "dora_scale"])

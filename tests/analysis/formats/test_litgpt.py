@@ -8,7 +8,7 @@ import torch
 from entries import close, reasons, scan_parts
 
 from analysis import CheckpointError, checkpoint
-from analysis.formats import factors, litgpt
+from analysis.formats import litgpt, stated
 from analysis.spectrum import main
 
 WIDTH, HEADS, GROUPS, SIZE, R, ALPHA = 16, 4, 2, 4, 3, 12
@@ -108,7 +108,7 @@ def test_without_the_models_config_the_rows_are_asked_for(write_litgpt, capfd):
 def test_without_the_settings_the_scale_is_said_to_be_one(write_litgpt):
     path, wants = write_litgpt(["query", "value"], trained=False)
     entries = scan_parts(path)
-    assert entries["lit_model.pth.lora", ""].what == factors.UNSCALED
+    assert entries["lit_model.pth.lora", ""].what == stated.UNSCALED
     module = "transformer.h.0.attn.qkv"  # a value or a key: the rows do not tell
     close(entries[module, "block0"], wants[module, "query"])
     close(entries[module, "block1"], wants[module, "value"])

@@ -9,7 +9,7 @@ from entries import close, reasons, scan_parts
 from safetensors.numpy import save_file
 
 from analysis import CheckpointError, checkpoint
-from analysis.formats import factors
+from analysis.formats import stated
 from analysis.spectrum import main
 from analysis.update import Other
 
@@ -183,7 +183,7 @@ def test_patterns_still_read_such_a_file(tmp_path, state):
     path = save(tmp_path / "a.bin", tensors)
     patterns = (r"(.*)\.lora_A\.weight", r"(.*)\.lora_B\.weight")
     entries = scan_parts(path, factors=patterns)
-    assert entries[path.name, ""].what == factors.UNSCALED
+    assert entries[path.name, ""].what == stated.UNSCALED
     close(entries[f"base_model.model.{MODULES[0]}", ""], wants[MODULES[0]])
 
 
