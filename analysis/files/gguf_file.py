@@ -16,7 +16,15 @@ import numpy as np
 
 from analysis import CheckpointError
 from analysis.files.regular import open_regular
-from analysis.files.tensors import FLOATS, LONGEST_NAME, Stored, TensorFile, by_number, line
+from analysis.files.tensors import (
+    FLOATS,
+    LONGEST_NAME,
+    Stored,
+    TensorFile,
+    by_number,
+    bytes_at,
+    line,
+)
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -172,14 +180,6 @@ def _stored(
         raise ValueError(f"{name!r} is {shape} and ends beyond the end of the file")
 
     def load() -> np.ndarray:
-        try:
-            with open_regular(path) as file:
-                file.seek(begin)
-                data = file.read(length)
-        except OSError as error:
-            raise CheckpointError(f"{path}: {name}: {line(error)}") from None
-        if len(data) < length:
-            raise CheckpointError(f"{path}: {name}: the file was cut short while it was read")
-        return np.frombuffer(data, FLOATS[dtype]).reshape(shape)
+        return np.frombuffer(bytes_at(path, name, begin, length), FLOATS[dtype]).reshape(shape)
 
     return Stored(shape, dtype, load)

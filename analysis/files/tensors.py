@@ -155,7 +155,7 @@ def _in_safetensors(path: Path, name: str, start: int, entry: dict[str, Any]) ->
             )
         if len(shape) > pickles.MOST_DIMENSIONS:
             raise CheckpointError(f"{path}: {name}: has {len(shape)} dimensions; expected a matrix")
-        data = _bytes(path, name, start + begin, end - begin)
+        data = bytes_at(path, name, start + begin, end - begin)
         return np.frombuffer(data, FLOATS[dtype]).reshape(shape)
 
     return Stored(shape, dtype, load)
@@ -274,7 +274,7 @@ def in_pickle(
         # A tensor of stride 0 may claim any size without a byte behind it.
         if max(numbers, saved.offset + reach) * size > region.length:
             raise CheckpointError(f"{path}: {name}: is {saved.shape}, but holds less")
-        data = _bytes(path, name, region.start + saved.offset * size, reach * size)
+        data = bytes_at(path, name, region.start + saved.offset * size, reach * size)
         strides = [step * size for step in saved.stride]
         values = np.frombuffer(data, FLOATS[dtype])
         view = np.lib.stride_tricks.as_strided(values, saved.shape, strides, writeable=False)
@@ -283,8 +283,8 @@ def in_pickle(
     return Stored(saved.shape, dtype, load, tied)
 
 
-def _bytes(path: Path, name: str, start: int, length: int) -> bytes:
-    """Read the bytes of a tensor; CheckpointError if they are not all there."""
+def bytes_at(path: Path, name: str, start: int, length: int) -> bytes:
+    """Return the bytes of a tensor in a file; CheckpointError if they are not all there."""
     try:
         with open_regular(path) as file:
             file.seek(start)
