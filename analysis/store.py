@@ -27,6 +27,7 @@ from safetensors.numpy import save as serialised
 
 from analysis import CheckpointError, __version__
 from analysis.files import exchange
+from analysis.files.regular import is_plain
 from analysis.results import COLUMNS, Row, Spectra
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _earlier(out: Path, command: str | None) -> list[str]:
         return [
             name
             for name, known in files.items()
-            if exchange.is_plain(name)
+            if is_plain(name)
             and (out / name).is_file()
             and _sha256((out / name).read_bytes()) == known
         ]

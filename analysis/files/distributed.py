@@ -21,7 +21,7 @@ import numpy as np
 
 from analysis import CheckpointError
 from analysis.files import pickles
-from analysis.files.regular import open_regular
+from analysis.files.regular import is_plain, open_regular
 from analysis.files.tensors import (
     FLOATS,
     TORCH_NAMES,
@@ -197,13 +197,8 @@ def _refuse_overlap(file: Path, places: Collection[Any]) -> None:
             lengths[name] += length
     for name, length in lengths.items():
         held = file.parent / name
-        if _is_plain(name) and held.is_file() and length > held.stat().st_size:
+        if is_plain(name) and held.is_file() and length > held.stat().st_size:
             raise CheckpointError(f"{file}: puts {length} bytes into {name}, which holds fewer")
-
-
-def _is_plain(name: Any) -> bool:
-    """Return whether a value is the plain name of a file, which leads nowhere else."""
-    return isinstance(name, str) and Path(name).name == name and name[:1] not in ("", ".")
 
 
 def _unpickled(file: Path) -> Record:
@@ -285,7 +280,7 @@ def _load(
 def _piece(file: Path, name: str, place: Record, dtype: str) -> np.ndarray:
     """Return the values of one piece; place: the file, the offset and the length of its bytes."""
     relative, offset, length = (place.get(k) for k in ("relative_path", "offset", "length"))
-    if not _is_plain(relative):
+    if not is_plain(relative):
         raise CheckpointError(f"{file}: {name}: lies in {short(relative)}; expected a plain name")
     source = file.parent / relative
     if place.get("transform_descriptors"):

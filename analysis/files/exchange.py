@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from analysis import UserError
+from analysis.files.regular import is_plain
 
 NEXT = ".multilora-next"  # committed entries, on their way to their place
 _NEW, _OLD = "multilora-new", "multilora-old"  # entries before the commit; entries on their way out
@@ -119,15 +120,6 @@ def _stale(listed: Path) -> list[str]:
     except (ValueError, RecursionError):
         return []
     return [name for name in names if is_plain(name)] if isinstance(names, list) else []
-
-
-def is_plain(name: object) -> bool:
-    """Return whether `name` is the name of an entry of a directory, which leads nowhere else.
-
-    >>> [is_plain(name) for name in ("a.csv", "", ".", "..", "a/b", "/etc", 3)]
-    [True, False, False, False, False, False, False]
-    """
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 def read_bytes(directory: Path, name: str) -> bytes:

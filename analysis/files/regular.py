@@ -1,4 +1,7 @@
-"""Open only regular files: a named pipe waits forever, and a device may never end."""
+"""Names and files that come from a stranger: only plain names, and only regular files are opened.
+
+A name may lead out of its directory, a named pipe waits forever, and a device may never end.
+"""
 
 import os
 import stat
@@ -29,3 +32,12 @@ def open_regular(path: Path) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def is_plain(name: object) -> bool:
+    """Return whether `name` is the name of an entry of a directory, which leads nowhere else.
+
+    >>> [is_plain(name) for name in ("a.csv", "", ".", "..", "a/b", "/etc", 3)]
+    [True, False, False, False, False, False, False]
+    """
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")

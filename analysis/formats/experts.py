@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from analysis import CheckpointError
 from analysis.files.place import Place
+from analysis.files.regular import is_plain
 from analysis.files.tensors import short
 from analysis.formats import Options, peft
 from analysis.update import Entry, Other, Skipped
@@ -40,7 +41,7 @@ def directories(place: Place) -> list[Place]:
             f" {short(config.get('version'))}; expected {FORMAT!r}, {VERSION}"
         )
     tasks = config.get("tasks")
-    if not isinstance(tasks, list) or not tasks or not all(map(_is_name, tasks)):
+    if not isinstance(tasks, list) or not tasks or not all(map(is_plain, tasks)):
         raise CheckpointError(
             f"{where}: tasks is {short(tasks)}; expected the names of directories next to it"
         )
@@ -53,11 +54,6 @@ def directories(place: Place) -> list[Place]:
                 f" with {peft.STEM}.safetensors"
             )
     return [place.below(task) for task in tasks]
-
-
-def _is_name(task: object) -> bool:
-    """Return whether `task` is the plain name of a directory, which leads nowhere else."""
-    return isinstance(task, str) and task not in ("", ".", "..") and not set(task) & set("/\\\0")
 
 
 def read(place: Place, options: Options) -> Iterator[Entry]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from analysis import UserError, store
 from analysis.files import exchange
+from analysis.files.regular import is_plain
 from analysis.results import Row
 from multilora import record
 
@@ -123,7 +124,7 @@ def hashes(directory: Path) -> dict[str, str]:
     return {
         name: sha256
         for name, sha256 in known.items()
-        if exchange.is_plain(name) and (directory / name).is_file()
+        if is_plain(name) and (directory / name).is_file()
     }
 
 
@@ -138,7 +139,7 @@ def load(directory: str | Path) -> Tables:
 
 def load_all(directory: Path) -> Tables:
     """Read all tables that record.json names; raises UserError as `load`."""
-    names = [name.removesuffix(".csv") for name in _hashes(directory) if exchange.is_plain(name)]
+    names = [name.removesuffix(".csv") for name in _hashes(directory) if is_plain(name)]
     return _load(directory, {name: COLUMNS.get(name, ()) for name in names})
 
 

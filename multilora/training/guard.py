@@ -18,7 +18,7 @@ import transformers
 from safetensors import SafetensorError
 
 from analysis import UserError
-from analysis.files import exchange
+from analysis.files.regular import is_plain
 from multilora import record
 from multilora.methods import experts
 
@@ -74,7 +74,7 @@ def check_launch(arguments: transformers.TrainingArguments) -> None:
 def check_output(out: Path) -> None:
     """Raise UserError if something in the output directory would lead a write out of it."""
     for name in _named_experts(out / experts.CONFIG):
-        if not exchange.is_plain(name):
+        if not is_plain(name):
             raise UserError(
                 f"{out / experts.CONFIG}: names {name!r}; expected directories beside it: remove"
                 " the file, or choose another --output_dir"

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer_callback import ExportableState
 
 from analysis import UserError
-from analysis.files import exchange
+from analysis.files.regular import is_plain
 from multilora import record
 from multilora.methods import experts
 
@@ -168,7 +168,7 @@ def flaw_of(checkpoint: Path, processes: int) -> str:
             shards = set(record.read_json(checkpoint / INDEX)["weight_map"].values())
         except (UserError, KeyError, TypeError, AttributeError):
             return f"{INDEX} is broken"
-        if not all(map(exchange.is_plain, shards)):
+        if not all(map(is_plain, shards)):
             return f"{INDEX} names files elsewhere"
         files += [checkpoint / name for name in shards]
     if (checkpoint / experts.CONFIG).is_file():
