@@ -36,7 +36,9 @@ def parser_of(name: str, doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def settings_from(types: Any, doc: str | None, argv: Sequence[str] | None) -> Any:
+def settings_from(
+    types: Any, doc: str | None, argv: Sequence[str] | None, *, first: str = ""
+) -> Any:
     """Parse the command line into one dataclass or a tuple of dataclasses.
 
     types: the dataclass or dataclasses. The help leaves out fields that one inherits unchanged,
@@ -44,11 +46,14 @@ def settings_from(types: Any, doc: str | None, argv: Sequence[str] | None) -> An
     doc: the help text.
     argv: sys.argv[1:] if None. A leading "--" is ignored: torchrun takes --r for one of its own
         options unless "--" stands before it.
+    first: the field that the first word sets if it is not an option; "" for none.
 
     Raises UserError for an unknown argument and for a value that a dataclass refuses.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     words = words[1:] if words[:1] == ["--"] else words
+    if first and words and not words[0].startswith("-"):
+        words.insert(0, f"--{first}")
     parser = transformers.HfArgumentParser(
         types,
         prog=_program(),

@@ -380,12 +380,9 @@ def as_table(rows: Sequence[Row]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, "--checkpoint")
     return command.run(
         "multilora.cuts",
-        parse=lambda: command.settings_from(CutSettings, __doc__, arguments),
+        parse=lambda: command.settings_from(CutSettings, __doc__, argv, first="checkpoint"),
         work=lambda settings: as_table(cut(settings)),
     )
 

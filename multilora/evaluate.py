@@ -242,10 +242,6 @@ def _write(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, "--checkpoint")
-
     def work(settings: EvaluateSettings) -> str:
         scores = evaluate(settings)
         for note in scores["notes"]:
@@ -254,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     return command.run(
         "multilora.evaluate",
-        parse=lambda: command.settings_from(EvaluateSettings, __doc__, arguments),
+        parse=lambda: command.settings_from(EvaluateSettings, __doc__, argv, first="checkpoint"),
         work=work,
     )
 

@@ -8,14 +8,25 @@ import pytest
 from torch.distributed.run import parse_args as torchrun
 
 from analysis import CheckpointError, UserError
-from multilora import base, budget, claims, command, evaluate, figures, reproduce, train
+from multilora import (
+    base,
+    budget,
+    claims,
+    command,
+    cuts,
+    evaluate,
+    figures,
+    models,
+    reproduce,
+    train,
+)
 from multilora.training.settings import TrainSettings
 from multilora.training.trainer import TrainArguments
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
     "train": train, "evaluate": evaluate, "base": base, "budget": budget,
-    "reproduce": reproduce, "claims": claims, "figures": figures,
+    "reproduce": reproduce, "claims": claims, "figures": figures, "cuts": cuts, "models": models,
 }  # fmt: skip
 
 
@@ -117,6 +128,13 @@ def test_what_is_inherited_is_accepted():
     assert command.settings_from(Longer, "", ["--out", "x", "--own"]) == Longer(out="x", own=True)
     several = command.settings_from((Longer, Another), "", ["--name=x"])
     assert several == (Longer(), Another("x"))
+
+
+def test_the_first_word_may_set_a_field():
+    for words in (["x", "--r", "3"], ["--r", "3", "--out", "x"], ["--", "x", "--r", "3"]):
+        assert command.settings_from(Settings, "", words, first="out") == Settings(r=3, out="x")
+    with pytest.raises(UserError, match="unknown arguments: x"):
+        command.settings_from(Settings, "", ["x"])
 
 
 def test_trainers_arguments_stand_apart(capsys):
