@@ -123,12 +123,14 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON, renamed into place so that a reader never sees half a file.
+def json_text(value: Any) -> str:
+    """Return strict JSON, as it is written to files; ValueError for NaN and infinity."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
-    Raises ValueError for NaN and infinity.
-    """
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `json_text`, renamed into place so that a reader never sees half a file."""
+    text = json_text(value)
     store.replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

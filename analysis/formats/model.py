@@ -29,10 +29,10 @@ from analysis.numerics.floor import noise_floor
 from analysis.update import DenseUpdate, Entry, Other, Skipped
 
 STEMS = base.STEMS
-# Last components of tensors that are computed, not trained, and may have two dimensions.
 # Modules whose weights are stacks of matrices, one for each expert.
 EXPERTS = re.compile(r"(^|\.)experts(\.|$)|(^|[._])moe([._]|$)")
 FACTOR = re.compile(r"\.lora_(A|B|down|up)(\.|$)")
+# Last components of tensors that are computed, not trained, and may have two dimensions.
 BUFFERS = frozenset(
     "inv_freq cos_cached sin_cached freqs_cis position_ids token_type_ids relative_position_index"
     " relative_coords_table causal_mask attn_mask mask masked_bias".split()

@@ -6,7 +6,6 @@ The claims are judged from these tables, so an edited table would change a verdi
 import csv
 import hashlib
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,7 +95,7 @@ def write(
     gone = {f"{name}.csv" for name in rows_of} - texts.keys()
     known = {name: sha for name, sha in made_by.get(HASHES, {}).items() if name not in gone}
     made_by = {**made_by, HASHES: known | sha256_of(texts)}
-    texts[store.RECORD] = json.dumps(made_by, indent=2, allow_nan=False) + "\n"
+    texts[store.RECORD] = record.json_text(made_by)
     with exchange.replacing(directory, stale=gone) as new:
         for name, text in texts.items():
             (new / name).write_bytes(text.encode())

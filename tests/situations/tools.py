@@ -22,6 +22,15 @@ def write(
     return out / "lora.safetensors"
 
 
+def layer(name: str) -> dict[str, np.ndarray]:
+    """Return B, A and α = 2 of a layer, under the names of kohya's sd-scripts."""
+    return {
+        f"{name}.lora_down.weight": A,
+        f"{name}.lora_up.weight": B,
+        f"{name}.alpha": TWO,
+    }
+
+
 # Images and video
 
 
@@ -30,13 +39,8 @@ def write(
 )
 def kohya(out: Path) -> Made:
     name = "lora_unet_down_blocks_0_attn1_to_q"
-    tensors = {
-        f"{name}.lora_down.weight": A,
-        f"{name}.lora_up.weight": B,
-        f"{name}.alpha": TWO,
-    }
     delta = product(B, A, 2 / 4)
-    return Made(write(out, tensors), updates={"unet.down_blocks.0.attn1_to_q": delta})
+    return Made(write(out, layer(name)), updates={"unet.down_blocks.0.attn1_to_q": delta})
 
 
 @situation(
@@ -44,25 +48,15 @@ def kohya(out: Path) -> Made:
 )
 def comfy(out: Path) -> Made:
     name = "diffusion_model.blocks.0.self_attn.q"
-    tensors = {
-        f"{name}.lora_down.weight": A,
-        f"{name}.lora_up.weight": B,
-        f"{name}.alpha": TWO,
-    }
-    tensors[f"{name}.diff_b"] = normal(12)
+    tensors = layer(name) | {f"{name}.diff_b": normal(12)}
     return Made(write(out, tensors), updates={"blocks.0.self_attn.q": product(B, A, 2 / 4)})
 
 
 @situation(IMAGES, "The same names through --factors: .alpha counts", "the same")
 def comfy_factors(out: Path) -> Made:
     name = "diffusion_model.blocks.0.self_attn.q"
-    tensors = {
-        f"{name}.lora_down.weight": A,
-        f"{name}.lora_up.weight": B,
-        f"{name}.alpha": TWO,
-    }
     patterns = ["--factors", r"(.*)\.lora_down\.weight", r"(.*)\.lora_up\.weight"]
-    return Made(write(out, tensors), patterns, updates={name: product(B, A, 2 / 4)})
+    return Made(write(out, layer(name)), patterns, updates={name: product(B, A, 2 / 4)})
 
 
 @situation(IMAGES, "LyCORIS LoHa", "`hada_w1_a`, `hada_w1_b`, `hada_w2_a`, `hada_w2_b`, `alpha`")
