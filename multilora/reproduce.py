@@ -2,14 +2,17 @@
 
     python -m multilora.reproduce [--preset quick] [--seeds 0,1] [--methods full,lora,multilora] …
     python -m multilora.reproduce --preset full [--seeds 5] [--dry_run] [--report_only]
+    python -m multilora.reproduce --preset smollm2 --data DIR [--model MODEL]
     python -m multilora.reproduce --preset paper --model LLAMA/ --tasks alpaca:FILE,mmlu:DIR,…
 
 quick: two seeds from the base that comes with the package, 6 to 10 minutes on two cores. full:
 twelve methods with five seeds, each from a base of its own, a grid of settings and a sweep of
-learning rates; hours. paper: prints the commands for a LLaMA and public data. Runs go to --runs;
-tables, figures and claims go to --figures and are printed. Runs that exist, made from the same
-settings by the same code, are not made again. The full preset proceeds seed by seed and writes the
-tables of a seed to FIGURES/blocks as soon as its runs are finished.
+learning rates; hours. smollm2: a pretrained language model of 135 M parameters, or --model, on
+public data in --data: a sweep of learning rates, then three seeds; hours. paper: prints the
+commands for a LLaMA and public data. Runs go to --runs; tables, figures and claims go to --figures
+and are printed. Runs that exist, made from the same settings by the same code, are not made again.
+The presets full and smollm2 proceed seed by seed and write the tables of a seed to FIGURES/blocks
+as soon as its runs are finished.
 """
 
 import sys
@@ -21,17 +24,28 @@ from pathlib import Path
 import torch
 
 from analysis import UserError
-from multilora import base, command
-from multilora.reproduction import blocks, presets, reference, report, tables
+from multilora import base, command, models
+from multilora.reproduction import blocks, presets, pretrained, reference, report, tables
 from multilora.reproduction.blocks import Block
+from multilora.reproduction.presets import Run
 from multilora.reproduction.publishing import publish
 from multilora.reproduction.running import seconds_per_step, train_all, train_bases
-from multilora.tasks.builtin import pretrained
+from multilora.tasks.builtin import pretrained as builtin
 
 # The settings of a preset that are not given on the command line.
 PRESETS = {
-    "quick": {"methods": ",".join(presets.CORE), "seeds": "0,1", "claims": "1a,4b,4c,4d,5"},
-    "full": {"methods": ",".join(presets.EVERY), "seeds": "5,6,7,8,9"},
+    "quick": {
+        "methods": ",".join(presets.CORE),
+        "seeds": "0,1",
+        "steps": 1500,
+        "claims": "1a,4b,4c,4d,5",
+    },
+    "full": {"methods": ",".join(presets.EVERY), "seeds": "5,6,7,8,9", "steps": 1500},
+    "smollm2": {
+        "methods": ",".join(pretrained.METHODS),
+        "seeds": ",".join(map(str, pretrained.SEEDS)),
+        "steps": pretrained.STEPS,
+    },
     "paper": {},
 }
 
@@ -40,7 +54,7 @@ PRESETS = {
 class ReproduceSettings:
     """Settings of a reproduction; those that are not given are taken from the preset."""
 
-    preset: str = field(default="quick", metadata={"help": "quick, full or paper"})
+    preset: str = field(default="quick", metadata={"help": "quick, full, smollm2 or paper"})
     runs: str = field(
         default="", metadata={"help": "directory of the runs; runs/PRESET by default"}
     )
@@ -55,9 +69,19 @@ class ReproduceSettings:
         },
     )
     seeds: str = field(
-        default="", metadata={"help": "separated by commas; 0,1 by default, 5 to 9 for full"}
+        default="",
+        metadata={
+            "help": "separated by commas; 0,1 by default, 5 to 9 for full, 0 to 2 for smollm2"
+        },
     )
-    steps: int = field(default=1500, metadata={"help": "optimiser steps of each run"})
+    steps: int = field(
+        default=0,
+        metadata={"help": "optimiser steps of each run; 1500 by default, 200 for smollm2"},
+    )
+    batch: int = field(default=pretrained.BATCH, metadata={"help": "smollm2: sequences of a step"})
+    data: str = field(
+        default="", metadata={"help": "smollm2: directory of public data, as in docs/paper.md"}
+    )
     train_base: bool = field(
         default=False,
         metadata={"help": "quick: train the base here instead of using that of the package"},
@@ -79,8 +103,16 @@ class ReproduceSettings:
         default="", metadata={"help": "claims to judge, separated by commas; quick: 1a,4b,4c,4d,5"}
     )
     publish: bool = field(default=False, metadata={"help": "copy the results to figures/"})
-    model: str = field(default="", metadata={"help": "paper: the LLaMA to fine-tune"})
-    tasks: str = field(default="", metadata={"help": "paper: the data, as in docs/tasks.md"})
+    model: str = field(
+        default="",
+        metadata={
+            "help": "the language model to fine-tune, a directory or hub name; smollm2: by default "
+            "SmolLM2-135M-Instruct from the package index"
+        },
+    )
+    tasks: str = field(
+        default="", metadata={"help": "paper, or smollm2 without --data: as in docs/tasks.md"}
+    )
 
     def __post_init__(self) -> None:
         if self.publish and self.preset != "full":
@@ -90,10 +122,15 @@ class ReproduceSettings:
             )
         if self.preset not in PRESETS:
             raise UserError(f"preset is {self.preset!r}; expected one of {', '.join(PRESETS)}")
+        if self.preset == "smollm2" and bool(self.data) == bool(self.tasks):
+            raise UserError(
+                "preset smollm2: expected --data DIR with"
+                f" {', '.join(place for _, place in pretrained.DATA)}, or --tasks (docs/tasks.md)"
+            )
         if self.train_base and self.preset != "quick":
             raise UserError(
                 f"train_base with preset {self.preset}; expected preset quick: full trains a base"
-                " for every seed, paper needs --model"
+                " for every seed, smollm2 and paper take one that is trained"
             )
         places = {"runs": f"runs/{self.preset}", "figures": f"figures/{self.preset}"}
         for name, value in (PRESETS[self.preset] | places).items():
@@ -137,6 +174,9 @@ def planned(settings: ReproduceSettings) -> Iterator[Block]:
     """
     methods, seeds = _distinct(settings.methods), [int(s) for s in _distinct(settings.seeds)]
     out, steps = Path(settings.runs), settings.steps
+    if settings.preset == "smollm2":
+        yield from _of_language_model(settings, methods, seeds)
+        return
     if settings.preset == "quick":
         model = _model(settings, seed=0)
         runs = presets.plan(methods, seeds, steps, model, out)
@@ -158,6 +198,33 @@ def planned(settings: ReproduceSettings) -> Iterator[Block]:
     if settings.adapters:
         measure = partial(blocks.of_adapters, directory=Path(settings.adapters))
         yield Block("wild", [], model, measure)
+
+
+def _of_language_model(
+    settings: ReproduceSettings, methods: Sequence[str], seeds: Sequence[int]
+) -> Iterator[Block]:
+    """Yield the sweep, again for each extension of it, then the seeds, again for each of them.
+
+    The rates of the seeds are those of the sweep, whose runs must be finished when the next block
+    is asked for; otherwise the middle ones.
+    """
+    out = Path(settings.runs)
+    tasks = settings.tasks or pretrained.tasks_in(Path(settings.data))
+    model = Path(settings.model) if settings.model else models.ensure("smollm2")
+    rates = pretrained.sweep(methods, model, tasks, settings.batch, out)
+    measure = partial(blocks.of_sweep, model=model)
+    yield Block("sweep", rates, model, measure)
+    while more := pretrained.further(rates):
+        rates = [*rates, *more]
+        yield Block("sweep", rates, model, measure)
+    best = pretrained.chosen(rates)
+    runs: list[Run] = []
+    for seed in seeds:
+        runs += pretrained.of_seed(
+            methods, seed, settings.steps, best, model, tasks, settings.batch, out
+        )
+        measure = partial(blocks.of_base, model=model, thorough=True)
+        yield Block("seeds", list(runs), model, measure)
 
 
 def bases(settings: ReproduceSettings, block: Block) -> list[base.BaseSettings]:
@@ -199,7 +266,7 @@ def _distinct(listed: str) -> list[str]:
 def _model(settings: ReproduceSettings, seed: int, width: int = base.BaseSettings.width) -> Path:
     """Return the directory of the base of a seed and width, which need not exist yet."""
     if settings.preset == "quick" and not settings.train_base:
-        return pretrained.ensure(Path(settings.runs) / "base")
+        return builtin.ensure(Path(settings.runs) / "base")
     return base.directory(_base(settings, seed, width))
 
 

@@ -1,8 +1,8 @@
 """Plan the runs of the presets quick, full and paper."""
 
 import shlex
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ RATES = {
 # base can be compared, and two runs of one seed see the same data in the same order.
 REPEATED = ("full", "lora", "multilora", "multilora zero")
 REPEAT = 10  # what is added to the seed of a base for its second seed
+SAVES = 10  # checkpoints of a run whose dynamics are measured
 
 # The seed of all sweeps, which is not reported, and the learning rates as multiples of a middle.
 # The middle is the method's default, or that of MIDDLE for methods whose default a sweep chose
@@ -70,7 +71,8 @@ class Run:
     steps: the number of optimiser steps.
     out: the directory of the run.
     rate: the learning rate; 0 for the default of the method.
-    saves: True to keep ten checkpoints during training, for its dynamics.
+    saves: how many checkpoints are kept during training, for its dynamics.
+    given: other arguments of the training command.
     """
 
     settings: TrainSettings
@@ -78,7 +80,8 @@ class Run:
     steps: int
     out: Path
     rate: float = 0.0
-    saves: bool = False
+    saves: int = 0
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self) -> TrainArguments:
         """Return the arguments of the training command."""
@@ -88,9 +91,10 @@ class Run:
             seed=self.seed,
             learning_rate=self.rate,
             save_strategy="steps" if self.saves else "no",
-            save_steps=max(1, self.steps // 10),
+            save_steps=max(1, self.steps // self.saves) if self.saves else 500,
             disable_tqdm=True,
             report_to="none",
+            **self.given,
         )
         complete(self.settings, arguments)
         return arguments
@@ -111,7 +115,7 @@ def plan(
     steps: int,
     model: Path,
     out: Path,
-    saves: bool = False,
+    saves: int = 0,
 ) -> list[Run]:
     """Return one run per method and seed, seed by seed, with the learning rates of RATES.
 
@@ -120,14 +124,14 @@ def plan(
     steps: the number of optimiser steps of each run.
     model: the directory of the base.
     out: the directory that the runs go to.
-    saves: True to keep checkpoints of LoRA, MultiLoRA and full fine-tuning.
+    saves: how many checkpoints of LoRA, MultiLoRA and full fine-tuning are kept.
     """
     runs = []
     for seed in seeds:
         for method in methods:
             settings = settings_of(method, model)
             place = out / settings.run_name(seed)
-            kept = saves and method in CORE
+            kept = saves if method in CORE else 0
             runs.append(Run(settings, seed, steps, place, RATES.get(method, 0.0), kept))
     return runs
 
@@ -136,7 +140,7 @@ def of_base(methods: Sequence[str], seed: int, steps: int, model: Path, out: Pat
     """Return the runs of the base of a seed: all methods, then the second seed of REPEATED."""
     repeated = [method for method in methods if method in REPEATED]
     return [
-        *plan(methods, [seed], steps, model, out, saves=True),
+        *plan(methods, [seed], steps, model, out, saves=SAVES),
         *plan(repeated, [seed + REPEAT], steps, model, out),
     ]
 
@@ -193,7 +197,7 @@ def grid(
                 settings = replace(settings, **own)
                 where = f"grid/{setting}-{value:g}" if change else f"seed-{seed}"
                 place = out / where / settings_of(method, Path()).run_name(run_seed)
-                saves = not change and run_seed == seed  # as the run of `of_base`
+                saves = SAVES if not change and run_seed == seed else 0  # as in `of_base`
                 rate = rate if change else 0.0
                 points.append((setting, value, Run(settings, run_seed, length, place, rate, saves)))
     return points

@@ -1,18 +1,18 @@
 """Score a model on examples, by the likelihood of each option or by greedy decoding."""
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from analysis import UserError
+from multilora.tasks import answers
 from multilora.tasks.encoding import (
-    IGNORED,
     Encoded,
     TooLongError,
     answers_of,
@@ -119,10 +119,10 @@ def _encode_candidates(
     """
     prompts = ids_of(tokenizer, [e.prompt for e in examples])
     texts = [e.options or (e.answer,) for e in examples]
-    answers = iter(answers_of(tokenizer, [answer for own in texts for answer in own]))
+    tokens = iter(answers_of(tokenizer, [answer for own in texts for answer in own]))
     candidates: list[list[Encoded]] = []
     for e, prompt, own in zip(examples, prompts, texts, strict=True):
-        ids, task = [next(answers) for _ in own], index_of(e.task, tasks)
+        ids, task = [next(tokens) for _ in own], index_of(e.task, tasks)
         end = not e.options
         try:
             rows = [
@@ -243,28 +243,39 @@ def _batches(sizes: Sequence[tuple[int, int]], context: int, title: str) -> Iter
 def _score_rows(
     model: Any, rows: Sequence[Encoded], context: int, pad: int
 ) -> tuple[list[float], list[bool]]:
-    """Log-likelihood of each row's answer, and whether greedy decoding would write it."""
-    device = next(model.parameters()).device
+    """Log-likelihood of each row's answer, and whether greedy decoding would write it.
+
+    Nothing is predicted from the last token of a row: rows that differ in it alone, as options of
+    one letter do, are computed together.
+    """
+    alike: dict[tuple[tuple[int, ...], int, int | None], list[int]] = {}
+    for i, row in enumerate(rows):
+        alike.setdefault((tuple(row.ids[:-1]), row.answer, row.task), []).append(i)
+    groups = list(alike.values())
+    head, device = model.get_output_embeddings(), next(model.parameters()).device
     likelihoods, greedy = [0.0] * len(rows), [False] * len(rows)
-    sizes = [(len(row.ids) - row.answer, row.answer) for row in rows]
+    sizes = [(len(rows[own[0]].ids) - rows[own[0]].answer, rows[own[0]].answer) for own in groups]
     for batch in _batches(sizes, context, "likelihoods"):
-        inputs = collate([rows[i] for i in batch], pad)
-        labels = inputs.pop("labels")[:, 1:]
+        inputs = collate([rows[groups[i][0]] for i in batch], pad)
         inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-        row, column = torch.nonzero(labels != IGNORED, as_tuple=True)
-        wanted = labels[row, column]
-        # All logits are as large as the vocabulary; only those of the answers are moved and kept.
-        logits = model(**inputs).logits[row.to(device), column.to(device)].float().cpu()
-        losses = F.cross_entropy(logits, wanted, reduction="none")
-        sums = torch.zeros(len(batch)).index_add(0, row, losses)
-        misses = torch.zeros(len(batch)).index_add(0, row, (logits.argmax(-1) != wanted).float())
-        if not torch.isfinite(sums).all():
-            raise UserError(
-                f"the log-likelihood of an answer is {float(-sums.sum())}; expected a finite "
-                "number (the model contains NaN or Inf, or overflows its dtype)"
-            )
-        for i, loss, missed in zip(batch, sums.tolist(), misses.tolist(), strict=True):
-            likelihoods[i], greedy[i] = -loss, missed == 0
+        # All logits are as large as the vocabulary; only those of the answers are computed.
+        with answers.only(head, answers.predicted(inputs.pop("labels"))):
+            logits = model(**inputs).logits.float()
+        totals, best, start = logits.logsumexp(-1).cpu(), logits.argmax(-1).cpu(), 0
+        for i in batch:
+            stop = start + rows[groups[i][0]].answer
+            for j in groups[i]:
+                wanted = torch.tensor(rows[j].ids[-rows[j].answer :])
+                own = logits[torch.arange(start, stop), wanted].cpu()
+                likelihoods[j] = float((own - totals[start:stop]).sum())
+                greedy[j] = bool((best[start:stop] == wanted).all())
+            start = stop
+    if not all(map(math.isfinite, likelihoods)):
+        lost = next(value for value in likelihoods if not math.isfinite(value))
+        raise UserError(
+            f"the log-likelihood of an answer is {lost}; expected a finite number (the model"
+            " contains NaN or Inf, or overflows its dtype)"
+        )
     return likelihoods, greedy
 
 

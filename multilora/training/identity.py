@@ -25,7 +25,7 @@ CODE = {
     "prepare": "multilora.training.prepare",
     "rows": "multilora.training.rows",
     "trainer": "multilora.training.trainer",
-    "answers": "multilora.training.answers",
+    "answers": "multilora.tasks.answers",
     "config": "multilora.methods.config",
     "layers": "multilora.methods.layers",
     "tuner": "multilora.methods.tuner",

@@ -11,7 +11,8 @@ import transformers
 from analysis import UserError
 from multilora.methods import experts
 from multilora.methods.experts import ExpertBank
-from multilora.training import answers, guard, resume
+from multilora.tasks import answers
+from multilora.training import guard, resume
 
 # Arguments that say where a run goes and what it prints, not what comes out of it.
 ARGUMENTS_WITHOUT_EFFECT = (

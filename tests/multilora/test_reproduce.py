@@ -43,7 +43,7 @@ def test_presets_settle_what_is_not_asked_for():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"preset": "fast"}, "preset is 'fast'; expected one of quick, full, paper"),
+        ({"preset": "fast"}, "preset is 'fast'; expected one of quick, full, smollm2, paper"),
         ({"train_base": True, "preset": "full"}, "train_base with preset full; expected .*quick"),
         ({"publish": True}, "publish with preset quick; expected preset full"),
     ],

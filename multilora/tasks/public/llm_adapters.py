@@ -8,6 +8,7 @@ are that set.
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,9 @@ from multilora.tasks.public.records import Loaded, Record, Table
 
 
 def load(path: Path, task: str) -> Loaded:
-    """Load the records of a file as one task."""
-    text, sha256 = files.read_text(path)
-    records = files.parse_rows(path, files.json_rows(path, text), record)
-    table = alpaca.file_table(path, task, records)
-    return Loaded([table], {str(path): sha256}, _notes(table))
+    """Load the records of a file, or of the files of a directory, as one task."""
+    loaded = alpaca.load_files(path, task, record)
+    return replace(loaded, notes=[*loaded.notes, *_notes(loaded.tables[0])])
 
 
 def load_hub(name: str, task: str) -> Loaded:

@@ -1,12 +1,12 @@
 """Load tasks from public formats, as in `--tasks alpaca:PATH,mmlu:DIR,superglue:DIR`.
 
-KIND:PATH reads files, KIND:hub:NAME a data set of the Hugging Face hub. If the kind is a single
-task, NAME=KIND:PATH names that task, so that two files of one kind can be mixed, and
-NAME@FAMILY=KIND:PATH puts it into another family than that of its kind.
+KIND:PATH reads files, KIND:hub:NAME a data set of the Hugging Face hub. NAME=KIND:PATH names the
+task, so that two files of one kind can be mixed; a kind of many tasks becomes one task by it.
+NAME@FAMILY=KIND:PATH also puts it into another family than that of its kind.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from analysis import UserError
 from multilora.tasks.example import FAMILIES, SPLITS, Example
 from multilora.tasks.public import alpaca, curation, llm_adapters, mmlu, superglue
-from multilora.tasks.public.records import Loaded
+from multilora.tasks.public.records import Loaded, Record, Table
 
 ONE_TASK: dict[str, tuple[Callable[[Path, str], Loaded], Callable[[str, str], Loaded]]] = {
     "alpaca": (alpaca.load, alpaca.load_hub),
@@ -53,13 +53,13 @@ class Source:
 class Part(NamedTuple):
     """One `NAME@FAMILY=KIND:PATH` of a specification.
 
-    The name is the kind if none is given; the family is "" if it is that of the kind.
+    name, family: "" if they are those of the kind.
     """
 
     name: str
     kind: str
     path: str
-    family: str = ""
+    family: str
 
 
 def load(spec: str) -> Source:
@@ -94,8 +94,6 @@ def _parse_part(text: str) -> Part:
         )
     if kind not in kinds:
         raise UserError(f"tasks: {text!r}: kind is {kind!r}; expected one of {', '.join(kinds)}")
-    if named and kind in MANY_TASKS:
-        raise UserError(f"tasks: {text!r}: {kind} names its own tasks; expected {kind}:{path}")
     if named and not re.fullmatch(r"[\w.-]+", name):
         raise UserError(
             f"tasks: {text!r}: the name is {name!r}; expected letters, digits, '_', '.' or '-'"
@@ -104,7 +102,7 @@ def _parse_part(text: str) -> Part:
         raise UserError(
             f"tasks: {text!r}: the family is {family!r}; expected one of {', '.join(FAMILIES)}"
         )
-    return Part(name or kind, kind, path, family)
+    return Part(name, kind, path, family)
 
 
 def _load_part(part: Part) -> Loaded:
@@ -112,10 +110,23 @@ def _load_part(part: Part) -> Loaded:
     hub = part.path.removeprefix("hub:") if part.path.startswith("hub:") else ""
     if part.kind in ONE_TASK:
         load, load_hub = ONE_TASK[part.kind]
-        loaded = load_hub(hub, part.name) if hub else load(Path(part.path), part.name)
-        if not part.family:
-            return loaded
+        name = part.name or part.kind
+        loaded = load_hub(hub, name) if hub else load(Path(part.path), name)
+    else:
+        load_all, load_all_hub = MANY_TASKS[part.kind]
+        loaded = load_all_hub(hub) if hub else load_all(Path(part.path))
+        if part.name:
+            loaded = replace(loaded, tables=[_joined(loaded.tables, part.name)])
+    if part.family:
         moved = [replace(table, family=part.family) for table in loaded.tables]
-        return replace(loaded, tables=moved)
-    load_all, load_all_hub = MANY_TASKS[part.kind]
-    return load_all_hub(hub) if hub else load_all(Path(part.path))
+        loaded = replace(loaded, tables=moved)
+    return loaded
+
+
+def _joined(tables: Sequence[Table], name: str) -> Table:
+    """Return one task with the records of all, split by split."""
+    splits: dict[str, list[Record]] = {}
+    for table in tables:
+        for split, records in table.splits.items():
+            splits.setdefault(split, []).extend(records)
+    return Table(name, tables[0].family, splits, carve=any(table.carve for table in tables))

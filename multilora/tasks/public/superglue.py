@@ -1,7 +1,8 @@
 """Read SuperGLUE's JSON lines, TASK/{train,val}.jsonl in the official form.
 
-The directory has a folder for each wanted task of BoolQ, CB, COPA, MultiRC, RTE, WiC and WSC.
-Labels become words. The official test files have no labels, so `val` is the test split.
+The directory has a folder for each wanted task of BoolQ, CB, COPA, MultiRC, RTE, WiC and WSC, or
+is one of these folders. Labels become words. The official test files have no labels, so `val` is
+the test split.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,9 +22,11 @@ RTE = {"entailment": "true", "not_entailment": "false"}
 
 
 def load(directory: Path) -> Loaded:
-    """Load the tasks in a directory, by name."""
+    """Load the tasks in a directory, by name, or the one whose folder it is."""
     tables, hashes, notes = [], {}, []
-    for folder in files.children(directory):
+    children = files.children(directory)
+    one = directory.name.lower() in TASKS and any(path.suffix == ".jsonl" for path in children)
+    for folder in [directory] if one else children:
         task = folder.name.lower()
         if task not in TASKS:
             notes.append(f"{folder}: not read; expected one of {', '.join(TASKS)}")

@@ -39,8 +39,8 @@ def test_runs_come_seed_by_seed():
 
 
 def test_checkpoints_are_kept_of_the_methods_that_are_compared():
-    runs = presets.plan(["lora", "rlora"], [0, 1], 50, MODEL, Path("out"), saves=True)
-    assert [run.saves for run in runs] == [True, False, True, False]
+    runs = presets.plan(["lora", "rlora"], [0, 1], 50, MODEL, Path("out"), saves=10)
+    assert [run.saves for run in runs] == [10, 0, 10, 0]
     assert runs[0].arguments().save_steps == 5
     # It is the same run, with and without.
     plain = presets.plan(["lora"], [0], 50, MODEL, Path("out"))[0]
@@ -57,7 +57,7 @@ def test_a_base_has_all_methods_and_a_second_seed_of_some():
         "lora-s15",
         "multilora-zero-s15",
     ]
-    assert [run.saves for run in runs] == [True, False, False, False, False]
+    assert [run.saves for run in runs] == [10, 0, 0, 0, 0]
     assert {run.settings.model for run in runs} == {str(MODEL)}
     seeds = {
         run.seed

@@ -115,8 +115,8 @@ def test_the_loss_by_example_does_not_depend_on_how_a_step_is_cut(tmp_path, accu
     """Four examples in one batch or in two give the mean of the four; tokens would be weighted."""
     from tiny_models import llama
 
+    from multilora.tasks import answers
     from multilora.tasks.encoding import Encoded, collate
-    from multilora.training import answers
 
     rows = [Encoded([1, 2, 3, 4, 5], n) for n in (1, 2, 3, 4)]
     arguments = trainer_of.TrainArguments(

@@ -58,9 +58,9 @@ def test_the_same_in_every_process(spec):
 
 def test_parts_of_a_specification():
     assert sources.parse("alpaca:a.json, b-2=llm-adapters:x/c:d=e.json,mmlu:hub:cais/mmlu") == [
-        Part("alpaca", "alpaca", "a.json"),
-        Part("b-2", "llm-adapters", "x/c:d=e.json"),
-        Part("mmlu", "mmlu", "hub:cais/mmlu"),
+        Part("", "alpaca", "a.json", ""),
+        Part("b-2", "llm-adapters", "x/c:d=e.json", ""),
+        Part("", "mmlu", "hub:cais/mmlu", ""),
     ]
 
 
@@ -77,7 +77,6 @@ def test_parts_of_a_specification():
         ("alpaca:a,b.json", "'b.json' is not KIND:PATH; .* and a path without a comma"),
         ("glue:x", "kind is 'glue'; expected one of alpaca, llm-adapters, mmlu, superglue"),
         ("a=glue:x", "kind is 'glue'"),
-        ("a=mmlu:x", "mmlu names its own tasks; expected mmlu:x"),
         ("=alpaca:x", "the name is ''; expected letters, digits"),
         ("a b=alpaca:x", "the name is 'a b'"),
     ],

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from tiny_models import llama, trained
 
 from multilora.methods.config import MtlLoraConfig
+from multilora.tasks import answers
 from multilora.tasks.encoding import IGNORED, Encoded, collate
-from multilora.training import answers
 
 ROWS = [Encoded([1, 2, 3, 4, 5], 2), Encoded([6, 7, 8], 1), Encoded([9, 10, 11, 12], 3)]
 

@@ -1,0 +1,197 @@
+"""Plan the runs of the preset smollm2: a pretrained language model, fine-tuned on public data.
+
+Three families of tasks in equal shares: Alpaca (instruction); RTE, CB, COPA and WSC of SuperGLUE
+(understanding); ARC-Easy, OpenBookQA and MMLU's dev questions (knowledge). The learning rate of
+each method is the best of a sweep on seed 100, by the loss on validation items; then every method
+is trained with the same seeds, data and steps.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from analysis import UserError
+from multilora import record
+from multilora.reproduction.presets import CORE, SWEEP_SEED, Run, settings_of
+from multilora.training import names
+from multilora.training.settings import TrainSettings
+
+# LoRA of rank 24 and MultiLoRA of 3 × 8, with and without B at zero, have equally many parameters.
+METHODS = (*CORE, "multilora zero")
+STEPS, BATCH, SEEDS = 200, 8, (0, 1, 2)
+SAVES = 4  # checkpoints of a run whose dynamics are measured
+# Rows are short and the loss of an example does not depend on the length of its answer, so that
+# the long answers of one family do not outweigh the one-word answers of the others.
+COMMON: dict[str, Any] = {
+    "max_length": 192,
+    "loss": "example",
+    "mixture": "families",
+    "decode": False,
+}
+SCORED, SCORED_IN_SWEEP = 100, 50  # held-out items of a task
+
+# The sweep: steps, and the learning rates of each method. A method whose best rate is the lowest or
+# highest gets another beyond it, at most FURTHER times.
+SWEEP_STEPS, FURTHER = 60, 3
+_FULL = (1e-5, 3e-5, 1e-4)
+_ADAPTERS = (3e-4, 1e-3, 3e-3)
+
+# What the data directory holds: the part of the specification of tasks, and its place. Of a file
+# pattern the largest file is taken.
+DATA = (
+    ("alpaca=alpaca", "alpaca/*.json"),
+    ("arc_easy@knowledge=llm-adapters", "llm_adapters/ARC-Easy"),
+    ("openbookqa@knowledge=llm-adapters", "llm_adapters/openbookqa"),
+    ("mmlu=mmlu", "mmlu"),
+    ("superglue", "superglue/CB"),
+    ("superglue", "superglue/COPA"),
+    ("superglue", "superglue*/RTE"),
+    ("superglue", "superglue/WSC"),
+)
+
+
+def tasks_in(directory: Path) -> str:
+    """Return the specification of the tasks in a directory of public data.
+
+    Raises UserError, naming what to put where, if something is missing.
+    """
+    parts = []
+    for kind, pattern in DATA:
+        found = sorted(directory.glob(pattern), key=_size)
+        if not found:
+            where = ", ".join(place for _, place in DATA)
+            raise UserError(
+                f"{directory / pattern}: missing; --data expects {where}, in the forms of"
+                " docs/tasks.md (ARC-Easy and openbookqa: train.json and test.json of LLM-Adapters)"
+            )
+        parts.append(f"{kind}:{found[-1]}")
+    return ",".join(parts)
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a directory."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def sweep(methods: Sequence[str], model: Path, tasks: str, batch: int, out: Path) -> list[Run]:
+    """Return the runs of the sweep: SWEEP_STEPS steps with each rate of each method.
+
+    methods: names of methods and variants; model: the base; tasks: their specification; batch: the
+    sequences of a step; out: the directory of the runs.
+    """
+    return [
+        _swept(method, rate, model, tasks, batch, out)
+        for method in methods
+        for rate in (_FULL if method == "full" else _ADAPTERS)
+    ]
+
+
+def _swept(method: str, rate: float, model: Path, tasks: str, batch: int, out: Path) -> Run:
+    settings = _settings(method, model, tasks, SCORED_IN_SWEEP)
+    place = out / "sweep" / f"{names.run_name(settings.name, {}, SWEEP_SEED)}-lr{rate:g}"
+    return Run(settings, SWEEP_SEED, SWEEP_STEPS, place, rate, given=_given(batch))
+
+
+def further(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs by which the sweep goes beyond its lowest or highest rates.
+
+    runs: all runs of the sweep so far. A method gets a run if its best rate is at an edge, unless
+    it has FURTHER of them already or its runs are not finished.
+    """
+    added = []
+    for own in _by_method(runs):
+        usual = _FULL if own[0].settings.method == "full" else _ADAPTERS
+        best, rates = best_rate(own), sorted(run.rate for run in own)
+        if best is None or len(rates) >= len(usual) + FURTHER:
+            continue
+        step = 10**0.5
+        if best == rates[0]:
+            added.append(_at_rate(own[0], _rounded(best / step)))
+        elif best == rates[-1]:
+            added.append(_at_rate(own[0], _rounded(best * step)))
+    return added
+
+
+def _at_rate(run: Run, rate: float) -> Run:
+    """Return a run of the sweep with another rate."""
+    stem = run.out.name.removesuffix(f"-lr{run.rate:g}")
+    return replace(run, rate=rate, out=run.out.with_name(f"{stem}-lr{rate:g}"))
+
+
+def _rounded(rate: float) -> float:
+    """Return a rate with one significant digit: 1, 3, 10, 30, …"""
+    return float(f"{rate:.0e}")
+
+
+def best_rate(runs: Iterable[Run]) -> float | None:
+    """Return the rate with the lowest loss on validation items, the lowest of equals.
+
+    runs: of one method. None if one of them is not finished.
+    """
+    losses: dict[float, float] = {}
+    for run in runs:
+        if not run.is_done():
+            return None
+        scores = record.read_json(run.out / "run.json")["scores"]["validation"]
+        losses[run.rate] = scores["nll"]["mean"]
+    return min(losses, key=lambda rate: (losses[rate], rate))
+
+
+def chosen(runs: Sequence[Run]) -> dict[str, float]:
+    """Return the rate of each method: the best of its sweep, or the middle one until it is known.
+
+    runs: of the sweep.
+    """
+    return {
+        own[0].settings.name: best_rate(own) or sorted(run.rate for run in own)[len(own) // 2]
+        for own in _by_method(runs)
+    }
+
+
+def _by_method(runs: Iterable[Run]) -> list[list[Run]]:
+    """Return the runs of each method, in the order of the methods."""
+    of_method: dict[str, list[Run]] = {}
+    for run in runs:
+        of_method.setdefault(run.settings.name, []).append(run)
+    return list(of_method.values())
+
+
+def of_seed(
+    methods: Sequence[str],
+    seed: int,
+    steps: int,
+    rates: dict[str, float],
+    model: Path,
+    tasks: str,
+    batch: int,
+    out: Path,
+) -> list[Run]:
+    """Return one run per method of a seed; LoRA, MultiLoRA and full keep checkpoints.
+
+    rates: learning rate by method; the other arguments as in `sweep`.
+    """
+    runs = []
+    for method in methods:
+        settings = _settings(method, model, tasks, SCORED)
+        place = out / f"seed-{seed}" / names.run_name(settings.name, {}, seed)
+        saves = SAVES if method in CORE else 0
+        runs.append(Run(settings, seed, steps, place, rates[settings.name], saves, _given(batch)))
+    return runs
+
+
+def _settings(method: str, model: Path, tasks: str, scored: int) -> TrainSettings:
+    return replace(settings_of(method, model), tasks=tasks, per_task_scored=scored, **COMMON)
+
+
+def _given(batch: int) -> dict[str, Any]:
+    """Return the arguments of the training command: bfloat16 products, float32 weights."""
+    return {
+        "per_device_train_batch_size": batch,
+        "bf16": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_steps": 10,
+    }
