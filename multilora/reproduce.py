@@ -45,6 +45,7 @@ PRESETS = {
         "methods": ",".join(pretrained.METHODS),
         "seeds": ",".join(map(str, pretrained.SEEDS)),
         "steps": pretrained.STEPS,
+        "judged_by": tables.LOSS,
     },
     "paper": {},
 }
@@ -101,6 +102,10 @@ class ReproduceSettings:
     )
     claims: str = field(
         default="", metadata={"help": "claims to judge, separated by commas; quick: 1a,4b,4c,4d,5"}
+    )
+    judged_by: str = field(
+        default=tables.SCORE,
+        metadata={"help": "what claims 1b, 2, 6 and 8 go by: score, or nll, the loss of answers"},
     )
     publish: bool = field(default=False, metadata={"help": "copy the results to figures/"})
     model: str = field(
@@ -185,7 +190,7 @@ def planned(settings: ReproduceSettings) -> Iterator[Block]:
     for seed in seeds:
         model = _model(settings, seed)
         runs = presets.of_base(methods, seed, steps, model, out / f"seed-{seed}")
-        measure = partial(blocks.of_base, model=model, unit=seed, thorough=True)
+        measure = partial(blocks.of_base, model=model, unit=seed, thorough=presets.HELD_OUT)
         yield Block(f"seed-{seed}", runs, model, measure)
     if set(presets.CORE) <= set(methods):
         model = _model(settings, seeds[0])
@@ -194,7 +199,8 @@ def planned(settings: ReproduceSettings) -> Iterator[Block]:
         yield Block("grid", runs, model, partial(blocks.of_grid, points=points, model=model))
     model = _model(settings, presets.SWEEP_SEED)
     runs = presets.sweep(methods, steps, model, out)
-    yield Block("sweep", runs, model, partial(blocks.of_sweep, model=model))
+    measure = partial(blocks.of_sweep, model=model, by=tables.SCORE, least=len(presets.SWEPT))
+    yield Block("sweep", runs, model, measure)
     if settings.adapters:
         measure = partial(blocks.of_adapters, directory=Path(settings.adapters))
         yield Block("wild", [], model, measure)
@@ -212,7 +218,7 @@ def _of_language_model(
     tasks = settings.tasks or pretrained.tasks_in(Path(settings.data))
     model = Path(settings.model) if settings.model else models.ensure("smollm2")
     rates = pretrained.sweep(methods, model, tasks, settings.batch, out)
-    measure = partial(blocks.of_sweep, model=model)
+    measure = partial(blocks.of_sweep, model=model, by=tables.LOSS, least=pretrained.RATES)
     yield Block("sweep", rates, model, measure)
     while more := pretrained.further(rates):
         rates = [*rates, *more]
@@ -223,7 +229,7 @@ def _of_language_model(
         runs += pretrained.of_seed(
             methods, seed, settings.steps, best, model, tasks, settings.batch, out
         )
-        measure = partial(blocks.of_base, model=model, thorough=True)
+        measure = partial(blocks.of_base, model=model, thorough=pretrained.HELD_OUT)
         yield Block("seeds", list(runs), model, measure)
 
 

@@ -19,9 +19,9 @@ from analysis.results import Row, Spectra
 from multilora import delta, record
 from multilora.reproduction import analysing, bands, experiments, measures, tables
 from multilora.reproduction.presets import Run
-from multilora.reproduction.studies import dynamics, grids, overlap, wild
+from multilora.reproduction.studies import grids, overlap, wild
 from multilora.reproduction.trained import MAIN, Trained, check_comparable, trained
-from multilora.tasks import data, scoring
+from multilora.tasks import scoring
 
 Tables = Mapping[str, Sequence[Row]]
 
@@ -54,7 +54,7 @@ class Block:
 
 
 def of_base(
-    runs: Sequence[Trained], model: Path, unit: int | None = None, thorough: bool = False
+    runs: Sequence[Trained], model: Path, unit: int | None = None, thorough: int = 0
 ) -> Measured:
     """Measure the runs of one base.
 
@@ -63,7 +63,8 @@ def of_base(
     unit: the seed of the base, if the base is the unit of the statistics: the runs of other seeds
         repeat those of this seed, and all numbers between runs are means over the base. None if
         each seed is a unit.
-    thorough: True to measure what takes minutes: cut updates, rounding, dynamics, overlap.
+    thorough: held-out items of each task for what takes minutes, cut updates, dynamics, rounding,
+        and overlap layer by layer; 0 to leave it out.
 
     Raises UserError if the runs cannot be compared.
     """
@@ -85,18 +86,19 @@ def of_base(
         "overlap": overlap.by_run(overlaps),
     }
     if thorough:
-        rows_of |= experiments.of_runs(main, model)
+        rows_of |= experiments.of_runs(main, model, k, thorough)
         rows_of["module_overlap"] = overlap.by_layer(overlaps)
-        rows_of["dynamics"] = dynamics.table(main, model)
     shown = bands.shown(run.method for run in own)
     return Measured(rows_of, _of([run for run in own if run.method in shown], spectra))
 
 
-def of_sweep(runs: Sequence[Trained], model: Path) -> Measured:
-    """Measure the runs of the sweeps of learning rates; `model` is their base."""
-    return Measured(
-        {"sweep": experiments.sweep(measures.of_runs(runs, analysing.spectra_of(runs, model)))}
-    )
+def of_sweep(runs: Sequence[Trained], model: Path, by: str, least: int) -> Measured:
+    """Measure the runs of the sweeps of learning rates; `model` is their base.
+
+    by, least: as for `experiments.sweep`.
+    """
+    rows = measures.of_runs(runs, analysing.spectra_of(runs, model))
+    return Measured({"sweep": experiments.sweep(rows, by, least)})
 
 
 def of_grid(
@@ -165,8 +167,8 @@ def _base_scores(runs: Sequence[Trained], model: Path) -> dict[str, Any]:
     if not runs:
         return {}
     base, tokenizer = delta.load_base(str(model))
-    per_task = runs[0].facts["settings"]["per_task_scored"]
-    return scoring.score(base, tokenizer, data.load().split("test", per_task))
+    items = runs[0].held_out("test", runs[0].facts["settings"]["per_task_scored"])
+    return scoring.score(base, tokenizer, items, runs[0].decodes)
 
 
 def _machines(runs: Sequence[Trained]) -> list[dict[str, Any]]:

@@ -1,18 +1,21 @@
-"""Make the tables that only the full preset has, from further studies of finished runs.
+"""Make the tables of further studies of finished runs, which the quick preset does without.
 
-cuts.csv (scores of cut updates), rounding_floor.csv, sweep.csv and grid.csv. Studies that take long
-are kept next to the run and not measured again.
+cuts.csv (scores of cut updates), dynamics.csv, rounding_floor.csv, sweep.csv and grid.csv. Studies
+that take long are kept next to the run and not measured again.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from analysis.pairs.repeatability import Label
 from analysis.results import Row
 from multilora import record
 from multilora.reproduction import analysing, measures, presets
-from multilora.reproduction.studies import cuts, overlap, rounding
+from multilora.reproduction.studies import cuts, dynamics, overlap, rounding
+from multilora.reproduction.tables import LOSS
 from multilora.reproduction.trained import MAIN, Trained
 
 # A run of the grid: the setting that is changed, its value, and the run.
@@ -22,33 +25,35 @@ FROM_OVERLAP = ("overlap_above_chance",)
 FROM_NEARNESS = ("left_phi_k", "right_phi_k", "log_distance")
 
 
-def of_runs(runs: Sequence[Trained], model: Path) -> dict[str, list[Row]]:
-    """Return cuts.csv and rounding_floor.csv of the main methods' runs; model: their base."""
-    full = [run for run in runs if run.method == "full"]
-    return {
-        "cuts": [row for run in runs for row in _cut(run, model)],
-        "rounding_floor": [row for run in full for row in _rounded(run, model)],
-    }
+def of_runs(runs: Sequence[Trained], model: Path, k: int, per_task: int) -> dict[str, list[Row]]:
+    """Return cuts.csv, dynamics.csv and rounding_floor.csv of the main methods' runs.
+
+    model: their base; k: of `measures.common_k`; per_task: held-out items of each task.
+    """
+    rows_of: dict[str, list[Row]] = {"cuts": [], "dynamics": [], "rounding_floor": []}
+    for run in runs:
+        rows_of["cuts"] += _kept(run, cuts, partial(cuts.table, [run], model, per_task), per_task)
+        of_steps = partial(dynamics.table, [run], model, k, per_task)
+        rows_of["dynamics"] += _kept(run, dynamics, of_steps, k, per_task)
+        if run.method == "full":
+            rows_of["rounding_floor"] += _kept(run, rounding, partial(rounding.table, [run], model))
+    return rows_of
 
 
-def _cut(run: Trained, model: Path) -> list[Row]:
-    return _kept(run, "cuts", lambda: cuts.table([run], model), cuts)
-
-
-def _rounded(run: Trained, model: Path) -> list[Row]:
-    return _kept(run, "rounding", lambda: rounding.table([run], model), rounding)
-
-
-def _kept(run: Trained, name: str, make: Callable[[], list[Row]], code: ModuleType) -> list[Row]:
+def _kept(run: Trained, study: ModuleType, make: Callable[[], list[Row]], *given: Any) -> list[Row]:
     """Return the rows that `make` returns, read from a file next to the run if possible.
 
     run: the run that is studied.
-    name: of the study, and of the file NAME.json.
+    study: the module of the study, whose name the file has; rows made by other code or from other
+        weights are made again.
     make: measures the rows.
-    code: the module of the study; rows made by other code or from other weights are made again.
+    given: what else the rows depend on.
     """
+    name = study.__name__.rpartition(".")[2]
     path = run.path / f"{name}.json"
-    made_of = record.fingerprint(run.facts["fingerprint"], run.facts["weights"], {name: code})
+    made_of = record.fingerprint(
+        run.facts["fingerprint"], run.facts["weights"], {name: study}, *given
+    )
     if path.is_file():
         kept = record.read_json(path)
         if kept.get("made_of") == made_of:
@@ -58,14 +63,18 @@ def _kept(run: Trained, name: str, make: Callable[[], list[Row]], code: ModuleTy
     return rows
 
 
-def sweep(rows: Sequence[Row]) -> list[Row]:
+def sweep(rows: Sequence[Row], by: str, least: int) -> list[Row]:
     """Return sweep.csv: the rows of all runs of the sweeps, each with chosen (0 or 1).
 
-    rows: of `measures.of_runs`. chosen is 1 for the best rate of a method on the validation items,
-    the lowest of equals (`presets.best_of`), and 0 for all if a rate was not run.
+    rows: of `measures.of_runs`.
+    by: SCORE or LOSS, of the validation items. chosen is 1 for the best rate of a method, the
+        lowest of equals.
+    least: the number of rates of a method; with fewer of them, none is chosen.
     """
+    sign = -1 if by == LOSS else 1
     best = presets.best_of(
-        (row["method"], row["learning_rate"], row["score_validation"]) for row in rows
+        ((row["method"], row["learning_rate"], sign * row[f"{by}_validation"]) for row in rows),
+        least,
     )
     return [row | {"chosen": int(best.get(row["method"]) == row["learning_rate"])} for row in rows]
 

@@ -14,6 +14,7 @@ from analysis.numerics import null, statistics
 from analysis.pairs import dominance, repeatability
 from analysis.pairs.repeatability import Label
 from analysis.results import Row, Similarity, Spectra
+from multilora.reproduction import tables
 from multilora.reproduction.trained import MAIN, Trained
 from multilora.tasks.example import FAMILIES
 
@@ -31,11 +32,12 @@ COMPARED = (
     "gini_k",
     "gini_k_above_null",
     "score",
+    "nll",
 )
 # The measures that are compared with those of a random update.
 WITH_NULL = ("top_share_1", "top_share_4", "top_share_16", "effective_rank_k", "gini_k")
 # The measures whose variation between bases and between seeds of one base is told apart.
-VARYING = ("top_share_1", "effective_rank_k", "gini_k", "score")
+VARYING = ("top_share_1", "effective_rank_k", "gini_k", "score", "nll")
 
 
 def common_k(runs: Sequence[Trained], spectra: Spectra) -> int:
@@ -108,12 +110,22 @@ def _beyond_null(name: str, value: float | None, by_chance: float) -> Row:
 
 
 def _scores(run: Trained) -> Row:
-    """Return the test scores by family, their mean, the validation score, and scores by task."""
-    scores = run.facts["scores"]["test"]
-    row: Row = {f"score_{family}": scores["families"][family] for family in FAMILIES}
-    row["score"] = scores["mean"]
-    row["score_validation"] = run.facts["scores"]["validation"]["mean"]
-    return row | {f"task_{task}": score for task, score in scores["tasks"].items()}
+    """Return test scores and losses by family, their means, those of validation, and by task.
+
+    A loss, called nll, is the mean −log of the likelihood per token of the right answer, in nats;
+    runs of earlier versions have none.
+    """
+    test, validation = (run.facts["scores"][split] for split in ("test", "validation"))
+    row: Row = {}
+    for by, of_test, of_validation in (
+        (tables.SCORE, test, validation),
+        (tables.LOSS, test.get("nll"), validation.get("nll")),
+    ):
+        if of_test:
+            row |= {f"{by}_{family}": of_test["families"].get(family) for family in FAMILIES}
+            row |= {by: of_test["mean"], f"{by}_validation": of_validation["mean"]}
+    by_task = {"task": test["tasks"], "task_nll": test.get("nll", {}).get("tasks", {})}
+    return row | {f"{by}_{task}": n for by, of in by_task.items() for task, n in of.items()}
 
 
 def nearness(
@@ -183,7 +195,7 @@ def spread(rows: Sequence[Row], repeats: Sequence[Row], repeat: int) -> list[Row
     for (method,), of_method in results.grouped(rows, "method").items():
         both = [(row, second[key]) for row in of_method if (key := (method, row["seed"])) in second]
         for measure in VARYING:
-            pairs = np.array([(a[measure], b[measure]) for a, b in both], float)
+            pairs = np.array([(a.get(measure), b.get(measure)) for a, b in both], float)
             if len(pairs) < 2 or np.isnan(pairs).any():
                 continue
             within = float(np.mean((pairs[:, 0] - pairs[:, 1]) ** 2) / 2)
@@ -208,8 +220,8 @@ def differences(rows: Sequence[Row]) -> list[Row]:
     for (a, of_a), (b, of_b) in itertools.combinations(by_method.items(), 2):
         for measure in COMPARED:
             difference, _ = statistics.paired_in_common(
-                {seed: row[measure] for seed, row in of_a.items()},
-                {seed: row[measure] for seed, row in of_b.items()},
+                {seed: row.get(measure) for seed, row in of_a.items()},
+                {seed: row.get(measure) for seed, row in of_b.items()},
             )
             seeds = len(difference.values) if difference else 0
             compared.append(

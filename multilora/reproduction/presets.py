@@ -39,6 +39,7 @@ RATES = {
 REPEATED = ("full", "lora", "multilora", "multilora zero")
 REPEAT = 10  # what is added to the seed of a base for its second seed
 SAVES = 10  # checkpoints of a run whose dynamics are measured
+HELD_OUT = 50  # items of each task in studies that score a run many times
 
 # The seed of all sweeps, which is not reported, and the learning rates as multiples of a middle.
 # The middle is the method's default, or that of MIDDLE for methods whose default a sweep chose
@@ -159,10 +160,10 @@ def sweep(methods: Sequence[str], steps: int, model: Path, out: Path) -> list[Ru
     return runs
 
 
-def best_of(scored: Iterable[tuple[str, float, float]]) -> dict[str, float]:
+def best_of(scored: Iterable[tuple[str, float, float]], least: int) -> dict[str, float]:
     """Return the rate of each method with the best score, the lowest of equals.
 
-    scored: (method, rate, score) of each run. A method that lacks a run of its sweep is left out.
+    scored: (method, rate, score) of each run. A method with fewer than `least` rates is left out.
     """
     scores: dict[str, dict[float, float]] = {}
     for method, rate, score in scored:
@@ -170,7 +171,7 @@ def best_of(scored: Iterable[tuple[str, float, float]]) -> dict[str, float]:
     return {
         method: min(of_rate, key=lambda rate: (-of_rate[rate], rate))
         for method, of_rate in scores.items()
-        if len(of_rate) == len(SWEPT)
+        if len(of_rate) >= least
     }
 
 

@@ -32,12 +32,14 @@ COMMON: dict[str, Any] = {
     "decode": False,
 }
 SCORED, SCORED_IN_SWEEP = 100, 50  # held-out items of a task
+HELD_OUT = 25  # the same in studies that score a run many times
 
 # The sweep: steps, and the learning rates of each method. A method whose best rate is the lowest or
 # highest gets another beyond it, at most FURTHER times.
 SWEEP_STEPS, FURTHER = 60, 3
 _FULL = (1e-5, 3e-5, 1e-4)
 _ADAPTERS = (3e-4, 1e-3, 3e-3)
+RATES = len(_FULL)
 
 # What the data directory holds: the part of the specification of tasks, and its place. Of a file
 # pattern the largest file is taken.

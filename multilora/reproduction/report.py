@@ -136,4 +136,18 @@ def _base_scores(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             for family in known[0][what]
         }
         for what in ("families", "chance")
-    } | {"mean": statistics.mean(scores["mean"] for scores in known)}
+    } | {
+        "mean": statistics.mean(scores["mean"] for scores in known),
+        "nll": _base_losses([scores["nll"] for scores in known if "nll" in scores]),
+    }
+
+
+def _base_losses(known: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the losses of the base, means over the bases; None if no record has them."""
+    if not known:
+        return None
+    families = {
+        family: statistics.mean(losses["families"][family] for losses in known)
+        for family in known[0]["families"]
+    }
+    return {"families": families, "mean": statistics.mean(losses["mean"] for losses in known)}

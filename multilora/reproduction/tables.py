@@ -31,6 +31,8 @@ KINDS = {
     "trained_on": list,
 }
 BLOCKS = "blocks"  # the directory of the blocks in a directory of results
+# What claims on the benefit of training are judged by: the share of right answers, or the loss.
+SCORE, LOSS = "score", "nll"
 # Columns of text, even if a value looks like a number.
 TEXT = (
     "method",
@@ -74,6 +76,11 @@ class Tables:
     rows: Mapping[str, Sequence[Row]]
     record: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def judged_by(self) -> str:
+        """SCORE or LOSS, as the record says; SCORE if it does not."""
+        return str(self.record.get("arguments", {}).get("judged_by") or SCORE)
 
     def of(self, name: str) -> Sequence[Row]:
         """Return the rows of a table; no rows if it is missing."""
@@ -208,6 +215,9 @@ def _check(made_by: Mapping[str, Any], file: Path) -> None:
             raise UserError(f"{file}: {HASHES}: {name} is {sha256!r}; expected its SHA-256")
     if other := [one for one in made_by.get("trained_on", ()) if not isinstance(one, dict)]:
         raise UserError(f"{file}: trained_on holds {other[0]!r}; expected machines")
+    by = made_by.get("arguments", {}).get("judged_by", SCORE)
+    if by not in (SCORE, LOSS):
+        raise UserError(f"{file}: arguments: judged_by is {by!r}; expected {SCORE} or {LOSS}")
     claims = made_by.get("arguments", {}).get("claims", "")
     if claims is not None and not isinstance(claims, str):
         raise UserError(f"{file}: arguments: claims is {claims!r}; expected numbers of claims")

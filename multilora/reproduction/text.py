@@ -7,6 +7,7 @@ from typing import Any
 from analysis import results
 from analysis.results import Row
 from analysis.tables import text
+from multilora.reproduction.tables import LOSS, SCORE
 from multilora.tasks.example import FAMILIES
 
 LEGEND = """\
@@ -16,21 +17,19 @@ values only, – if a method has fewer; held: the share of the energy in these v
 
 
 def method_tables(rows: Sequence[Row], base_scores: Mapping[str, Any]) -> str:
-    """Return the tables of concentration and scores, one line per method, means over seeds.
+    """Return the tables of concentration, scores and losses, one line per method.
 
-    rows: of methods.csv; base_scores: of the base, as `scoring.score` returns them.
+    rows: of methods.csv; base_scores: of the base, as `scoring.score` returns them. Means over
+    seeds. There is no table of losses if the runs of an earlier version have none.
     """
-    return "\n".join(
-        [
-            "How concentrated ΔW is, means over modules:",
-            *text.aligned(_concentration(rows)),
-            "",
-            LEGEND.format(k=rows[0]["k"]),
-            "",
-            "Scores on held-out items, %:",
-            *text.aligned(_scores(rows, base_scores)),
-        ]
-    )
+    lines = ["How concentrated ΔW is, means over modules:", *text.aligned(_concentration(rows))]
+    lines += ["", LEGEND.format(k=rows[0]["k"]), "", "Scores on held-out items, %:"]
+    chance = [*(f"{100 * c:.1f}" for c in base_scores["chance"].values()), ""]
+    lines += text.aligned([*_means(rows, SCORE, base_scores, ".1f", 100), ["chance", *chance]])
+    if LOSS in rows[0]:
+        lines += ["", "Loss per token of held-out answers, nats:"]
+        lines += text.aligned(_means(rows, LOSS, base_scores.get("nll"), ".3f", 1))
+    return "\n".join(lines)
 
 
 def _concentration(rows: Sequence[Row]) -> list[list[str]]:
@@ -50,14 +49,17 @@ def _concentration(rows: Sequence[Row]) -> list[list[str]]:
     return cells
 
 
-def _scores(rows: Sequence[Row], base_scores: Mapping[str, Any]) -> list[list[str]]:
-    columns = [*(f"score_{family}" for family in FAMILIES), "score"]
+def _means(
+    rows: Sequence[Row], by: str, base: Mapping[str, Any] | None, form: str, factor: float
+) -> list[list[str]]:
+    """Return scores or losses by family and their mean; base: those of the base, if known."""
+    columns = [*(f"{by}_{family}" for family in FAMILIES), by]
     cells = [["", *FAMILIES, "mean"]]
     for (method,), of_method in results.grouped(rows, "method").items():
-        cells.append([method, *(_over_seeds(of_method, c, ".1f", factor=100) for c in columns)])
-    before = [*base_scores["families"].values(), base_scores["mean"]]
-    cells.append(["before training", *(f"{100 * score:.1f}" for score in before)])
-    cells.append(["chance", *(f"{100 * c:.1f}" for c in base_scores["chance"].values()), ""])
+        cells.append([method, *(_over_seeds(of_method, c, form, factor=factor) for c in columns)])
+    if base:
+        before = [*base["families"].values(), base["mean"]]
+        cells.append(["before training", *(f"{factor * value:{form}}" for value in before)])
     return cells
 
 
@@ -77,15 +79,22 @@ HEADINGS = {
     "effective_rank_k": "eff. rank",
     "gini_k": "Gini",
     "score": "score, %",
+    "nll": "loss, nats",
 }
 
 
 def difference_table(compared: Sequence[Row]) -> str:
-    """Return the table of differences between methods; compared: rows of differences.csv."""
-    cells = [["", *HEADINGS.values()]]
+    """Return the table of differences between methods; compared: rows of differences.csv.
+
+    A measure that no run has, as the loss of earlier versions, has no column.
+    """
+    known = {row["measure"] for row in compared if row["mean"] is not None}
+    shown = {measure: words for measure, words in HEADINGS.items() if measure in known}
+    shown = shown or HEADINGS
+    cells = [["", *shown.values()]]
     for (a, b), of_pair in results.grouped(compared, "method_a", "method_b").items():
         row_of = {row["measure"]: row for row in of_pair}
-        cells.append([f"{a} − {b}", *(_difference(row_of[measure]) for measure in HEADINGS)])
+        cells.append([f"{a} − {b}", *(_difference(row_of[measure]) for measure in shown)])
     seeds = "–".join(map(str, sorted({row["seeds"] for row in compared if row["seeds"]})))
     title = (
         f"Differences paired by seed, mean, 95 % interval (Student, n = {seeds}), seeds above 0:"

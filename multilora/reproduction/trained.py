@@ -7,6 +7,8 @@ from typing import Any
 
 from analysis import UserError
 from multilora import record
+from multilora.tasks import data
+from multilora.tasks.example import Example
 
 # The methods whose smallest capacity sets how many values and directions are compared. Relatives
 # of lower rank are compared by measures that hold between any capacities.
@@ -59,6 +61,15 @@ class Trained:
         """The number of MultiLoRA modules that can overlap; 0 for one module or another method."""
         n = self.facts["settings"]["n"] if self.plain_method == "multilora" else 0
         return n if n > 1 else 0
+
+    def held_out(self, split: str, per_task: int) -> list[Example]:
+        """Return the validation or test items of its tasks, at most `per_task` of each."""
+        return data.load(self.facts["settings"].get("tasks", "")).split(split, per_task)
+
+    @property
+    def decodes(self) -> bool:
+        """Return whether answers without options are scored by greedy decoding."""
+        return bool(self.facts["settings"].get("decode", True))
 
 
 def trained(path: Path) -> Trained:

@@ -3,7 +3,6 @@
 import csv
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -271,9 +270,7 @@ def test_the_full_preset_on_a_tiny_base(tiny_base, tmp_path, monkeypatch):
     monkeypatch.setattr(presets, "GRID", few)
     monkeypatch.setattr(presets, "SWEPT", (0.5, 1.0))
     monkeypatch.setattr(presets, "settings_of", with_few_examples(presets.settings_of))
-    monkeypatch.setattr(blocks.dynamics, "PER_TASK", 2)
-    cuts = blocks.experiments.cuts
-    monkeypatch.setattr(cuts, "table", partial(cuts.table, per_task=2))
+    monkeypatch.setattr(presets, "HELD_OUT", 2)
     monkeypatch.setattr(reproduce, "train_all", train_here)
     settings = reproduce.ReproduceSettings(
         preset="full", methods="full,lora,multilora", seeds="0,1", steps=3, publish=True

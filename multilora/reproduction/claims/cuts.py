@@ -1,7 +1,7 @@
-"""Evidence on claims 1b, 2 and 8: what the top directions of an update do for the score.
+"""Evidence on claims 1b, 2 and 8: what the top directions of an update do for score or loss.
 
-The gain of a cut update is its score less that of the base, as a share of what the whole update
-gains: 0 for the base, 1 for the whole update.
+The gain of a cut update is its score less that of the base, or by how much its loss is lower than
+that of the base, as a share of what the whole update gains: 0 for the base, 1 for the whole update.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,24 +13,32 @@ from analysis.numerics.statistics import Claim, paired_in_common
 from analysis.results import Row
 from multilora.reproduction.claims.evidence import Evidence, Part, Supplement
 from multilora.reproduction.claims.wording import listed, mean_text
-from multilora.reproduction.tables import Tables
+from multilora.reproduction.tables import LOSS, SCORE, Tables
 
 TOP, REST = 8, 24  # directions that are kept, and that are removed
 METHODS = ("full", "lora", "multilora")
 CARRIED = (
     Part(
         Claim("few directions carry what LoRA gains", "carried", direction=+1, delta=0.1),
-        what=f"share of the score gained that the top {TOP} directions carry, LoRA − full",
+        what=f"share of the gain that the top {TOP} directions carry, LoRA − full",
         why="a tenth of the gain",
     ),
 )
-MANY = (
-    Part(
-        Claim("full fine-tuning rests on many directions", "left", direction=+1, delta=0.01),
-        what=f"score of full without its top {REST} directions − score of the base",
-        why="a point",
-    ),
-)
+MANY = {
+    by: (
+        Part(
+            Claim("full fine-tuning rests on many directions", "left", direction=+1, delta=delta),
+            what=what,
+            why=why,
+        ),
+    )
+    for by, what, delta, why in (
+        (SCORE, f"score of full without its top {REST} directions − score of the base", 0.01,
+         "a point"),
+        (LOSS, f"loss of the base − loss of full without its top {REST} directions", 0.05,
+         "a twentieth of a nat per token of an answer"),
+    )
+}  # fmt: skip
 MATTERS = {
     (a, b): tuple(
         Part(
@@ -50,13 +58,13 @@ MATTERS = {
         ("lora", "full", "LoRA − full", +1),
     )
 }
-Scores = Mapping[int, float]  # k -> score
+Worths = Mapping[int, float]  # k -> score, or −loss
 BySeed = dict[int, float]
 
 
 def carried(measured: Tables) -> Evidence:
     """Evidence on claim 1b: the share of the gain that the top directions carry, LoRA − full."""
-    rows = measured.of("cuts")
+    rows = _worths(measured)
     if not rows:
         return Evidence(notes=["There is no cuts.csv."])
     shares = {method: _gains(rows, method, "keep", TOP) for method in METHODS}
@@ -67,7 +75,7 @@ def carried(measured: Tables) -> Evidence:
 
 def many(measured: Tables) -> Evidence:
     """Evidence on claim 2: what is left of full fine-tuning without its top directions."""
-    rows = measured.of("cuts")
+    rows = _worths(measured)
     if not rows:
         return Evidence(notes=["There is no cuts.csv."])
     cut, base = {}, {}
@@ -99,7 +107,7 @@ def matters_against_full(measured: Tables) -> Evidence:
 
 
 def _matters(measured: Tables, a: str, b: str) -> Evidence:
-    rows = measured.of("cuts")
+    rows = _worths(measured)
     if not rows:
         return Evidence(notes=["There is no cuts.csv."])
     ks = _common_ks(rows, (a, b))
@@ -119,26 +127,32 @@ def _matters(measured: Tables, a: str, b: str) -> Evidence:
     )
 
 
+def _worths(measured: Tables) -> list[Row]:
+    """Return the rows of cuts.csv with "worth", the more the better: the score, or −loss."""
+    by_loss = measured.judged_by == LOSS
+    return [row | {"worth": -row[LOSS] if by_loss else row[SCORE]} for row in measured.of("cuts")]
+
+
 def _lost(seeds: Sequence[int]) -> list[str]:
     return [f"Seeds {listed(seeds)} were not cut for both."] if seeds else []
 
 
-def _curves(rows: Sequence[Row], method: str) -> dict[int, tuple[Scores, Scores]]:
-    """Return seed -> (scores with the top k kept, with the top k removed) of a method."""
+def _curves(rows: Sequence[Row], method: str) -> dict[int, tuple[Worths, Worths]]:
+    """Return seed -> (worths with the top k kept, with the top k removed) of a method."""
     of_method = [row for row in rows if row["method"] == method]
     return {
         seed: (
-            {row["k"]: row["score"] for row in of_seed if row["kind"] == "keep"},
-            {row["k"]: row["score"] for row in of_seed if row["kind"] == "remove"},
+            {row["k"]: row["worth"] for row in of_seed if row["kind"] == "keep"},
+            {row["k"]: row["worth"] for row in of_seed if row["kind"] == "remove"},
         )
         for (seed,), of_seed in results.grouped(of_method, "seed").items()
     }
 
 
-def _gain(score: float, keep: Scores, remove: Scores) -> float:
-    """Return the gain of a score as a share of that of the whole update; nan if that is 0."""
+def _gain(worth: float, keep: Worths, remove: Worths) -> float:
+    """Return the gain as a share of that of the whole update; nan if that is 0."""
     whole = remove[0] - keep[0]
-    return (score - keep[0]) / whole if whole else float("nan")
+    return (worth - keep[0]) / whole if whole else float("nan")
 
 
 def _gains(rows: Sequence[Row], method: str, kind: str, k: int) -> BySeed:

@@ -24,7 +24,7 @@ from multilora.reproduction.claims.wording import (
     over_seeds,
     words_of,
 )
-from multilora.reproduction.tables import Tables
+from multilora.reproduction.tables import LOSS, SCORE, Tables
 from multilora.tasks.example import FAMILIES
 
 # Claims 1a, 3a, 3b, 6a and 6b: methods.csv, dynamics.csv
@@ -76,21 +76,27 @@ HEAD, TAIL = (
     )
 )
 BETTER = {
-    other: (
+    (other, by): (
         Part(
             Claim(
                 f"MultiLoRA is better than {other}",
-                "score",
-                direction=+1,
+                by,
+                direction=direction,
                 delta=0.01,
-                secondary={f"score_{family}": +1 for family in FAMILIES},
+                secondary={f"{by}_{family}": direction for family in FAMILIES} | beside,
             ),
-            what=f"mean score, MultiLoRA − {name}",
-            why="a point is about the standard error of one run's mean over the 1,500 test items",
+            what=f"{what}, MultiLoRA − {name}",
+            why=why,
         ),
     )
     for other, name in (("lora", "LoRA"), ("full", "full"))
-}
+    for by, direction, beside, what, why in (
+        (SCORE, +1, {}, "mean score",
+         "a point is about the standard error of one run's mean over the 1,500 test items"),
+        (LOSS, -1, {SCORE: +1}, "loss per token of held-out answers, mean over families",
+         "one per cent of the likelihood of a token"),
+    )
+}  # fmt: skip
 
 
 def dominance(measured: Tables) -> Evidence:
@@ -168,7 +174,7 @@ def at_equal_loss(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
         losses.append(loss)
         for method, curve in curves.items():
             found.append({"method": method, "seed": seed, **_at_loss(curve, loss)})
-    notes = [f"Equal validation loss: {mean_text(losses)} nats per answer."] if losses else []
+    notes = [f"Equal validation loss: {mean_text(losses)} nats."] if losses else []
     return found, notes
 
 
@@ -194,22 +200,34 @@ def better_than_full(measured: Tables) -> Evidence:
     rows = measured.of("methods")
     if not evidence.differences:
         return evidence
-    families = [f"score_{family}" for family in FAMILIES]
-    columns = ["score_validation", *families, "score"]
-    supplements = [_scores("Scores, means over seeds", rows, columns, prefix="score_")]
-    tasks = [column for column in rows[0] if column.startswith("task_")]
+    by_loss = measured.judged_by == LOSS
+    supplements = [
+        _scores(title, rows, [f"{by}_{what}" for what in ("validation", *FAMILIES)] + [by], by)
+        for by, title in (
+            (SCORE, "Scores, means over seeds"),
+            (LOSS, "Loss per token of answers, nats, means over seeds"),
+        )
+        if by in rows[0] and (by == SCORE or by_loss)
+    ]
+    losses = [column for column in rows[0] if column.startswith("task_nll_")]
+    tasks = [c for c in rows[0] if c.startswith("task_") and c not in losses]
     if tasks:
-        supplements.append(_scores("Scores by task", rows, tasks, prefix="task_"))
+        supplements.append(_scores("Scores by task", rows, tasks, "task"))
+    if losses and by_loss:
+        supplements.append(_scores("Loss by task", rows, losses, "task_nll"))
     notes = [*evidence.notes, _rates(rows, measured.of("sweep"))]
     return Evidence(evidence.differences, notes, supplements)
 
 
 def _better(measured: Tables, other: str) -> Evidence:
-    columns = measures(BETTER[other])
+    by = measured.judged_by
+    parts = BETTER[other, by]
+    columns = measures(parts)
     differences, notes = between(measured.of("methods"), "multilora", other, columns)
-    if differences and (seeds := seeds_needed(differences["score"], BETTER[other][0].claim.delta)):
+    if by in differences and (seeds := seeds_needed(differences[by], parts[0].claim.delta)):
+        wanted = "1 point" if by == SCORE else f"{parts[0].claim.delta:g} nats"
         notes.append(
-            f"With this spread over seeds, an interval of ±1 point would need {seeds} seeds."
+            f"With this spread over seeds, an interval of ±{wanted} would need {seeds} seeds."
         )
     return Evidence(differences, notes)
 
@@ -332,17 +350,14 @@ def _concentrated(row: Row) -> str:
     return text if row["chosen"] else f"({text})"
 
 
-def _scores(title: str, rows: Sequence[Row], columns: Sequence[str], prefix: str) -> Supplement:
-    """Table of scores, one row per column of methods.csv and one column per method.
+def _scores(title: str, rows: Sequence[Row], columns: Sequence[str], by: str) -> Supplement:
+    """Table of scores or losses, one row per column of methods.csv and one column per method.
 
-    title: of the table.
-    rows: of methods.csv.
-    columns: the scores; "score" is called "mean".
-    prefix: what is removed from the other columns' names.
+    title: of the table; rows: of methods.csv; columns: of numbers called BY_NAME, or BY, the mean.
     """
     of_methods = methods(rows)
     cells = [["", *of_methods]]
     for column in columns:
-        name = column.removeprefix(prefix) if column != "score" else "mean"
+        name = "mean" if column == by else column.removeprefix(f"{by}_")
         cells.append([name, *(over_seeds(rows, method, column) for method in of_methods)])
     return Supplement(title, cells)

@@ -8,17 +8,23 @@ from analysis.numerics.statistics import Difference, Outcome, Verdict
 from analysis.tables import text
 from multilora.reproduction.claims.evidence import Evidence, Judgement, Part, agreement
 from multilora.reproduction.claims.wording import listed, number_text, words_of
+from multilora.reproduction.tables import LOSS, SCORE
 
 HEADINGS = ("", "claim", "primary measure", "n", "mean [95 % interval]", "claimed", "on that side")
 EXPLANATION = """\
 The primary measure of each claim, the claimed side, the bound and what is compared are fixed in
-code: after seeds 0 to 4 had been seen, and before any run of seeds 5 to 9, which are therefore a
-blind replication. The interval is Student's over seeds; over adapters for claim 9. *Supported*: the
+code: {when}. The interval is Student's over seeds; over adapters for claim 9. *Supported*: the
 interval lies wholly beyond the bound on the claimed side. *Contradicted*: it lies wholly beyond
 zero on the other side. *Undecided*: neither. *Not measured*: there are no runs for it here. A claim
 with several parts needs all of them. Claims 5 and 7 get no verdict: one is arithmetic, the other
 counts settings. Secondary measures decide nothing; the text says so if one clearly contradicts the
 claim or its verdict."""
+# When the claims were fixed, by what they are judged by.
+WHEN = {
+    SCORE: "after seeds 0 to 4 had been seen, and before any run of seeds 5 to 9, which are\n"
+    "therefore a blind replication",
+    LOSS: "before any run of these seeds, after the built-in models had been seen",
+}
 AGREEMENT = {1: "as claimed", -1: "**the opposite of the claim**", 0: "undecided"}
 
 
@@ -66,7 +72,8 @@ def as_markdown(
         are shown in a column of their own.
     """
     lines = ["# The claims and what was measured", "", f"{summary(judged).capitalize()}."]
-    lines += ["", EXPLANATION, ""]
+    by = (made_by or {}).get("arguments", {}).get("judged_by") or SCORE
+    lines += ["", EXPLANATION.format(when=WHEN[by]), ""]
     if made_by:
         lines += [_conditions(made_by), ""]
     before = _before(earlier)

@@ -27,6 +27,8 @@ WORDS = {
     "log2_ratio": "log₂ of the ratio to the null",
     "score": "mean score",
     **{f"score_{family}": family for family in FAMILIES},
+    "nll": "loss per token of answers",
+    **{f"nll_{family}": f"loss, {family}" for family in FAMILIES},
 }
 
 # Ends the name of a measure that is taken at equal validation loss instead of after equal steps.

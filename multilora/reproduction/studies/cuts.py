@@ -16,25 +16,21 @@ from analysis.results import Row
 from analysis.update import Update
 from multilora import cuts, delta
 from multilora.cuts import COUNTS
+from multilora.reproduction.tables import LOSS, SCORE
 from multilora.reproduction.trained import Trained
-from multilora.tasks.builtin import suite
-from multilora.tasks.example import FAMILIES, Example
+from multilora.tasks.example import Example
 from multilora.tasks.scoring import score
 
-PER_TASK = 50
-SCORES = tuple(f"score_{family}" for family in FAMILIES)
-COLUMNS = ("method", "seed", "kind", "k", *SCORES, "score")
 
-
-def table(runs: Iterable[Trained], base: Path, per_task: int = PER_TASK) -> list[Row]:
+def table(runs: Iterable[Trained], base: Path, per_task: int) -> list[Row]:
     """Return cuts.csv: the curves of runs of one base, on `per_task` test items of each task."""
     model, tokenizer = delta.load_base(str(base))
-    examples = suite.load("test", per_task)
     rows = []
     for run in runs:
         of_run = {"method": run.method, "seed": run.seed}
         updates = checkpoint.read(run.path, options=Options(base=base))
-        rows += [of_run | row for row in curve(updates, model, tokenizer, examples)]
+        items = run.held_out("test", per_task)
+        rows += [of_run | row for row in curve(updates, model, tokenizer, items, run.decodes)]
     return rows
 
 
@@ -43,37 +39,49 @@ def curve(
     model: Any,
     tokenizer: Any,
     examples: Sequence[Example],
+    decode: bool = True,
     counts: Sequence[int] = COUNTS,
 ) -> list[Row]:
-    """Return the scores of a base with cut updates, as rows {kind, k, score_FAMILY, score}.
+    """Return the scores of a base with cut updates, as rows {kind, k, NAME_FAMILY, NAME}.
 
     updates: of one checkpoint, grouped by `cuts.by_part`.
     model, tokenizer: the base; it has its own weights again afterwards.
     examples: the items to score.
+    decode: as for `scoring.predict`.
     counts: values of k, as for `cuts.curve`.
 
-    Scores are in [0, 1]. Raises UserError as `cuts.curve` and `cuts.by_part`.
+    NAME is score, the share of right answers in [0, 1], and nll, the loss per token of the right
+    answers in nats. Raises UserError as `cuts.curve` and `cuts.by_part`.
     """
     groups = [
-        (group, partial(_by_task, model, tokenizer, items))
+        (group, partial(_by_task, model, tokenizer, items, decode))
         for group, items in cuts.by_part(updates, examples)
     ]
     family_of = {example.task: example.family for example in examples}
     rows = cuts.curve(groups, model, counts)
-    return [{"kind": row["kind"], "k": row["k"], **_means(row, family_of)} for row in rows]
+    return [
+        {"kind": row["kind"], "k": row["k"]}
+        | _means(row, SCORE, family_of)
+        | _means(row, LOSS, family_of)
+        for row in rows
+    ]
 
 
-def _by_task(model: Any, tokenizer: Any, examples: Sequence[Example]) -> dict[str, float]:
-    """Return task → share of right answers."""
-    return dict(score(model, tokenizer, examples)["tasks"])
+def _by_task(
+    model: Any, tokenizer: Any, examples: Sequence[Example], decode: bool
+) -> dict[str, float]:
+    """Return "score TASK" → share of right answers, and "nll TASK" → loss per token."""
+    scores = score(model, tokenizer, examples, decode)
+    by_name = {SCORE: scores["tasks"], LOSS: scores["nll"]["tasks"]}
+    return {f"{name} {task}": n for name, of in by_name.items() for task, n in of.items()}
 
 
-def _means(row: Row, family_of: dict[str, str]) -> dict[str, float]:
-    """Return the scores by family and their mean; row: has the score of each task."""
+def _means(row: Row, name: str, family_of: dict[str, str]) -> dict[str, float]:
+    """Return the means by family and over them; row: has the number of each task."""
     families = {
-        f"score_{family}": statistics.fmean(
-            row[task] for task, of_task in family_of.items() if of_task == family
+        f"{name}_{family}": statistics.fmean(
+            row[f"{name} {task}"] for task, of_task in family_of.items() if of_task == family
         )
         for family in dict.fromkeys(family_of.values())
     }
-    return families | {"score": statistics.fmean(families.values())}
+    return families | {name: statistics.fmean(families.values())}

@@ -1,7 +1,7 @@
 """Measure how concentrated ΔW is over the steps of training, and the loss that it has reached."""
 
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,7 @@ from analysis.results import Row, Spectra, grouped
 from analysis.update import Update
 from multilora import delta
 from multilora.reproduction.trained import Trained
-from multilora.tasks.builtin import suite
-from multilora.tasks.example import Example
-from multilora.tasks.scoring import predict
+from multilora.tasks.scoring import score
 
 COLUMNS = (
     "method",
@@ -33,23 +31,24 @@ COLUMNS = (
     "gini_k",
     "validation_loss",
 )
-PER_TASK = 50  # validation items of each task
 
 
-def table(runs: Iterable[Trained], base: Path) -> list[Row]:
+def table(runs: Iterable[Trained], base: Path, k: int, per_task: int) -> list[Row]:
     """Return dynamics.csv: one row per run and step, means over the modules that have moved.
 
-    k, for effective_rank_k and gini_k, is the smallest capacity of all runs, so that methods can
-    be compared. validation_loss: the mean over tasks of −log of the likelihood of the right answer,
-    in nats, on PER_TASK validation items each. A run without checkpoint-N has no row, nor has a
-    step at which nothing has moved. Raises CheckpointError if a checkpoint cannot be read.
+    k: the number of values that effective_rank_k and gini_k are taken of, the same for all methods
+        that are compared.
+    per_task: validation items of each task. validation_loss is the loss per token of their right
+        answers, in nats: the mean over families of the means over tasks.
+
+    A run without checkpoint-N has no row, nor has a step at which nothing has moved. Raises
+    CheckpointError if a checkpoint cannot be read.
     """
     analysed = [(run, spectra) for run in runs if (spectra := _spectra(run, base)).rows]
-    k = min((row["capacity"] for _, spectra in analysed for row in spectra.rows), default=0)
     model, tokenizer = delta.load_base(str(base)) if analysed else (None, None)
-    examples = suite.load("validation", PER_TASK) if analysed else []
     rows = []
     for run, spectra in analysed:
+        examples = run.held_out("validation", per_task)
         for (step,), of_step in sorted(grouped(spectra.rows, "step").items()):
             modules = [
                 comparable(spectra.s[row["key"]], k) | {"frobenius_norm": row["frobenius_norm"]}
@@ -60,23 +59,10 @@ def table(runs: Iterable[Trained], base: Path) -> list[Row]:
             row |= {name: statistics.fmean(m[name] for m in modules) for name in modules[0]}
             updates = checkpoint.read(run.path / f"checkpoint-{step}", options=Options(base=base))
             with _tuned(model, updates):
-                row["validation_loss"] = loss(model, tokenizer, examples)
+                scores = score(model, tokenizer, examples, decode=False)
+            row["validation_loss"] = scores["nll"]["mean"]
             rows.append({column: row[column] for column in COLUMNS})
     return rows
-
-
-def loss(model: Any, tokenizer: Any, examples: Sequence[Example]) -> float:
-    """Mean over tasks of the mean −log of the likelihood of the right answer, in nats.
-
-    An example whose answer does not fit into the context is left out.
-    """
-    losses: dict[str, list[float]] = {}
-    for prediction in predict(model, tokenizer, examples):
-        own = prediction.example
-        if prediction.log_likelihoods:
-            place = own.options.index(own.answer) if own.options else 0
-            losses.setdefault(own.task, []).append(-prediction.log_likelihoods[place])
-    return statistics.fmean(map(statistics.fmean, losses.values()))
 
 
 @contextmanager

@@ -105,18 +105,15 @@ def test_the_overlap_of_modules_has_the_null_of_both_seeds(runs, tmp_path):
 def test_what_takes_minutes_is_measured_if_it_is_asked_for(runs, tmp_path, monkeypatch):
     asked = []
 
-    def of(name):
-        def table(runs, model):
-            asked.append([run.name for run in runs])
-            return [{"name": name}]
+    def of_runs(runs, model, k, per_task):
+        asked.append(([run.name for run in runs], model, k, per_task))
+        return {"cuts": [{"name": "cuts"}]}
 
-        return table
-
-    monkeypatch.setattr(blocks.dynamics, "table", of("dynamics"))
-    monkeypatch.setattr(blocks.experiments, "of_runs", lambda *given: {"cuts": of("cuts")(*given)})
-    rows_of = blocks.of_base(runs, tmp_path, unit=5, thorough=True).rows_of
-    assert asked == [["full-s5", "lora-s5", "multilora-s5"]] * 2  # not of the second seed
-    assert (rows_of["cuts"], rows_of["dynamics"]) == ([{"name": "cuts"}], [{"name": "dynamics"}])
+    monkeypatch.setattr(blocks.experiments, "of_runs", of_runs)
+    rows_of = blocks.of_base(runs, tmp_path, unit=5, thorough=7).rows_of
+    # Not of the second seed.
+    assert asked == [(["full-s5", "lora-s5", "multilora-s5"], tmp_path, 6, 7)]
+    assert rows_of["cuts"] == [{"name": "cuts"}]
     assert [row["method"] for row in rows_of["module_overlap"]] == ["multilora"]
 
 
@@ -132,7 +129,7 @@ def test_a_sweep_has_a_row_per_run(runs, tmp_path):
         Trained(runs[1].path, runs[1].facts | {"arguments": {"learning_rate": rate}})
         for rate in rates
     ]
-    (row,) = blocks.of_sweep(swept[:1], tmp_path).rows_of["sweep"]
+    (row,) = blocks.of_sweep(swept[:1], tmp_path, "score", 4).rows_of["sweep"]
     assert (row["method"], row["learning_rate"], row["chosen"]) == ("lora", 0.0005, 0)
 
 

@@ -19,14 +19,17 @@ def test_what_takes_long_is_measured_once(tmp_path):
         calls.append(1)
         return [{"k": 1, "score": 0.5}]
 
-    def kept(**changes):
+    def kept(*given, **changes):
         run = trained.Trained(tmp_path, facts | changes)
-        return experiments._kept(run, "cuts", make, experiments.cuts)
+        return experiments._kept(run, experiments.cuts, make, *given)
 
     assert kept() == kept() == [{"k": 1, "score": 0.5}]
     assert len(calls) == 1
     kept(weights={"w": "2"})  # another run's weights in the same place
     assert len(calls) == 2
+    kept(25, weights={"w": "2"})  # another number of items
+    assert len(calls) == 3
+    assert (tmp_path / "cuts.json").is_file()
 
 
 @pytest.fixture
@@ -83,17 +86,26 @@ def test_a_sweep_marks_the_rate_that_is_best_on_validation_items():
         {"method": "lora", "learning_rate": rate, "score_validation": score, "score": 1 - score}
         for rate, score in scores
     ]
-    assert [row["chosen"] for row in experiments.sweep(rows)] == [0, 1, 0, 0]
-    assert [row["chosen"] for row in experiments.sweep(rows[:3])] == [0, 0, 0]
+    assert [row["chosen"] for row in experiments.sweep(rows, "score", 4)] == [0, 1, 0, 0]
+    assert [row["chosen"] for row in experiments.sweep(rows[:3], "score", 4)] == [0, 0, 0]
+    assert [row["chosen"] for row in experiments.sweep(rows, "score", 3)] == [0, 1, 0, 0]
+    losses = [row | {"nll_validation": row["score_validation"]} for row in rows]
+    assert [row["chosen"] for row in experiments.sweep(losses, "nll", 3)] == [0, 0, 0, 1]
 
 
-def test_main_methods_are_cut_and_full_fine_tuning_alone_is_rounded(tmp_path, monkeypatch):
-    def row_of(runs, model):
-        return [{"method": run.method, "base": model} for run in runs]
-
-    monkeypatch.setattr(experiments, "_cut", lambda run, model: row_of([run], model))
-    monkeypatch.setattr(experiments, "_rounded", lambda run, model: row_of([run], model))
-    runs = [Trained(tmp_path, {"method": method}) for method in ("full", "lora", "multilora")]
-    rows_of = experiments.of_runs(runs, tmp_path)
-    assert rows_of == {"cuts": row_of(runs, tmp_path), "rounding_floor": row_of(runs[:1], tmp_path)}
-    assert experiments.of_runs([], tmp_path) == {"cuts": [], "rounding_floor": []}
+def test_runs_are_cut_and_followed_and_full_fine_tuning_alone_is_rounded(tmp_path, monkeypatch):
+    """Each study gets the base, and the number of items and of values that it needs."""
+    for study in (experiments.cuts, experiments.dynamics, experiments.rounding):
+        monkeypatch.setattr(study, "table", lambda runs, *given: [(runs[0].method, given)])
+    facts = {"fingerprint": "a", "weights": {}}
+    runs = []
+    for method in ("full", "lora", "multilora"):
+        (tmp_path / method).mkdir()
+        runs.append(Trained(tmp_path / method, facts | {"method": method}))
+    methods, base = [run.method for run in runs], "base"
+    assert experiments.of_runs(runs, base, 24, 7) == {
+        "cuts": [(method, (base, 7)) for method in methods],
+        "dynamics": [(method, (base, 24, 7)) for method in methods],
+        "rounding_floor": [("full", (base,))],
+    }
+    assert not any(experiments.of_runs([], base, 24, 7).values())

@@ -159,11 +159,13 @@ def test_papers_ranks_make_the_budget():
 )
 def test_the_rate_is_the_best_of_a_whole_sweep(scores, chosen):
     scored = [("lora", rate, score) for rate, score in zip(RATES, scores, strict=False)]
-    assert presets.best_of(scored[::-1]) == ({} if chosen is None else {"lora": chosen})
+    assert presets.best_of(scored[::-1], 4) == ({} if chosen is None else {"lora": chosen})
     columns = ("method", "learning_rate", "score_validation")
     measured = [dict(zip(columns, of, strict=True)) for of in scored]
     # The test items say the opposite of the validation items.
-    rows = experiments.sweep([row | {"score": 1 - row["score_validation"]} for row in measured])
+    rows = experiments.sweep(
+        [row | {"score": 1 - row["score_validation"]} for row in measured], "score", 4
+    )
     assert [row["learning_rate"] for row in rows if row["chosen"]] == [chosen] * (
         chosen is not None
     )
@@ -171,4 +173,4 @@ def test_the_rate_is_the_best_of_a_whole_sweep(scores, chosen):
 
 def test_methods_are_chosen_for_by_themselves():
     scored = [("lora", rate, rate) for rate in RATES] + [("full", rate, -rate) for rate in RATES]
-    assert presets.best_of(scored) == {"lora": 0.004, "full": 0.0005}
+    assert presets.best_of(scored, 4) == {"lora": 0.004, "full": 0.0005}

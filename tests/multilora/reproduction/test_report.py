@@ -154,8 +154,13 @@ def test_the_scores_of_the_base_are_means_over_bases():
         {"families": {"a": x, "b": 0.5}, "chance": {"a": 0.1, "b": 0.2}, "mean": x / 2}
         for x in (0.25, 0.75)
     ]
+    losses = [{"families": {"a": x, "b": 2.0}, "mean": x} for x in (1.0, 4.0)]
     got = report._base_scores([{"base_scores": of} for of in (*scores, {})])
-    assert got == {"families": {"a": 0.5, "b": 0.5}, "chance": {"a": 0.1, "b": 0.2}, "mean": 0.25}
+    shares = {"families": {"a": 0.5, "b": 0.5}, "chance": {"a": 0.1, "b": 0.2}, "mean": 0.25}
+    assert got == shares | {"nll": None}
+    both = [of | {"nll": nll} for of, nll in zip(scores, losses, strict=True)]
+    got = report._base_scores([{"base_scores": of} for of in both])
+    assert got == shares | {"nll": {"families": {"a": 2.5, "b": 2.0}, "mean": 2.5}}
 
 
 def test_the_record_names_every_base_and_machine_once(tmp_path):

@@ -7,12 +7,14 @@ BASE = {
     "families": dict.fromkeys(FAMILIES, 0.25),
     "mean": 0.25,
     "chance": dict.fromkeys(FAMILIES, 0.125),
+    "nll": {"families": dict.fromkeys(FAMILIES, 2.0), "mean": 2.0},
 }
 
 
 def rows_of(values):
     """Rows of methods.csv; values: method -> value of every measure by seed."""
-    columns = [*measures.COMPARED, "held_k", *(f"score_{family}" for family in FAMILIES)]
+    columns = [*measures.COMPARED, "held_k"]
+    columns += [f"{by}_{family}" for by in ("score", "nll") for family in FAMILIES]
     return [
         {"method": method, "seed": seed, "k": 24, "parameters": 1234}
         | dict.fromkeys(columns, value)
@@ -26,11 +28,22 @@ def test_methods_have_a_line_with_mean_and_half_the_range():
     thrice, twice = ["0.500", "±0.250"] * 3, ["0.500", "±0.250"] * 2
     assert lines[2].split() == ["full", "2", "1,234", *thrice, "0.5", "±0.2", *twice]
     assert lines[3].split()[:5] == ["lora", "1", "1,234", "0.500", "±0.000"]
-    scores = {line.split()[0]: line.split()[1:] for line in lines[9:]}
+    scores = {line.split()[0]: line.split()[1:] for line in lines[9:14]}
     assert scores["lora"] == ["50.0", "±0.0"] * 4
     assert scores["before"] == ["training", *["25.0"] * 4]
     assert scores["chance"] == ["12.5"] * 3
     assert "of the first 24" in " ".join(lines)
+    at = lines.index("Loss per token of held-out answers, nats:")
+    losses = {line.split()[0]: line.split()[1:] for line in lines[at + 2 :]}
+    assert losses["full"] == ["0.500", "±0.250"] * 4
+    assert losses["before"] == ["training", *["2.000"] * 4]
+
+
+def test_runs_of_an_earlier_version_have_no_losses():
+    rows = [{n: v for n, v in row.items() if n != "nll"} for row in rows_of({"lora": (0.5,)})]
+    got = text.method_tables(rows, {n: v for n, v in BASE.items() if n != "nll"})
+    assert "Loss" not in got
+    assert got.splitlines()[-1].split() == ["chance", *["12.5"] * 3]
 
 
 def test_an_undefined_measure_is_a_dash():
@@ -57,5 +70,7 @@ def test_the_measures_that_matter_are_printed_whatever_the_order_of_the_rows():
         lines[1].index(heading) for heading in text.HEADINGS.values()
     )
     means = [word for word in lines[2].split() if word.startswith("+") and "]" not in word]
-    assert means == ["+0.000", "+0.125", "+0.00", "+0.375", "+0.0"]
+    assert means == ["+0.000", "+0.125", "+0.00", "+0.375", "+0.0", "+0.000"]
     assert text.difference_table(compared) == "\n".join(lines)
+    without = [row | {"mean": None} if row["measure"] == "nll" else row for row in compared]
+    assert "loss" not in text.difference_table(without)

@@ -5,6 +5,9 @@ import pytest
 import scipy.stats
 from claim_tables import BASE, KEEP, REMOVE, SEEDS, WHOLE, cut_rows, judged, methods_rows, outcomes
 
+from multilora.reproduction.claims import judge
+from multilora.reproduction.tables import Tables
+
 NUMBERS = ("1b", "2", "8a", "8b")
 
 
@@ -136,3 +139,29 @@ def test_the_gain_at_every_k_stands_beside_claim_1b():
     (beside,) = judged(cuts=cut_rows())["1b"].evidence.supplements
     assert beside.cells[0] == ["", *(f"k = {k}" for k in (1, 2, 4, 8, 16, 24))]
     assert beside.cells[1] == ["full", *["0.30 ±0.00"] * 6]
+
+
+def by_loss(rows):
+    """The same table with losses: what has the score x has the loss 3 − x."""
+    return [row | {"nll": 3 - row["score"], "score": 0.0} for row in rows]
+
+
+def test_the_gain_can_be_one_of_loss():
+    """1b and 8 are the same as by scores; claim 2 needs a twentieth of a nat instead of a point."""
+    record = {"arguments": {"judged_by": "nll"}}
+    for keep, remove in ((KEEP, REMOVE), (KEEP | {"lora": 0.2}, REMOVE | {"full": 0.05})):
+        rows = cut_rows(keep=keep, remove=remove)
+        want = {one.statement.number: one for one in judge.judge(Tables({"cuts": rows}))}
+        got = judge.judge(Tables({"cuts": by_loss(rows)}, record))
+        for one in got:
+            if one.statement.number in ("1b", "8a", "8b"):
+                same = want[one.statement.number].evidence.differences
+                for name, difference in one.evidence.differences.items():
+                    assert difference.values == pytest.approx(same[name].values)
+                assert one.outcome == want[one.statement.number].outcome
+        (many,) = [one for one in got if one.statement.number == "2"]
+        left = remove["full"] * (WHOLE - BASE)
+        assert many.evidence.differences["left"].values == pytest.approx([left] * len(SEEDS))
+        assert many.statement.parts[0].claim.delta == 0.05
+        assert "loss of the base" in many.statement.parts[0].what
+        assert many.outcome == ("supported" if left > 0.05 else "undecided")

@@ -87,7 +87,7 @@ def test_an_interval_agrees_if_it_lies_wholly_on_one_side(low, high, side):
 
 
 def test_primary_measures_come_first_and_each_once():
-    by_number = {one.number: one for one in judge.CLAIMS}
+    by_number = {one.number: one for one in judge.CLAIMS["score"]}
     parts = by_number["4c"].parts + by_number["1a"].parts
     primary = ["right_phi_k", "top_share_1_above_null", "top_share_1"]
     shares = ["top_share_4_above_null", "top_share_16_above_null"]

@@ -15,7 +15,9 @@ from claim_tables import (
 )
 
 from analysis.numerics.statistics import paired
-from multilora.reproduction.claims import runs, text
+from multilora.reproduction.claims import judge, runs, text
+from multilora.reproduction.tables import Tables
+from multilora.tasks.example import FAMILIES
 
 NUMBERS = ("1a", "3a", "3b", "6a", "6b")
 
@@ -119,7 +121,7 @@ def test_at_equal_loss_a_run_is_interpolated_between_its_steps():
     lora, multilora = curve("lora", (2.0, 1.0, 0.7)), curve("multilora", (1.8, 0.9, 0.6, 0.4))
     rows, notes = runs.at_equal_loss([*multilora[::-1], *lora])  # in any order of the steps
     at = {row["method"]: row for row in rows}
-    assert notes == ["Equal validation loss: 0.700 nats per answer."]
+    assert notes == ["Equal validation loss: 0.700 nats."]
     for name in COLUMNS:
         assert at["lora"][name] == lora[-1][name]
         losses, values = ([row[c] for row in multilora[::-1]] for c in ("validation_loss", name))
@@ -150,7 +152,7 @@ def test_a_seed_without_one_of_the_methods_has_no_equal_loss():
     alone = curve("lora", (1.0, 0.5), seed=1)
     rows, notes = runs.at_equal_loss([*both, *alone])
     assert [(row["method"], row["seed"]) for row in rows] == [("lora", 0), ("multilora", 0)]
-    assert notes == ["Equal validation loss: 0.500 nats per answer."]
+    assert notes == ["Equal validation loss: 0.500 nats."]
     assert runs.at_equal_loss(alone) == ([], [])
 
 
@@ -299,3 +301,32 @@ def test_what_chose_the_learning_rates_is_said():
 def test_runs_of_everything_support_what_is_claimed_of_runs():
     got = outcomes(**EVERYTHING)
     assert {got[number] for number in NUMBERS} == {"supported"}
+
+
+def test_by_loss_the_lower_one_is_better():
+    """MultiLoRA has the lower loss and the lower score: the loss decides, the score disagrees."""
+    values = with_values(lora__nll=1.5, multilora__nll=1.4, full__nll=1.4, multilora__score=0.5)
+    rows = methods_rows(values)
+    for row in rows:
+        row |= {f"nll_{family}": row["nll"] for family in FAMILIES} | {"nll_validation": 1.0}
+        row |= {"score_validation": row["score"], "task_nll_sort": row["nll"]}
+    record = {"arguments": {"judged_by": "nll"}}
+    judged_by_loss = {
+        one.statement.number: one for one in judge.judge(Tables({"methods": rows}, record))
+    }
+    lora, full = judged_by_loss["6a"], judged_by_loss["6b"]
+    assert (lora.outcome, full.outcome) == ("supported", "undecided")
+    assert lora.evidence.differences["nll"].mean == pytest.approx(-0.1, abs=0.01)
+    assert lora.disagree == ["score"]
+    assert "an interval of ±0.01 nats would need" in " ".join(lora.evidence.notes)
+    titles = [beside.title for beside in full.evidence.supplements]
+    assert titles == [
+        "Scores, means over seeds",
+        "Loss per token of answers, nats, means over seeds",
+        "Scores by task",
+        "Loss by task",
+    ]
+    assert [cells[0] for cells in full.evidence.supplements[1].cells[1:]] == [
+        "validation", *FAMILIES, "mean",
+    ]  # fmt: skip
+    assert judged(methods=rows)["6a"].outcome == "contradicted"

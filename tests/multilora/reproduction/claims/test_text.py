@@ -104,7 +104,9 @@ def test_json_is_strict_and_whole(results):
         object_ = claims_text.as_json(judge.judge(of))
         text = store.strict_json(object_)
         assert json.loads(text) == object_
-        assert [one["number"] for one in object_["claims"]] == [s.number for s in judge.CLAIMS]
+        assert [one["number"] for one in object_["claims"]] == [
+            s.number for s in judge.CLAIMS["score"]
+        ]
         assert "earlier" not in object_
     measured = claims_text.as_json(judge.judge(Tables(one_seed)))["claims"][0]["parts"][0][
         "measured"

@@ -17,6 +17,7 @@ from multilora.reproduction.studies import cuts
 from multilora.reproduction.trained import trained
 from multilora.tasks.builtin import suite
 from multilora.tasks.encoding import index_of, tasks_of
+from multilora.tasks.example import FAMILIES
 
 PER_TASK = 2
 
@@ -52,13 +53,13 @@ def examples():
 def fine(monkeypatch):
     """Instead of right answers a number that the smallest change moves: of each task the loss."""
 
-    def losses(model, tokenizer, examples):
+    def losses(model, tokenizer, examples, decode=True):
         losses_of = {}
         for example in examples:
             ids = tokenizer(example.prompt, return_tensors="pt", add_special_tokens=False).input_ids
             with torch.no_grad():
                 losses_of[example.task] = float(model(input_ids=ids, labels=ids).loss.double())
-        return {"tasks": losses_of}
+        return {"tasks": losses_of, "nll": {"tasks": losses_of}}
 
     monkeypatch.setattr(cuts, "score", losses)
     return losses
@@ -127,7 +128,8 @@ def test_the_scores_of_the_whole_update_are_those_of_the_run(runs, tiny_base):
     """With right answers counted, as it is used: a table of two runs."""
     paths = [runs("lora"), runs("full")]
     rows = cuts.table([trained(path) for path in paths], tiny_base, per_task=PER_TASK)
-    assert {tuple(row) for row in rows} == {cuts.COLUMNS}
+    names = [f"{by}{of}" for by in ("score", "nll") for of in (*map("_{}".format, FAMILIES), "")]
+    assert {tuple(row) for row in rows} == {("method", "seed", "kind", "k", *names)}
     for path in paths:
         facts = json.loads((path / "run.json").read_text())
         of_run = [row for row in rows if row["method"] == facts["method"]]
@@ -137,12 +139,16 @@ def test_the_scores_of_the_whole_update_are_those_of_the_run(runs, tiny_base):
         got = ends["remove", 0]
         assert got["score"] == pytest.approx(want["mean"])
         assert got["score_knowledge"] == pytest.approx(want["families"]["knowledge"])
+        assert got["nll"] == pytest.approx(want["nll"]["mean"], rel=1e-5)
+        assert got["nll_instruction"] == pytest.approx(want["nll"]["families"]["instruction"])
         assert of(got) != of(ends["keep", 0])  # else nothing was put in, or nothing learned
 
 
 def test_counts_end_at_the_capacity(runs, base, examples, fine):
     model, tokenizer = base
-    rows = cuts.curve(checkpoint.read(runs("lora")), model, tokenizer, examples, (0, 2, 5, 999))
+    rows = cuts.curve(
+        checkpoint.read(runs("lora")), model, tokenizer, examples, counts=(0, 2, 5, 999)
+    )
     capacity = next(checkpoint.read(runs("lora"))).capacity
     assert [row["k"] for row in rows if row["kind"] == "keep"] == [0, 2, 5, capacity]
 
@@ -152,7 +158,7 @@ def test_rlora_is_taken_at_the_mean_of_its_heads(runs, base, examples, fine):
     updates = list(checkpoint.read(runs("rlora")))
     assert len({update.part for update in updates}) > 1
     means = [update for update in updates if update.part == "mean"]
-    a, b = (cuts.curve(u, model, tokenizer, examples, (4,)) for u in (updates, means))
+    a, b = (cuts.curve(u, model, tokenizer, examples, counts=(4,)) for u in (updates, means))
     assert a == b
 
 
@@ -162,9 +168,10 @@ def test_a_weight_that_is_stored_turned_gets_its_update_turned(monkeypatch, exam
     B, A = rng.standard_normal((6, 2)), rng.standard_normal((2, 4))
     seen = []
 
-    def record(model, tokenizer, examples):
+    def record(model, tokenizer, examples, decode):
         seen.append(model["c"].weight.data.clone())
-        return {"tasks": {example.task: 0.0 for example in examples}}
+        zeros = {example.task: 0.0 for example in examples}
+        return {"tasks": zeros, "nll": {"tasks": zeros}}
 
     monkeypatch.setattr(cuts, "score", record)
     cuts.curve([LowRankUpdate("c", B, A)], model, None, examples, counts=())

@@ -1,7 +1,5 @@
 """One row per step of a run, against the measures of each checkpoint and the loss with it."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,6 @@ from multilora import base as bases
 from multilora import delta
 from multilora.reproduction.studies import dynamics
 from multilora.tasks.builtin import suite
-from multilora.tasks.example import Example
 
 Q, V = (f"model.layers.0.self_attn.{kind}_proj" for kind in "qv")
 D = 16
@@ -31,11 +28,6 @@ def base(tmp_path_factory):
     bases.build_model(bases.BaseSettings(**sizes), tokenizer).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
-
-
-@pytest.fixture(autouse=True)
-def few(monkeypatch):
-    monkeypatch.setattr(dynamics, "PER_TASK", 2)
 
 
 @pytest.fixture
@@ -56,8 +48,8 @@ def run(write_adapter, lora_tensors):
     return write
 
 
-def log_likelihood(model, tokenizer, example):
-    """Natural logarithm of the likelihood of the right answer, token by token."""
+def nll(model, tokenizer, example):
+    """−log of the likelihood of the right answer per token, token by token."""
     prompt = tokenizer(f"{bases.BOS} {example.prompt}", add_special_tokens=False).input_ids
     end = "" if example.options else f" {bases.EOS}"
     answer = tokenizer(example.answer + end, add_special_tokens=False).input_ids
@@ -66,21 +58,28 @@ def log_likelihood(model, tokenizer, example):
         logits = model(torch.tensor([ids])).logits[0].double()
     log_p = torch.log_softmax(logits, -1)
     places = range(len(ids) - len(answer), len(ids))
-    return sum(float(log_p[place - 1, ids[place]]) for place in places)
+    return -np.mean([float(log_p[place - 1, ids[place]]) for place in places])
 
 
 def slow_loss(model, tokenizer, examples):
-    """Mean over tasks of the mean −log-likelihood of the right answer, one example at a time."""
+    """Mean over families of the means over tasks, one example at a time."""
     by_task = {}
     for example in examples:
-        nats = -log_likelihood(model, tokenizer, example)
-        by_task.setdefault(example.task, []).append(nats)
-    return np.mean([np.mean(of_task) for of_task in by_task.values()])
+        nats = nll(model, tokenizer, example)
+        by_task.setdefault((example.family, example.task), []).append(nats)
+    by_family = {}
+    for (family, _), of_task in by_task.items():
+        by_family.setdefault(family, []).append(np.mean(of_task))
+    return np.mean([np.mean(of_family) for of_family in by_family.values()])
+
+
+def table(runs, base, k=4):
+    return dynamics.table(runs, base, k, per_task=2)
 
 
 def test_a_row_a_step_that_moved(run, base):
     lora = run("lora")
-    rows = dynamics.table([lora], base)
+    rows = table([lora], base)
     assert [(row["method"], row["step"], row["modules"]) for row in rows] == [
         ("lora", 5, 2),
         ("lora", 10, 2),
@@ -97,7 +96,7 @@ def test_a_row_a_step_that_moved(run, base):
 def test_the_loss_of_a_step_is_that_of_the_base_with_its_update(run, base):
     lora = run("lora")
     examples = suite.load("validation", 2)
-    rows = dynamics.table([lora], base)
+    rows = table([lora], base)
     for row in rows:
         model, tokenizer = delta.load_base(str(base))
         for update in checkpoint.read(lora.path / f"checkpoint-{row['step']}"):
@@ -106,25 +105,6 @@ def test_the_loss_of_a_step_is_that_of_the_base_with_its_update(run, base):
         want = slow_loss(model, tokenizer, examples)
         assert row["validation_loss"] == pytest.approx(want, rel=1e-5)
     assert rows[0]["validation_loss"] != pytest.approx(rows[1]["validation_loss"], rel=1e-3)
-
-
-def test_the_loss_is_a_mean_over_tasks(base):
-    """Of tasks with other numbers of examples, with options and without."""
-    model, tokenizer = delta.load_base(str(base))
-    examples = suite.load("validation", 2)[1:]
-    assert {bool(example.options) for example in examples} == {True, False}
-    want = slow_loss(model, tokenizer, examples)
-    assert dynamics.loss(model, tokenizer, examples) == pytest.approx(want, rel=1e-5)
-    too_long = Example("sort", "instruction", "validation", "dog", "dog " * 100)
-    got = dynamics.loss(model, tokenizer, [*examples, too_long])
-    assert got == dynamics.loss(model, tokenizer, examples)
-
-
-def test_a_model_that_knows_nothing_loses_the_logarithm_of_the_vocabulary(base):
-    model, tokenizer = delta.load_base(str(base))
-    torch.nn.init.zeros_(model.lm_head.weight)
-    example = Example("t", "knowledge", "validation", "dog", "cat", ("cat", "dog"))
-    assert dynamics.loss(model, tokenizer, [example]) == pytest.approx(math.log(len(tokenizer)))
 
 
 def test_weights_are_as_before_however_it_ends(base, rng):
@@ -154,7 +134,7 @@ def test_weights_are_as_before_however_it_ends(base, rng):
 
 
 def test_methods_are_compared_within_the_smaller_capacity(run, base):
-    rows = dynamics.table([run("a", r=4), run("b", r=2)], base)
+    rows = table([run("a", r=4), run("b", r=2)], base, k=2)
     assert {row["k"] for row in rows} == {2}
     assert all(row["effective_rank_k"] <= 2 for row in rows)
 
@@ -167,7 +147,7 @@ def test_full_fine_tuning_is_the_difference_from_the_base(base, tmp_path, rng):
         path.mkdir(parents=True)
         moved = W0 | {f"{Q}.weight": W0[f"{Q}.weight"] + step * dW}
         save_file(moved, path / "model.safetensors")
-    rows = dynamics.table([run_of(tmp_path / "full", "full", 0)], base)
+    rows = table([run_of(tmp_path / "full", "full", 0)], base)
     assert [(row["step"], row["modules"]) for row in rows] == [(2, 1), (4, 1)]
     sizes = [row["frobenius_norm"] for row in rows]
     np.testing.assert_allclose(sizes, np.linalg.norm(dW) * np.array([2, 4]), rtol=1e-5)
@@ -179,12 +159,12 @@ def test_full_fine_tuning_is_the_difference_from_the_base(base, tmp_path, rng):
 
 def test_a_run_without_steps_has_no_row(write_adapter, lora_tensors, base):
     without_steps = run_of(write_adapter(lora_tensors(Q, d_out=D, d_in=D)), "lora", 0)
-    assert dynamics.table([without_steps], base) == []
-    assert dynamics.table([], base) == []
+    assert table([without_steps], base) == []
+    assert table([], base) == []
 
 
 def test_a_broken_step_is_an_error(run, base):
     lora = run("lora")
     (lora.path / "checkpoint-5" / "adapter_model.safetensors").write_bytes(b"half")
     with pytest.raises(CheckpointError, match="checkpoint-5"):
-        dynamics.table([lora], base)
+        table([lora], base)
