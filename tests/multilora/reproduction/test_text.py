@@ -28,7 +28,8 @@ def test_methods_have_a_line_with_mean_and_half_the_range():
     thrice, twice = ["0.500", "±0.250"] * 3, ["0.500", "±0.250"] * 2
     assert lines[2].split() == ["full", "2", "1,234", *thrice, "0.5", "±0.2", *twice]
     assert lines[3].split()[:5] == ["lora", "1", "1,234", "0.500", "±0.000"]
-    scores = {line.split()[0]: line.split()[1:] for line in lines[9:14]}
+    at = lines.index("Scores on held-out items, %:")
+    scores = {line.split()[0]: line.split()[1:] for line in lines[at + 2 : at + 6]}
     assert scores["lora"] == ["50.0", "±0.0"] * 4
     assert scores["before"] == ["training", *["25.0"] * 4]
     assert scores["chance"] == ["12.5"] * 3
