@@ -30,7 +30,9 @@ from multilora.reproduction.blocks import Block
 from multilora.reproduction.presets import Run
 from multilora.reproduction.publishing import publish
 from multilora.reproduction.running import seconds_per_step, train_all, train_bases
+from multilora.reproduction.studies.forgetting import HeldOut
 from multilora.tasks.builtin import pretrained as builtin
+from multilora.tasks.public import files
 
 # The settings of a preset that are not given on the command line.
 PRESETS = {
@@ -102,6 +104,10 @@ class ReproduceSettings:
     )
     claims: str = field(
         default="", metadata={"help": "claims to judge, separated by commas; quick: 1a,4b,4c,4d,5"}
+    )
+    text: str = field(
+        default="",
+        metadata={"help": f"smollm2: a plain text; by default that of DATA/{pretrained.TEXT}"},
     )
     judged_by: str = field(
         default=tables.SCORE,
@@ -224,13 +230,24 @@ def _of_language_model(
         rates = [*rates, *more]
         yield Block("sweep", rates, model, measure)
     best = pretrained.chosen(rates)
+    given = (settings.steps, best, model, tasks, settings.batch, out)
+    held_out = HeldOut(tasks, pretrained.HELD_OUT, _plain_text(settings))
     runs: list[Run] = []
     for seed in seeds:
-        runs += pretrained.of_seed(
-            methods, seed, settings.steps, best, model, tasks, settings.batch, out
-        )
-        measure = partial(blocks.of_base, model=model, thorough=pretrained.HELD_OUT)
+        runs += pretrained.of_seed(methods, seed, *given)
+        measure = partial(blocks.of_language_model, model=model, held_out=held_out)
         yield Block("seeds", list(runs), model, measure)
+    context = pretrained.COMMON["max_length"]
+    measure = partial(blocks.of_families, model=model, held_out=held_out, context=context)
+    yield Block("alone", pretrained.alone(seeds[0], *given), model, measure)
+    yield Block("relatives", pretrained.relatives(seeds[0], *given), model, blocks.of_parts)
+
+
+def _plain_text(settings: ReproduceSettings) -> str:
+    """Return the text whose loss is measured before and after fine-tuning; "" if there is none."""
+    if settings.text:
+        return files.read_text(Path(settings.text))[0]
+    return pretrained.text_in(Path(settings.data)) if settings.data else ""
 
 
 def bases(settings: ReproduceSettings, block: Block) -> list[base.BaseSettings]:

@@ -61,7 +61,8 @@ def histogram_table(spectra: Spectra, method_of: Mapping[str, str]) -> list[Row]
     that a low-rank parametrisation keeps at zero. Only the methods of `shown` have rows, so that
     the values of another do not widen the bins. method_of: run -> method.
     """
-    values = {m: _values(spectra, _rows(spectra, method_of, m)) for m in shown(method_of.values())}
+    methods = shown(method_of[row["run"]] for row in spectra.rows)
+    values = {m: _values(spectra, _rows(spectra, method_of, m)) for m in methods}
     every = np.concatenate([s for s, _ in values.values()])
     top, least = every.max(), every[every > 0].min()
     axes = {

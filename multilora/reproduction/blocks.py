@@ -19,7 +19,8 @@ from analysis.results import Row, Spectra
 from multilora import delta, record
 from multilora.reproduction import analysing, bands, experiments, measures, tables
 from multilora.reproduction.presets import Run
-from multilora.reproduction.studies import grids, overlap, wild
+from multilora.reproduction.studies import gradients, grids, overlap, parts, wild
+from multilora.reproduction.studies.forgetting import HeldOut
 from multilora.reproduction.trained import MAIN, Trained, check_comparable, trained
 from multilora.tasks import scoring
 
@@ -90,6 +91,29 @@ def of_base(
         rows_of["module_overlap"] = overlap.by_layer(overlaps)
     shown = bands.shown(run.method for run in own)
     return Measured(rows_of, _of([run for run in own if run.method in shown], spectra))
+
+
+def of_language_model(runs: Sequence[Trained], model: Path, held_out: HeldOut) -> Measured:
+    """Measure the runs of a pretrained base as `of_base` does, and each ΔW beside the base."""
+    measured = of_base(runs, model, thorough=held_out.per_task)
+    beside = experiments.beside_base(runs, model, held_out)
+    return Measured({**measured.rows_of, **beside}, measured.spectra)
+
+
+def of_families(runs: Sequence[Trained], model: Path, held_out: HeldOut, context: int) -> Measured:
+    """Measure runs that were trained on one family of tasks, and the gradients of all tasks.
+
+    context: tokens of a training example at most.
+    """
+    pulls = gradients.table(model, held_out.tasks, held_out.per_task, context)
+    return Measured(
+        {"forgetting": experiments.forgotten(runs, model, held_out), "gradients": pulls}
+    )
+
+
+def of_parts(runs: Sequence[Trained]) -> Measured:
+    """Measure runs of methods that have several updates for each module."""
+    return Measured({"parts": parts.table(runs)})
 
 
 def of_sweep(runs: Sequence[Trained], model: Path, by: str, least: int) -> Measured:

@@ -5,16 +5,26 @@ that take long are kept next to the run and not measured again.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from analysis.base import vectors
 from analysis.pairs.repeatability import Label
 from analysis.results import Row
 from multilora import record
 from multilora.reproduction import analysing, measures, presets
-from multilora.reproduction.studies import cuts, dynamics, overlap, rounding
+from multilora.reproduction.studies import (
+    cuts,
+    dynamics,
+    forgetting,
+    landing,
+    overlap,
+    rounding,
+)
+from multilora.reproduction.studies.forgetting import HeldOut
 from multilora.reproduction.tables import LOSS
 from multilora.reproduction.trained import MAIN, Trained
 
@@ -38,6 +48,25 @@ def of_runs(runs: Sequence[Trained], model: Path, k: int, per_task: int) -> dict
         if run.method == "full":
             rows_of["rounding_floor"] += _kept(run, rounding, partial(rounding.table, [run], model))
     return rows_of
+
+
+def beside_base(runs: Sequence[Trained], model: Path, held_out: HeldOut) -> dict[str, list[Row]]:
+    """Return landing.csv of the runs, and forgetting.csv of their base and of the runs."""
+    cache = vectors.default_cache()
+    rows: list[Row] = []
+    for run in runs:
+        rows += _kept(run, landing, partial(landing.table, [run], model, cache))
+    of_base = forgetting.table([None], model, held_out)
+    return {"landing": rows, "forgetting": [*of_base, *forgotten(runs, model, held_out)]}
+
+
+def forgotten(runs: Sequence[Trained], model: Path, held_out: HeldOut) -> list[Row]:
+    """Return the rows of forgetting.csv of the runs; model: their base."""
+    rows: list[Row] = []
+    for run in runs:
+        own = partial(forgetting.table, [run], model, held_out)
+        rows += _kept(run, forgetting, own, asdict(held_out))
+    return rows
 
 
 def _kept(run: Trained, study: ModuleType, make: Callable[[], list[Row]], *given: Any) -> list[Row]:

@@ -10,7 +10,7 @@ from analysis import UserError
 from analysis.results import Row
 from analysis.store import save_figure
 from multilora.reproduction.pictures import claims, experiments, grid, spectra
-from multilora.reproduction.tables import parsed
+from multilora.reproduction.tables import judged_by, parsed
 
 
 class Source(NamedTuple):
@@ -18,10 +18,12 @@ class Source(NamedTuple):
 
     tables: file name of each table -> the columns that it must have, separated by blanks.
     figure: the function that takes the rows of these tables and returns the figure.
+    by_worth: True if the function also takes what the claims go by, score or loss.
     """
 
     tables: dict[str, str]
     figure: Callable[..., Figure]
+    by_worth: bool = False
 
 
 SOURCES = {
@@ -46,7 +48,9 @@ SOURCES = {
         },
         experiments.rounding_floor,
     ),
-    "cut_curves": Source({"cuts.csv": "method seed kind k score"}, experiments.cut_curves),
+    "cut_curves": Source(
+        {"cuts.csv": "method seed kind k score"}, experiments.cut_curves, by_worth=True
+    ),
     "dynamics": Source(
         {"dynamics.csv": "method seed step k top_share_1 effective_rank_k gini_k frobenius_norm"},
         experiments.dynamics,
@@ -68,7 +72,8 @@ def draw(directory: Path, names: Iterable[str] = SOURCES) -> list[Path]:
         source = SOURCES[name]
         if all((directory / table).is_file() for table in source.tables):
             tables = [_rows(directory / table, of.split()) for table, of in source.tables.items()]
-            save_figure(source.figure(*tables), directory / name)
+            given = {"by": judged_by(directory)} if source.by_worth else {}
+            save_figure(source.figure(*tables, **given), directory / name)
             drawn.append(directory / f"{name}.png")
     return drawn
 

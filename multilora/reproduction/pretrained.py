@@ -15,13 +15,19 @@ import torch
 
 from analysis import UserError
 from multilora import record
+from multilora.reproduction import presets
 from multilora.reproduction.presets import CORE, SWEEP_SEED, Run, settings_of
+from multilora.tasks import data
+from multilora.tasks.example import FAMILIES
+from multilora.tasks.public import files
 from multilora.training import names
 from multilora.training.settings import TrainSettings
 
 # LoRA of rank 24 and MultiLoRA of 3 × 8, with and without B at zero, have equally many parameters.
 METHODS = (*CORE, "multilora zero")
 STEPS, BATCH, SEEDS = 200, 8, (0, 1, 2)
+ALONE = ("lora", "multilora")  # are also trained on each family alone, with one seed
+RELATIVES = presets.RELATIVES  # have an update for each task, or several heads; one seed
 SAVES = 4  # checkpoints of a run whose dynamics are measured
 # Rows are short and the loss of an example does not depend on the length of its answer, so that
 # the long answers of one family do not outweigh the one-word answers of the others.
@@ -53,6 +59,7 @@ DATA = (
     ("superglue", "superglue*/RTE"),
     ("superglue", "superglue/WSC"),
 )
+TEXT = "superglue/BoolQ/train.jsonl"  # plain text, if it is there
 
 
 def tasks_in(directory: Path) -> str:
@@ -183,6 +190,64 @@ def of_seed(
         saves = SAVES if method in CORE else 0
         runs.append(Run(settings, seed, steps, place, rates[settings.name], saves, _given(batch)))
     return runs
+
+
+def alone(
+    seed: int, steps: int, rates: dict[str, float], model: Path, tasks: str, batch: int, out: Path
+) -> list[Run]:
+    """Return one run per method of ALONE and family of tasks, trained on this family alone.
+
+    The arguments as in `of_seed`; a method without a rate is left out.
+    """
+    runs = []
+    for method in ALONE:
+        for family, own in by_family(tasks).items():
+            settings = _settings(method, model, own, SCORED)
+            if settings.name in rates:
+                name = f"{names.run_name(settings.name, {}, seed)}-{family}"
+                rate, given = rates[settings.name], _given(batch)
+                runs.append(Run(settings, seed, steps, out / "alone" / name, rate, given=given))
+    return runs
+
+
+def by_family(tasks: str) -> dict[str, str]:
+    """Return the specification of the tasks of each family."""
+    parts: dict[str, list[str]] = {}
+    for part in tasks.split(","):
+        families = set(data.load(part).family_of.values())
+        for family in families:
+            parts.setdefault(family, []).append(part)
+    return {family: ",".join(parts[family]) for family in FAMILIES if family in parts}
+
+
+def relatives(
+    seed: int, steps: int, rates: dict[str, float], model: Path, tasks: str, batch: int, out: Path
+) -> list[Run]:
+    """Return a run of each method of RELATIVES, with the rate of LoRA; arguments as in `of_seed`.
+
+    Experts are trained by the loss per token: `loss example` does not belong to them.
+    """
+    runs = []
+    for method in RELATIVES if "lora" in rates else ():
+        settings = _settings(method, model, tasks, SCORED)
+        if method == "expert":
+            settings = replace(settings, loss="token")
+        place = out / "relatives" / names.run_name(settings.name, {}, seed)
+        runs.append(Run(settings, seed, steps, place, rates["lora"], given=_given(batch)))
+    return runs
+
+
+def text_in(directory: Path) -> str:
+    """Return plain text of the data directory: passages of BoolQ; "" if they are not there.
+
+    They are encyclopaedic and no run is trained on them.
+    """
+    file = directory / TEXT
+    if not file.is_file():
+        return ""
+    content, _ = files.read_text(file)
+    passages = [files.string(row, "passage") for _, row in files.json_rows(file, content)]
+    return "\n\n".join(dict.fromkeys(passages))
 
 
 def _settings(method: str, model: Path, tasks: str, scored: int) -> TrainSettings:

@@ -37,11 +37,13 @@ class Pool:
     rows_of: rows of the tables, by name, block by block.
     spectra: of the methods that figures show.
     records: record.json by name of the block.
+    units: the names of the blocks that have rows of methods.csv.
     """
 
     rows_of: Mapping[str, Sequence[Row]]
     spectra: Spectra
     records: Mapping[str, Mapping[str, Any]]
+    units: Sequence[str]
 
 
 def report(settings: Mapping[str, Any]) -> str:
@@ -58,7 +60,8 @@ def report(settings: Mapping[str, Any]) -> str:
 
     drawn = figures.draw(out)
     judged = judge.write(out)
-    sections = [method_tables(rows_of["methods"], _base_scores(pool.records.values()))]
+    of_bases = _base_scores(pool.records[name] for name in pool.units)
+    sections = [method_tables(rows_of["methods"], of_bases)]
     if compared := rows_of["differences"]:
         sections.append(difference_table(compared))
     if similar := rows_of["similarity_by_method"]:
@@ -75,7 +78,7 @@ def read(out: Path) -> Pool:
     """
     rows_of: dict[str, list[Row]] = {}
     spectra = Spectra()
-    records, place = {}, out / tables.BLOCKS
+    records, units, place = {}, [], out / tables.BLOCKS
     for directory in sorted(path for path in place.glob("*") if path.is_dir()):
         of_block = tables.load_all(directory)
         for name, rows in of_block.rows.items():
@@ -84,12 +87,14 @@ def read(out: Path) -> Pool:
         spectra.rows.extend(own.rows)
         spectra.s.update(own.s)
         records[directory.name] = of_block.record
+        if of_block.of("methods"):
+            units.append(directory.name)
     if not rows_of.get("methods"):
         raise UserError(f"{place}: no run is finished and measured; nothing to report on")
     seen = [(row["method"], row["seed"]) for row in rows_of["methods"]]
     if len(set(seen)) < len(seen):
         raise UserError(f"{place}: two blocks hold the same method and seed; remove one")
-    return Pool(rows_of, spectra, records)
+    return Pool(rows_of, spectra, records, units)
 
 
 def pooled(pool: Pool) -> dict[str, list[Row]]:
@@ -128,7 +133,7 @@ def _made_by(settings: Mapping[str, Any], pool: Pool, hashes: Mapping[str, str])
 
 
 def _base_scores(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the scores of the base before training, means over the bases."""
+    """Return the scores of the base before training, means over the bases; records: of units."""
     known = [made_by["base_scores"] for made_by in records if made_by["base_scores"]]
     return {
         what: {

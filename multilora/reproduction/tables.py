@@ -47,6 +47,12 @@ TEXT = (
     "adapter",
     "module",
     "part",
+    "part_a",
+    "part_b",
+    "layer",
+    "task_a",
+    "task_b",
+    "trained_on",
     "model",
 )
 # The tables that claims are judged from, and the columns that each must have.
@@ -132,6 +138,13 @@ def hashes(directory: Path) -> dict[str, str]:
         for name, sha256 in known.items()
         if is_plain(name) and (directory / name).is_file()
     }
+
+
+def judged_by(directory: Path) -> str:
+    """Return what the claims of the results in a directory go by; SCORE without a record."""
+    if not (directory / store.RECORD).is_file():
+        return SCORE
+    return Tables({}, _record(directory)).judged_by
 
 
 def load(directory: str | Path) -> Tables:

@@ -11,6 +11,7 @@ from analysis.figures.spectrum import style
 from analysis.results import Row, grouped
 from multilora.reproduction.pictures.axes import plot_over_seeds
 from multilora.reproduction.pictures.styles import FULL, LORA, name_of, ordered, styles
+from multilora.reproduction.tables import LOSS, SCORE
 
 CUTS = {
     "keep": "only the top k directions of every ΔW kept",
@@ -19,14 +20,15 @@ CUTS = {
 MARKED = 8  # the k whose share of the gain is written in the figure
 
 
-def cut_curves(rows: Sequence[Row]) -> Figure:
+def cut_curves(rows: Sequence[Row], by: str = SCORE) -> Figure:
     """Draw how much of the gain is left if every ΔW keeps or loses its top k directions.
 
-    rows: of `cuts.table`. The gain of a run is its score minus that of its base (keep, k = 0); 1
-    is the gain of the whole update (remove, k = 0). Lines are means over seeds, bands their range;
-    the legends give the mean at k = 8. Runs that gain nothing have no share and are left out.
+    rows: of `cuts.table`. The gain of a run is its score minus that of its base (keep, k = 0), or
+    with by = LOSS the fall of its loss; 1 is the gain of the whole update (remove, k = 0). Lines
+    are means over seeds, bands their range; the legends give the mean at k = 8. Runs that gain
+    nothing have no share and are left out.
     """
-    gains = gain_shares(rows)
+    gains = gain_shares(rows, by)
     methods = ordered(gains)
     look = styles(methods)
     counts = sorted({row["k"] for row in gains})
@@ -40,7 +42,7 @@ def cut_curves(rows: Sequence[Row]) -> Figure:
             label = _share_label(method, values, counts)
             plot_over_seeds(counts, values, ax, label=label, marker=".", **look[method])
         _label_cuts(ax, counts, title)
-    axes[0].set_ylabel("share of the gain in score, %")
+    axes[0].set_ylabel(f"share of the gain in {'loss' if by == LOSS else 'score'}, %")
     seeds = len({row["seed"] for row in gains})
     figure.suptitle(f"means over {seeds} seeds and their range", fontsize=9)
     axes[0].legend(title=f"gain that the top {MARKED} carry", loc="upper left", fontsize=9)
@@ -48,16 +50,18 @@ def cut_curves(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def gain_shares(rows: Sequence[Row]) -> list[Row]:
-    """Return the share of a run's gain in score at every cut, one row per row of cuts.csv.
+def gain_shares(rows: Sequence[Row], by: str = SCORE) -> list[Row]:
+    """Return the share of a run's gain at every cut, one row per row of cuts.csv.
 
     share: (score − base's score) / (score of the whole update − base's score), where the base's
-    score is that of keep, k = 0, and the whole update's that of remove, k = 0. Runs without either
-    score, or whose whole update gains nothing, have no rows.
+    score is that of keep, k = 0, and the whole update's that of remove, k = 0. With by = LOSS, the
+    losses take the place of the scores. Runs without either number, or whose whole update gains
+    nothing, have no rows.
     """
+    sign = -1 if by == LOSS else 1
     shares = []
     for (method, seed), of_run in grouped(rows, "method", "seed").items():
-        uncut = {row["kind"]: row["score"] for row in of_run if row["k"] == 0}
+        uncut = {row["kind"]: sign * row[by] for row in of_run if row["k"] == 0}
         if uncut.keys() >= CUTS.keys() and uncut["remove"] > uncut["keep"]:
             gain = uncut["remove"] - uncut["keep"]
             shares += [
@@ -66,7 +70,7 @@ def gain_shares(rows: Sequence[Row]) -> list[Row]:
                     "seed": seed,
                     "kind": row["kind"],
                     "k": row["k"],
-                    "share": (row["score"] - uncut["keep"]) / gain,
+                    "share": (sign * row[by] - uncut["keep"]) / gain,
                 }
                 for row in of_run
             ]

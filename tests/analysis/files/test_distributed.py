@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 
 # Two processes, each with its half of every matrix, as FSDP saves them.
 SAVE = """
-import sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
+import os, sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 rank, store, out, scale = int(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4])
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -33,7 +33,8 @@ step = {n: scale * torch.randn(w.shape).to(w.dtype) for n, w in weights.items()}
 split = {n: distribute_tensor(w + step[n], mesh, [Shard(0)]) for n, w in weights.items()}
 moments = {f"state.{n}.exp_avg": w for n, w in split.items()}
 dcp.save({"model": split, "optimizer": moments, "step": 3}, checkpoint_id=out)
-dist.destroy_process_group()
+dist.barrier()
+os._exit(0)  # torch's threads can abort a process whose interpreter ends
 """
 
 
