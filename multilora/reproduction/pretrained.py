@@ -6,6 +6,7 @@ each method is the best of a sweep on seed 100, by the loss on validation items;
 is trained with the same seeds, data and steps.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -117,11 +118,10 @@ def further(runs: Sequence[Run]) -> list[Run]:
         best, rates = best_rate(own), sorted(run.rate for run in own)
         if best is None or len(rates) >= len(usual) + FURTHER:
             continue
-        step = 10**0.5
         if best == rates[0]:
-            added.append(_at_rate(own[0], _rounded(best / step)))
+            added.append(_at_rate(own[0], _beyond(best, -1)))
         elif best == rates[-1]:
-            added.append(_at_rate(own[0], _rounded(best * step)))
+            added.append(_at_rate(own[0], _beyond(best, +1)))
     return added
 
 
@@ -131,9 +131,14 @@ def _at_rate(run: Run, rate: float) -> Run:
     return replace(run, rate=rate, out=run.out.with_name(f"{stem}-lr{rate:g}"))
 
 
-def _rounded(rate: float) -> float:
-    """Return a rate with one significant digit: 1, 3, 10, 30, …"""
-    return float(f"{rate:.0e}")
+def _beyond(rate: float, side: int) -> float:
+    """Return the next rate of the series 1, 3, 10, 30, … above (+1) or below (−1) one of it.
+
+    >>> _beyond(3e-4, -1), _beyond(3e-4, +1)
+    (0.0001, 0.001)
+    """
+    tens, half = divmod(round(2 * math.log10(rate)) + side, 2)
+    return float(f"{3 if half else 1}e{tens}")
 
 
 def best_rate(runs: Iterable[Run]) -> float | None:
@@ -229,9 +234,8 @@ def relatives(
     """
     runs = []
     for method in RELATIVES if "lora" in rates else ():
-        settings = _settings(method, model, tasks, SCORED)
-        if method == "expert":
-            settings = replace(settings, loss="token")
+        loss = "token" if method == "expert" else COMMON["loss"]
+        settings = _settings(method, model, tasks, SCORED, loss=loss)
         place = out / "relatives" / names.run_name(settings.name, {}, seed)
         runs.append(Run(settings, seed, steps, place, rates["lora"], given=_given(batch)))
     return runs
@@ -250,8 +254,10 @@ def text_in(directory: Path) -> str:
     return "\n\n".join(dict.fromkeys(passages))
 
 
-def _settings(method: str, model: Path, tasks: str, scored: int) -> TrainSettings:
-    return replace(settings_of(method, model), tasks=tasks, per_task_scored=scored, **COMMON)
+def _settings(method: str, model: Path, tasks: str, scored: int, **other: Any) -> TrainSettings:
+    """Return the settings of a method; scored: held-out items of a task; other: than COMMON."""
+    common = COMMON | {"tasks": tasks, "per_task_scored": scored} | other
+    return replace(settings_of(method, model), **common)
 
 
 def _given(batch: int) -> dict[str, Any]:

@@ -1,0 +1,178 @@
+"""The plan of the preset smollm2: data, sweep and its extension, seeds, families alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+from task_files import ALPACA, QUESTIONS, SUPERGLUE, write_csv, write_json, write_lines
+
+from analysis import UserError
+from multilora.reproduction import pretrained
+from multilora.reproduction.presets import SWEEP_SEED
+from multilora.tasks import data
+from multilora.tasks.example import FAMILIES
+
+MODEL = Path("model")
+ARC = {"instruction": "2? Answer Choices: (A) 1 (B) 2", "input": "", "answer": "B"}
+
+
+@pytest.fixture
+def public(tmp_path):
+    """A directory with a little of everything that the preset is trained on."""
+    write_json(tmp_path / "alpaca" / "few.json", ALPACA[:1])
+    write_json(tmp_path / "alpaca" / "many.json", ALPACA)
+    for name in ("ARC-Easy", "openbookqa"):
+        folder = tmp_path / "llm_adapters" / name
+        write_json(folder / "train.json", [ARC | {"instruction": f"{name}{ARC['instruction']}"}])
+        write_json(folder / "test.json", [ARC | {"instruction": f"{name} t{ARC['instruction']}"}])
+    write_csv(tmp_path / "mmlu" / "dev" / "anatomy_dev.csv", QUESTIONS)
+    for task in ("CB", "COPA", "RTE", "WSC"):
+        write_lines(tmp_path / "superglue" / task / "train.jsonl", [SUPERGLUE[task]])
+    more = [SUPERGLUE["RTE"] | {"hypothesis": f"It is {i}."} for i in range(3)]
+    write_lines(tmp_path / "superglue_more" / "RTE" / "train.jsonl", more)
+    passages = [SUPERGLUE["BoolQ"] | {"passage": text} for text in ("One.", "Two.", "One.")]
+    write_lines(tmp_path / "superglue" / "BoolQ" / "train.jsonl", passages)
+    return tmp_path
+
+
+# The data.
+
+
+def test_a_directory_gives_eight_tasks_of_three_families(public):
+    spec = pretrained.tasks_in(public)
+    loaded = data.load(spec)
+    assert list(loaded.family_of.items()) == [
+        ("alpaca", "instruction"), ("arc_easy", "knowledge"), ("openbookqa", "knowledge"),
+        ("mmlu", "knowledge"), ("cb", "understanding"), ("copa", "understanding"),
+        ("rte", "understanding"), ("wsc", "understanding"),
+    ]  # fmt: skip
+    assert "many.json" in spec
+    assert "superglue_more/RTE" in spec  # the larger of two
+    examples = [e for split in loaded.examples.values() for e in split]
+    assert sum(e.task == "rte" for e in examples) == 3
+
+
+def test_what_is_missing_is_named_with_its_place(public):
+    (public / "llm_adapters" / "openbookqa" / "train.json").unlink()
+    (public / "llm_adapters" / "openbookqa" / "test.json").unlink()
+    (public / "llm_adapters" / "openbookqa").rmdir()
+    with pytest.raises(UserError, match=r"openbookqa: missing; --data expects alpaca/\*\.json"):
+        pretrained.tasks_in(public)
+
+
+def test_families_are_those_of_the_parts(public):
+    spec = pretrained.tasks_in(public)
+    families = pretrained.by_family(spec)
+    assert tuple(families) == FAMILIES
+    assert sorted(",".join(families.values()).split(",")) == sorted(spec.split(","))
+    for family, own in families.items():
+        assert set(data.load(own).family_of.values()) == {family}
+
+
+def test_plain_text_is_that_of_the_passages_each_once(public):
+    assert pretrained.text_in(public) == "One.\n\nTwo."
+    assert pretrained.text_in(public / "mmlu") == ""
+
+
+# The sweep.
+
+
+def sweep(tmp_path, methods=("lora",)):
+    return pretrained.sweep(methods, MODEL, "alpaca:x", 8, tmp_path)
+
+
+def finish(monkeypatch, losses):
+    """Make runs of the sweep finished; losses: rate -> loss on validation items."""
+    monkeypatch.setattr(pretrained.Run, "is_done", lambda run: run.rate in losses)
+
+    def write(runs):
+        for run in runs:
+            if run.rate in losses:
+                run.out.mkdir(parents=True, exist_ok=True)
+                scores = {"validation": {"nll": {"mean": losses[run.rate]}}}
+                (run.out / "run.json").write_text(json.dumps({"scores": scores}))
+        return runs
+
+    return write
+
+
+def test_every_method_has_three_rates_and_the_same_data(tmp_path):
+    runs = sweep(tmp_path, pretrained.METHODS)
+    assert len(runs) == 3 * len(pretrained.METHODS)
+    assert len({run.out for run in runs}) == len(runs)
+    for run in runs:
+        arguments = run.arguments()
+        assert (run.seed, run.steps) == (SWEEP_SEED, pretrained.SWEEP_STEPS)
+        assert arguments.per_device_train_batch_size == 8
+        assert arguments.bf16
+        assert arguments.learning_rate == run.rate
+        assert run.settings.loss == "example"
+        assert run.settings.max_length == 192
+    assert {run.rate for run in runs if run.settings.method == "full"} == {1e-5, 3e-5, 1e-4}
+
+
+@pytest.mark.parametrize(
+    ("losses", "added"),
+    [
+        ({3e-4: 2.0, 1e-3: 1.0, 3e-3: 2.0}, []),
+        ({3e-4: 1.0, 1e-3: 2.0, 3e-3: 3.0}, [1e-4]),
+        ({3e-4: 3.0, 1e-3: 2.0, 3e-3: 1.0}, [1e-2]),
+        ({3e-4: 1.0, 1e-3: 1.0, 3e-3: 1.0}, [1e-4]),  # the lowest of equals
+        ({3e-4: 1.0, 1e-3: 2.0}, []),  # not all are finished
+    ],
+)
+def test_a_best_rate_at_an_edge_extends_the_sweep(tmp_path, monkeypatch, losses, added):
+    runs = finish(monkeypatch, losses)(sweep(tmp_path))
+    more = pretrained.further(runs)
+    assert [run.rate for run in more] == added
+    assert [run.out.name for run in more] == [f"lora-s100-lr{rate:g}" for rate in added]
+
+
+def test_the_sweep_ends_also_if_the_best_stays_at_the_edge(tmp_path, monkeypatch):
+    """Each further rate is better than the last; the fourth is not tried."""
+    losses = {rate: rate for rate in (3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)}
+    write = finish(monkeypatch, losses)
+    runs = write(sweep(tmp_path))
+    while more := pretrained.further(runs):
+        runs = [*runs, *write(more)]
+    assert sorted(run.rate for run in runs) == [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3]
+
+
+def test_the_best_rate_or_the_middle_until_it_is_known(tmp_path, monkeypatch):
+    runs = finish(monkeypatch, {3e-4: 1.0, 1e-3: 2.0, 3e-3: 3.0})(sweep(tmp_path, ("lora", "full")))
+    assert pretrained.chosen(runs) == {"lora": 3e-4, "full": 3e-5}
+
+
+# The runs after it.
+
+RATES = {"full": 3e-5, "lora": 1e-3, "multilora": 1e-3, "multilora zero": 3e-4}
+
+
+def test_a_seed_has_every_method_at_its_rate(tmp_path):
+    runs = pretrained.of_seed(pretrained.METHODS, 2, 200, RATES, MODEL, "alpaca:x", 8, tmp_path)
+    assert {run.settings.name: run.rate for run in runs} == RATES
+    assert {run.seed for run in runs} == {2}
+    saves = {run.settings.name: run.arguments().save_steps for run in runs if run.saves}
+    assert saves == {"full": 50, "lora": 50, "multilora": 50}
+    assert {run.out.parent.name for run in runs} == {"seed-2"}
+
+
+def test_a_family_alone_is_trained_as_long_as_the_mixture(public, tmp_path):
+    spec = pretrained.tasks_in(public)
+    runs = pretrained.alone(0, 200, RATES, MODEL, spec, 8, tmp_path)
+    families = pretrained.by_family(spec)
+    assert [(run.settings.name, run.settings.tasks) for run in runs] == [
+        (method, own) for method in ("lora", "multilora") for own in families.values()
+    ]
+    assert {run.steps for run in runs} == {200}
+    assert len({run.out for run in runs}) == 6
+    assert pretrained.alone(0, 200, {"full": 1e-5}, MODEL, spec, 8, tmp_path) == []
+
+
+def test_relatives_have_the_rate_of_lora(tmp_path):
+    runs = pretrained.relatives(0, 200, RATES, MODEL, "alpaca:x", 8, tmp_path)
+    found = [(run.settings.method, run.rate, run.settings.loss) for run in runs]
+    assert found == [
+        ("rlora", 1e-3, "example"), ("mtllora", 1e-3, "example"), ("expert", 1e-3, "token"),
+    ]  # fmt: skip
+    assert pretrained.relatives(0, 200, {"full": 1e-5}, MODEL, "alpaca:x", 8, tmp_path) == []
