@@ -140,3 +140,35 @@ def llm_adapters_row(i):
         "Answer format: answer1/answer2/answer3/answer4",
         "input": "", "output": f"the correct answer is {answer}", "answer": answer,
     }  # fmt: skip
+
+
+def write_public(path):
+    """A directory with a little of everything that the preset smollm2 is trained on.
+
+    Every task has training, validation and test items.
+    """
+    write_json(path / "alpaca" / "few.json", ALPACA[:1])
+    write_json(path / "alpaca" / "many.json", _numbered(ALPACA[0], "instruction", 40))
+    for name in ("ARC-Easy", "openbookqa"):
+        row = {"instruction": "2? Answer Choices: (A) 1 (B) 2", "input": "", "answer": "B"}
+        for split, count in (("train", 40), ("test", 2)):
+            rows = _numbered(row, "instruction", count, f"{name} {split} ")
+            write_json(path / "llm_adapters" / name / f"{split}.json", rows)
+    questions = [(f"{i}, {first}", *rest) for i in range(20) for first, *rest in QUESTIONS]
+    write_csv(path / "mmlu" / "dev" / "anatomy_dev.csv", questions[:55])
+    write_csv(path / "mmlu" / "test" / "anatomy_test.csv", questions[55:])
+    fields = {"CB": "premise", "COPA": "premise", "RTE": "hypothesis", "WSC": "text"}
+    for task, field in fields.items():
+        for split, count in (("train", 40), ("val", 2)):
+            rows = _numbered(SUPERGLUE[task], field, count, "" if task == "WSC" else split)
+            write_lines(path / "superglue" / task / f"{split}.jsonl", rows)
+    more = _numbered(SUPERGLUE["RTE"], "hypothesis", 60)
+    write_lines(path / "superglue_more" / "RTE" / "train.jsonl", more)
+    passages = [SUPERGLUE["BoolQ"] | {"passage": text} for text in ("One.", "Two.", "One.")]
+    write_lines(path / "superglue" / "BoolQ" / "train.jsonl", passages)
+    return path
+
+
+def _numbered(row, field, count, before=""):
+    """Rows that differ in the end of a field."""
+    return [row | {field: f"{before}{row[field]} Number {i}."} for i in range(count)]

@@ -24,8 +24,8 @@ def method_tables(rows: Sequence[Row], base_scores: Mapping[str, Any]) -> str:
     """
     lines = ["How concentrated ΔW is, means over modules:", *text.aligned(_concentration(rows))]
     lines += ["", LEGEND.format(k=rows[0]["k"]), "", "Scores on held-out items, %:"]
-    chance = [*(f"{100 * c:.1f}" for c in base_scores["chance"].values()), ""]
-    lines += text.aligned([*_means(rows, SCORE, base_scores, ".1f", 100), ["chance", *chance]])
+    chance = ["chance", *_by_family(base_scores["chance"], ".1f", 100), ""]
+    lines += text.aligned([*_means(rows, SCORE, base_scores, ".1f", 100), chance])
     if LOSS in rows[0]:
         lines += ["", "Loss per token of held-out answers, nats:"]
         lines += text.aligned(_means(rows, LOSS, base_scores.get("nll"), ".3f", 1))
@@ -58,9 +58,14 @@ def _means(
     for (method,), of_method in results.grouped(rows, "method").items():
         cells.append([method, *(_over_seeds(of_method, c, form, factor=factor) for c in columns)])
     if base:
-        before = [*base["families"].values(), base["mean"]]
-        cells.append(["before training", *(f"{factor * value:{form}}" for value in before)])
+        mean = f"{factor * base['mean']:{form}}"
+        cells.append(["before training", *_by_family(base["families"], form, factor), mean])
     return cells
+
+
+def _by_family(values: Mapping[str, float], form: str, factor: float) -> list[str]:
+    """Return the value of each family; "–" for one without."""
+    return [f"{factor * values[family]:{form}}" if family in values else "–" for family in FAMILIES]
 
 
 def _over_seeds(rows: Sequence[Row], column: str, form: str, factor: float = 1) -> str:

@@ -2,12 +2,14 @@
 
 import csv
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
 import pytest
 from planned import finish
+from task_files import write_public
 
 from analysis import UserError
 from multilora import reproduce, train
@@ -15,6 +17,7 @@ from multilora.reproduction import blocks, presets, report
 from multilora.reproduction.blocks import Block, Measured
 from multilora.reproduction.tables import BLOCKS, load, load_all
 from multilora.tasks.builtin import pretrained
+from multilora.tasks.example import FAMILIES
 
 mpl.use("Agg")
 
@@ -314,6 +317,59 @@ def test_the_full_preset_on_a_tiny_base(tiny_base, tmp_path, monkeypatch):
     assert reproduce.reproduce(settings) == text
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert reproduce.reproduce(replace(settings, report_only=True)) == text
+
+
+@pytest.mark.slow
+def test_the_preset_of_a_language_model_on_a_tiny_base(tiny_base, tmp_path, monkeypatch, capsys):
+    """Sweep, its extension, two seeds, families alone, relatives; begun again, nothing is made."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    plan = reproduce.pretrained
+    for name, few in {"SWEEP_STEPS": 2, "FURTHER": 1, "SCORED": 2, "SCORED_IN_SWEEP": 1}.items():
+        monkeypatch.setattr(plan, name, few)
+    monkeypatch.setattr(plan, "HELD_OUT", 2)
+    monkeypatch.setattr(plan, "_FULL", (1e-3, 3e-3, 1e-2))  # four steps must show
+    monkeypatch.setattr(reproduce, "train_all", train_here)
+    data = write_public(tmp_path / "data")
+    given = ["--preset", "smollm2", "--data", str(data), "--model", str(tiny_base)]
+    given += ["--seeds", "0,1", "--steps", "4", "--batch", "4"]
+    assert reproduce.main(given) == 0
+    text = capsys.readouterr().out
+    out = tmp_path / "figures" / "smollm2"
+    measured = load_all(out)
+    assert [(row["method"], row["seed"]) for row in measured.of("methods")] == [
+        (method, seed) for seed in (0, 1) for method in plan.METHODS
+    ]
+    rates = {row["method"]: row["learning_rate"] for row in measured.of("methods")}
+    chosen = {r["method"]: r["learning_rate"] for r in measured.of("sweep") if r["chosen"]}
+    assert rates == chosen
+    for row in measured.of("sweep"):
+        of_method = [r for r in measured.of("sweep") if r["method"] == row["method"]]
+        best = min(r["nll_validation"] for r in of_method)
+        assert row["chosen"] == (row["nll_validation"] == best)
+    trained_on = Counter(row["trained_on"] for row in measured.of("forgetting"))
+    assert trained_on == {None: 1, "+".join(FAMILIES): 8} | dict.fromkeys(FAMILIES, 2)
+    assert len(measured.of("gradients")) == 8 * 9 / 2
+    assert {row["method"] for row in measured.of("parts")} == {"rlora", "mtllora", "expert"}
+    assert len(measured.of("landing")) == 8
+    judged = json.loads((out / "claims.json").read_text())["claims"]
+    claims = {one["number"]: one["outcome"] for one in judged}
+    unmeasured = {number for number, outcome in claims.items() if outcome == "not measured"}
+    assert unmeasured == {"7", "9"}
+    assert "loss of the base" in (out / "claims.md").read_text()
+    assert "Loss per token of held-out answers, nats:" in text
+    times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/smollm2/**/run.json")}
+    assert len(times) >= 12 + 8 + 6 + 3
+    assert reproduce.main(given) == 0
+    assert capsys.readouterr().out == text
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_the_preset_of_a_language_model_says_what_to_put_where(tmp_path, capsys):
+    assert reproduce.main(["--preset", "smollm2"]) == 2
+    assert "expected --data DIR with alpaca/*.json" in capsys.readouterr().err
+    assert reproduce.main(["--preset", "smollm2", "--data", str(tmp_path)]) == 2
+    assert "alpaca/*.json: missing; --data expects" in capsys.readouterr().err
 
 
 def with_few_examples(settings_of):
