@@ -110,8 +110,11 @@ class ReproduceSettings:
         metadata={"help": f"smollm2: a plain text; by default that of DATA/{pretrained.TEXT}"},
     )
     judged_by: str = field(
-        default=tables.SCORE,
-        metadata={"help": "what claims 1b, 2, 6 and 8 go by: score, or nll, the loss of answers"},
+        default="",
+        metadata={
+            "help": "what claims 1b, 2, 6 and 8 go by: score, or nll, the loss of answers; by "
+            "default nll for smollm2, else score"
+        },
     )
     publish: bool = field(default=False, metadata={"help": "copy the results to figures/"})
     model: str = field(
@@ -133,6 +136,10 @@ class ReproduceSettings:
             )
         if self.preset not in PRESETS:
             raise UserError(f"preset is {self.preset!r}; expected one of {', '.join(PRESETS)}")
+        if self.judged_by not in ("", tables.SCORE, tables.LOSS):
+            raise UserError(
+                f"judged_by is {self.judged_by!r}; expected {tables.SCORE} or {tables.LOSS}"
+            )
         if self.preset == "smollm2" and bool(self.data) == bool(self.tasks):
             raise UserError(
                 "preset smollm2: expected --data DIR with"
@@ -143,8 +150,12 @@ class ReproduceSettings:
                 f"train_base with preset {self.preset}; expected preset quick: full trains a base"
                 " for every seed, smollm2 and paper take one that is trained"
             )
-        places = {"runs": f"runs/{self.preset}", "figures": f"figures/{self.preset}"}
-        for name, value in (PRESETS[self.preset] | places).items():
+        usual = {
+            "runs": f"runs/{self.preset}",
+            "figures": f"figures/{self.preset}",
+            "judged_by": tables.SCORE,
+        }
+        for name, value in (usual | PRESETS[self.preset]).items():
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
 

@@ -32,8 +32,8 @@ class HeldOut:
 def table(runs: Iterable[Trained | None], base: Path, held_out: HeldOut) -> list[Row]:
     """Return forgetting.csv: the losses of each run, one row each; those of the base for None.
 
-    trained_on: the families that the run was trained on, none for the base; nll_FAMILY, nll: the loss
-    per token of the right answers, in nats; text: the loss per token of the text, None without one.
+    trained_on: the families that the run was trained on, none for the base; nll_FAMILY, nll: the
+    loss per token of the right answers, in nats; text: that of the text, None without one.
     """
     items = data.load(held_out.tasks).split("test", held_out.per_task)
     rows = []
