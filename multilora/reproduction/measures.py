@@ -216,9 +216,10 @@ def differences(rows: Sequence[Row]) -> list[Row]:
     by_method: dict[str, dict[int, Row]] = {}
     for row in rows:
         by_method.setdefault(row["method"], {})[row["seed"]] = row
+    measured = [name for name in COMPARED if any(name in row for row in rows)]
     compared = []
     for (a, of_a), (b, of_b) in itertools.combinations(by_method.items(), 2):
-        for measure in COMPARED:
+        for measure in measured:
             difference, _ = statistics.paired_in_common(
                 {seed: row.get(measure) for seed, row in of_a.items()},
                 {seed: row.get(measure) for seed, row in of_b.items()},

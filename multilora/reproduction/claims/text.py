@@ -21,8 +21,8 @@ counts settings. Secondary measures decide nothing; the text says so if one clea
 claim or its verdict."""
 # When the claims were fixed, by what they are judged by.
 WHEN = {
-    SCORE: "after seeds 0 to 4 had been seen, and before any run of seeds 5 to 9, which are\n"
-    "therefore a blind replication",
+    SCORE: "after seeds 0 to 4 had been seen, and before any run of seeds 5 to 9, which are"
+    " therefore a\nblind replication",
     LOSS: "before any run of these seeds, after the built-in models had been seen",
 }
 AGREEMENT = {1: "as claimed", -1: "**the opposite of the claim**", 0: "undecided"}
