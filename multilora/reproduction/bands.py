@@ -88,6 +88,35 @@ def histogram_table(spectra: Spectra, method_of: Mapping[str, str]) -> list[Row]
     return rows
 
 
+def by_projection_table(spectra: Spectra, method_of: Mapping[str, str]) -> list[Row]:
+    """Return histogram_by_projection.csv: singular values on one linear axis per projection.
+
+    Columns kind, method, left, right (the edges of a bin) and count, the number of values of a
+    module in the bin, a mean over layers and seeds. Values at zero of a low-rank update are not
+    counted. Only the methods of `shown` have rows. method_of: run -> method.
+    """
+    methods = shown(method_of[row["run"]] for row in spectra.rows)
+    rows = []
+    for kind in dict.fromkeys(row["kind"] for row in spectra.rows):
+        values = {
+            method: [spectra.s[row["key"]] for row in _rows(spectra, method_of, method)
+                     if row["kind"] == kind]
+            for method in methods
+        }  # fmt: skip
+        top = max((float(s[0]) for of_method in values.values() for s in of_method), default=0.0)
+        edges = np.linspace(0, top or 1.0, BINS + 1)
+        for method, of_method in values.items():
+            if not of_method:
+                continue
+            counts = sum(np.histogram(s[s > 0], edges)[0] for s in of_method) / len(of_method)
+            rows += [
+                {"kind": kind, "method": method, "left": float(left), "right": float(right),
+                 "count": float(count)}
+                for left, right, count in zip(edges, edges[1:], counts, strict=False)
+            ]  # fmt: skip
+    return rows
+
+
 def _rows(spectra: Spectra, method_of: Mapping[str, str], method: str) -> list[Row]:
     return [row for row in spectra.rows if method_of[row["run"]] == method]
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from analysis import UserError
 from analysis.results import Row
 from analysis.store import save_figure
-from multilora.reproduction.pictures import claims, experiments, grid, spectra
+from multilora.reproduction.pictures import claims, experiments, grid, spectra, tasks
 from multilora.reproduction.tables import judged_by, parsed
 
 
@@ -51,6 +51,14 @@ SOURCES = {
     "cut_curves": Source(
         {"cuts.csv": "method seed kind k score"}, experiments.cut_curves, by_worth=True
     ),
+    "singular_values": Source(
+        {"histogram_by_projection.csv": "kind method left right count"}, spectra.singular_values
+    ),
+    "gradients": Source({"gradients.csv": "task_a task_b cosine"}, tasks.gradients),
+    "task_structure": Source(
+        {"parts.csv": "method part_a part_b layer cosine"}, tasks.task_structure
+    ),
+    "mixing": Source({"forgetting.csv": "method trained_on text"}, tasks.mixing),
     "dynamics": Source(
         {"dynamics.csv": "method seed step k top_share_1 effective_rank_k gini_k frobenius_norm"},
         experiments.dynamics,

@@ -111,6 +111,7 @@ def pooled(pool: Pool) -> dict[str, list[Row]]:
     return rows_of | {
         "spectra_by_method": bands.bands_table(pool.spectra, method_of),
         "spectra_histogram": bands.histogram_table(pool.spectra, method_of),
+        "histogram_by_projection": bands.by_projection_table(pool.spectra, method_of),
         "differences": measures.differences(rows),
         "spread": measures.spread(rows, rows_of.get("repeats", []), presets.REPEAT),
         "llama_budget": budget.llama_budget(),

@@ -91,6 +91,36 @@ def _draw_energies(ax: Axes, rows: Sequence[Row], look: Mapping[str, Style]) -> 
     ax.set_yticks(ENERGIES, [f"{energy:g}" for energy in ENERGIES])
 
 
+def singular_values(rows: Sequence[Row]) -> Figure:
+    """Draw histograms of the singular values, one linear axis per projection.
+
+    rows: of `bands.by_projection_table`. The count is logarithmic, so that the few large values
+    can be seen beside the many small ones.
+    """
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    look = styles(row["method"] for row in rows)
+    columns = min(4, len(kinds))
+    lines = -(-len(kinds) // columns)
+    figure = Figure(figsize=(3.3 * columns, 2.6 * lines + 0.4), layout="constrained")
+    axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+    for ax, kind in zip(axes, kinds, strict=False):
+        of_kind = [row for row in rows if row["kind"] == kind]
+        for (method,), of_method in grouped(of_kind, "method").items():
+            edges = [of_method[0]["left"], *(row["right"] for row in of_method)]
+            counts = [row["count"] or np.nan for row in of_method]
+            ax.stairs(counts, edges, label=name_of(method), **look[method])
+        ax.set(title=kind, yscale="log", xlim=(0, None))
+        ax.grid(alpha=0.3)
+    for ax in axes[len(kinds) :]:
+        ax.set_axis_off()
+    for ax in axes[: len(kinds)][-columns:]:
+        ax.set_xlabel("singular value")
+    for ax in axes[::columns]:
+        ax.set_ylabel("values per module")
+    axes[0].legend(fontsize=8)
+    return figure
+
+
 # Pairs of methods in the order in which they are drawn: the second one along the x axis.
 PAIRS = (("lora", "full"), ("multilora", "full"), ("full", "full"))
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the contour lines

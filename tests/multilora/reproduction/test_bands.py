@@ -66,3 +66,22 @@ def test_an_update_of_zero_has_no_energy():
     spectra = results.Spectra([{"key": "a", "run": "run", "kind": "q"}], {"a": np.zeros(2)})
     first, second = bands.bands_table(spectra, {"run": "lora"})
     assert first["energy_median"] == second["energy_median"] == 0
+
+
+def test_every_projection_has_one_axis_for_all_methods(rng):
+    spectra = picture_tables.two_runs(rng)
+    rows = bands.by_projection_table(spectra, METHOD_OF)
+    kinds = {row["kind"] for row in spectra.rows}
+    assert {(row["kind"], row["method"]) for row in rows} == {
+        (kind, method) for kind in kinds for method in ("full", "lora")
+    }
+    for kind in kinds:
+        of_kind = [row for row in rows if row["kind"] == kind]
+        edges = {method: [row["right"] for row in of_kind if row["method"] == method]
+                 for method in ("full", "lora")}  # fmt: skip
+        assert edges["full"] == edges["lora"]
+        for method in ("full", "lora"):
+            own = [spectra.s[row["key"]] for row in spectra.rows
+                   if (row["kind"], METHOD_OF[row["run"]]) == (kind, method)]  # fmt: skip
+            counts = [row["count"] for row in of_kind if row["method"] == method]
+            assert sum(counts) == pytest.approx(sum(np.sum(s > 0) for s in own) / len(own))
