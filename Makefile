@@ -4,7 +4,7 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 SETUP  := $(VENV)/.installed
 
-.PHONY: help setup reproduce test test-all formats notebooks lint bench clean
+.PHONY: help setup reproduce real-model test test-all formats notebooks lint bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -21,6 +21,9 @@ $(SETUP): pyproject.toml constraints.txt
 
 reproduce: $(SETUP) ## train and compare six small runs; tables, figures and claims go to figures/quick/
 	$(RUN) -m multilora.reproduce
+
+real-model: $(SETUP) ## fetch a pretrained language model of 135 M parameters to runs/models/
+	$(RUN) -m multilora.models smollm2
 
 # One thread per process: pytest-xdist runs one process per core. Notebooks are run, not written.
 test: lint ## lint, then run all tests that take seconds, and the notebooks

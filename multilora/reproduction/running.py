@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
+from analysis import UserError
 from multilora import base, record, train
 from multilora.reproduction.presets import Run
 from multilora.training import prepare
@@ -47,9 +49,26 @@ def train_all(runs: Sequence[Run], processes: int) -> None:
                 for future in [future for future in waiting if future.done()]:
                     future.result()  # raises the exception of the run, if any
                     waiting.remove(future)
+        except BrokenProcessPool:
+            pool.shutdown(wait=False, cancel_futures=True)
+            needed = max(map(least_memory, missing)) / 2**30
+            raise UserError(
+                f"a run was killed from outside, most likely for want of memory; see {log}. One of"
+                f" these runs needs {needed:.1f} GiB and more, and {processes} were trained at a"
+                " time: pass a smaller number with --processes; finished runs are kept"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def least_memory(run: Run) -> int:
+    """Return the bytes that a run needs for its weights, their gradients and AdamW's two moments.
+
+    Activations come on top. 0 if the base is not a directory of safetensors.
+    """
+    weights = sum(file.stat().st_size for file in Path(run.settings.model).glob("*.safetensors"))
+    return weights * (4 if run.settings.method == "full" else 1)
 
 
 def train_bases(bases: Sequence[base.BaseSettings], processes: int) -> None:

@@ -6,6 +6,7 @@ from what was asked for is refused.
 """
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -140,7 +141,13 @@ class Guard(transformers.TrainerCallback):
         except DivergedError as error:
             rate = f"the learning rate is {arguments.learning_rate:g}, try a lower one"
             raise DivergedError(f"{error}; {rate}; {self._left()}") from error
-        except WRITE_ERRORS as error:
+        except (*WRITE_ERRORS, MemoryError) as error:
+            if size := not_allocated(error):
+                raise UserError(
+                    f"out of memory: {size} could not be allocated; try fewer rows at a time"
+                    " (--per_device_train_batch_size, --gradient_accumulation_steps), shorter ones"
+                    f" (--max_length) or --gradient_checkpointing True; {self._left()}"
+                ) from error
             if self.saving is None:
                 raise
             why = _why(error, self.saving.parent)
@@ -160,6 +167,14 @@ def writing(out: Path) -> Iterator[None]:
         yield
     except WRITE_ERRORS as error:
         raise OSError(f"{out}: the result cannot be written: {_why(error, out)}") from error
+
+
+def not_allocated(error: BaseException) -> str:
+    """Return the size in words that an error could not allocate; "" for another error."""
+    sized = re.search(r"ried to allocate ([0-9.]+ (?:bytes|[KMGT]iB))", str(error))
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or sized:
+        return sized[1] if sized else "what was needed"
+    return ""
 
 
 def _why(error: Exception, directory: Path) -> str:

@@ -1,12 +1,15 @@
 """Runs in processes of their own: errors, the end of the parent, the duration of a step."""
 
+import multiprocessing
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from analysis import UserError
 from multilora import base
 from multilora.reproduction import running
 from multilora.reproduction.presets import Run
@@ -17,6 +20,30 @@ def test_a_failing_run_is_told_of(tmp_path):
     settings = TrainSettings(method="lora", model=str(tmp_path / "nowhere"))
     with pytest.raises((OSError, ValueError), match="nowhere"):
         running.train_all([Run(settings, 0, 3, tmp_path / "run")], 1)
+
+
+def test_a_run_that_is_killed_says_what_it_needs(tmp_path, tiny_base):
+    """As the kernel does when memory runs out."""
+
+    over = threading.Event()
+
+    def kill():
+        while not over.wait(0.1):
+            for child in multiprocessing.active_children():
+                child.kill()
+
+    run = Run(TrainSettings(method="full", model=str(tiny_base)), 0, 3, tmp_path / "run")
+    weights = (tiny_base / "model.safetensors").stat().st_size
+    assert running.least_memory(run) == 4 * weights
+    killer = threading.Thread(target=kill)
+    killer.start()
+    words = r"was killed from outside.*needs 0\.0 GiB.*--processes"
+    try:
+        with pytest.raises(UserError, match=words):
+            running.train_all([run], 1)
+    finally:
+        over.set()
+        killer.join()
 
 
 TINY = {"width": 16, "layers": 1, "heads": 2, "mlp": 24, "steps": 1, "batch": 1}

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 
 from analysis.files import exchange
 from multilora import train
@@ -268,3 +269,31 @@ def test_the_number_of_processes_is_said(train_argv, tmp_path, capsys, monkeypat
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # as accelerate launch --cpu sets it
     assert train.main(train_argv(tmp_path / "b", max_steps=1)) == 0
     assert "use torchrun --nproc_per_node N" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "size"),
+    [
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096"
+                         " bytes. Error code 12"), "4096 bytes",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB."), "1.50 GiB"),
+        (MemoryError(), "what was needed"),
+    ],
+)  # fmt: skip
+def test_too_little_memory_is_one_line_with_the_size(
+    train_argv, tmp_path, fails, monkeypatch, error, size
+):
+    def step(*given, **named):
+        raise error
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", step)
+    line = fails(train_argv(tmp_path / "run"))
+    assert f"out of memory: {size} could not be allocated" in line
+    assert "--max_length" in line
+    assert "no checkpoint was written" in line
+
+
+def test_other_errors_are_not_of_memory():
+    assert guard.not_allocated(RuntimeError("shapes differ")) == ""
