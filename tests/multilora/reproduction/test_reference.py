@@ -7,13 +7,15 @@ import pytest
 from multilora.reproduction import reference, tables
 
 RUNS = {"lora-s0": "a", "lora-s1": "b", "full-s0": "c"}
+BASES = {"seeds": {"model.safetensors": "a"}}
 METHODS = {"lora-s0": "lora", "lora-s1": "lora", "full-s0": "full"}
 
 
-def results_in(directory, change=(0.0, 0.0), runs=RUNS):
+def results_in(directory, change=(0.0, 0.0), runs=RUNS, steps=3, bases=BASES):
     """Write methods.csv of three runs; change: of the score and top-1 share of lora, seed 1."""
     directory.mkdir()
     made_by = {"runs": runs, "methods": METHODS, "trained_on": [{"cpu": "Kind of processor"}]}
+    made_by |= {"bases": bases, "arguments": {"steps": steps}}
     (directory / "record.json").write_text(json.dumps(made_by))
     rows = [
         {
@@ -47,15 +49,26 @@ def test_equal_rows_need_no_reason(tmp_path):
     assert "processor rounds" not in text
 
 
-@pytest.mark.parametrize("mark", ["b", "other"])
-def test_runs_of_other_code_are_not_compared(tmp_path, mark):
-    own = results_in(tmp_path / "own", change=(0.1, 0.1), runs=RUNS | {"lora-s1": mark})
-    text = reference.distance(own, results_in(tmp_path / "published"))
-    assert ("seed 1" in text) == (mark == "b")
+def test_other_code_is_named_as_a_possible_reason(tmp_path):
+    published = results_in(tmp_path / "published")
+    own = results_in(tmp_path / "own", change=(0.1, 0.1), runs=RUNS | {"lora-s1": "other"})
+    text = reference.distance(own, published)
+    assert "score 0.1000 (lora, seed 1)" in text
+    assert "The code has changed since they were published" in text
+    same = results_in(tmp_path / "same", runs=RUNS | {"lora-s1": "other"})
+    assert "changed" not in reference.distance(same, published)
+
+
+@pytest.mark.parametrize("other", [{"steps": 7}, {"bases": {"seeds": "another"}}])
+def test_runs_of_other_steps_or_bases_are_not_compared(tmp_path, other):
+    own = results_in(tmp_path / "own", **other)
+    assert reference.distance(own, results_in(tmp_path / "published")) == ""
 
 
 def test_nothing_is_said_if_nothing_is_published_or_comparable(tmp_path):
     own = results_in(tmp_path / "own")
     assert reference.distance(own, tmp_path / "missing") == ""
-    others = dict.fromkeys(RUNS, "x")
-    assert reference.distance(own, results_in(tmp_path / "published", runs=others)) == ""
+    published = results_in(tmp_path / "published")
+    rows = [row | {"seed": 9} for row in tables.load(own).of("methods")]
+    tables.write(published, {"methods": rows})
+    assert reference.distance(own, published) == ""
