@@ -252,6 +252,10 @@ def _of_language_model(
     measure = partial(blocks.of_families, model=model, held_out=held_out, context=context)
     yield Block("alone", pretrained.alone(seeds[0], *given), model, measure)
     yield Block("relatives", pretrained.relatives(seeds[0], *given), model, blocks.of_parts)
+    usual = [run for run in runs if (run.settings.name, run.seed) == ("multilora", seeds[0])]
+    if sizes := pretrained.sizes(seeds[0], *given):
+        measure = partial(blocks.of_sizes, model=model)
+        yield Block("sizes", [*usual, *sizes], model, measure)
 
 
 def _plain_text(settings: ReproduceSettings) -> str:

@@ -108,7 +108,8 @@ def by_projection_table(spectra: Spectra, method_of: Mapping[str, str]) -> list[
         for method, of_method in values.items():
             if not of_method:
                 continue
-            counts = sum(np.histogram(s[s > 0], edges)[0] for s in of_method) / len(of_method)
+            histograms = [np.histogram(s[s > 0], edges)[0] for s in of_method]
+            counts = np.mean(histograms, axis=0)
             rows += [
                 {"kind": kind, "method": method, "left": float(left), "right": float(right),
                  "count": float(count)}

@@ -23,6 +23,7 @@ from multilora.reproduction.studies import gradients, grids, overlap, parts, wil
 from multilora.reproduction.studies.forgetting import HeldOut
 from multilora.reproduction.trained import MAIN, Trained, check_comparable, trained
 from multilora.tasks import scoring
+from multilora.training.settings import defaults
 
 Tables = Mapping[str, Sequence[Row]]
 
@@ -109,6 +110,19 @@ def of_families(runs: Sequence[Trained], model: Path, held_out: HeldOut, context
     return Measured(
         {"forgetting": experiments.forgotten(runs, model, held_out), "gradients": pulls}
     )
+
+
+def of_sizes(runs: Sequence[Trained], model: Path) -> Measured:
+    """Measure runs of MultiLoRA with other numbers of modules and ranks; model: their base.
+
+    sizes.csv has the rows of methods.csv with n and r in front; all of one run.
+    """
+    own = [run for run in runs if run.plain_method == "multilora"]
+    rows = measures.of_runs(own, analysing.spectra_of(own, model))
+    sizes = [{name: run.facts["settings"][name] for name in ("n", "r")} for run in own]
+    for size, run in zip(sizes, own, strict=True):
+        size["r"] = size["r"] or defaults(run.plain_method)["r"]
+    return Measured({"sizes": [size | row for size, row in zip(sizes, rows, strict=True)]})
 
 
 def of_parts(runs: Sequence[Trained]) -> Measured:

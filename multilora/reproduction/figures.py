@@ -54,6 +54,7 @@ SOURCES = {
     "singular_values": Source(
         {"histogram_by_projection.csv": "kind method left right count"}, spectra.singular_values
     ),
+    "sizes": Source({"sizes.csv": "n r top_share_1 democracy score"}, experiments.sizes, True),
     "gradients": Source({"gradients.csv": "task_a task_b cosine"}, tasks.gradients),
     "task_structure": Source(
         {"parts.csv": "method part_a part_b layer cosine"}, tasks.task_structure

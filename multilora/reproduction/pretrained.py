@@ -28,6 +28,8 @@ from multilora.training.settings import TrainSettings
 METHODS = (*CORE, "multilora zero")
 STEPS, BATCH, SEEDS = 200, 8, (0, 1, 2)
 ALONE = ("lora", "multilora")  # are also trained on each family alone, with one seed
+# MultiLoRA of other numbers of modules at n·r = 24, and of other ranks at n = 3; one seed.
+SIZES = ((1, 24), (2, 12), (6, 4), (3, 2), (3, 4), (3, 16))
 RELATIVES = presets.RELATIVES  # have an update for each task, or several heads; one seed
 SAVES = 4  # checkpoints of a run whose dynamics are measured
 # Rows are short and the loss of an example does not depend on the length of its answer, so that
@@ -238,6 +240,18 @@ def relatives(
         settings = _settings(method, model, tasks, SCORED, loss=loss)
         place = out / "relatives" / names.run_name(settings.name, {}, seed)
         runs.append(Run(settings, seed, steps, place, rates["lora"], given=_given(batch)))
+    return runs
+
+
+def sizes(
+    seed: int, steps: int, rates: dict[str, float], model: Path, tasks: str, batch: int, out: Path
+) -> list[Run]:
+    """Return a run of MultiLoRA for each (n, r) of SIZES; arguments as in `of_seed`."""
+    runs = []
+    for n, r in SIZES if "multilora" in rates else ():
+        settings = _settings("multilora", model, tasks, SCORED, n=n, r=r)
+        place = out / "sizes" / names.run_name("multilora", {"n": n, "r": r}, seed)
+        runs.append(Run(settings, seed, steps, place, rates["multilora"], given=_given(batch)))
     return runs
 
 

@@ -352,6 +352,8 @@ def test_the_preset_of_a_language_model_on_a_tiny_base(tiny_base, tmp_path, monk
     assert len(measured.of("gradients")) == 8 * 9 / 2
     assert {row["method"] for row in measured.of("parts")} == {"rlora", "mtllora", "expert"}
     assert len(measured.of("landing")) == 8
+    sizes = {(row["n"], row["r"]) for row in measured.of("sizes")}
+    assert sizes == {(3, 8), *plan.SIZES}
     judged = json.loads((out / "claims.json").read_text())["claims"]
     claims = {one["number"]: one["outcome"] for one in judged}
     unmeasured = {number for number, outcome in claims.items() if outcome == "not measured"}
@@ -359,7 +361,7 @@ def test_the_preset_of_a_language_model_on_a_tiny_base(tiny_base, tmp_path, monk
     assert "loss of the base" in (out / "claims.md").read_text()
     assert "Loss per token of held-out answers, nats:" in text
     times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/smollm2/**/run.json")}
-    assert len(times) >= 12 + 8 + 6 + 3
+    assert len(times) >= 12 + 8 + 6 + 3 + 6
     assert reproduce.main(given) == 0
     assert capsys.readouterr().out == text
     assert {path: path.stat().st_mtime_ns for path in times} == times

@@ -1,5 +1,6 @@
 """Draw the studies: cut updates, rounded updates, adapters in the wild, steps of training."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from analysis.figures.plots import plot_steps
 from analysis.figures.spectrum import style
 from analysis.results import Row, grouped
 from multilora.reproduction.pictures.axes import plot_over_seeds
-from multilora.reproduction.pictures.styles import FULL, LORA, name_of, ordered, styles
+from multilora.reproduction.pictures.styles import FULL, LORA, MULTILORA, name_of, ordered, styles
 from multilora.reproduction.tables import LOSS, SCORE
 
 CUTS = {
@@ -75,6 +76,46 @@ def gain_shares(rows: Sequence[Row], by: str = SCORE) -> list[Row]:
                 for row in of_run
             ]
     return shares
+
+
+def sizes(rows: Sequence[Row], by: str = SCORE) -> Figure:
+    """Draw score or loss, and the concentration of ΔW, against MultiLoRA's n and r.
+
+    rows: of sizes.csv. Left: n modules at one n·r; right: ranks at one n, both being those that
+    most runs share.
+    """
+    products = Counter(row["n"] * row["r"] for row in rows)
+    modules = Counter(row["n"] for row in rows)
+    product, n = products.most_common(1)[0][0], modules.most_common(1)[0][0]
+    of_product = [row for row in rows if row["n"] * row["r"] == product]
+    of_n = [row for row in rows if row["n"] == n]
+    columns = (
+        ("n", f"number of modules n, n·r = {product}", of_product),
+        ("r", f"rank r of a module, n = {n}", of_n),
+    )
+    what = {
+        by: "loss per token, nats" if by == LOSS else "score",
+        "top_share_1": "top-1 share",
+        "democracy": "effective rank / that of a random update",
+    }
+    figure = Figure(figsize=(8.4, 7.2), layout="constrained")
+    axes = figure.subplots(len(what), 2, sharey="row", sharex="col")
+    for column, (along, title, of_column) in zip(axes.T, columns, strict=True):
+        of_column = sorted(of_column, key=lambda row: row[along])
+        x = [row[along] for row in of_column]
+        for ax, measure in zip(column, what, strict=True):
+            ax.plot(x, [row[measure] for row in of_column], "o-", color=MULTILORA)
+            if measure == "top_share_1":
+                by_chance = [row["null_top_share_1"] for row in of_column]
+                ax.plot(x, by_chance, ":", color="0.4", label="random update")
+                ax.legend(fontsize=8)
+            ax.grid(alpha=0.3)
+        column[0].set_xscale("log", base=2)
+        column[-1].set_xlabel(title)
+        column[-1].set_xticks(x, [str(value) for value in x])
+    for ax, words in zip(axes[:, 0], what.values(), strict=True):
+        ax.set_ylabel(words)
+    return figure
 
 
 def _share_label(method: str, values: Sequence[Sequence[float]], counts: Sequence[int]) -> str:

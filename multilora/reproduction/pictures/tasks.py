@@ -35,8 +35,7 @@ def task_structure(rows: Sequence[Row]) -> Figure:
     """
     methods = ordered(rows)
     figure = Figure(figsize=(5.2 * len(methods), 8.6), layout="constrained")
-    places = np.atleast_2d(figure.subfigures(2, len(methods), height_ratios=(2.1, 1)))
-    places = places.reshape(2, len(methods))
+    places = figure.subfigures(2, len(methods), height_ratios=(2.1, 1), squeeze=False)
     for (above, below), method in zip(places.T, methods, strict=True):
         of_method = [row for row in rows if row["method"] == method]
         whole = [row for row in of_method if row["layer"] == "all"]

@@ -154,6 +154,14 @@ def test_a_family_alone_is_trained_as_long_as_the_mixture(public, tmp_path):
     assert pretrained.alone(0, 200, {"full": 1e-5}, MODEL, spec, 8, tmp_path) == []
 
 
+def test_sizes_change_n_or_r_of_multilora_alone(tmp_path):
+    runs = pretrained.sizes(0, 200, RATES, MODEL, "alpaca:x", 8, tmp_path)
+    assert [(run.settings.n, run.settings.r) for run in runs] == list(pretrained.SIZES)
+    assert {run.rate for run in runs} == {RATES["multilora"]}
+    assert len({run.out for run in runs}) == len(runs)
+    assert pretrained.sizes(0, 200, {"lora": 1e-3}, MODEL, "alpaca:x", 8, tmp_path) == []
+
+
 def test_relatives_have_the_rate_of_lora(tmp_path):
     runs = pretrained.relatives(0, 200, RATES, MODEL, "alpaca:x", 8, tmp_path)
     found = [(run.settings.method, run.rate, run.settings.loss) for run in runs]

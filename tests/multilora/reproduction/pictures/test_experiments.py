@@ -111,3 +111,20 @@ def test_dynamics_are_lines_over_steps(rng):
     ]
     np.testing.assert_allclose(drawn.get_xydata(), list(zip((10, 20), want, strict=True)))
     assert {ax.get_xlabel() for ax in figure.axes} == {"step of training"}
+
+
+def test_sizes_against_n_at_one_product_and_r_at_one_n():
+    places = [(1, 24), (3, 8), (6, 4), (3, 2), (3, 16)]
+    rows = [
+        {"n": n, "r": r, "score": 0.5, "nll": 2 - 0.1 * n, "top_share_1": 1 / r,
+         "null_top_share_1": 0.1, "democracy": 0.8}
+        for n, r in places
+    ]  # fmt: skip
+    figure = experiments.sizes(rows[::-1], "nll")
+    (by_n, by_r), (shares, _) = np.reshape(figure.axes, (3, 2))[:2]
+    assert list(by_n.lines[0].get_xdata()) == [1, 3, 6]
+    np.testing.assert_allclose(by_n.lines[0].get_ydata(), [1.9, 1.7, 1.4])
+    assert list(by_r.lines[0].get_xdata()) == [2, 8, 16]
+    np.testing.assert_allclose(shares.lines[0].get_ydata(), [1 / 24, 1 / 8, 1 / 4])
+    assert "n·r = 24" in figure.axes[4].get_xlabel()
+    assert "n = 3" in figure.axes[5].get_xlabel()
