@@ -53,6 +53,10 @@ PRESETS = {
 }
 
 
+# How many steps are timed for the estimate of --dry_run.
+STEPS_TIMED = {"quick": 20, "full": 20, "smollm2": 5}
+
+
 @dataclass(frozen=True)
 class ReproduceSettings:
     """Settings of a reproduction; those that are not given are taken from the preset."""
@@ -281,7 +285,8 @@ def listing(settings: ReproduceSettings) -> str:
     missing = [run for run in runs if not run.is_done()]
     steps = sum(run.steps for run in missing)
     processes = settings.processes or torch.get_num_threads()
-    minutes = steps * seconds_per_step() / processes / 60
+    seconds = seconds_per_step(missing[0], STEPS_TIMED[settings.preset]) if missing else 0.0
+    minutes = steps * seconds / processes / 60
     lines = [
         f"{run.out}  {run.steps} steps, learning rate {run.arguments().learning_rate:g}"
         for run in missing

@@ -18,8 +18,9 @@ import transformers
 from tqdm import tqdm
 
 from analysis import UserError
-from multilora import base, record, train
+from multilora import base, delta, record, train
 from multilora.reproduction.presets import Run
+from multilora.tasks.encoding import IGNORED
 from multilora.training import prepare
 from multilora.training.settings import TrainSettings
 
@@ -132,19 +133,34 @@ def _train_one(run: Run) -> None:
     train.run(run.settings, run.arguments(), callbacks=[_ReportSteps(_steps)])
 
 
-def seconds_per_step(steps: int = 20) -> float:
-    """Median duration of a training step of LoRA on this machine, with one thread, in seconds."""
-    tokenizer = base.build_tokenizer(64)
-    model = base.build_model(base.BaseSettings(), tokenizer)
+def seconds_per_step(run: Run, steps: int) -> float:
+    """Median duration of a training step of LoRA on this machine, with one thread, in seconds.
+
+    run: one of those that are meant. On tasks from files, its base is loaded, and the step is that
+        of rows of half their greatest length; else the step is that of a built-in base.
+    steps: how many are timed.
+    """
+    if not run.settings.tasks:
+        tokenizer = base.build_tokenizer(64)
+        model = base.build_model(base.BaseSettings(), tokenizer)
+        shape, precise = (32, 20), True
+    else:
+        model, tokenizer = delta.load_base(run.settings.model)
+        arguments = run.arguments()
+        shape = (arguments.per_device_train_batch_size, max(2, run.settings.max_length // 2))
+        precise = not arguments.bf16
     model = prepare.prepare(model, TrainSettings(method="lora"))
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters)
-    ids = torch.randint(len(tokenizer), (32, 20))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    ids = torch.randint(len(tokenizer), shape)
+    labels = ids.clone()
+    labels[:, : shape[1] // 2] = IGNORED
     durations = []
     with record.threads(1):
         for _ in range(steps):
             start = time.perf_counter()
-            model(input_ids=ids, labels=ids).loss.backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
+                loss = model(input_ids=ids, labels=labels).loss
+            loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             durations.append(time.perf_counter() - start)

@@ -241,7 +241,7 @@ def test_results_are_published_if_asked(tmp_path, monkeypatch):
 
 
 def test_a_dry_run_lists_what_is_missing_and_how_long_it_takes(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "seconds_per_step", lambda: 0.06)
+    monkeypatch.setattr(reproduce, "seconds_per_step", lambda run, steps: 0.06)
     settings = settings_of(tmp_path, steps=100, methods="full,lora", processes=2)
     (block,) = reproduce.planned(settings)
     finish(block.runs[0], 0.5)

@@ -80,8 +80,15 @@ def test_a_base_that_has_not_learned_ends_the_command(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["train.log"]
 
 
-def test_a_step_is_measured():
-    assert 0 < running.seconds_per_step(3) < 60
+def test_a_step_is_measured(tmp_path, tiny_base):
+    run = Run(TrainSettings(method="lora"), 0, 3, tmp_path)
+    assert 0 < running.seconds_per_step(run, 3) < 60
+    settings = TrainSettings(
+        method="full", model=str(tiny_base), tasks="alpaca:x", loss="example", max_length=20
+    )
+    given = {"per_device_train_batch_size": 2, "bf16": True, "use_cpu": True}
+    real = Run(settings, 0, 3, tmp_path, given=given)
+    assert 0 < running.seconds_per_step(real, 2) < 60
 
 
 @pytest.mark.slow
