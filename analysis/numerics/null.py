@@ -66,6 +66,20 @@ def chance(d_out: int, d_in: int, capacity: int, k: int, *, dense: bool) -> Mapp
     return _chance(*sorted((d_out, d_in)), capacity, k, dense)
 
 
+def normalised_spectra(d_out: int, d_in: int, capacity: int, *, dense: bool) -> np.ndarray:
+    """Return the random updates' s / ‖s‖_F that `chance` averages over, (draws, values).
+
+    d_out, d_in, capacity, dense: as for `chance`. The draws are cached, so that after `chance` or
+    `democracy` of the same shape they cost nothing.
+
+    >>> spectra = normalised_spectra(200, 100, capacity=8, dense=False)
+    >>> spectra.shape[1], bool(np.allclose((spectra**2).sum(axis=1), 1))
+    (8, True)
+    """
+    spectra = _enough_spectra(*sorted((d_out, d_in)), capacity, dense)
+    return spectra / np.linalg.norm(spectra, axis=1, keepdims=True)
+
+
 def of_row(row: Row, k: int) -> Mapping[str, Chance]:
     """Return `chance` for the update of a row of spectrum.csv, whose r is None if it is dense.
 

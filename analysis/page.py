@@ -1,0 +1,175 @@
+"""Make one HTML page that compares the updates in checkpoints: to open, mail or attach.
+
+PATH is what analysis.spectrum reads: a checkpoint directory, a file of factors, or a run directory
+of checkpoint-N. The page holds everything that it shows, works without a network or a server, and
+fetches nothing: spectra of any selection of modules, a map of any measure by layer and projection,
+a table of modules, φ(i, j) between checkpoints and, with --base, where ΔW lands in W0.
+
+  python -m analysis.page adapter/
+  python -m analysis.page lora/ multilora/ --out lora-and-multilora.html
+  python -m analysis.page run/ --modules 'q_proj|v_proj' --force
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from analysis import UserError, checkpoint, command, spectrum, store
+from analysis.checkpoint import Run
+from analysis.pages.data import Results, page_data, phi_pairs
+from analysis.pages.document import document, is_page
+from analysis.pages.summary import summarise
+from analysis.pairs import dominance
+from analysis.results import AgainstBase, Similarity, Spectra
+
+OUT = "page.html"
+START = 4096  # bytes of a file in which the mark of a page must stand
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status.
+
+    0: everything was analysed; 1: some updates were skipped; 2: no page was written, or bad usage.
+    """
+    parser = _parser()
+    return command.run(parser, argv, partial(_run, parser))
+
+
+def page(
+    spectra: Spectra, similarity: Similarity | None = None, against: AgainstBase | None = None
+) -> str:
+    """Return the text of the page of these results, of which `spectra` has at least one row."""
+    results = Results(spectra, dominance.findings(spectra), similarity, against)
+    return document(summarise(results), page_data(results), spectra.rows)
+
+
+def check_target(out: Path, force: bool) -> None:
+    """Raise UserError if a page must not be written to `out`.
+
+    It must not lie in a directory that does not exist, nor replace a directory or, without `force`,
+    a file that is no page of this tool.
+    """
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a directory; expected the name of a file, {out / OUT}")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no directory {out.parent}; make it first")
+    if out.exists() and not force:
+        if not out.is_file():
+            raise UserError(f"--out {out}: is not a file; expected the name of one")
+        with out.open("rb") as file:
+            if not is_page(file.read(START)):
+                raise UserError(
+                    f"--out {out}: exists and is no page of this tool; choose another name, or pass"
+                    " --force to replace it"
+                )
+
+
+def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    """Analyse, report what was skipped, write the page; the exit status."""
+    out = Path(arguments.out)
+    check_target(out, arguments.force)
+    runs = checkpoint.runs(arguments.paths, arguments.revision)
+    options = command.reading_options(arguments)
+    spectra = spectrum.of_runs(runs, options=options, modules=arguments.modules, progress=True)
+    for skip in spectra.skipped:
+        command.warn(parser, skip["reason"])
+    command.warn_of_remarks(parser, spectra.other)
+    command.warn_of_unread_steps(parser, runs)
+    if not _complete(parser, spectra, runs):
+        return 2
+    similarity = None if arguments.no_phi else _similarity(spectra, runs, arguments)
+    against = _against_base(parser, runs, arguments) if arguments.base else None
+    text = page(spectra, similarity, against)
+    store.write_text(out, text)
+    command.emit(f"{out}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
+    return 1 if spectra.skipped else 0
+
+
+def _complete(parser: argparse.ArgumentParser, spectra: Spectra, runs: Sequence[Run]) -> bool:
+    """Return whether something of each checkpoint was analysed; say of which it was not.
+
+    A page without one of the checkpoints that it should compare would mislead.
+    """
+    analysed = {(row["run"], row["step"]) for row in spectra.rows}
+    missing = [run for run in runs if (run.name, run.step) not in analysed]
+    for run in missing:
+        command.warn(parser, f"{run.path}: no update to show; no page is written without it")
+    return not missing
+
+
+def _similarity(
+    spectra: Spectra, runs: Sequence[Run], arguments: argparse.Namespace
+) -> Similarity | None:
+    """Return the comparison of the directions of those pairs of checkpoints that a page can hold."""
+    # Its import takes time that a page of one checkpoint does not need.
+    from analysis import similarity
+
+    by_name = {(run.name, run.step): run for run in runs}
+    pairs = [(by_name[a], by_name[b]) for a, b in phi_pairs(spectra.rows)]
+    if not pairs:
+        return None
+    return similarity.of_runs(
+        runs,
+        options=command.reading_options(arguments),
+        modules=arguments.modules,
+        pairs=pairs,
+        parts=False,
+        progress=True,
+    )
+
+
+def _against_base(
+    parser: argparse.ArgumentParser, runs: Sequence[Run], arguments: argparse.Namespace
+) -> AgainstBase:
+    """Return the comparison of each checkpoint with --base."""
+    from analysis.base import landing, vectors
+
+    return landing.analyse(
+        runs,
+        arguments.base,
+        options=command.reading_options(arguments),
+        modules=arguments.modules,
+        rename=(),
+        landing=arguments.landing,
+        intruders=False,
+        cache=vectors.default_cache(),
+        say=partial(command.warn, parser),
+        progress=True,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.page",
+        description=__doc__,
+        formatter_class=command.HelpFormatter,
+        epilog="Exit status: 0 if every update was analysed; 1 if some were skipped, which the page"
+        " names; 2 if no page was written: a checkpoint could not be read, the file must not be"
+        " replaced, or bad usage.",
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a checkpoint or run directory")
+    parser.add_argument(
+        "--out", default=OUT, metavar="FILE", help=f"the page to write (default {OUT})"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace FILE also if it is no page of this tool"
+    )
+    parser.add_argument(
+        "--modules", metavar="REGEX", help="show only modules whose name contains a match"
+    )
+    parser.add_argument(
+        "--no-phi", action="store_true", help="leave out φ(i, j), which reads everything twice"
+    )
+    parser.add_argument(
+        "--landing",
+        action="store_true",
+        help="with --base, where ΔW lands in W0 also if that takes more than a minute",
+    )
+    command.add_reading_options(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
