@@ -102,7 +102,7 @@ def _complete(parser: argparse.ArgumentParser, spectra: Spectra, runs: Sequence[
 def _similarity(
     spectra: Spectra, runs: Sequence[Run], arguments: argparse.Namespace
 ) -> Similarity | None:
-    """Return the comparison of the directions of those pairs of checkpoints that a page can hold."""
+    """Compare the directions of those pairs of checkpoints whose φ a page can hold."""
     # Its import takes time that a page of one checkpoint does not need.
     from analysis import similarity
 

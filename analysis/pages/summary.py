@@ -73,9 +73,10 @@ def _sentence(rows: Sequence[Row], findings: Sequence[Finding]) -> str:
     if len(findings) == 1:
         return findings[0].sentence
     wins = Counter(name for finding in findings if (name := _more(finding)))
-    number = len(dominance.checkpoints(rows))
     if not wins:
-        return f"No two of the {number} checkpoints are told apart by how dominated they are."
+        return (
+            f"None of the {len(findings)} pairs compared differ clearly in how dominated they are."
+        )
     (first, most), *others = wins.most_common()
     if others and others[0][1] == most:
         tied = " and ".join(name for name, count in wins.items() if count == most)
@@ -85,7 +86,7 @@ def _sentence(rows: Sequence[Row], findings: Sequence[Finding]) -> str:
         result = f"{first} is the more dominated side in {most} of its {pairs} comparisons"
         result += ", more often than any other"
     open_ = len(findings) - wins.total()
-    return f"{result}; {open_} of {len(findings)} pairs are not told apart."
+    return f"{result}; {open_} of all {len(findings)} are not clear."
 
 
 def _names(finding: Finding) -> tuple[str, str]:
@@ -175,7 +176,7 @@ def _table(rows: Sequence[Row]) -> list[list[str]]:
     if any(known):
         beyond = [sum(map(concentrated, of)) for of in of_runs]
         shares = (f"{n} of {k}" if k else "–" for n, k in zip(beyond, known, strict=True))
-        lines.append(["modules below chance", *shares])
+        lines.append(["more concentrated than chance", *shares])
     if any(line["zero"] for line in of_all):
         lines.append(["ΔW = 0", *(str(line["zero"]) for line in of_all)])
     return lines
@@ -193,7 +194,10 @@ def _warnings(results: Results) -> Iterator[str]:
         if zero:
             which = "every module" if zero == len(of_run) else counted(zero, "module")
             yield f"{dominance.name((run, step))}: ΔW = 0 in {which}."
-    yield from spectrum_table.remarks(spectra.rows, spectra.other)
+    yield from spectrum_table.remarks(spectra.rows, other=[])
+    others = sum("kind" not in other for other in spectra.other)
+    if others:
+        yield f"{counted(others, 'item')} without ΔW, such as heads and biases, not shown."
     for other in spectra.other:
         if "kind" in other:
             yield f"{other['run']}: {other['what']}"

@@ -9,6 +9,7 @@ const THEMES = {
   light: { ground: "#ffffff", ink: "#1b1f24", soft: "#57606a", line: "#dfe3e8", band: "#8c959f" },
   dark: { ground: "#15181c", ink: "#e8eaed", soft: "#a9b1ba", line: "#2c333b", band: "#8c959f" },
 };
+const PANEL = 130; // least width of a panel of the map, for its heading
 const MANY_CELLS = 1500; // more are drawn on a canvas
 
 function config(theme) {
@@ -42,20 +43,20 @@ function only(look, names) {
   return { domain: kept.map(([name]) => name), range: kept.map(([, value]) => value) };
 }
 
-function spectraSpec({ model, theme, width, names, values, scale, wide, title }) {
+function spectraSpec({ model, theme, width, names, values, scale, wide, bands, random, title }) {
   const look = looks(model, theme);
   const held = values === "held";
   const label = { normalised: "s / ‖s‖", absolute: "s", held: "share of the energy" }[values];
   const x = {
     field: "i", type: "quantitative", title: "index of the singular value",
-    scale: { type: wide ? "log" : "linear", zero: false, nice: false },
+    scale: wide ? { type: "log", nice: false } : { type: "linear", zero: false, nice: false },
     axis: { grid: false, format: "d", tickMinStep: 1 },
   };
   const y = (field) => ({
     field, type: "quantitative", title: label,
-    scale: held ? { domain: [0, 1] } : { type: scale, zero: scale === "linear", nice: false },
+    scale: held ? { domain: [0, 1] } : scale === "linear" ? { type: scale, zero: true, nice: false } : { type: scale, nice: false },
   });
-  const legend = names.length < 2 ? null : { title: null, orient: width < 700 ? "bottom" : "right", columns: 1, symbolSize: 200, symbolStrokeWidth: 2 };
+  const legend = names.length < 2 ? null : { title: null, orient: width < 700 ? "bottom" : "right", columns: 1, symbolType: "stroke", symbolOpacity: 1, symbolSize: 300, symbolStrokeWidth: 2, labelLimit: Math.min(260, width - 60) };
   const color = { field: "c", type: "nominal", scale: only(look.color, names), legend };
   const strokeDash = { field: "c", type: "nominal", scale: only(look.dash, names), legend };
   const band = THEMES[theme].band;
@@ -65,30 +66,37 @@ function spectraSpec({ model, theme, width, names, values, scale, wide, title })
   ];
   return {
     description: title,
-    width: Math.max(200, width - (legend && width >= 700 ? 250 : 80)),
-    height: Math.min(340, Math.max(240, width * 0.5)),
-    autosize: { type: "pad", resize: true },
+    width: width - 4,
+    height: Math.min(360, Math.max(240, width * 0.5)),
+    autosize: { type: "fit-x", contains: "padding" },
     encoding: { x },
     layer: [
-      { data: { name: "chance", values: [] }, mark: { type: "area", color: band, opacity: 0.3, aria: false }, encoding: { y: y("lo"), y2: { field: "hi" }, detail: { field: "key" } } },
-      { data: { name: "chance" }, mark: { type: "line", color: band, strokeDash: [2, 3], aria: false }, encoding: { y: y("y"), detail: { field: "key" } } },
-      { data: { name: "curves", values: [] }, mark: { type: "area", opacity: 0.18, aria: false }, encoding: { y: y("lo"), y2: { field: "hi" }, color, detail: { field: "m" } } },
-      { data: { name: "curves" }, mark: { type: "line", strokeWidth: 1.8, clip: true, aria: false }, encoding: { y: y("y"), color, strokeDash, detail: { field: "m" } } },
+      ...(random ? [
+        { data: { name: "chance", values: [] }, mark: { type: "area", color: band, opacity: 0.3, aria: false }, encoding: { y: y("lo"), y2: { field: "hi" }, detail: { field: "key" } } },
+        { data: { name: "chance" }, mark: { type: "line", color: band, strokeDash: [2, 3], aria: false }, encoding: { y: y("y"), detail: { field: "key" } } },
+      ] : []),
+      ...(bands ? [
+        { data: { name: "curves" }, mark: { type: "area", opacity: 0.18, aria: false }, encoding: { y: y("lo"), y2: { field: "hi" }, color, detail: { field: "m" } } },
+      ] : []),
+      { data: { name: "curves", values: [] }, mark: { type: "line", strokeWidth: 1.8, clip: true, aria: false }, encoding: { y: y("y"), color, strokeDash, detail: { field: "m" } } },
       { data: { name: "curves" }, mark: { type: "point", filled: true, size: 22, aria: false }, encoding: { y: y("y"), color, tooltip } },
     ],
   };
 }
 
 function mapSpec({ model, theme, width, names, measure, layers, kinds, title }) {
-  const cell = { x: Math.max(14, Math.min(44, Math.floor((width - 60) / kinds.length / Math.min(names.length, 2)) - 6)), y: Math.max(5, Math.min(20, Math.floor(520 / layers.length))) };
-  const panel = cell.x * kinds.length + 60;
+  const across = Math.min(names.length, 4);
+  const room = Math.floor(((width - 50) / across - 16) / kinds.length);
+  const cell = { x: Math.max(12, Math.min(44, room), Math.floor(PANEL / kinds.length)), y: Math.max(5, Math.min(20, Math.floor(520 / layers.length))) };
+  const panel = cell.x * kinds.length + 16;
+  const short = Object.fromEntries(names.map((name) => [name, shortened(name, Math.floor(panel / 6.5))]));
   const every = Math.ceil(layers.length / 26);
   return {
     description: title,
     data: { name: "cells", values: [] },
-    params: [{ name: "chosen", value: {} }, { name: "kept", value: null }],
-    facet: { field: "c", type: "nominal", title: null, sort: names, header: { labelLimit: Math.max(panel - 10, 120) } },
-    columns: Math.max(1, Math.floor(width / panel)),
+    params: [{ name: "chosen", value: {} }, { name: "kept", value: null }, { name: "short", value: short }],
+    facet: { field: "c", type: "nominal", title: null, sort: names, header: { labelLimit: panel, labelExpr: "short[datum.value]" } },
+    columns: Math.max(1, Math.floor((width - 50) / panel)),
     spacing: 14,
     config: { facet: { spacing: 14 } },
     spec: {
@@ -98,7 +106,7 @@ function mapSpec({ model, theme, width, names, measure, layers, kinds, title }) 
       encoding: {
         x: { field: "kind", type: "nominal", title: null, sort: kinds, scale: { domain: kinds, padding: 0.04 }, axis: { labelAngle: -90, labelOverlap: false, labelLimit: 110 } },
         y: { field: "layer", type: "ordinal", title: "layer", sort: layers, scale: { domain: layers, padding: 0.04 }, axis: { values: layers.filter((_, n) => n % every === 0) } },
-        color: { field: "v", type: "quantitative", title: measure.label, scale: { type: measure.log ? "log" : "linear", scheme: "viridis", zero: false, nice: false }, legend: { orient: "top", gradientLength: Math.min(260, width - 60), format: ".3~g", titleLimit: 260 } },
+        color: { field: "v", type: "quantitative", title: measure.label, scale: { scheme: "viridis", nice: false, ...(measure.log ? { type: "log" } : { type: "linear", zero: false }) }, legend: { orient: "top", gradientLength: Math.min(260, width - 60), format: ".3~g", titleLimit: 260 } },
         opacity: { condition: { test: "kept === null || kept[datum.id]", value: 1 }, value: 0.15 },
         stroke: { condition: { test: "chosen[datum.id]", value: "#E8336D" }, value: null },
         tooltip: [
@@ -128,7 +136,7 @@ function phiSpec({ theme, width, k, most, title }) {
         {
           mark: { type: "rect", aria: false },
           encoding: {
-            color: { field: "v", type: "quantitative", title: "φ − chance", scale: { scheme: "purpleorange", domain: [-most, most], domainMid: 0, reverse: true }, legend: { orient: "top", format: ".2~f" } },
+            color: { field: "v", type: "quantitative", title: "φ − chance", scale: { scheme: "purpleorange", domain: [-most, most], domainMid: 0, reverse: true }, legend: { orient: "top", format: ".2~f", values: [-most, 0, most] } },
             tooltip: [{ field: "i" }, { field: "j" }, { field: "phi", title: "φ", format: ".3f" }, { field: "chance", format: ".3f" }],
           },
         },
@@ -161,6 +169,14 @@ function landingSpec({ model, theme, width, names, title }) {
       ],
     },
   };
+}
+
+// A name of at most n characters, shortened in the middle: names often differ at the end.
+function shortened(name, n) {
+  const letters = [...name];
+  if (letters.length <= n) return name;
+  const end = Math.ceil((n - 1) * 0.6);
+  return `${letters.slice(0, n - 1 - end).join("")}…${letters.slice(-end).join("")}`;
 }
 
 // Compile and draw; later calls with the same specification only exchange the data.

@@ -1,6 +1,7 @@
 // The state of the view, its controls, and what is drawn again when it changes.
 
 const FEW = 24; // up to this many curves are drawn one by one; more as median and range
+const FEW_BANDS = 3; // checkpoints whose ranges can be told apart
 const LOW = 0.1; // the range goes from this quantile to 1 minus it
 const WAIT = 120; // ms after the last key before the filter acts
 const DEFAULTS = {
@@ -63,6 +64,7 @@ function curve(c, j) {
 function curvesOf(checkpoints, modules) {
   const rows = [];
   const single = checkpoints.length * modules.length <= FEW;
+  const bands = checkpoints.length <= FEW_BANDS;
   for (const c of checkpoints) {
     const name = model.checkpoints[c].name;
     const points = new Map();
@@ -72,7 +74,7 @@ function curvesOf(checkpoints, modules) {
       of.at.forEach((i, n) => {
         const y = of.y[n];
         if (Number.isNaN(y)) return;
-        if (single) rows.push({ c: name, m: model.modules[j].name, i, y, lo: y, hi: y });
+        if (single) rows.push({ c: name, m: model.modules[j].name, i, y });
         else if (points.has(i)) points.get(i).push(y);
         else points.set(i, [y]);
       });
@@ -80,12 +82,13 @@ function curvesOf(checkpoints, modules) {
     for (const [i, values] of [...points].sort((a, b) => a[0] - b[0])) {
       const ordered = Float64Array.from(values).sort();
       const [lo, y, hi] = [LOW, 0.5, 1 - LOW].map((q) => quantile(ordered, q));
-      rows.push({ c: name, m: `median of ${values.length} modules`, i, y, lo, hi });
+      rows.push({ c: name, m: `median of ${values.length} modules`, i, y, ...(bands && { lo, hi }) });
     }
   }
   // A curve is the median of all of its modules: an index that few of them have is left out.
   const kept = single ? rows : longEnough(rows, checkpoints);
-  return { single, rows: state.scale === "log" && state.values !== "held" ? kept.filter((row) => row.lo > 0) : kept };
+  const positive = (row) => (row.lo ?? row.y) > 0;
+  return { single, rows: state.scale === "log" && state.values !== "held" ? kept.filter(positive) : kept };
 }
 
 function longEnough(rows, checkpoints) {
@@ -136,9 +139,14 @@ function drawSpectra() {
   const names = namesOf(checkpoints).filter((name) => drawn.has(name));
   const title = `Singular values of ${ofSelection()}, ${checkpoints.length} checkpoints`;
   const wide = rows.some((row) => row.i > 64);
-  const spec = spectraSpec({ model, theme: theme(), width: widthOf("spectra"), names, values: state.values, scale: state.scale, wide, title });
-  pictures.spectra.draw(spec, { chance: chance.rows, curves: rows }, { theme: theme() });
-  const lines = single ? "one line per module and checkpoint" : "median over modules; shaded: 10 to 90 %";
+  const spec = spectraSpec({ model, theme: theme(), width: widthOf("spectra"), names, values: state.values, scale: state.scale, wide, bands: rows.some((row) => row.hi !== undefined), random: chance.rows.length > 0, title });
+  $("spectra").querySelector(".picture").hidden = !rows.length;
+  if (rows.length) {
+    const data = { curves: rows, ...(chance.rows.length && { chance: chance.rows }) };
+    pictures.spectra.draw(spec, data, { theme: theme() });
+  }
+  const shaded = checkpoints.length <= FEW_BANDS ? "; shaded: 10 to 90 % of them" : "";
+  const lines = single ? "one line per module and checkpoint" : `median over modules${shaded}`;
   const random = chance.shapes.length ? ` Grey: 5 to 95 % of random updates, ${chance.shapes.slice(0, 4).join("; ")}.` : "";
   const cut = wide ? " Of more than 64 values those at evenly spaced places of the logarithmic axis are stored, unchanged." : "";
   caption("spectra", rows.length ? `${ofSelection()}: ${lines}.${random}${cut}` : `${ofSelection()}: nothing to draw, ΔW = 0 or no module.`);

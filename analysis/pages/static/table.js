@@ -8,6 +8,11 @@ function element(name, properties = {}, ...children) {
   return made;
 }
 
+// A dotted name that may be broken after each dot.
+function breakable(name) {
+  return name.split(/(?<=\.)/).flatMap((part, n) => (n ? [element("wbr"), part] : [part]));
+}
+
 // The modules in the order of the table; undefined numbers last.
 function sorted(model, modules, measure, checkpoints, sort) {
   const [column, direction] = sort;
@@ -58,7 +63,7 @@ function drawHead(head, columns, sort, onSort) {
 function drawRows(body, model, modules, measure, checkpoints, chosen, onChoose) {
   const lines = modules.map((j) => {
     const module = model.modules[j];
-    const button = element("button", { type: "button", textContent: module.name });
+    const button = element("button", { type: "button" }, ...breakable(module.name));
     button.setAttribute("aria-pressed", String(chosen.has(j)));
     button.dataset.module = j;
     button.addEventListener("click", (event) => onChoose(j, event.ctrlKey || event.metaKey || event.shiftKey));
