@@ -1,4 +1,6 @@
-// Rows of data → Vega-Lite specifications. Names are values of data and never part of an expression.
+// Rows of data → Vega-Lite specifications. Checkpoints and projections are told apart by ids of our
+// own, c0 or k0, which labels and tooltips replace: names come from files of strangers, and one such
+// as __proto__ would confuse a library that groups by it.
 
 const COLORS = {
   light: ["#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#B07800", "#2D93CC"],
@@ -28,23 +30,26 @@ function config(theme) {
   };
 }
 
-// One look per checkpoint, the same in every picture.
-function looks(model, theme) {
-  const names = model.checkpoints.map((checkpoint) => checkpoint.name);
+// One look per checkpoint, the same in every picture; a legend lists those that are drawn.
+function looks(checkpoints, theme) {
+  const domain = checkpoints.map((c) => `c${c}`);
   return {
-    color: { domain: names, range: names.map((_, c) => COLORS[theme][c % 7]) },
-    dash: { domain: names, range: names.map((_, c) => DASHES[(c + Math.floor(c / 7)) % 7]) },
+    color: { domain, range: checkpoints.map((c) => COLORS[theme][c % 7]) },
+    dash: { domain, range: checkpoints.map((c) => DASHES[(c + Math.floor(c / 7)) % 7]) },
   };
 }
 
-// Restrict a look to the checkpoints that are drawn, so that the legend lists no others.
-function only(look, names) {
-  const kept = look.domain.map((name, c) => [name, look.range[c]]).filter(([name]) => names.includes(name));
-  return { domain: kept.map(([name]) => name), range: kept.map(([, value]) => value) };
+// A parameter that holds the labels of ids, for expressions such as runs[datum.value].
+function labels(name, letter, texts) {
+  return { name, value: Object.fromEntries(texts.map((text, n) => [`${letter}${n}`, text])) };
 }
 
-function spectraSpec({ model, theme, width, names, values, scale, wide, bands, random, title }) {
-  const look = looks(model, theme);
+function runLabels(model, longest) {
+  return labels("runs", "c", model.checkpoints.map(({ name }) => shortened(name, longest)));
+}
+
+function spectraSpec({ model, theme, width, checkpoints, values, scale, wide, bands, random, title }) {
+  const look = looks(checkpoints, theme);
   const held = values === "held";
   const label = { normalised: "s / ‖s‖", absolute: "s", held: "share of the energy" }[values];
   const x = {
@@ -56,12 +61,12 @@ function spectraSpec({ model, theme, width, names, values, scale, wide, bands, r
     field, type: "quantitative", title: label,
     scale: held ? { domain: [0, 1] } : scale === "linear" ? { type: scale, zero: true, nice: false } : { type: scale, nice: false },
   });
-  const legend = names.length < 2 ? null : { title: null, orient: width < 700 ? "bottom" : "right", columns: 1, symbolType: "stroke", symbolOpacity: 1, symbolSize: 300, symbolStrokeWidth: 2, labelLimit: Math.min(260, width - 60) };
-  const color = { field: "c", type: "nominal", scale: only(look.color, names), legend };
-  const strokeDash = { field: "c", type: "nominal", scale: only(look.dash, names), legend };
+  const legend = checkpoints.length < 2 ? null : { title: null, labelExpr: "runs[datum.value]", orient: width < 700 ? "bottom" : "right", columns: 1, symbolType: "stroke", symbolOpacity: 1, symbolSize: 300, symbolStrokeWidth: 2, labelLimit: Math.min(260, width - 60) };
+  const color = { field: "c", type: "nominal", scale: look.color, legend };
+  const strokeDash = { field: "c", type: "nominal", scale: look.dash, legend };
   const band = THEMES[theme].band;
   const tooltip = [
-    { field: "c", title: "checkpoint" }, { field: "m", title: "module" },
+    { field: "checkpoint" }, { field: "m", title: "module" },
     { field: "i", title: "index" }, { field: "y", title: label, format: ".4g" },
   ];
   return {
@@ -69,33 +74,38 @@ function spectraSpec({ model, theme, width, names, values, scale, wide, bands, r
     width: width - 4,
     height: Math.min(360, Math.max(240, width * 0.5)),
     autosize: { type: "fit-x", contains: "padding" },
+    params: [runLabels(model, 44)],
+    datasets: { curves: [], ...(random && { chance: [] }) },
     encoding: { x },
     layer: [
       ...(random ? [
-        { data: { name: "chance", values: [] }, mark: { type: "area", color: band, opacity: 0.3, aria: false }, encoding: { y: y("lo"), y2: { field: "hi" }, detail: { field: "key" } } },
+        { data: { name: "chance" }, mark: { type: "area", color: band, opacity: 0.3, aria: false }, encoding: { y: y("lo"), y2: { field: "hi" }, detail: { field: "key" } } },
         { data: { name: "chance" }, mark: { type: "line", color: band, strokeDash: [2, 3], aria: false }, encoding: { y: y("y"), detail: { field: "key" } } },
       ] : []),
       ...(bands ? [
         { data: { name: "curves" }, mark: { type: "area", opacity: 0.18, aria: false }, encoding: { y: y("lo"), y2: { field: "hi" }, color, detail: { field: "m" } } },
       ] : []),
-      { data: { name: "curves", values: [] }, mark: { type: "line", strokeWidth: 1.8, clip: true, aria: false }, encoding: { y: y("y"), color, strokeDash, detail: { field: "m" } } },
+      { data: { name: "curves" }, mark: { type: "line", strokeWidth: 1.8, clip: true, aria: false }, encoding: { y: y("y"), color, strokeDash, detail: { field: "m" } } },
       { data: { name: "curves" }, mark: { type: "point", filled: true, size: 22, aria: false }, encoding: { y: y("y"), color, tooltip } },
     ],
   };
 }
 
-function mapSpec({ model, theme, width, names, measure, layers, kinds, title }) {
-  const across = Math.min(names.length, 4);
+function mapSpec({ model, width, checkpoints, measure, layers, kinds, title }) {
+  const across = Math.min(checkpoints.length, 4);
   const room = Math.floor(((width - 50) / across - 16) / kinds.length);
   const cell = { x: Math.max(12, Math.min(44, room), Math.floor(PANEL / kinds.length)), y: Math.max(5, Math.min(20, Math.floor(520 / layers.length))) };
   const panel = cell.x * kinds.length + 16;
-  const short = Object.fromEntries(names.map((name) => [name, shortened(name, Math.floor(panel / 6.5))]));
+  const columns = kinds.map((_, k) => `k${k}`);
   const every = Math.ceil(layers.length / 26);
   return {
     description: title,
     data: { name: "cells", values: [] },
-    params: [{ name: "chosen", value: {} }, { name: "kept", value: null }, { name: "short", value: short }],
-    facet: { field: "c", type: "nominal", title: null, sort: names, header: { labelLimit: panel, labelExpr: "short[datum.value]" } },
+    params: [
+      { name: "chosen", value: {} }, { name: "kept", value: null },
+      runLabels(model, Math.floor(panel / 6.5)), labels("kinds", "k", kinds),
+    ],
+    facet: { field: "c", type: "nominal", title: null, sort: checkpoints.map((c) => `c${c}`), header: { labelLimit: panel, labelExpr: "runs[datum.value]" } },
     columns: Math.max(1, Math.floor((width - 50) / panel)),
     spacing: 14,
     config: { facet: { spacing: 14 } },
@@ -104,13 +114,13 @@ function mapSpec({ model, theme, width, names, measure, layers, kinds, title }) 
       height: cell.y * layers.length,
       mark: { type: "rect", aria: false, cursor: "pointer", strokeWidth: 2 },
       encoding: {
-        x: { field: "kind", type: "nominal", title: null, sort: kinds, scale: { domain: kinds, padding: 0.04 }, axis: { labelAngle: -90, labelOverlap: false, labelLimit: 110 } },
+        x: { field: "column", type: "nominal", title: null, sort: columns, scale: { domain: columns, padding: 0.04 }, axis: { labelExpr: "kinds[datum.value]", labelAngle: -90, labelOverlap: false, labelLimit: 110 } },
         y: { field: "layer", type: "ordinal", title: "layer", sort: layers, scale: { domain: layers, padding: 0.04 }, axis: { values: layers.filter((_, n) => n % every === 0) } },
         color: { field: "v", type: "quantitative", title: measure.label, scale: { scheme: "viridis", nice: false, ...(measure.log ? { type: "log" } : { type: "linear", zero: false }) }, legend: { orient: "top", gradientLength: Math.min(260, width - 60), format: ".3~g", titleLimit: 260 } },
         opacity: { condition: { test: "kept === null || kept[datum.id]", value: 1 }, value: 0.15 },
         stroke: { condition: { test: "chosen[datum.id]", value: "#E8336D" }, value: null },
         tooltip: [
-          { field: "c", title: "checkpoint" }, { field: "module", title: "module" },
+          { field: "checkpoint" }, { field: "module" },
           { field: "v", title: measure.label, format: ".4g" },
         ],
       },
@@ -149,14 +159,15 @@ function phiSpec({ theme, width, k, most, title }) {
   };
 }
 
-function landingSpec({ model, theme, width, names, title }) {
-  const look = looks(model, theme);
+function landingSpec({ model, theme, width, checkpoints, title }) {
+  const look = looks(checkpoints, theme);
   const x = { field: "decile", type: "ordinal", title: "tenth of W0's singular vectors, largest first", axis: { labelAngle: 0 } };
   const y = (field) => ({ field, type: "quantitative", title: "share of ΔW's energy" });
-  const color = { field: "c", type: "nominal", scale: only(look.color, names), legend: names.length < 2 ? null : { title: null, orient: "top", columns: 1 } };
+  const color = { field: "c", type: "nominal", scale: look.color, legend: checkpoints.length < 2 ? null : { title: null, labelExpr: "runs[datum.value]", orient: "top", columns: 1 } };
   return {
     description: title,
     data: { name: "shares", values: [] },
+    params: [runLabels(model, 44)],
     facet: { field: "side", type: "nominal", title: null, sort: ["left (output)", "right (input)"] },
     columns: width < 700 ? 1 : 2,
     spec: {
@@ -165,7 +176,7 @@ function landingSpec({ model, theme, width, names, title }) {
       encoding: { x },
       layer: [
         { mark: { type: "line", color: THEMES[theme].band, strokeDash: [2, 3], aria: false }, encoding: { y: y("chance"), detail: { field: "c" } } },
-        { mark: { type: "line", point: { size: 30 }, aria: false }, encoding: { y: y("v"), color, strokeDash: { field: "c", type: "nominal", scale: only(look.dash, names), legend: null } } },
+        { mark: { type: "line", point: { size: 30 }, aria: false }, encoding: { y: y("v"), color, strokeDash: { field: "c", type: "nominal", scale: look.dash, legend: null } } },
       ],
     },
   };

@@ -116,9 +116,11 @@ function shown(x) {
   return text.replace("-", "−");
 }
 
-// A number to compute with: as many digits as float32 holds; empty if undefined.
+// A number to compute with: the shortest text that float32 reads as the same; empty if undefined.
 function exact(x) {
-  return x === null || x === undefined || Number.isNaN(x) ? "" : String(Number(x.toPrecision(7)));
+  if (x === null || x === undefined || Number.isNaN(x)) return "";
+  const texts = [6, 7, 8, 9].map((digits) => String(Number(x.toPrecision(digits))));
+  return texts.find((text) => Math.fround(Number(text)) === Math.fround(x)) ?? texts[3];
 }
 
 // CSV as store.csv_text writes it: what a spreadsheet takes for a formula gets an apostrophe.

@@ -27,7 +27,7 @@ let pending = new Set();
 const theme = () => (dark.matches && !printing ? "dark" : "light");
 const measureOf = () => model.measures.find((m) => m.column === state.measure) ?? model.measures[0];
 const hidden = () => new Set(state.hide.split(".").filter(Boolean).map(Number));
-const chosenModules = () => new Set(state.chosen.split(".").filter(Boolean).map(Number).filter((j) => j < model.J));
+const chosenModules = () => new Set(state.chosen.split(".").filter(Boolean).map(Number).filter((j) => j >= 0 && j < model.J && Number.isInteger(j)));
 const visible = () => {
   const hide = hidden();
   const found = atStep(model, Number(state.step), steps).filter((c) => !hide.has(c));
@@ -66,15 +66,15 @@ function curvesOf(checkpoints, modules) {
   const single = checkpoints.length * modules.length <= FEW;
   const bands = checkpoints.length <= FEW_BANDS;
   for (const c of checkpoints) {
-    const name = model.checkpoints[c].name;
+    const of = { c: `c${c}`, checkpoint: model.checkpoints[c].name };
     const points = new Map();
     for (const j of modules) {
-      const of = curve(c, j);
-      if (!of) continue;
-      of.at.forEach((i, n) => {
-        const y = of.y[n];
+      const found = curve(c, j);
+      if (!found) continue;
+      found.at.forEach((i, n) => {
+        const y = found.y[n];
         if (Number.isNaN(y)) return;
-        if (single) rows.push({ c: name, m: model.modules[j].name, i, y });
+        if (single) rows.push({ ...of, m: model.modules[j].name, i, y });
         else if (points.has(i)) points.get(i).push(y);
         else points.set(i, [y]);
       });
@@ -82,7 +82,7 @@ function curvesOf(checkpoints, modules) {
     for (const [i, values] of [...points].sort((a, b) => a[0] - b[0])) {
       const ordered = Float64Array.from(values).sort();
       const [lo, y, hi] = [LOW, 0.5, 1 - LOW].map((q) => quantile(ordered, q));
-      rows.push({ c: name, m: `median of ${values.length} modules`, i, y, ...(bands && { lo, hi }) });
+      rows.push({ ...of, m: `median of ${values.length} modules`, i, y, ...(bands && { lo, hi }) });
     }
   }
   // A curve is the median of all of its modules: an index that few of them have is left out.
@@ -136,10 +136,9 @@ function drawSpectra() {
   const { single, rows } = curvesOf(checkpoints, modules);
   const chance = chanceOf(checkpoints, modules);
   const drawn = new Set(rows.map((row) => row.c));
-  const names = namesOf(checkpoints).filter((name) => drawn.has(name));
   const title = `Singular values of ${ofSelection()}, ${checkpoints.length} checkpoints`;
   const wide = rows.some((row) => row.i > 64);
-  const spec = spectraSpec({ model, theme: theme(), width: widthOf("spectra"), names, values: state.values, scale: state.scale, wide, bands: rows.some((row) => row.hi !== undefined), random: chance.rows.length > 0, title });
+  const spec = spectraSpec({ model, theme: theme(), width: widthOf("spectra"), checkpoints: checkpoints.filter((c) => drawn.has(`c${c}`)), values: state.values, scale: state.scale, wide, bands: rows.some((row) => row.hi !== undefined), random: chance.rows.length > 0, title });
   $("spectra").querySelector(".picture").hidden = !rows.length;
   if (rows.length) {
     const data = { curves: rows, ...(chance.rows.length && { chance: chance.rows }) };
@@ -154,7 +153,7 @@ function drawSpectra() {
 
 // Map
 
-const cellId = (layer, kind) => `${layer ?? "–"}\u0000${kind}`;
+const cellId = (layer, kind) => `${layer ?? "–"}/${kindsOf.indexOf(kind)}`;
 
 function cellsOf(checkpoints, measure) {
   const rows = [];
@@ -165,14 +164,14 @@ function cellsOf(checkpoints, measure) {
       if (Number.isNaN(v) || (measure.log && !(v > 0))) continue;
       const { layer, kind } = model.modules[j];
       const id = cellId(layer, kind);
-      const cell = cells.get(id) ?? { layer: layer ?? "–", kind, id, members: [], all: [] };
+      const cell = cells.get(id) ?? { layer: layer ?? "–", kind, column: `k${kindsOf.indexOf(kind)}`, id, members: [], all: [] };
       cell.members.push(j);
       cell.all.push(v);
       cells.set(id, cell);
     }
     for (const { all, ...cell } of cells.values()) {
       const module = all.length > 1 ? `median of ${all.length} modules` : model.modules[cell.members[0]].name;
-      rows.push({ ...cell, c: model.checkpoints[c].name, module, v: all.length > 1 ? median(all) : all[0] });
+      rows.push({ ...cell, c: `c${c}`, checkpoint: model.checkpoints[c].name, module, v: all.length > 1 ? median(all) : all[0] });
     }
   }
   return rows;
@@ -188,14 +187,15 @@ function drawMap() {
   const checkpoints = visible();
   const measure = measureOf();
   const rows = cellsOf(checkpoints, measure);
-  const names = namesOf(checkpoints).filter((name) => rows.some((row) => row.c === name));
-  const title = `${measure.label} by layer and projection, ${names.length} checkpoints on one colour scale`;
+  const drawn = new Set(rows.map((row) => row.c));
+  const shownOnes = checkpoints.filter((c) => drawn.has(`c${c}`));
+  const title = `${measure.label} by layer and projection, ${shownOnes.length} checkpoints on one colour scale`;
   caption("map", rows.length
     ? `${measure.label}${measure.about ? ` (${measure.about})` : ""}; one colour scale for all panels. A click on a cell shows its spectra; the table does the same from the keyboard.`
     : `${measure.label} is defined in none of the modules.`);
   $("map").querySelector(".picture").hidden = !rows.length;
   if (!rows.length) return;
-  const spec = mapSpec({ model, theme: theme(), width: widthOf("map"), names, measure, layers: layersOf.map((layer) => layer ?? "–"), kinds: kindsOf, title });
+  const spec = mapSpec({ model, width: widthOf("map"), checkpoints: shownOnes, measure, layers: layersOf.map((layer) => layer ?? "–"), kinds: kindsOf, title });
   pictures.map.draw(spec, { cells: rows }, {
     theme: theme(),
     signals: mapSignals(),
@@ -296,14 +296,14 @@ function drawLanding() {
       for (let decile = 0; decile < 10; decile++) {
         const at = (name) => selection().map((j) => model.landingOf[name][(c * model.J + j) * 10 + decile]);
         const v = median(at(side));
-        if (!Number.isNaN(v)) rows.push({ c: model.checkpoints[c].name, side: label, decile: decile + 1, v, chance: median(at(`${side}_chance`)) });
+        if (!Number.isNaN(v)) rows.push({ c: `c${c}`, checkpoint: model.checkpoints[c].name, side: label, decile: decile + 1, v, chance: median(at(`${side}_chance`)) });
       }
     }
   }
   caption("landing", `Median over ${ofSelection()}. Dotted: random directions.`);
   $("landing").querySelector(".picture").hidden = !rows.length;
   if (!rows.length) return;
-  const spec = landingSpec({ model, theme: theme(), width: widthOf("landing"), names: namesOf(checkpoints), title: "Landing of the update in the base" });
+  const spec = landingSpec({ model, theme: theme(), width: widthOf("landing"), checkpoints, title: "Landing of the update in the base" });
   pictures.landing.draw(spec, { shares: rows }, { theme: theme() });
 }
 
@@ -339,9 +339,12 @@ function next() {
   const part = Object.keys(DRAW).find((name) => pending.has(name));
   if (!part) return;
   pending.delete(part);
-  DRAW[part]();
-  if (pending.size) setTimeout(next);
-  else document.documentElement.dataset.ready = "yes";
+  try {
+    DRAW[part]();
+  } finally { // one picture that fails does not keep the others from being drawn
+    if (pending.size) setTimeout(next);
+    else document.documentElement.dataset.ready = "yes";
+  }
 }
 
 function choose(modules, more = false) {
@@ -407,7 +410,7 @@ const COLUMNS = {
 function csvOf(id) {
   if (id === "table") return tableCsv();
   const rows = Object.entries(pictures[id].data).flatMap(([name, data]) => data.map((row) => ({
-    ...row, checkpoint: name === "chance" ? `random updates ${row.key}` : row.c,
+    ...row, checkpoint: name === "chance" ? `random updates ${row.key}` : row.checkpoint,
     module: row.module ?? row.m, index: row.i, value: row.v ?? row.y, low: row.lo, high: row.hi,
     projection: row.kind, share: row.v,
   })));

@@ -1,0 +1,107 @@
+"""The first sentence of a page says what the numbers say, and nothing that chance explains."""
+
+import made_pages
+import numpy as np
+import pytest
+from made_updates import low_rank
+
+from analysis import spectrum
+from analysis.checkpoint import Run
+from analysis.pages.data import Results
+from analysis.pages.summary import summarise
+from analysis.pairs import dominance
+
+
+def run(rng, name, exponent, kinds=("q_proj", "v_proj"), layers=6, r=8, exponents=None):
+    """A run whose updates have spectra i^-exponent, or one exponent by kind."""
+    entries = []
+    for layer in range(layers):
+        for kind in kinds:
+            s = np.arange(1.0, r + 1) ** -(exponents or {}).get(kind, exponent)
+            U, V = (np.linalg.qr(rng.standard_normal((32, r)))[0] for _ in range(2))
+            entries.append(low_rank(U * s, V.T, name=f"layers.{layer}.{kind}"))
+    return spectrum.of_updates(entries, Run(name, name, None))
+
+
+def random_run(rng, name, r=8):
+    entries = [
+        low_rank(rng.standard_normal((32, r)), rng.standard_normal((r, 32)), name=f"layers.{i}.q")
+        for i in range(8)
+    ]
+    return spectrum.of_updates(entries, Run(name, name, None))
+
+
+def summary(*runs):
+    spectra = made_pages.together(*runs)
+    return summarise(Results(spectra, dominance.findings(spectra)))
+
+
+def test_two_runs_and_where_they_differ(rng):
+    flat = {"q_proj": 0.1, "v_proj": 0.1}
+    a = run(rng, "a", 0, exponents=flat | {"v_proj": 2.0})
+    found = summary(a, run(rng, "b", 0.1))
+    assert found.title == "Spectra of a and b"
+    assert found.where[0] == "More dominated, by projection: not clear in q_proj; a in v_proj."
+    strong = summary(run(rng, "a", 2.0), run(rng, "b", 0.1))
+    assert strong.sentence == "a is more dominated than b, by all measures."
+    assert strong.where[1].startswith("It differs most, in eff. rank beyond chance, in layers.")
+
+
+def test_ranks_alone_are_no_difference(rng):
+    found = summary(random_run(rng, "small", r=4), random_run(rng, "large", r=16))
+    assert "more dominated than" not in found.sentence
+    assert "capacities explain" in found.sentence
+
+
+def test_one_run_against_chance(rng):
+    assert summary(run(rng, "a", 2.0)).sentence.startswith(
+        "a: 12 of 12 modules are more concentrated than random updates"
+    )
+    assert summary(random_run(rng, "random")).sentence.startswith("random: 0 of 8 modules")
+
+
+def test_rank_one_leaves_nothing_to_test(rng):
+    assert "leave no room" in summary(random_run(rng, "one", r=1)).sentence
+
+
+def test_several_runs(rng):
+    runs = [run(rng, name, exponent) for name, exponent in (("a", 2.0), ("b", 0.1), ("c", 0.1))]
+    found = summary(*runs)
+    assert found.sentence == (
+        "a is the more dominated side in 2 of its 2 comparisons, more often than any other;"
+        " 1 of all 3 are not clear."
+    )
+    assert (len(found.comparisons), found.where) == (3, [])
+    alike = summary(*runs[1:], run(rng, "d", 0.1))
+    assert alike.sentence.startswith("None of the 3 pairs compared differ clearly")
+
+
+def test_the_table_has_a_column_for_each_run(rng):
+    found = summary(run(rng, "a", 2.0), run(rng, "b", 0.1))
+    assert found.table[0] == ["median over modules", "a", "b"]
+    lines = {heading: cells for heading, *cells in found.table}
+    assert lines["modules"] == ["12", "12"]
+    assert lines["more concentrated than chance"][0] == "12 of 12"
+    assert float(lines["eff. rank"][0]) < float(lines["eff. rank"][1])
+
+
+def test_what_is_missing_is_a_warning(rng):
+    a, b = run(rng, "a", 1.0), run(rng, "b", 1.0, layers=7)
+    a.skipped.append({"run": "a", "module": "layers.9.q", "reason": "a: layers.9.q: holds NaN"})
+    found = summary(a, b)
+    assert "Not analysed: a: layers.9.q: holds NaN" in found.warnings
+    assert "2 modules only in b, such as layers.6.q_proj." in found.warnings
+
+
+@pytest.mark.parametrize("count", [41, 100])
+def test_many_skipped_modules_are_counted(rng, count):
+    a = run(rng, "a", 1.0)
+    a.skipped.extend({"run": "a", "module": str(i), "reason": f"a: {i}"} for i in range(count))
+    more = count - 40
+    assert f"{more} more module{'s' * (more > 1)} not analysed." in summary(a).warnings
+
+
+def test_control_characters_of_names_are_escaped(rng):
+    found = summary(run(rng, "a\u202e\x1b", 1.0))
+    assert "\x1b" not in found.sentence + found.title + str(found.table)
+    assert "\u202e" not in found.sentence

@@ -1,0 +1,130 @@
+"""python -m analysis.page: one file, whole or not at all, and nobody else's file replaced."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from analysis import page
+from analysis.pages import document
+
+MODULES = ("layers.0.q_proj", "layers.0.v_proj", "layers.1.q_proj")
+
+
+@pytest.fixture
+def adapters(write_adapter, lora_tensors):
+    return [write_adapter(lora_tensors(*MODULES), name) for name in ("one", "two")]
+
+
+def test_a_page_of_two_adapters(adapters, tmp_path, run_main):
+    out = tmp_path / "p.html"
+    status, stdout, stderr = run_main(page.main, *adapters, "--out", out)
+    assert (status, stderr) == (0, [])
+    assert re.fullmatch(rf"{re.escape(str(out))}: 0\.\d MB; open it in a browser\n", stdout)
+    text = out.read_text()
+    assert document.is_page(text[: page.START].encode())
+    assert "one and two" in text
+    assert text.count('"name":"layers.1.q_proj"') == 1
+    assert '"phi":null' not in text
+
+
+def test_the_same_input_gives_the_same_bytes(adapters, tmp_path, run_main):
+    for name in ("a.html", "b.html"):
+        run_main(page.main, *adapters, "--out", tmp_path / name)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_without_phi_and_with_one_adapter(adapters, tmp_path, run_main):
+    for arguments in ((*adapters, "--no-phi"), adapters[:1]):
+        assert run_main(page.main, *arguments, "--out", tmp_path / "p.html")[0] == 0
+        assert '"phi":null' in (tmp_path / "p.html").read_text()
+
+
+def test_steps_of_a_run(write_adapter, lora_tensors, tmp_path, run_main):
+    for step in (5, 10):
+        write_adapter(lora_tensors(*MODULES), f"run/checkpoint-{step}")
+    assert run_main(page.main, tmp_path / "run", "--out", tmp_path / "p.html")[0] == 0
+    assert '"name":"run@10","run":"run","step":10' in (tmp_path / "p.html").read_text()
+
+
+def test_an_unreadable_checkpoint_is_an_error_and_no_page(adapters, tmp_path, run_main):
+    (adapters[1] / "adapter_model.safetensors").write_bytes(b"not tensors")
+    out = tmp_path / "p.html"
+    status, stdout, stderr = run_main(page.main, *adapters, "--out", out)
+    assert (status, stdout) == (2, "")
+    assert "adapter_model.safetensors" in stderr[0]
+    assert stderr[-1].endswith("two: no update to show; no page is written without it")
+    assert not out.exists()
+
+
+def test_a_skipped_module_is_named_in_the_page(write_adapter, lora_tensors, tmp_path, run_main):
+    tensors = lora_tensors(*MODULES)
+    name = "base_model.model.layers.1.q_proj.lora_A.weight"
+    tensors[name] = np.full_like(tensors[name], np.nan)
+    status, _, stderr = run_main(page.main, write_adapter(tensors), "--out", tmp_path / "p.html")
+    assert status == 1
+    assert "layers.1.q_proj" in stderr[0]
+    assert "Not analysed: " in (tmp_path / "p.html").read_text()
+
+
+def test_updates_of_zero(write_adapter, lora_tensors, tmp_path, run_main):
+    tensors = {k: (0 * t if "lora_B" in k else t) for k, t in lora_tensors(*MODULES).items()}
+    assert run_main(page.main, write_adapter(tensors), "--out", tmp_path / "p.html")[0] == 0
+    text = (tmp_path / "p.html").read_text()
+    assert "adapter: 3 modules, all with ΔW = 0." in text
+    assert "adapter: ΔW = 0 in every module." in text
+
+
+def test_only_a_page_of_this_tool_is_replaced(adapters, tmp_path, run_main):
+    out = tmp_path / "p.html"
+    out.write_text("<!DOCTYPE html><title>mine</title>")
+    status, _, stderr = run_main(page.main, *adapters, "--out", out)
+    assert status == 2
+    assert "exists and is no page of this tool" in stderr[0]
+    assert "--force" in stderr[0]
+    assert "mine" in out.read_text()
+    assert run_main(page.main, *adapters, "--out", out, "--force")[0] == 0
+    before = out.read_bytes()
+    assert run_main(page.main, adapters[0], "--out", out)[0] == 0
+    assert out.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("out", "words"), [(".", "is a directory"), ("missing/p.html", "there is no directory")]
+)
+def test_a_place_where_no_page_can_be(adapters, tmp_path, run_main, out, words):
+    status, _, stderr = run_main(page.main, *adapters, "--out", tmp_path / out, "--force")
+    assert status == 2
+    assert words in stderr[0]
+
+
+def test_what_fails_midway_leaves_the_old_page(adapters, tmp_path, run_main, monkeypatch):
+    out = tmp_path / "p.html"
+    run_main(page.main, *adapters, "--out", out)
+    before = out.read_bytes()
+
+    def fails(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(page, "document", fails)
+    status, _, stderr = run_main(page.main, *adapters, "--out", out)
+    assert (status, stderr) == (2, ["analysis.page: no space left"])
+    assert out.read_bytes() == before
+    assert [path.name for path in tmp_path.glob("*p.html*")] == ["p.html"]
+
+
+def test_no_checkpoint_and_bad_usage(tmp_path, run_main):
+    status, _, stderr = run_main(page.main, tmp_path / "missing", "--out", tmp_path / "p.html")
+    assert status == 2
+    assert "missing" in stderr[0]
+    with pytest.raises(SystemExit, match="2"):
+        page.main([])
+
+
+def test_the_other_commands_do_not_load_the_page():
+    code = "import sys, analysis.spectrum; print([m for m in sys.modules if 'page' in m])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "analysis" not in loaded.stdout
+    assert loaded.returncode == 0
