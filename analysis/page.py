@@ -18,7 +18,7 @@ from pathlib import Path
 
 from analysis import UserError, checkpoint, command, spectrum, store
 from analysis.checkpoint import Run
-from analysis.pages.data import Results, page_data, phi_pairs
+from analysis.pages.data import Results, page_data, phi_pairs, skipped_by_base
 from analysis.pages.document import document, is_page
 from analysis.pages.summary import summarise
 from analysis.pairs import dominance
@@ -81,10 +81,12 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         return 2
     similarity = None if arguments.no_phi else _similarity(spectra, runs, arguments)
     against = _against_base(parser, runs, arguments) if arguments.base else None
+    for skip in (further := skipped_by_base(Results(spectra, against=against))):
+        command.warn(parser, skip["reason"])
     text = page(spectra, similarity, against)
     store.write_text(out, text)
     command.emit(f"{out}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
-    return 1 if spectra.skipped else 0
+    return 1 if spectra.skipped or further else 0
 
 
 def _complete(parser: argparse.ArgumentParser, spectra: Spectra, runs: Sequence[Run]) -> bool:

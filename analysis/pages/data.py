@@ -78,6 +78,12 @@ class Results:
     against: AgainstBase | None = None
 
 
+def skipped_by_base(results: Results) -> list[dict[str, str]]:
+    """Return what could be analysed, but not compared with the base."""
+    skipped = results.against.skipped if results.against else []
+    return [skip for skip in skipped if skip not in results.spectra.skipped]
+
+
 def page_data(results: Results) -> Row:
     """Return everything that the script of a page needs, ready for strict JSON.
 

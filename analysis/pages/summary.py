@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from analysis.names import printable
 from analysis.numerics import statistics
-from analysis.pages.data import Results, chance, values
+from analysis.pages.data import Results, chance, skipped_by_base, values
 from analysis.pairs import dominance
 from analysis.pairs.dominance import Finding
 from analysis.results import Row, grouped
@@ -185,10 +185,14 @@ def _table(rows: Sequence[Row]) -> list[list[str]]:
 def _warnings(results: Results) -> Iterator[str]:
     """Yield what is missing, what was assumed, and what noise does."""
     spectra = results.spectra
-    for skip in spectra.skipped[:LISTED]:
-        yield f"Not analysed: {skip['reason']}"
-    if len(spectra.skipped) > LISTED:
-        yield f"{counted(len(spectra.skipped) - LISTED, 'more module')} not analysed."
+    for skipped, what in (
+        (spectra.skipped, "analysed"),
+        (skipped_by_base(results), "compared with the base"),
+    ):
+        for skip in skipped[:LISTED]:
+            yield f"Not {what}: {skip['reason']}"
+        if len(skipped) > LISTED:
+            yield f"{counted(len(skipped) - LISTED, 'more module')} not {what}."
     for (run, step), of_run in grouped(spectra.rows, "run", "step").items():
         zero = sum(row["spectral_norm"] == 0 for row in of_run)
         if zero:

@@ -1,14 +1,18 @@
 """python -m analysis.page: one file, whole or not at all, and nobody else's file replaced."""
 
+import json
 import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from analysis import page
+from analysis import checkpoint, page
+from analysis.base import landing
 from analysis.pages import document
+from analysis.pages.data import decoded
 
 MODULES = ("layers.0.q_proj", "layers.0.v_proj", "layers.1.q_proj")
 
@@ -34,6 +38,37 @@ def test_the_same_input_gives_the_same_bytes(adapters, tmp_path, run_main):
     for name in ("a.html", "b.html"):
         run_main(page.main, *adapters, "--out", tmp_path / name)
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+@pytest.fixture
+def base(tmp_path, rng):
+    """A model with the weights that `adapters` change, but for one."""
+    weights = {
+        f"{module}.weight": rng.standard_normal((12, 10)).astype("f4") for module in MODULES[:2]
+    }
+    (tmp_path / "base").mkdir()
+    save_file(weights, tmp_path / "base/model.safetensors")
+    (tmp_path / "base/config.json").write_text("{}")
+    return tmp_path / "base"
+
+
+def test_beside_the_base(adapters, base, tmp_path, run_main):
+    arguments = (*adapters, "--base", base, "--out", tmp_path / "p.html")
+    status, _, stderr = run_main(page.main, *arguments)
+    assert status == 1
+    assert len(stderr) == 2
+    assert "layers.1.q_proj" in stderr[0]
+    text = (tmp_path / "p.html").read_text()
+    assert "Not compared with the base: " in text
+    assert '"column":"relative_frobenius"' in text
+    status, _, stderr = run_main(page.main, *arguments, "--modules", r"layers\.0")
+    assert (status, stderr) == (0, [])
+    found = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "p.html").read_text())[1])
+    shares = decoded(found["landing"]["left"]).reshape(2, 2, 10)
+    (row, *_) = landing.analyse(checkpoint.runs(adapters[:1]), base).rows
+    np.testing.assert_array_equal(
+        shares[0, 0], np.float32([row[f"left_{decile}"] for decile in range(1, 11)])
+    )
 
 
 def test_without_phi_and_with_one_adapter(adapters, tmp_path, run_main):

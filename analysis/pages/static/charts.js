@@ -97,16 +97,21 @@ function mapSpec({ model, width, checkpoints, measure, layers, kinds, title }) {
   const cell = { x: Math.max(12, Math.min(44, room), Math.floor(PANEL / kinds.length)), y: Math.max(5, Math.min(20, Math.floor(520 / layers.length))) };
   const panel = cell.x * kinds.length + 16;
   const columns = kinds.map((_, k) => `k${k}`);
+  const most = Math.max(1, Math.floor((width - 50) / panel));
+  const rows = Math.ceil(checkpoints.length / most);
+  const perRow = Math.ceil(checkpoints.length / rows);
   const every = Math.ceil(layers.length / 26);
   return {
     description: title,
     data: { name: "cells", values: [] },
     params: [
       { name: "chosen", value: {} }, { name: "kept", value: null },
-      runLabels(model, Math.floor(panel / 6.5)), labels("kinds", "k", kinds),
+      runLabels(model, Math.floor(panel / 7.6)), labels("kinds", "k", kinds),
     ],
-    facet: { field: "c", type: "nominal", title: null, sort: checkpoints.map((c) => `c${c}`), header: { labelLimit: panel, labelExpr: "runs[datum.value]" } },
-    columns: Math.max(1, Math.floor((width - 50) / panel)),
+    facet: { field: "c", type: "nominal", title: null, sort: checkpoints.map((c) => `c${c}`), header: { labelLimit: panel + 8, labelExpr: "runs[datum.value]" } },
+    columns: perRow,
+    // Where the last row is not full, shared axes would be drawn under no panel.
+    resolve: { axis: { x: perRow * rows === checkpoints.length ? "shared" : "independent" } },
     spacing: 14,
     config: { facet: { spacing: 14 } },
     spec: {
@@ -163,7 +168,8 @@ function landingSpec({ model, theme, width, checkpoints, title }) {
   const look = looks(checkpoints, theme);
   const x = { field: "decile", type: "ordinal", title: "tenth of W0's singular vectors, largest first", axis: { labelAngle: 0 } };
   const y = (field) => ({ field, type: "quantitative", title: "share of ΔW's energy" });
-  const color = { field: "c", type: "nominal", scale: look.color, legend: checkpoints.length < 2 ? null : { title: null, labelExpr: "runs[datum.value]", orient: "top", columns: 1 } };
+  const legend = checkpoints.length < 2 ? null : { title: null, labelExpr: "runs[datum.value]", orient: "top", columns: 1, symbolType: "stroke" };
+  const color = { field: "c", type: "nominal", scale: look.color, legend };
   return {
     description: title,
     data: { name: "shares", values: [] },
@@ -176,7 +182,7 @@ function landingSpec({ model, theme, width, checkpoints, title }) {
       encoding: { x },
       layer: [
         { mark: { type: "line", color: THEMES[theme].band, strokeDash: [2, 3], aria: false }, encoding: { y: y("chance"), detail: { field: "c" } } },
-        { mark: { type: "line", point: { size: 30 }, aria: false }, encoding: { y: y("v"), color, strokeDash: { field: "c", type: "nominal", scale: look.dash, legend: null } } },
+        { mark: { type: "line", point: { size: 30 }, aria: false }, encoding: { y: y("v"), color, strokeDash: { field: "c", type: "nominal", scale: look.dash, legend } } },
       ],
     },
   };

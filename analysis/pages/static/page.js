@@ -451,10 +451,11 @@ function addDownloads(id) {
 
 // Start
 
+// Of a single checkpoint the most dominated modules come first.
 const initial = {
   ...DEFAULTS,
   measure: model.measures[0]?.column ?? "",
-  step: 0,
+  direction: model.C === 1 && model.measures[0]?.column === "democracy" ? "up" : "down",
 };
 
 function fill() {

@@ -15,6 +15,7 @@ import pytest
 
 from analysis.page import page
 from analysis.pages.data import phi_pairs
+from analysis.results import AgainstBase
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -22,8 +23,7 @@ READY = "html[data-ready]"
 # What goes wrong in a page, from its first moment.
 WATCH = """
 window.found = {violations: [], tasks: []};
-addEventListener("securitypolicyviolation",
-                 (event) => found.violations.push(event.violatedDirective + " " + event.blockedURI));
+addEventListener("securitypolicyviolation", (event) => found.violations.push(event.sourceFile));
 new PerformanceObserver((list) => list.getEntries().forEach((e) => found.tasks.push(e.duration)))
   .observe({type: "longtask", buffered: true});
 window.alert = () => found.violations.push("alert");
@@ -215,6 +215,27 @@ def test_the_slider_chooses_the_steps(opened, rng):
     assert tab.locator(heads).all_inner_texts()[3].startswith("run@10")
     assert tab.locator(heads).count() == 4
     assert tab.inner_text("#stepped") == "10"
+
+
+def test_the_landing_in_the_base(opened, spectra):
+    shares = np.random.default_rng(2).dirichlet(np.ones(10), (len(spectra.rows), 2))
+    columns = ("key", "run", "step", "part", "module", "d_out", "d_in")
+    rows = [
+        {column: row[column] for column in columns}
+        | {f"left_{i + 1}": float(x) for i, x in enumerate(left)}
+        | {f"right_{i + 1}": float(x) for i, x in enumerate(right)}
+        for row, (left, right) in zip(spectra.rows, shares, strict=True)
+    ]
+    tab = opened(page(spectra, None, AgainstBase(rows, [], [])))
+    assert tab.locator("#landing .picture svg").is_visible()
+    tab.click("#table tbody button >> nth=0")
+    settled(tab)
+    (module, *_) = names(tab)
+    lines = list(csv.DictReader(io.StringIO(downloaded(tab, "#landing .downloads >> text=CSV"))))
+    at = [row["key"] for row in spectra.rows].index(f"one/{module}")
+    got = [float(line["share"]) for line in lines if line["checkpoint"] == "one"]
+    np.testing.assert_allclose(got, shares[at].ravel(), rtol=1e-6)
+    assert float(lines[0]["chance"]) == pytest.approx(5 / 48)
 
 
 def test_names_of_strangers_stay_text(opened, rng):
