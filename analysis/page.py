@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from analysis import UserError, checkpoint, command, spectrum, store
+from analysis import UserError, checkpoint, command, names, spectrum, store
 from analysis.checkpoint import Run
 from analysis.pages.data import Results, page_data, phi_pairs, skipped_by_base
 from analysis.pages.document import document, is_page
@@ -66,10 +66,45 @@ def check_target(out: Path, force: bool) -> None:
                 )
 
 
+def write(
+    out: Path,
+    spectra: Spectra,
+    similarity: Similarity | None = None,
+    against: AgainstBase | None = None,
+) -> None:
+    """Write the page of these results, whole or not at all, and print its name and size."""
+    text = page(spectra, similarity, against)
+    store.write_text(out, text)
+    command.emit(f"{out}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
+
+
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    """Analyse, report what was skipped, write the page; the exit status."""
+    """Read results, or analyse checkpoints; write the page; the exit status."""
+    if bool(arguments.paths) == bool(arguments.results):
+        parser.error("expected the PATH of a checkpoint, or --results, and not both")
     out = Path(arguments.out)
     check_target(out, arguments.force)
+    if arguments.results:
+        return _of_results(Path(arguments.results), arguments.modules, out)
+    return _of_checkpoints(parser, arguments, out)
+
+
+def _of_results(directory: Path, modules: str | None, out: Path) -> int:
+    """Write the page of results on disk; the exit status."""
+    spectra, _ = store.load(directory)
+    wanted = names.expression(modules)
+    rows = [row for row in spectra.rows if wanted.search(row["module"])]
+    if not rows:
+        raise UserError(f"{directory}: no update to show; expected at least one")
+    s = {row["key"]: spectra.s[row["key"]] for row in rows}
+    write(out, Spectra(rows, s, spectra.skipped, spectra.other))
+    return 1 if spectra.skipped else 0
+
+
+def _of_checkpoints(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, out: Path
+) -> int:
+    """Analyse, report what was skipped, write the page; the exit status."""
     runs = checkpoint.runs(arguments.paths, arguments.revision)
     options = command.reading_options(arguments)
     spectra = spectrum.of_runs(runs, options=options, modules=arguments.modules, progress=True)
@@ -83,9 +118,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     against = _against_base(parser, runs, arguments) if arguments.base else None
     for skip in (further := skipped_by_base(Results(spectra, against=against))):
         command.warn(parser, skip["reason"])
-    text = page(spectra, similarity, against)
-    store.write_text(out, text)
-    command.emit(f"{out}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
+    write(out, spectra, similarity, against)
     return 1 if spectra.skipped or further else 0
 
 
@@ -151,7 +184,12 @@ def _parser() -> argparse.ArgumentParser:
         " names; 2 if no page was written: a checkpoint could not be read, the file must not be"
         " replaced, or bad usage.",
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="a checkpoint or run directory")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="a checkpoint or run directory")
+    parser.add_argument(
+        "--results",
+        metavar="DIR",
+        help="show what analysis.spectrum --out wrote to DIR, instead of a PATH; without φ(i, j)",
+    )
     parser.add_argument(
         "--out", default=OUT, metavar="FILE", help=f"the page to write (default {OUT})"
     )

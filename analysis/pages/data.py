@@ -232,12 +232,7 @@ def _beyond(row: Row) -> Row:
 
 def chance(row: Row) -> dominance.Chances:
     """Return the measures of random updates of a row's shape, over all of their values."""
-    return null.of_row(row, values(row))
-
-
-def values(row: Row) -> int:
-    """Return the number of singular values of a row's update."""
-    return min(row["d_out"], row["d_in"], row["r"] or row["capacity"])
+    return null.of_row(row, row["capacity"])
 
 
 def _values(rows: Iterable[Row], columns: Sequence[str], places: dict[str, Place]) -> np.ndarray:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from analysis.names import printable
 from analysis.numerics import statistics
-from analysis.pages.data import Results, chance, skipped_by_base, values
+from analysis.pages.data import Results, chance, skipped_by_base
 from analysis.pairs import dominance
 from analysis.pairs.dominance import Finding
 from analysis.results import Row, grouped
@@ -104,7 +104,7 @@ def _alone(rows: Sequence[Row]) -> str:
     moved = [row for row in rows if row["spectral_norm"] > 0]
     if not moved:
         return f"{name}: {modules}, all with ΔW = 0."
-    known = [row for row in moved if row["democracy"] is not None and values(row) > 1]
+    known = [row for row in moved if row["democracy"] is not None and row["capacity"] > 1]
     if not known:
         return f"{name}: {modules}; their capacities leave no room for a comparison with chance."
     more = sum(map(concentrated, known))
@@ -207,6 +207,17 @@ def _warnings(results: Results) -> Iterator[str]:
             yield f"{other['run']}: {other['what']}"
     for finding in results.findings:
         yield from _left_out(finding)
+    yield from _without_phi(results)
+
+
+def _without_phi(results: Results) -> Iterator[str]:
+    """Yield how many modules have no φ for a reason of their own, and one such reason."""
+    if results.similarity is None:
+        return
+    known = [*results.spectra.skipped, *results.similarity.zero]
+    skipped = [skip for skip in results.similarity.skipped if skip not in known]
+    if skipped:
+        yield f"No φ(i, j) in {counted(len(skipped), 'case')}, such as: {skipped[0]['reason']}"
 
 
 def _left_out(finding: Finding) -> Iterator[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from analysis import checkpoint, page
+from analysis import checkpoint, page, spectrum
 from analysis.base import landing
 from analysis.pages import document
 from analysis.pages.data import decoded
@@ -148,6 +148,22 @@ def test_what_fails_midway_leaves_the_old_page(adapters, tmp_path, run_main, mon
     assert (status, stderr) == (2, ["analysis.page: no space left"])
     assert out.read_bytes() == before
     assert [path.name for path in tmp_path.glob("*p.html*")] == ["p.html"]
+
+
+def test_results_on_disk(adapters, tmp_path, run_main):
+    results, out = tmp_path / "results", tmp_path / "p.html"
+    run_main(spectrum.main, *adapters, "--out", results)
+    assert run_main(page.main, "--results", results, "--out", out)[0] == 0
+    of_results = out.read_bytes()
+    assert run_main(page.main, *adapters, "--no-phi", "--out", out)[0] == 0
+    assert out.read_bytes() == of_results
+    status, _, stderr = run_main(page.main, "--results", adapters[0], "--out", out)
+    assert status == 2
+    assert "not the results of an analysis" in stderr[0]
+    status, _, stderr = run_main(page.main, "--results", results, "--modules", "none", "--out", out)
+    assert status == 2
+    with pytest.raises(SystemExit, match="2"):
+        page.main([str(adapters[0]), "--results", str(results)])
 
 
 def test_no_checkpoint_and_bad_usage(tmp_path, run_main):
