@@ -4,7 +4,7 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 SETUP  := $(VENV)/.installed
 
-.PHONY: help setup reproduce real-model test test-all formats notebooks lint bench clean
+.PHONY: help setup reproduce real-model test test-all formats page notebooks lint bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -34,6 +34,9 @@ test-all: lint ## the same with the slow tests
 
 formats: $(SETUP) ## make docs/formats.md from what the tests' situations come to
 	PYTHONPATH=tests $(RUN) -m situations.table > docs/formats.md
+
+page: $(SETUP) ## make docs/example-page.html from the published runs of one seed
+	$(RUN) -m analysis.page --results figures/blocks/seed-5 --out docs/example-page.html
 
 notebooks: $(SETUP) ## run the notebooks and save their outputs, after figures/ has changed
 	OMP_NUM_THREADS=1 $(RUN) -m nbconvert --to notebook --execute --inplace \

@@ -21,6 +21,7 @@ from analysis.results import Row
 GENERATOR = "multilora analysis.page"
 VENDOR = ("vega.min.js", "vega-lite.min.js", "vega-interpreter.min.js")
 OWN = ("model.js", "charts.js", "table.js", "page.js")
+UNFOLDED = 3  # up to this many lines are shown from the start
 DATA = "data"  # id of the element that holds the JSON
 
 
@@ -137,10 +138,12 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def _folded(heading: str, lines: Sequence[str], at_least: int = 1) -> str:
-    """Return lines behind a heading that opens them; nothing if there are fewer than `at_least`."""
+    """Return lines behind a heading that shows or hides them; nothing for less than `at_least`."""
     if len(lines) < at_least:
         return ""
-    return f"<details><summary>{heading} ({len(lines)})</summary>{_list(lines)}</details>"
+    state = " open" if len(lines) <= UNFOLDED else ""
+    inner = f"<summary>{heading} ({len(lines)})</summary>{_list(lines)}"
+    return f"<details{state}>{inner}</details>"
 
 
 def _warnings(lines: Sequence[str]) -> str:

@@ -13,11 +13,12 @@ from analysis.names import printable
 from analysis.numerics import statistics
 from analysis.pages.data import Results, chance, skipped_by_base
 from analysis.pairs import dominance
-from analysis.pairs.dominance import Finding
+from analysis.pairs.dominance import Agreement, Finding
 from analysis.results import Row, grouped
 from analysis.tables import spectrum as spectrum_table
 from analysis.tables.text import cell, counted
 
+ORDERS = 3  # statements that one is more dominated than others, before only a count is given
 NAMED = 3  # modules that are named as those that differ most
 LISTED = 40  # skipped modules that are listed one by one
 
@@ -77,16 +78,44 @@ def _sentence(rows: Sequence[Row], findings: Sequence[Finding]) -> str:
         return (
             f"None of the {len(findings)} pairs compared differ clearly in how dominated they are."
         )
+    open_ = len(findings) - wins.total()
+    rest = f"; {open_} of {len(findings)} comparisons {_is(open_)} not clear." if open_ else "."
+    orders = _orders(findings)
+    if len(orders) <= ORDERS:
+        return "; ".join(orders) + rest
     (first, most), *others = wins.most_common()
     if others and others[0][1] == most:
-        tied = " and ".join(name for name, count in wins.items() if count == most)
-        result = f"Most often the more dominated side, in {most} comparisons each: {tied}"
-    else:
-        pairs = sum(first in _names(finding) for finding in findings)
-        result = f"{first} is the more dominated side in {most} of its {pairs} comparisons"
-        result += ", more often than any other"
-    open_ = len(findings) - wins.total()
-    return f"{result}; {open_} of all {len(findings)} are not clear."
+        tied = _listed([name for name, count in wins.items() if count == most])
+        return f"{tied} are most often the more dominated side, in {most} comparisons each{rest}"
+    pairs = sum(first in _names(finding) for finding in findings)
+    result = f"{first} is the more dominated side in {most} of its {pairs} comparisons"
+    return f"{result}, more often than any other{rest}"
+
+
+def _orders(findings: Sequence[Finding]) -> list[str]:
+    """Return "a and b are more dominated than c (by …)" for the pairs of which one side is."""
+    losers: dict[tuple[str, Agreement], list[str]] = {}
+    for finding in findings:
+        if more := _more(finding):
+            less = next(name for name in _names(finding) if name != more)
+            losers.setdefault((more, finding.agreement), []).append(less)
+    winners: dict[tuple[tuple[str, ...], Agreement], list[str]] = {}
+    for (more, agreement), less_dominated in losers.items():
+        winners.setdefault((tuple(less_dominated), agreement), []).append(more)
+    return [
+        f"{_listed(more)} {_is(len(more))} more dominated than {_listed(less)} (by {agreement})"
+        for (less, agreement), more in winners.items()
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names as in a sentence: a, b and c."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _is(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _names(finding: Finding) -> tuple[str, str]:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,3 +180,10 @@ def test_the_other_commands_do_not_load_the_page():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "analysis" not in loaded.stdout
     assert loaded.returncode == 0
+
+
+def test_the_example_is_a_page():
+    example = Path(__file__).resolve().parents[2] / "docs" / "example-page.html"
+    content = example.read_bytes()
+    assert document.is_page(content[: page.START])
+    assert len(content) < 3e6

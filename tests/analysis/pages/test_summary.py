@@ -68,12 +68,20 @@ def test_several_runs(rng):
     runs = [run(rng, name, exponent) for name, exponent in (("a", 2.0), ("b", 0.1), ("c", 0.1))]
     found = summary(*runs)
     assert found.sentence == (
-        "a is the more dominated side in 2 of its 2 comparisons, more often than any other;"
-        " 1 of all 3 are not clear."
+        "a is more dominated than b and c (by all measures); 1 of 3 comparisons is not clear."
     )
     assert (len(found.comparisons), found.where) == (3, [])
     alike = summary(*runs[1:], run(rng, "d", 0.1))
     assert alike.sentence.startswith("None of the 3 pairs compared differ clearly")
+
+
+def test_many_orders_are_counted(rng):
+    exponents = (3.0, 2.0, 1.5, 1.0, 0.1)
+    runs = [run(rng, f"r{i}", exponent) for i, exponent in enumerate(exponents)]
+    found = summary(*runs)
+    assert found.sentence == (
+        "r0 is the more dominated side in 4 of its 4 comparisons, more often than any other."
+    )
 
 
 def test_the_table_has_a_column_for_each_run(rng):
