@@ -2,9 +2,9 @@
 
 Data flows one way. `files` opens tensors, `formats` and `checkpoint` read a path into updates,
 `numerics` computes numbers from an update, `pairs` and `base` compare updates with one another and
-with the base, `results` holds the rows and arrays, `tables` and `figures` show them, and `store`
-writes them to disk. The commands are `spectrum`, `similarity` and `dynamics`; `process` prepares
-the process of a command.
+with the base, `results` holds the rows and arrays, `tables`, `figures` and `pages` show them, and
+`store` writes them to disk. The commands are `spectrum`, `similarity`, `dynamics` and `page`;
+`process` prepares the process of a command.
 """
 
 __version__ = "0.1.0"

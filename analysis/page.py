@@ -18,14 +18,12 @@ from pathlib import Path
 
 from analysis import UserError, checkpoint, command, names, spectrum, store
 from analysis.checkpoint import Run
-from analysis.pages.data import Results, page_data, phi_pairs, skipped_by_base
-from analysis.pages.document import document, is_page
-from analysis.pages.summary import summarise
-from analysis.pairs import dominance
+from analysis.pages.data import Results, phi_pairs, skipped_by_base
+from analysis.pages.document import is_page
+from analysis.pages.text import page
 from analysis.results import AgainstBase, Similarity, Spectra
 
 OUT = "page.html"
-START = 4096  # bytes of a file in which the mark of a page must stand
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,35 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     return command.run(parser, argv, partial(_run, parser))
-
-
-def page(
-    spectra: Spectra, similarity: Similarity | None = None, against: AgainstBase | None = None
-) -> str:
-    """Return the text of the page of these results, of which `spectra` has at least one row."""
-    results = Results(spectra, dominance.findings(spectra), similarity, against)
-    return document(summarise(results), page_data(results), spectra.rows)
-
-
-def check_target(out: Path, force: bool) -> None:
-    """Raise UserError if a page must not be written to `out`.
-
-    It must not lie in a directory that does not exist, nor replace a directory or, without `force`,
-    a file that is no page of this tool.
-    """
-    if out.is_dir():
-        raise UserError(f"--out {out}: is a directory; expected the name of a file, {out / OUT}")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no directory {out.parent}; make it first")
-    if out.exists() and not force:
-        if not out.is_file():
-            raise UserError(f"--out {out}: is not a file; expected the name of one")
-        with out.open("rb") as file:
-            if not is_page(file.read(START)):
-                raise UserError(
-                    f"--out {out}: exists and is no page of this tool; choose another name, or pass"
-                    " --force to replace it"
-                )
 
 
 def write(
@@ -83,7 +52,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if bool(arguments.paths) == bool(arguments.results):
         parser.error("expected the PATH of a checkpoint, or --results, and not both")
     out = Path(arguments.out)
-    check_target(out, arguments.force)
+    store.check_target(out, is_page, "--out", force=arguments.force)
     if arguments.results:
         return _of_results(Path(arguments.results), arguments.modules, out)
     return _of_checkpoints(parser, arguments, out)

@@ -308,6 +308,10 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """Analyse, report what was skipped, write the results; the exit status."""
     if not arguments.paths and not arguments.combine:
         parser.error("the following arguments are required: PATH, or --combine")
+    if arguments.page:
+        from analysis.pages.document import is_page
+
+        store.check_target(Path(arguments.page), is_page, "--page")
     runs = checkpoint.runs(arguments.paths, arguments.revision)
     terms = [combine.parse(text) for text in arguments.combine]
     spectra = of_runs(
@@ -330,6 +334,8 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
             *(checkpoint.at(term.path, arguments.revision) for term in terms),
         ]
         _write(spectra, read, arguments)
+    if arguments.page and spectra.rows:
+        _write_page(parser, spectra, runs, Path(arguments.page))
     if arguments.figures and spectra.rows:
         _draw(parser, spectra, Path(arguments.figures), arguments.metric)
     _warn_of_empty(parser, spectra, runs, arguments)
@@ -380,6 +386,20 @@ def _lines(spectra: Spectra, findings: Sequence[Finding]) -> Iterator[str]:
     if findings:
         yield ""
         yield from dominance_table.lines(findings)
+
+
+def _write_page(
+    parser: argparse.ArgumentParser, spectra: Spectra, runs: Sequence[Run], out: Path
+) -> None:
+    """Write the page of the spectra, unless it would lack one of the checkpoints."""
+    from analysis.pages.text import page
+
+    analysed = {(row["run"], row["step"]) for row in spectra.rows}
+    for run in runs:
+        if (run.name, run.step) not in analysed:
+            command.warn(parser, f"--page {out}: is not written, since it would lack {run.path}")
+            return
+    store.write_text(out, page(spectra))
 
 
 def _draw(parser: argparse.ArgumentParser, spectra: Spectra, directory: Path, metric: str) -> None:
@@ -443,6 +463,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--figures", metavar="DIR", help="draw spectra and layers, .png and .pdf, there"
+    )
+    parser.add_argument(
+        "--page",
+        metavar="FILE",
+        help="write a page with these spectra, to open in a browser; see analysis.page",
     )
     parser.add_argument(
         "--metric",

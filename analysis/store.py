@@ -13,6 +13,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as deserialised
 from safetensors.numpy import save as serialised
 
-from analysis import CheckpointError, __version__
+from analysis import CheckpointError, UserError, __version__
 from analysis.files import exchange
 from analysis.files.regular import is_plain
 from analysis.results import COLUMNS, Row, Spectra
@@ -42,6 +43,7 @@ WHOLE = (
     "energy_rank_50", "energy_rank_90", "energy_rank_99", "outliers", "above_floor",
 )  # fmt: skip
 TABLE, SPECTRA, RECORD = "spectrum.csv", "spectra.safetensors", "record.json"
+START = 4096  # bytes of a file in which the mark of who made it must stand
 FILES = "files"  # key in record.json: file name -> SHA-256 of the files of the result
 # Text that a spreadsheet takes for a formula, or that begins with such text after apostrophes.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
@@ -312,6 +314,33 @@ def strict_json(value: Any) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8 with `replace`."""
     replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def check_target(
+    path: Path, is_ours: Callable[[bytes], bool], option: str, *, force: bool = False
+) -> None:
+    """Raise UserError if a file that is made of results must not be written to `path`.
+
+    It must not lie in a directory that does not exist, nor replace a directory or, without `force`,
+    a file of somebody else.
+
+    is_ours: whether a file that begins with these bytes, START of them, was made by this tool.
+    option: that gave the path.
+    """
+    if path.is_dir():
+        raise UserError(f"{option} {path}: is a directory; expected the name of a file")
+    if not path.parent.is_dir():
+        raise UserError(f"{option} {path}: there is no directory {path.parent}; make it first")
+    if force or not os.path.lexists(path):
+        return
+    if not path.is_file():
+        raise UserError(f"{option} {path}: is not a file; expected the name of one")
+    with path.open("rb") as file:
+        if not is_ours(file.read(START)):
+            raise UserError(
+                f"{option} {path}: exists and was not made by this tool; choose another name"
+                f"{', or pass --force to replace it' if option == '--out' else ''}"
+            )
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from analysis import checkpoint, page, spectrum
+from analysis import checkpoint, page, spectrum, store
 from analysis.base import landing
 from analysis.pages import document
 from analysis.pages.data import decoded
@@ -29,7 +29,7 @@ def test_a_page_of_two_adapters(adapters, tmp_path, run_main):
     assert (status, stderr) == (0, [])
     assert re.fullmatch(rf"{re.escape(str(out))}: 0\.\d MB; open it in a browser\n", stdout)
     text = out.read_text()
-    assert document.is_page(text[: page.START].encode())
+    assert document.is_page(text[: store.START].encode())
     assert "one and two" in text
     assert text.count('"name":"layers.1.q_proj"') == 1
     assert '"phi":null' not in text
@@ -118,7 +118,7 @@ def test_only_a_page_of_this_tool_is_replaced(adapters, tmp_path, run_main):
     out.write_text("<!DOCTYPE html><title>mine</title>")
     status, _, stderr = run_main(page.main, *adapters, "--out", out)
     assert status == 2
-    assert "exists and is no page of this tool" in stderr[0]
+    assert "exists and was not made by this tool" in stderr[0]
     assert "--force" in stderr[0]
     assert "mine" in out.read_text()
     assert run_main(page.main, *adapters, "--out", out, "--force")[0] == 0
@@ -144,7 +144,7 @@ def test_what_fails_midway_leaves_the_old_page(adapters, tmp_path, run_main, mon
     def fails(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(page, "document", fails)
+    monkeypatch.setattr(page, "page", fails)
     status, _, stderr = run_main(page.main, *adapters, "--out", out)
     assert (status, stderr) == (2, ["analysis.page: no space left"])
     assert out.read_bytes() == before
@@ -167,6 +167,39 @@ def test_results_on_disk(adapters, tmp_path, run_main):
         page.main([str(adapters[0]), "--results", str(results)])
 
 
+def test_the_page_of_analysis_spectrum(adapters, tmp_path, run_main):
+    out = tmp_path / "p.html"
+    status, stdout, stderr = run_main(spectrum.main, *adapters, "--page", out)
+    assert (status, stderr) == (0, [])
+    assert stdout
+    of_spectrum = out.read_bytes()
+    run_main(page.main, *adapters, "--no-phi", "--out", out)
+    assert out.read_bytes() == of_spectrum
+
+
+def test_analysis_spectrum_writes_no_page_that_lacks_a_checkpoint(adapters, tmp_path, run_main):
+    (adapters[1] / "adapter_model.safetensors").write_bytes(b"not tensors")
+    out = tmp_path / "p.html"
+    status, stdout, stderr = run_main(spectrum.main, *adapters, "--page", out)
+    assert status == 1
+    assert stdout
+    assert any("is not written, since it would lack" in line for line in stderr)
+    assert not out.exists()
+    out.write_text("mine")
+    status, stdout, stderr = run_main(spectrum.main, adapters[0], "--page", out)
+    assert (status, stdout) == (2, "")
+    assert "--page" in stderr[0]
+    assert "--force" not in stderr[0]
+    assert out.read_text() == "mine"
+
+
+def test_a_broken_link_is_not_replaced(adapters, tmp_path, run_main):
+    out = tmp_path / "p.html"
+    out.symlink_to(tmp_path / "nowhere")
+    assert run_main(page.main, adapters[0], "--out", out)[0] == 2
+    assert out.is_symlink()
+
+
 def test_no_checkpoint_and_bad_usage(tmp_path, run_main):
     status, _, stderr = run_main(page.main, tmp_path / "missing", "--out", tmp_path / "p.html")
     assert status == 2
@@ -185,5 +218,5 @@ def test_the_other_commands_do_not_load_the_page():
 def test_the_example_is_a_page():
     example = Path(__file__).resolve().parents[2] / "docs" / "example-page.html"
     content = example.read_bytes()
-    assert document.is_page(content[: page.START])
+    assert document.is_page(content[: store.START])
     assert len(content) < 3e6

@@ -13,8 +13,8 @@ import made_pages
 import numpy as np
 import pytest
 
-from analysis.page import page
 from analysis.pages.data import phi_pairs
+from analysis.pages.text import page
 from analysis.results import AgainstBase
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

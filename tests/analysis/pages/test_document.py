@@ -10,8 +10,8 @@ from importlib import resources
 import made_pages
 import pytest
 
-from analysis.page import page
 from analysis.pages import document
+from analysis.pages.text import page
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 NAMES = (HOSTILE, "<!--<script>", "q\u2028']]>&lt;", '"><svg/onload=alert(1)>', "$&__proto__")
