@@ -61,6 +61,7 @@ MEASURES = (
     ("amplification_k", "amplification", "‖ΔW‖_F over what W0 does there", True),
     ("intruders", "intruders", "new directions among the top 10 of W0 + ΔW", False),
 )  # fmt: skip
+FIRST_OF_RANK_ONE = "spectral_norm"  # shown first where all measures of concentration are constant
 SHAPE = ("d_out", "d_in", "r")  # stored like measures, to find the null of a module
 SIDES = ("left", "right")
 
@@ -88,13 +89,16 @@ def page_data(results: Results) -> Row:
     """Return everything that the script of a page needs, ready for strict JSON.
 
     checkpoints: {name, run, step, method}; modules: {name, layer, kind}; measures: {column, label,
-    about, log}; values (measures, checkpoints, modules). spectra: see `_spectra`; null: see
-    `_nulls`; phi and landing: see `_phi` and `_landing`, or None.
+    about, log}; first: the column that is shown first; shape: further columns; values (measures and
+    shape, checkpoints, modules). spectra: see `_spectra`; null: see `_nulls`; phi and landing: see
+    `_phi` and `_landing`, or None.
     """
     rows = results.spectra.rows
     places = _places(rows)
     extended = _extended(results)
-    measures = [m for m in MEASURES if any(row.get(m[0]) is not None for row in extended)]
+    known = {column for row in extended for column, number in row.items() if number is not None}
+    known -= set() if "floor" in known else {"above_floor"}  # which is the rank then
+    measures = [m for m in MEASURES if m[0] in known]
     columns = [m[0] for m in measures] + list(SHAPE)
     return {
         "checkpoints": _checkpoints(rows),
@@ -103,6 +107,7 @@ def page_data(results: Results) -> Row:
             {"column": column, "label": label, "about": about, "log": log}
             for column, label, about, log in measures
         ],
+        "first": FIRST_OF_RANK_ONE if all(row["capacity"] == 1 for row in rows) else columns[0],
         "shape": list(SHAPE),
         "values": encoded(_values(extended, columns, places)),
         "spectra": _spectra(results.spectra, places),

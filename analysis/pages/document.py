@@ -20,7 +20,9 @@ from analysis.results import Row
 
 GENERATOR = "multilora analysis.page"
 VENDOR = ("vega.min.js", "vega-lite.min.js", "vega-interpreter.min.js")
-OWN = ("model.js", "charts.js", "table.js", "page.js")
+OWN = (
+    "model.js", "charts.js", "table.js", "state.js", "views.js", "downloads.js", "page.js",
+)  # fmt: skip
 UNFOLDED = 3  # up to this many lines are shown from the start
 DATA = "data"  # id of the element that holds the JSON
 

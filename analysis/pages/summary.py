@@ -18,6 +18,7 @@ from analysis.results import Row, grouped
 from analysis.tables import spectrum as spectrum_table
 from analysis.tables.text import cell, counted
 
+BY_CAPACITY = (Agreement.EXPLAINED, Agreement.CAPACITY)
 ORDERS = 3  # statements that one is more dominated than others, before only a count is given
 NAMED = 3  # modules that are named as those that differ most
 LISTED = 40  # skipped modules that are listed one by one
@@ -75,9 +76,9 @@ def _sentence(rows: Sequence[Row], findings: Sequence[Finding]) -> str:
         return findings[0].sentence
     wins = Counter(name for finding in findings if (name := _more(finding)))
     if not wins:
-        return (
-            f"None of the {len(findings)} pairs compared differ clearly in how dominated they are."
-        )
+        explained = sum(finding.agreement in BY_CAPACITY for finding in findings)
+        why = f"; in {explained} the capacities explain the difference" if explained else ""
+        return f"None of {len(findings)} comparisons shows which side is more dominated{why}."
     open_ = len(findings) - wins.total()
     rest = f"; {open_} of {len(findings)} comparisons {_is(open_)} not clear." if open_ else "."
     orders = _orders(findings)
@@ -134,8 +135,10 @@ def _alone(rows: Sequence[Row]) -> str:
     if not moved:
         return f"{name}: {modules}, all with ΔW = 0."
     known = [row for row in moved if row["democracy"] is not None and row["capacity"] > 1]
+    if not known and all(row["capacity"] == 1 for row in moved):
+        return f"{name}: {modules} of capacity 1, which are neither more nor less dominated."
     if not known:
-        return f"{name}: {modules}; their capacities leave no room for a comparison with chance."
+        return f"{name}: {modules}, too many different shapes to draw random updates of each."
     more = sum(map(concentrated, known))
     median = statistics.median(row["democracy"] for row in known)
     return (

@@ -6,7 +6,15 @@ const COLORS = {
   light: ["#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#B07800", "#2D93CC"],
   dark: ["#FFFFFF", "#F0803C", "#4B9FE0", "#27C498", "#E09CC4", "#E69F00", "#8AD2F7"],
 };
-const DASHES = [[1, 0], [6, 3], [8, 3, 2, 3], [2, 2], [4, 2, 1, 2, 1, 2], [10, 3], [6, 2, 1, 2]];
+const DASHES = [
+  [1, 0],
+  [6, 3],
+  [8, 3, 2, 3],
+  [2, 2],
+  [4, 2, 1, 2, 1, 2],
+  [10, 3],
+  [6, 2, 1, 2],
+];
 const THEMES = {
   light: { ground: "#ffffff", ink: "#1b1f24", soft: "#57606a", line: "#dfe3e8", band: "#8c959f" },
   dark: { ground: "#15181c", ink: "#e8eaed", soft: "#a9b1ba", line: "#2c333b", band: "#8c959f" },
@@ -22,10 +30,23 @@ function config(theme) {
     font,
     view: { stroke: line },
     axis: {
-      labelColor: ink, titleColor: ink, gridColor: line, domainColor: soft, tickColor: soft,
-      labelFontSize: 11, titleFontSize: 12, titleFontWeight: "normal", labelLimit: 130,
+      labelColor: ink,
+      titleColor: ink,
+      gridColor: line,
+      domainColor: soft,
+      tickColor: soft,
+      labelFontSize: 11,
+      titleFontSize: 12,
+      titleFontWeight: "normal",
+      labelLimit: 130,
     },
-    legend: { labelColor: ink, titleColor: ink, labelLimit: 260, titleFontWeight: "normal", labelFontSize: 12 },
+    legend: {
+      labelColor: ink,
+      titleColor: ink,
+      labelLimit: 260,
+      titleFontWeight: "normal",
+      labelFontSize: 12,
+    },
     header: { labelColor: ink, labelFontSize: 12, labelLimit: 200 },
   };
 }
@@ -45,29 +66,67 @@ function labels(name, letter, texts) {
 }
 
 function runLabels(model, longest) {
-  return labels("runs", "c", model.checkpoints.map(({ name }) => shortened(name, longest)));
+  return labels(
+    "runs",
+    "c",
+    model.checkpoints.map(({ name }) => shortened(name, longest)),
+  );
 }
 
-function spectraSpec({ model, theme, width, checkpoints, values, scale, wide, bands, random, title }) {
+function spectraSpec({
+  model,
+  theme,
+  width,
+  checkpoints,
+  values,
+  scale,
+  wide,
+  bands,
+  random,
+  title,
+}) {
   const look = looks(checkpoints, theme);
   const held = values === "held";
   const label = { normalised: "s / ‖s‖", absolute: "s", held: "share of the energy" }[values];
   const x = {
-    field: "i", type: "quantitative", title: "index of the singular value",
+    field: "i",
+    type: "quantitative",
+    title: "index of the singular value",
     scale: wide ? { type: "log", nice: false } : { type: "linear", zero: false, nice: false },
     axis: { grid: false, format: "d", tickMinStep: 1 },
   };
   const y = (field) => ({
-    field, type: "quantitative", title: label,
-    scale: held ? { domain: [0, 1] } : scale === "linear" ? { type: scale, zero: true, nice: false } : { type: scale, nice: false },
+    field,
+    type: "quantitative",
+    title: label,
+    scale: held
+      ? { domain: [0, 1] }
+      : scale === "linear"
+        ? { type: scale, zero: true, nice: false }
+        : { type: scale, nice: false },
   });
-  const legend = checkpoints.length < 2 ? null : { title: null, labelExpr: "runs[datum.value]", orient: width < 700 ? "bottom" : "right", columns: 1, symbolType: "stroke", symbolOpacity: 1, symbolSize: 300, symbolStrokeWidth: 2, labelLimit: Math.min(260, width - 60) };
+  const legend =
+    checkpoints.length < 2
+      ? null
+      : {
+          title: null,
+          labelExpr: "runs[datum.value]",
+          orient: width < 700 ? "bottom" : "right",
+          columns: 1,
+          symbolType: "stroke",
+          symbolOpacity: 1,
+          symbolSize: 300,
+          symbolStrokeWidth: 2,
+          labelLimit: Math.min(260, width - 60),
+        };
   const color = { field: "c", type: "nominal", scale: look.color, legend };
   const strokeDash = { field: "c", type: "nominal", scale: look.dash, legend };
   const band = THEMES[theme].band;
   const tooltip = [
-    { field: "checkpoint" }, { field: "m", title: "module" },
-    { field: "i", title: "index" }, { field: "y", title: label, format: ".4g" },
+    { field: "checkpoint" },
+    { field: "m", title: "module" },
+    { field: "i", title: "index" },
+    { field: "y", title: label, format: ".4g" },
   ];
   return {
     description: title,
@@ -78,15 +137,39 @@ function spectraSpec({ model, theme, width, checkpoints, values, scale, wide, ba
     datasets: { curves: [], ...(random && { chance: [] }) },
     encoding: { x },
     layer: [
-      ...(random ? [
-        { data: { name: "chance" }, mark: { type: "area", color: band, opacity: 0.3, aria: false }, encoding: { y: y("lo"), y2: { field: "hi" }, detail: { field: "key" } } },
-        { data: { name: "chance" }, mark: { type: "line", color: band, strokeDash: [2, 3], aria: false }, encoding: { y: y("y"), detail: { field: "key" } } },
-      ] : []),
-      ...(bands ? [
-        { data: { name: "curves" }, mark: { type: "area", opacity: 0.18, aria: false }, encoding: { y: y("lo"), y2: { field: "hi" }, color, detail: { field: "m" } } },
-      ] : []),
-      { data: { name: "curves" }, mark: { type: "line", strokeWidth: 1.8, clip: true, aria: false }, encoding: { y: y("y"), color, strokeDash, detail: { field: "m" } } },
-      { data: { name: "curves" }, mark: { type: "point", filled: true, size: 22, aria: false }, encoding: { y: y("y"), color, tooltip } },
+      ...(random
+        ? [
+            {
+              data: { name: "chance" },
+              mark: { type: "area", color: band, opacity: 0.3, aria: false },
+              encoding: { y: y("lo"), y2: { field: "hi" }, detail: { field: "key" } },
+            },
+            {
+              data: { name: "chance" },
+              mark: { type: "line", color: band, strokeDash: [2, 3], aria: false },
+              encoding: { y: y("y"), detail: { field: "key" } },
+            },
+          ]
+        : []),
+      ...(bands
+        ? [
+            {
+              data: { name: "curves" },
+              mark: { type: "area", opacity: 0.18, aria: false },
+              encoding: { y: y("lo"), y2: { field: "hi" }, color, detail: { field: "m" } },
+            },
+          ]
+        : []),
+      {
+        data: { name: "curves" },
+        mark: { type: "line", strokeWidth: 1.8, clip: true, aria: false },
+        encoding: { y: y("y"), color, strokeDash, detail: { field: "m" } },
+      },
+      {
+        data: { name: "curves" },
+        mark: { type: "point", filled: true, size: 22, aria: false },
+        encoding: { y: y("y"), color, tooltip },
+      },
     ],
   };
 }
@@ -94,7 +177,10 @@ function spectraSpec({ model, theme, width, checkpoints, values, scale, wide, ba
 function mapSpec({ model, width, checkpoints, measure, layers, kinds, title }) {
   const across = Math.min(checkpoints.length, 4);
   const room = Math.floor(((width - 50) / across - 16) / kinds.length);
-  const cell = { x: Math.max(12, Math.min(44, room), Math.floor(PANEL / kinds.length)), y: Math.max(5, Math.min(20, Math.floor(520 / layers.length))) };
+  const cell = {
+    x: Math.max(12, Math.min(44, room), Math.floor(PANEL / kinds.length)),
+    y: Math.max(5, Math.min(20, Math.floor(520 / layers.length))),
+  };
   const panel = cell.x * kinds.length + 16;
   const columns = kinds.map((_, k) => `k${k}`);
   const most = Math.max(1, Math.floor((width - 50) / panel));
@@ -105,10 +191,18 @@ function mapSpec({ model, width, checkpoints, measure, layers, kinds, title }) {
     description: title,
     data: { name: "cells", values: [] },
     params: [
-      { name: "chosen", value: {} }, { name: "kept", value: null },
-      runLabels(model, Math.floor(panel / 7.6)), labels("kinds", "k", kinds),
+      { name: "chosen", value: {} },
+      { name: "kept", value: null },
+      runLabels(model, Math.floor(panel / 7.6)),
+      labels("kinds", "k", kinds),
     ],
-    facet: { field: "c", type: "nominal", title: null, sort: checkpoints.map((c) => `c${c}`), header: { labelLimit: panel + 8, labelExpr: "runs[datum.value]" } },
+    facet: {
+      field: "c",
+      type: "nominal",
+      title: null,
+      sort: checkpoints.map((c) => `c${c}`),
+      header: { labelLimit: panel + 8, labelExpr: "runs[datum.value]" },
+    },
     columns: perRow,
     // Where the last row is not full, shared axes would be drawn under no panel.
     resolve: { axis: { x: perRow * rows === checkpoints.length ? "shared" : "independent" } },
@@ -119,13 +213,48 @@ function mapSpec({ model, width, checkpoints, measure, layers, kinds, title }) {
       height: cell.y * layers.length,
       mark: { type: "rect", aria: false, cursor: "pointer", strokeWidth: 2 },
       encoding: {
-        x: { field: "column", type: "nominal", title: null, sort: columns, scale: { domain: columns, padding: 0.04 }, axis: { labelExpr: "kinds[datum.value]", labelAngle: -90, labelOverlap: false, labelLimit: 110 } },
-        y: { field: "layer", type: "ordinal", title: "layer", sort: layers, scale: { domain: layers, padding: 0.04 }, axis: { values: layers.filter((_, n) => n % every === 0) } },
-        color: { field: "v", type: "quantitative", title: measure.label, scale: { scheme: "viridis", nice: false, ...(measure.log ? { type: "log" } : { type: "linear", zero: false }) }, legend: { orient: "top", gradientLength: Math.min(260, width - 60), format: ".3~g", titleLimit: 260 } },
+        x: {
+          field: "column",
+          type: "nominal",
+          title: null,
+          sort: columns,
+          scale: { domain: columns, padding: 0.04 },
+          axis: {
+            labelExpr: "kinds[datum.value]",
+            labelAngle: -90,
+            labelOverlap: false,
+            labelLimit: 110,
+          },
+        },
+        y: {
+          field: "layer",
+          type: "ordinal",
+          title: "layer",
+          sort: layers,
+          scale: { domain: layers, padding: 0.04 },
+          axis: { values: layers.filter((_, n) => n % every === 0) },
+        },
+        color: {
+          field: "v",
+          type: "quantitative",
+          title: measure.label,
+          scale: {
+            scheme: "viridis",
+            nice: false,
+            ...(measure.log ? { type: "log" } : { type: "linear", zero: false }),
+          },
+          legend: {
+            orient: "top",
+            gradientLength: Math.min(260, width - 60),
+            format: ".3~g",
+            titleLimit: 260,
+          },
+        },
         opacity: { condition: { test: "kept === null || kept[datum.id]", value: 1 }, value: 0.15 },
         stroke: { condition: { test: "chosen[datum.id]", value: "#E8336D" }, value: null },
         tooltip: [
-          { field: "checkpoint" }, { field: "module" },
+          { field: "checkpoint" },
+          { field: "module" },
           { field: "v", title: measure.label, format: ".4g" },
         ],
       },
@@ -139,7 +268,14 @@ function phiSpec({ theme, width, k, most, title }) {
   return {
     description: title,
     data: { name: "grid", values: [] },
-    facet: { column: { field: "side", type: "nominal", title: null, sort: ["left (output)", "right (input)"] } },
+    facet: {
+      column: {
+        field: "side",
+        type: "nominal",
+        title: null,
+        sort: ["left (output)", "right (input)"],
+      },
+    },
     spec: {
       width: size * k,
       height: size * k,
@@ -151,14 +287,35 @@ function phiSpec({ theme, width, k, most, title }) {
         {
           mark: { type: "rect", aria: false },
           encoding: {
-            color: { field: "v", type: "quantitative", title: "φ − chance", scale: { scheme: "purpleorange", domain: [-most, most], domainMid: 0, reverse: true }, legend: { orient: "top", format: ".2~f", values: [-most, 0, most] } },
-            tooltip: [{ field: "i" }, { field: "j" }, { field: "phi", title: "φ", format: ".3f" }, { field: "chance", format: ".3f" }],
+            color: {
+              field: "v",
+              type: "quantitative",
+              title: "φ − chance",
+              scale: { scheme: "purpleorange", domain: [-most, most], domainMid: 0, reverse: true },
+              legend: { orient: "top", format: ".2~f", values: [-most, 0, most] },
+            },
+            tooltip: [
+              { field: "i" },
+              { field: "j" },
+              { field: "phi", title: "φ", format: ".3f" },
+              { field: "chance", format: ".3f" },
+            ],
           },
         },
-        ...(size >= 26 ? [{
-          mark: { type: "text", fontSize: 10, aria: false },
-          encoding: { text: { field: "v", type: "quantitative", format: ".2f" }, color: { condition: { test: `abs(datum.v) > ${0.6 * most}`, value: "#ffffff" }, value: "#111111" } },
-        }] : []),
+        ...(size >= 26
+          ? [
+              {
+                mark: { type: "text", fontSize: 10, aria: false },
+                encoding: {
+                  text: { field: "v", type: "quantitative", format: ".2f" },
+                  color: {
+                    condition: { test: `abs(datum.v) > ${0.6 * most}`, value: "#ffffff" },
+                    value: "#111111",
+                  },
+                },
+              },
+            ]
+          : []),
       ],
     },
   };
@@ -166,23 +323,52 @@ function phiSpec({ theme, width, k, most, title }) {
 
 function landingSpec({ model, theme, width, checkpoints, title }) {
   const look = looks(checkpoints, theme);
-  const x = { field: "decile", type: "ordinal", title: "tenth of W0's singular vectors, largest first", axis: { labelAngle: 0 } };
+  const x = {
+    field: "decile",
+    type: "ordinal",
+    title: "tenth of W0's singular vectors, largest first",
+    axis: { labelAngle: 0 },
+  };
   const y = (field) => ({ field, type: "quantitative", title: "share of ΔW's energy" });
-  const legend = checkpoints.length < 2 ? null : { title: null, labelExpr: "runs[datum.value]", orient: "top", columns: 1, symbolType: "stroke" };
+  const legend =
+    checkpoints.length < 2
+      ? null
+      : {
+          title: null,
+          labelExpr: "runs[datum.value]",
+          orient: "top",
+          columns: 1,
+          symbolType: "stroke",
+        };
   const color = { field: "c", type: "nominal", scale: look.color, legend };
   return {
     description: title,
     data: { name: "shares", values: [] },
     params: [runLabels(model, 44)],
-    facet: { field: "side", type: "nominal", title: null, sort: ["left (output)", "right (input)"] },
+    facet: {
+      field: "side",
+      type: "nominal",
+      title: null,
+      sort: ["left (output)", "right (input)"],
+    },
     columns: width < 700 ? 1 : 2,
     spec: {
       width: Math.min(360, (width < 700 ? width : width / 2) - 80),
       height: 220,
       encoding: { x },
       layer: [
-        { mark: { type: "line", color: THEMES[theme].band, strokeDash: [2, 3], aria: false }, encoding: { y: y("chance"), detail: { field: "c" } } },
-        { mark: { type: "line", point: { size: 30 }, aria: false }, encoding: { y: y("v"), color, strokeDash: { field: "c", type: "nominal", scale: look.dash, legend } } },
+        {
+          mark: { type: "line", color: THEMES[theme].band, strokeDash: [2, 3], aria: false },
+          encoding: { y: y("chance"), detail: { field: "c" } },
+        },
+        {
+          mark: { type: "line", point: { size: 30 }, aria: false },
+          encoding: {
+            y: y("v"),
+            color,
+            strokeDash: { field: "c", type: "nominal", scale: look.dash, legend },
+          },
+        },
       ],
     },
   };
@@ -211,7 +397,8 @@ class Picture {
     if (made !== this.made) {
       this.view?.finalize();
       this.view = viewOf(spec, theme, { renderer, container: this.place, hover: true });
-      if (onClick) this.view.addEventListener("click", (_, item) => item?.datum && onClick(item.datum));
+      if (onClick)
+        this.view.addEventListener("click", (_, item) => item?.datum && onClick(item.datum));
       this.made = made;
     }
     for (const [name, rows] of Object.entries(data)) this.view.data(name, rows);
@@ -228,7 +415,11 @@ class Picture {
   // The picture in light colours, whatever the screen has.
   async svg(spec) {
     const view = viewOf(spec, "light", { renderer: "none" });
-    for (const [name, rows] of Object.entries(this.data)) view.data(name, rows.map((row) => ({ ...row })));
+    for (const [name, rows] of Object.entries(this.data))
+      view.data(
+        name,
+        rows.map((row) => ({ ...row })),
+      );
     await view.runAsync();
     return view.toSVG();
   }

@@ -21,7 +21,8 @@ function readModel(data) {
   }
   const columns = [...data.measures.map((measure) => measure.column), ...data.shape];
   const index = new Map(columns.map((column, m) => [column, m]));
-  const value = (column, c, j) => (index.has(column) ? values[(index.get(column) * C + c) * J + j] : NaN);
+  const value = (column, c, j) =>
+    index.has(column) ? values[(index.get(column) * C + c) * J + j] : NaN;
   return {
     ...data,
     C,
@@ -43,9 +44,9 @@ function readModel(data) {
     },
     hay: data.modules.map((module) => module.name.toLowerCase()),
     phiOf: data.phi && { left: decode(data.phi.left), right: decode(data.phi.right) },
-    landingOf: data.landing && Object.fromEntries(
-      Object.entries(data.landing).map(([name, text]) => [name, decode(text)]),
-    ),
+    landingOf:
+      data.landing &&
+      Object.fromEntries(Object.entries(data.landing).map(([name, text]) => [name, decode(text)])),
   };
 }
 

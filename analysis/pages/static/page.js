@@ -1,313 +1,4 @@
-// The state of the view, its controls, and what is drawn again when it changes.
-
-const FEW = 24; // up to this many curves are drawn one by one; more as median and range
-const FEW_BANDS = 3; // checkpoints whose ranges can be told apart
-const LOW = 0.1; // the range goes from this quantile to 1 minus it
-const WAIT = 120; // ms after the last key before the filter acts
-const DEFAULTS = {
-  filter: "", measure: "", step: 0, hide: "", sort: "differs", direction: "down", chosen: "",
-  values: "normalised", scale: "log", chance: "on", pair: 0,
-};
-
-const $ = (id) => document.getElementById(id);
-const model = readModel(JSON.parse($("data").textContent));
-const steps = [...new Set(model.checkpoints.map((c) => c.step).filter((step) => step !== null))].sort((a, b) => a - b);
-const several = new Set(model.checkpoints.map((c) => c.run)).size < model.C;
-const layersOf = [...new Set(model.modules.map((m) => m.layer))].sort((a, b) => (a === null) - (b === null) || a - b);
-const kindsOf = [...new Set(model.modules.map((m) => m.kind))];
-const pictures = Object.fromEntries(
-  ["spectra", "map", "phi", "landing"].map((id) => [id, new Picture($(id).querySelector(".picture"))]),
-);
-const dark = matchMedia("(prefers-color-scheme: dark)");
-let printing = false;
-let rowsShown = BATCH;
-let state = { ...DEFAULTS };
-let pending = new Set();
-
-const theme = () => (dark.matches && !printing ? "dark" : "light");
-const measureOf = () => model.measures.find((m) => m.column === state.measure) ?? model.measures[0];
-const hidden = () => new Set(state.hide.split(".").filter(Boolean).map(Number));
-const chosenModules = () => new Set(state.chosen.split(".").filter(Boolean).map(Number).filter((j) => j >= 0 && j < model.J && Number.isInteger(j)));
-const visible = () => {
-  const hide = hidden();
-  const found = atStep(model, Number(state.step), steps).filter((c) => !hide.has(c));
-  return found.length ? found : [0];
-};
-const namesOf = (checkpoints) => checkpoints.map((c) => model.checkpoints[c].name);
-const widthOf = (id) => Math.max(260, $(id).clientWidth);
-
-// The modules that the curves are of: those chosen, else those that the filter leaves.
-function selection() {
-  const chosen = [...chosenModules()];
-  return chosen.length ? chosen : matching(model, state.filter);
-}
-
-function ofSelection() {
-  const modules = selection();
-  if (modules.length === 1) return model.modules[modules[0]].name;
-  return modules.length === model.J ? `all ${model.J} modules` : `${modules.length} modules`;
-}
-
-// Spectra
-
-function curve(c, j) {
-  const spectrum = model.spectrum(c, j);
-  if (!spectrum) return null;
-  if (state.values === "held") return { at: spectrum.at, y: spectrum.held };
-  const rank = model.value("rank", c, j);
-  const end = spectrum.at.filter((i) => !(i > rank)).length; // beyond it there is only rounding
-  const norm = state.values === "normalised" ? model.value("frobenius_norm", c, j) : 1;
-  if (!(norm > 0)) return null;
-  return { at: spectrum.at.slice(0, end), y: spectrum.s.subarray(0, end).map((s) => s / norm) };
-}
-
-function curvesOf(checkpoints, modules) {
-  const rows = [];
-  const single = checkpoints.length * modules.length <= FEW;
-  const bands = checkpoints.length <= FEW_BANDS;
-  for (const c of checkpoints) {
-    const of = { c: `c${c}`, checkpoint: model.checkpoints[c].name };
-    const points = new Map();
-    for (const j of modules) {
-      const found = curve(c, j);
-      if (!found) continue;
-      found.at.forEach((i, n) => {
-        const y = found.y[n];
-        if (Number.isNaN(y)) return;
-        if (single) rows.push({ ...of, m: model.modules[j].name, i, y });
-        else if (points.has(i)) points.get(i).push(y);
-        else points.set(i, [y]);
-      });
-    }
-    for (const [i, values] of [...points].sort((a, b) => a[0] - b[0])) {
-      const ordered = Float64Array.from(values).sort();
-      const [lo, y, hi] = [LOW, 0.5, 1 - LOW].map((q) => quantile(ordered, q));
-      rows.push({ ...of, m: `median of ${values.length} modules`, i, y, ...(bands && { lo, hi }) });
-    }
-  }
-  // A curve is the median of all of its modules: an index that few of them have is left out.
-  const kept = single ? rows : longEnough(rows, checkpoints);
-  const positive = (row) => (row.lo ?? row.y) > 0;
-  return { single, rows: state.scale === "log" && state.values !== "held" ? kept.filter(positive) : kept };
-}
-
-function longEnough(rows, checkpoints) {
-  const most = new Map();
-  const number = (row) => parseInt(row.m.slice(10), 10);
-  for (const row of rows) most.set(row.c, Math.max(most.get(row.c) ?? 0, number(row)));
-  return rows
-    .filter((row) => 2 * number(row) >= most.get(row.c))
-    .map((row) => ({ ...row, m: "median over modules" }));
-}
-
-// The band of random updates of the commonest shape of each rank among what is drawn.
-function chanceOf(checkpoints, modules) {
-  if (state.chance !== "on") return { rows: [], shapes: [] };
-  const found = new Map();
-  for (const c of checkpoints) {
-    for (const j of modules) {
-      const random = model.nullOf(c, j);
-      if (!random) continue;
-      const known = found.get(random.key) ?? { ...random, times: 0, norms: [] };
-      known.times += 1;
-      if (state.values === "absolute") known.norms.push(model.value("frobenius_norm", c, j));
-      found.set(random.key, known);
-    }
-  }
-  const byRank = new Map();
-  for (const one of found.values()) {
-    if (!(byRank.get(one.r)?.times >= one.times)) byRank.set(one.r, one);
-  }
-  const rows = [];
-  for (const one of byRank.values()) {
-    const prefix = state.values === "held" ? "held_" : "";
-    const norm = state.values === "absolute" ? median(one.norms) : 1;
-    one.at.forEach((i, n) => {
-      const [lo, y, hi] = ["low", "median", "high"].map((q) => one[prefix + q][n] * norm);
-      if (lo > 0) rows.push({ key: one.key, i, lo, y, hi });
-    });
-  }
-  return { rows, shapes: [...byRank.values()].map((one) => one.key.replace(/×0$/, " dense").replace(/×(\d+)$/, " of rank $1")) };
-}
-
-function drawSpectra() {
-  const checkpoints = visible();
-  const modules = selection();
-  const { single, rows } = curvesOf(checkpoints, modules);
-  const chance = chanceOf(checkpoints, modules);
-  const drawn = new Set(rows.map((row) => row.c));
-  const title = `Singular values of ${ofSelection()}, ${checkpoints.length} checkpoints`;
-  const wide = rows.some((row) => row.i > 64);
-  const spec = spectraSpec({ model, theme: theme(), width: widthOf("spectra"), checkpoints: checkpoints.filter((c) => drawn.has(`c${c}`)), values: state.values, scale: state.scale, wide, bands: rows.some((row) => row.hi !== undefined), random: chance.rows.length > 0, title });
-  $("spectra").querySelector(".picture").hidden = !rows.length;
-  if (rows.length) {
-    const data = { curves: rows, ...(chance.rows.length && { chance: chance.rows }) };
-    pictures.spectra.draw(spec, data, { theme: theme() });
-  }
-  const shaded = checkpoints.length <= FEW_BANDS ? "; shaded: 10 to 90 % of them" : "";
-  const lines = single ? "one line per module and checkpoint" : `median over modules${shaded}`;
-  const random = chance.shapes.length ? ` Grey: 5 to 95 % of random updates, ${chance.shapes.slice(0, 4).join("; ")}.` : "";
-  const cut = wide ? " Of more than 64 values those at evenly spaced places of the logarithmic axis are stored, unchanged." : "";
-  caption("spectra", rows.length ? `${ofSelection()}: ${lines}.${random}${cut}` : `${ofSelection()}: nothing to draw, ΔW = 0 or no module.`);
-}
-
-// Map
-
-const cellId = (layer, kind) => `${layer ?? "–"}/${kindsOf.indexOf(kind)}`;
-
-function cellsOf(checkpoints, measure) {
-  const rows = [];
-  for (const c of checkpoints) {
-    const cells = new Map();
-    for (let j = 0; j < model.J; j++) {
-      const v = model.value(measure.column, c, j);
-      if (Number.isNaN(v) || (measure.log && !(v > 0))) continue;
-      const { layer, kind } = model.modules[j];
-      const id = cellId(layer, kind);
-      const cell = cells.get(id) ?? { layer: layer ?? "–", kind, column: `k${kindsOf.indexOf(kind)}`, id, members: [], all: [] };
-      cell.members.push(j);
-      cell.all.push(v);
-      cells.set(id, cell);
-    }
-    for (const { all, ...cell } of cells.values()) {
-      const module = all.length > 1 ? `median of ${all.length} modules` : model.modules[cell.members[0]].name;
-      rows.push({ ...cell, c: `c${c}`, checkpoint: model.checkpoints[c].name, module, v: all.length > 1 ? median(all) : all[0] });
-    }
-  }
-  return rows;
-}
-
-function mapSignals() {
-  const mark = (modules) => Object.fromEntries(modules.map((j) => [cellId(model.modules[j].layer, model.modules[j].kind), true]));
-  const kept = matching(model, state.filter);
-  return { chosen: mark([...chosenModules()]), kept: kept.length === model.J ? null : mark(kept) };
-}
-
-function drawMap() {
-  const checkpoints = visible();
-  const measure = measureOf();
-  const rows = cellsOf(checkpoints, measure);
-  const drawn = new Set(rows.map((row) => row.c));
-  const shownOnes = checkpoints.filter((c) => drawn.has(`c${c}`));
-  const title = `${measure.label} by layer and projection, ${shownOnes.length} checkpoints on one colour scale`;
-  caption("map", rows.length
-    ? `${measure.label}${measure.about ? ` (${measure.about})` : ""}; one colour scale for all panels. A click on a cell shows its spectra; the table does the same from the keyboard.`
-    : `${measure.label} is defined in none of the modules.`);
-  $("map").querySelector(".picture").hidden = !rows.length;
-  if (!rows.length) return;
-  const spec = mapSpec({ model, width: widthOf("map"), checkpoints: shownOnes, measure, layers: layersOf.map((layer) => layer ?? "–"), kinds: kindsOf, title });
-  pictures.map.draw(spec, { cells: rows }, {
-    theme: theme(),
-    signals: mapSignals(),
-    renderer: rows.length > MANY_CELLS ? "canvas" : "svg",
-    onClick: (cell) => cell.members && choose(cell.members),
-  });
-}
-
-// Table
-
-function drawTable() {
-  const checkpoints = visible();
-  const measure = measureOf();
-  const modules = sorted(model, matching(model, state.filter), measure, checkpoints, sortOf(checkpoints));
-  const part = modules.slice(0, rowsShown);
-  const table = $("table");
-  drawHead(table.querySelector("thead"), tableColumns(model, measure, checkpoints), sortOf(checkpoints), sortBy);
-  drawRows(table.querySelector("tbody"), model, part, measure, checkpoints, chosenModules(), (j, more) => choose([j], more));
-  $("more").hidden = part.length === modules.length;
-  const what = checkpoints.length > 1 ? "; the modules that differ most come first unless another column is chosen" : "";
-  caption("table", `${measure.label}${measure.about ? ` (${measure.about})` : ""}${what}. ${part.length} of ${modules.length} shown.`);
-  $("status").textContent = status(modules.length);
-}
-
-function status(matched) {
-  const chosen = chosenModules().size;
-  const text = `${matched} of ${model.J} modules`;
-  return chosen ? `${text}; the spectra are of ${ofSelection()}` : text;
-}
-
-function sortOf(checkpoints) {
-  const known = ["module", "layer", "kind", ...namesOf(checkpoints)];
-  if (checkpoints.length > 1) known.push("differs");
-  return known.includes(state.sort) ? [state.sort, state.direction] : [known[3], state.direction];
-}
-
-function sortBy(column) {
-  const same = sortOf(visible())[0] === column;
-  const first = ["module", "layer", "kind"].includes(column) ? "up" : "down";
-  const direction = same ? (sortOf(visible())[1] === "up" ? "down" : "up") : first;
-  change({ sort: column, direction }, ["table"]);
-}
-
-// φ(i, j) minus chance
-
-function gridOf(pair, modules) {
-  const { k, pairs } = model.phi;
-  const [a] = pairs[pair];
-  const rows = [];
-  for (const [side, label, size] of [["left", "left (output)", "d_out"], ["right", "right (input)", "d_in"]]) {
-    for (let i = 0; i < k; i++) {
-      for (let j = 0; j < k; j++) {
-        const found = [];
-        const chances = [];
-        for (const m of modules) {
-          const phi = model.phiOf[side][((pair * model.J + m) * k + i) * k + j];
-          if (Number.isNaN(phi)) continue;
-          const d = model.value(size, a, m) || model.value(size, pairs[pair][1], m);
-          found.push(phi);
-          chances.push((Math.max(i, j) + 1) / d);
-        }
-        if (!found.length) continue;
-        const mean = (all) => all.reduce((sum, x) => sum + x, 0) / all.length;
-        const [phi, chance] = [mean(found), mean(chances)];
-        rows.push({ side: label, i: i + 1, j: j + 1, phi, chance, v: phi - chance });
-      }
-    }
-  }
-  return rows;
-}
-
-function drawPhi() {
-  if (!model.phi) return;
-  const pair = Math.min(Number(state.pair) || 0, model.phi.pairs.length - 1);
-  const [a, b] = namesOf(model.phi.pairs[pair]);
-  const rows = gridOf(pair, selection());
-  const most = Math.max(0.05, ...rows.map((row) => Math.abs(row.v)));
-  const scale = [0.05, 0.1, 0.2, 0.5, 1].find((limit) => most <= limit) ?? 1;
-  const left = model.phi.of > model.phi.pairs.length ? ` The page holds ${model.phi.pairs.length} of ${model.phi.of} pairs.` : "";
-  const mean = selection().length > 1 ? "mean over " : "";
-  caption("phi", rows.length
-    ? `φ(i, j) minus chance, ${mean}${ofSelection()}: how much of the top i directions of ${a} (first) lies in the top j of ${b} (second), beyond random ones; i, j up to ${model.phi.k}. Left: what the update writes; right: what it reads.${left}`
-    : `${ofSelection()}: not in both of ${a} and ${b}, or undetermined.${left}`);
-  $("phi").querySelector(".picture").hidden = !rows.length;
-  if (!rows.length) return;
-  const spec = phiSpec({ theme: theme(), width: widthOf("phi"), k: Math.max(...rows.map((row) => row.i)), most: scale, title: `φ(i, j) minus chance between ${a} and ${b}` });
-  pictures.phi.draw(spec, { grid: rows }, { theme: theme() });
-}
-
-// Landing
-
-function drawLanding() {
-  if (!model.landingOf) return;
-  const checkpoints = visible();
-  const rows = [];
-  for (const c of checkpoints) {
-    for (const [side, label] of [["left", "left (output)"], ["right", "right (input)"]]) {
-      for (let decile = 0; decile < 10; decile++) {
-        const at = (name) => selection().map((j) => model.landingOf[name][(c * model.J + j) * 10 + decile]);
-        const v = median(at(side));
-        if (!Number.isNaN(v)) rows.push({ c: `c${c}`, checkpoint: model.checkpoints[c].name, side: label, decile: decile + 1, v, chance: median(at(`${side}_chance`)) });
-      }
-    }
-  }
-  caption("landing", `Median over ${ofSelection()}. Dotted: random directions.`);
-  $("landing").querySelector(".picture").hidden = !rows.length;
-  if (!rows.length) return;
-  const spec = landingSpec({ model, theme: theme(), width: widthOf("landing"), checkpoints, title: "Landing of the update in the base" });
-  pictures.landing.draw(spec, { shares: rows }, { theme: theme() });
-}
-
-// Changes
+// What is drawn again when the state changes, the controls, and the start.
 
 const DRAW = {
   table: drawTable,
@@ -341,7 +32,8 @@ function next() {
   pending.delete(part);
   try {
     DRAW[part]();
-  } finally { // one picture that fails does not keep the others from being drawn
+  } finally {
+    // one picture that fails does not keep the others from being drawn
     if (pending.size) setTimeout(next);
     else document.documentElement.dataset.ready = "yes";
   }
@@ -351,16 +43,25 @@ function choose(modules, more = false) {
   const before = chosenModules();
   const same = modules.every((j) => before.has(j));
   let after = new Set(modules);
-  if (more) after = same ? new Set([...before].filter((j) => !modules.includes(j))) : new Set([...before, ...modules]);
+  if (more)
+    after = same
+      ? new Set([...before].filter((j) => !modules.includes(j)))
+      : new Set([...before, ...modules]);
   else if (same && before.size === modules.length) after = new Set();
   change({ chosen: [...after].join(".") }, ["marks", "spectra", "signals", "phi", "landing"]);
 }
 
 // The state in the address, without what is as by default.
 function remember() {
-  const changed = Object.entries(state).filter(([name, value]) => String(value) !== String(initial[name]));
+  const changed = Object.entries(state).filter(
+    ([name, value]) => String(value) !== String(initial[name]),
+  );
   const text = new URLSearchParams(changed).toString();
-  history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
+  try {
+    history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
+  } catch {
+    // inside a notebook the page has no address of its own
+  }
 }
 
 function recall() {
@@ -368,7 +69,8 @@ function recall() {
   state = { ...initial };
   for (const name of Object.keys(DEFAULTS)) if (given.has(name)) state[name] = given.get(name);
   for (const name of ["values", "scale"]) {
-    if (![...$(name).options].some((option) => option.value === state[name])) state[name] = initial[name];
+    if (![...$(name).options].some((option) => option.value === state[name]))
+      state[name] = initial[name];
   }
   state.measure = measureOf().column;
   showControls();
@@ -385,94 +87,36 @@ function showControls() {
   $("stepped").value = Number(state.step) ? String(steps[state.step - 1] ?? "") : "all";
   $("pair").value = state.pair;
   const hide = hidden();
-  $("checkpoints").querySelectorAll("input").forEach((box, c) => { box.checked = !hide.has(c); });
+  $("checkpoints")
+    .querySelectorAll("input")
+    .forEach((box, c) => {
+      box.checked = !hide.has(c);
+    });
 }
 
 function caption(id, text) {
   $(id).querySelector(".caption").textContent = text;
 }
 
-// Downloads
-
-function save(name, type, text) {
-  const link = element("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-}
-
-const COLUMNS = {
-  spectra: ["checkpoint", "module", "index", "value", "low", "high"],
-  map: ["checkpoint", "module", "layer", "projection", "value"],
-  phi: ["side", "i", "j", "phi", "chance"],
-  landing: ["checkpoint", "side", "decile", "share", "chance"],
-};
-
-function csvOf(id) {
-  if (id === "table") return tableCsv();
-  const rows = Object.entries(pictures[id].data).flatMap(([name, data]) => data.map((row) => ({
-    ...row, checkpoint: name === "chance" ? `random updates ${row.key}` : row.checkpoint,
-    module: row.module ?? row.m, index: row.i, value: row.v ?? row.y, low: row.lo, high: row.hi,
-    projection: row.kind, share: row.v,
-  })));
-  return csvText(COLUMNS[id], rows);
-}
-
-function tableCsv() {
-  const rows = [];
-  for (const c of visible()) {
-    for (const j of matching(model, state.filter)) {
-      if (!model.spectrum(c, j)) continue;
-      const { name, layer, kind } = model.modules[j];
-      const row = { checkpoint: model.checkpoints[c].name, module: name, layer, projection: kind };
-      for (const { column } of model.measures) row[column] = model.value(column, c, j);
-      rows.push(row);
-    }
-  }
-  return csvText(["checkpoint", "module", "layer", "projection", ...model.measures.map((m) => m.column)], rows);
-}
-
-function addDownloads(id) {
-  const heading = $(id).querySelector("h2").textContent;
-  const button = (text, what, work) => {
-    const made = element("button", { type: "button", textContent: text });
-    made.setAttribute("aria-label", `${what} of ${heading}`);
-    made.addEventListener("click", work);
-    return made;
-  };
-  const group = element("div", { className: "downloads" });
-  if (pictures[id]) {
-    group.append(button("SVG", "Picture as SVG", async () => {
-      save(`${id}.svg`, "image/svg+xml", await pictures[id].svg(pictures[id].spec));
-    }));
-  }
-  group.append(button("CSV", "Numbers as CSV", () => save(`${id}.csv`, "text/csv", csvOf(id))));
-  $(id).append(group);
-}
-
 // Start
-
-// Of a single checkpoint the most dominated modules come first.
-const initial = {
-  ...DEFAULTS,
-  measure: model.measures[0]?.column ?? "",
-  direction: model.C === 1 && model.measures[0]?.column === "democracy" ? "up" : "down",
-};
 
 function fill() {
   $("measure").append(...model.measures.map((m) => new Option(m.label, m.column)));
   $("step").max = steps.length;
   $("stepping").hidden = !several;
   $("choosing").hidden = model.C < 2;
-  $("checkpoints").append(...model.checkpoints.map((checkpoint, c) => {
-    const box = element("input", { type: "checkbox", checked: true });
-    box.addEventListener("change", () => {
-      const hide = hidden();
-      if (box.checked) hide.delete(c);
-      else hide.add(c);
-      change({ hide: [...hide].join(".") });
-    });
-    return element("label", {}, box, checkpoint.name);
-  }));
+  $("checkpoints").append(
+    ...model.checkpoints.map((checkpoint, c) => {
+      const box = element("input", { type: "checkbox", checked: true });
+      box.addEventListener("change", () => {
+        const hide = hidden();
+        if (box.checked) hide.delete(c);
+        else hide.add(c);
+        change({ hide: [...hide].join(".") });
+      });
+      return element("label", {}, box, checkpoint.name);
+    }),
+  );
   $("phi").hidden = !model.phi;
   if (model.phi) {
     $("pair").append(...model.phi.pairs.map((pair, p) => new Option(namesOf(pair).join(" ~ "), p)));
@@ -487,22 +131,54 @@ function listen() {
     clearTimeout(timer);
     timer = setTimeout(() => {
       rowsShown = BATCH;
-      change({ filter: $("filter").value, chosen: "" }, ["table", "spectra", "signals", "phi", "landing"]);
+      change({ filter: $("filter").value, chosen: "" }, [
+        "table",
+        "spectra",
+        "signals",
+        "phi",
+        "landing",
+      ]);
     }, WAIT);
   });
   $("controls").addEventListener("submit", (event) => event.preventDefault());
-  $("measure").addEventListener("change", () => change({ measure: $("measure").value }, ["table", "map"]));
-  $("values").addEventListener("change", () => { change({ values: $("values").value }, ["spectra"]); showControls(); });
+  $("measure").addEventListener("change", () =>
+    change({ measure: $("measure").value }, ["table", "map"]),
+  );
+  $("values").addEventListener("change", () => {
+    change({ values: $("values").value }, ["spectra"]);
+    showControls();
+  });
   $("scale").addEventListener("change", () => change({ scale: $("scale").value }, ["spectra"]));
-  $("chance").addEventListener("change", () => change({ chance: $("chance").checked ? "on" : "off" }, ["spectra"]));
-  $("step").addEventListener("input", () => { change({ step: Number($("step").value) }); showControls(); });
+  $("chance").addEventListener("change", () =>
+    change({ chance: $("chance").checked ? "on" : "off" }, ["spectra"]),
+  );
+  $("step").addEventListener("input", () => {
+    change({ step: Number($("step").value) });
+    showControls();
+  });
   $("pair").addEventListener("change", () => change({ pair: Number($("pair").value) }, ["phi"]));
-  $("reset").addEventListener("click", () => { rowsShown = BATCH; change({ ...initial }); showControls(); });
-  $("more").addEventListener("click", () => { rowsShown += BATCH; schedule(["table"]); });
-  addEventListener("hashchange", () => { recall(); schedule(Object.keys(DRAW)); });
+  $("reset").addEventListener("click", () => {
+    rowsShown = BATCH;
+    change({ ...initial });
+    showControls();
+  });
+  $("more").addEventListener("click", () => {
+    rowsShown += BATCH;
+    schedule(["table"]);
+  });
+  addEventListener("hashchange", () => {
+    recall();
+    schedule(Object.keys(DRAW));
+  });
   dark.addEventListener("change", () => schedule(["spectra", "map", "phi", "landing"]));
-  addEventListener("beforeprint", () => { printing = true; for (const part of ["spectra", "map", "phi", "landing"]) DRAW[part](); });
-  addEventListener("afterprint", () => { printing = false; schedule(["spectra", "map", "phi", "landing"]); });
+  addEventListener("beforeprint", () => {
+    printing = true;
+    for (const part of ["spectra", "map", "phi", "landing"]) DRAW[part]();
+  });
+  addEventListener("afterprint", () => {
+    printing = false;
+    schedule(["spectra", "map", "phi", "landing"]);
+  });
   let width = $("app").clientWidth;
   let resizing;
   new ResizeObserver(() => {

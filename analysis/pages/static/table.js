@@ -37,9 +37,14 @@ function sortKey(model, measure, checkpoints, column, j) {
 }
 
 function tableColumns(model, measure, checkpoints) {
-  const columns = [["module", "module"], ["layer", "layer"], ["kind", "projection"]];
+  const columns = [
+    ["module", "module"],
+    ["layer", "layer"],
+    ["kind", "projection"],
+  ];
   for (const c of checkpoints) columns.push([model.checkpoints[c].name, model.checkpoints[c].name]);
-  if (checkpoints.length > 1) columns.push(["differs", measure.log ? "differs, ratio" : "differs by"]);
+  if (checkpoints.length > 1)
+    columns.push(["differs", measure.log ? "differs, ratio" : "differs by"]);
   return columns;
 }
 
@@ -57,7 +62,8 @@ function drawHead(head, columns, sort, onSort) {
   }
   const focused = document.activeElement?.dataset?.column;
   head.replaceChildren(line);
-  if (focused !== undefined) [...head.querySelectorAll("button")].find((b) => b.dataset.column === focused)?.focus();
+  if (focused !== undefined)
+    [...head.querySelectorAll("button")].find((b) => b.dataset.column === focused)?.focus();
 }
 
 function drawRows(body, model, modules, measure, checkpoints, chosen, onChoose) {
@@ -66,23 +72,30 @@ function drawRows(body, model, modules, measure, checkpoints, chosen, onChoose) 
     const button = element("button", { type: "button" }, ...breakable(module.name));
     button.setAttribute("aria-pressed", String(chosen.has(j)));
     button.dataset.module = j;
-    button.addEventListener("click", (event) => onChoose(j, event.ctrlKey || event.metaKey || event.shiftKey));
+    button.addEventListener("click", (event) =>
+      onChoose(j, event.ctrlKey || event.metaKey || event.shiftKey),
+    );
     const line = element(
       "tr",
       { className: chosen.has(j) ? "chosen" : "" },
       element("th", { scope: "row" }, button),
       element("td", { textContent: module.layer ?? "–" }),
       element("td", { textContent: module.kind }),
-      ...checkpoints.map((c) => element("td", { textContent: shown(model.value(measure.column, c, j)) })),
+      ...checkpoints.map((c) =>
+        element("td", { textContent: shown(model.value(measure.column, c, j)) }),
+      ),
     );
     if (checkpoints.length > 1) {
-      line.append(element("td", { textContent: shown(difference(model, measure, checkpoints, j)) }));
+      line.append(
+        element("td", { textContent: shown(difference(model, measure, checkpoints, j)) }),
+      );
     }
     return line;
   });
   const focused = document.activeElement?.dataset?.module;
   body.replaceChildren(...lines);
-  if (focused !== undefined) body.querySelector(`button[data-module="${Number(focused)}"]`)?.focus();
+  if (focused !== undefined)
+    body.querySelector(`button[data-module="${Number(focused)}"]`)?.focus();
 }
 
 // Mark the chosen rows without making the table again.

@@ -12,7 +12,10 @@ import shutil
 import made_pages
 import numpy as np
 import pytest
+from made_updates import low_rank
 
+from analysis import spectrum
+from analysis.checkpoint import Run
 from analysis.pages.data import phi_pairs
 from analysis.pages.text import page
 from analysis.results import AgainstBase
@@ -69,7 +72,8 @@ def opened(browser, tmp_path):
     yield open_
     for tab in tabs:
         assert tab.problems == []
-        assert len([url for url in tab.requests if not url.startswith("blob:")]) == 1
+        asked = [url for url in tab.requests if not url.startswith(("blob:", "about:"))]
+        assert len(asked) == 1  # the page itself
         if tab.locator("#app").is_visible():
             assert tab.evaluate("found.violations") == []
         tab.context.close()
@@ -202,6 +206,18 @@ def test_the_view_is_in_the_address(opened, text):
     assert len(names(broken)) == 28
 
 
+def test_a_page_works_inside_another(opened, text):
+    tab = opened(text)
+    frame = "document.body.append(Object.assign(document.createElement('iframe'), {srcdoc: inner}))"
+    tab.goto("about:blank")
+    tab.evaluate(f"(inner) => {{ {frame}; }}", text)
+    inside = tab.frame_locator("iframe")
+    inside.locator(READY).wait_for()
+    inside.locator("#table tbody button").first.click()
+    tab.wait_for_timeout(400)
+    assert "the spectra are of" in inside.locator("#status").inner_text()
+
+
 def test_the_slider_chooses_the_steps(opened, rng):
     modules = made_pages.named(2)
     runs = [made_pages.analysed(rng, modules, "run", step) for step in (5, 10, 20)]
@@ -236,6 +252,18 @@ def test_the_landing_in_the_base(opened, spectra):
     got = [float(line["share"]) for line in lines if line["checkpoint"] == "one"]
     np.testing.assert_allclose(got, shares[at].ravel(), rtol=1e-6)
     assert float(lines[0]["chance"]) == pytest.approx(5 / 48)
+
+
+def test_updates_of_zero_and_of_rank_one(opened, rng):
+    run = Run("zero", "zero", None)
+    entries = [low_rank(np.zeros((6, 2)), np.ones((2, 5)), name=name) for name in ("q", "v")]
+    tab = opened(pages_of(spectrum.of_updates(entries, run)))
+    assert "nothing to draw" in tab.inner_text("#spectra .caption")
+    assert not tab.locator("#map .picture").is_visible()
+    assert len(names(tab)) == 2
+    tab = opened(pages_of(made_pages.analysed(rng, ["head", "layers.0.q"], r=1)))
+    assert tab.input_value("#measure") == "spectral_norm"
+    assert tab.locator("#map svg .mark-rect path").count() > 0
 
 
 def test_names_of_strangers_stay_text(opened, rng):

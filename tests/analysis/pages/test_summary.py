@@ -61,7 +61,9 @@ def test_one_run_against_chance(rng):
 
 
 def test_rank_one_leaves_nothing_to_test(rng):
-    assert "leave no room" in summary(random_run(rng, "one", r=1)).sentence
+    assert summary(random_run(rng, "one", r=1)).sentence == (
+        "one: 8 modules of capacity 1, which are neither more nor less dominated."
+    )
 
 
 def test_several_runs(rng):
@@ -72,7 +74,15 @@ def test_several_runs(rng):
     )
     assert (len(found.comparisons), found.where) == (3, [])
     alike = summary(*runs[1:], run(rng, "d", 0.1))
-    assert alike.sentence.startswith("None of the 3 pairs compared differ clearly")
+    assert alike.sentence.startswith("None of 3 comparisons shows which side")
+
+
+def test_several_ranks_alone_are_no_difference(rng):
+    found = summary(*(random_run(rng, f"r{r}", r=r) for r in (4, 8, 16)))
+    assert found.sentence == (
+        "None of 3 comparisons shows which side is more dominated; in 3 the capacities explain"
+        " the difference."
+    )
 
 
 def test_many_orders_are_counted(rng):
