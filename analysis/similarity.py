@@ -65,7 +65,7 @@ def analyse(
     modules: regular expression that is searched for in the names of modules.
     rename: (pattern, replacement) pairs, applied to the names before modules are matched.
     parts: whether to compare the parts of each run with one another.
-    progress: show a bar on stderr if dense updates take over two seconds.
+    progress: show a bar on stderr, if that is a terminal, if this takes over two seconds.
 
     What cannot be compared is listed in `skipped`. Raises CheckpointError if a path does not exist,
     UserError if `base` and `options.base` differ or a pattern is not a regular expression.

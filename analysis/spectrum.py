@@ -59,7 +59,7 @@ def analyse(
         average of their factors another, "factors" (with -2, … if a run has that name).
     modules: regular expression that is searched for in the names of modules.
     method: how dense updates are decomposed, "auto" or "svd"; see `decompose.spectrum`.
-    progress: show a bar on stderr if dense updates take over two seconds.
+    progress: show a bar on stderr, if that is a terminal, if a checkpoint takes over two seconds.
 
     What cannot be analysed is listed in `skipped`, a whole checkpoint with module "". Raises
     CheckpointError if a path does not exist, UserError if `base` and `options.base` differ or
@@ -194,7 +194,8 @@ def _results(
             decomposed = (_decomposed(entry, method) for entry in listed)
         else:
             small = parallel.in_order(partial(_decomposed, method=method), of_group)
-            decomposed = (result for _, result in small)
+            counted = parallel.with_bar(small, progress, run.key, "module")
+            decomposed = (result for _, result in counted)
         for result in decomposed:
             if isinstance(result, Skipped | Other):
                 yield result
