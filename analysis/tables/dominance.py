@@ -71,6 +71,7 @@ def _block(finding: Finding) -> Iterator[Block]:
     yield f"distance: log s {log}, Wasserstein {wasserstein}"
     kinds = grouped(comparison.rows, "kind")
     if len(kinds) > 1:
+        yield ""
         of_kinds = [dominance.judge(replace(comparison, rows=rows)) for rows in kinds.values()]
         labels = [kind for (kind,) in kinds]
         yield _one_line_each("kind", labels, of_kinds, [("a", "b")] * len(labels))
