@@ -183,16 +183,16 @@ def _one(rows: Sequence[Row]) -> str:
     ranks = sorted({row["r"] for row in rows if row["r"] is not None})
     words = f"{name} ({methods}{_ranks(ranks)}):"
     (line,) = (line for line in summary(rows) if line["kind"] == "all")
-    modules = counted(len(rows), "module")
+    where = f"in the median of {len(rows)} modules" if len(rows) > 1 else "in its one module"
     if line["top_share_1"] is None:
         return f"{words} nothing has moved."
     if line["capacity"] == 1:
-        return f"{words} in the median of {modules} one direction is all there is."
+        return f"{words} {where} one direction is all there is."
     used, capacity = line["effective_rank"], line["capacity"]
     by_chance = _chance(rows)
     beside = "" if by_chance is None else f" ({percent(by_chance)} in a random update)"
     return (
-        f"{words} in the median of {modules} the first direction holds"
+        f"{words} {where} the first direction holds"
         f" {percent(line['top_share_1'])} of ΔW's energy{beside},"
         f" and {used:.3g} of {capacity:g} directions are in use."
     )

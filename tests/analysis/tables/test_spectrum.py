@@ -144,7 +144,7 @@ def test_what_has_not_moved_or_has_one_direction_is_said_so():
         "b step 5 (lora, rank 4): nothing has moved. ΔW = 0 in 1 of 1 module."
     )
     one = row("q", r=1, capacity=1)
-    assert "one direction is all there is" in statement([one])
+    assert "in its one module one direction is all there is" in statement([one])
     assert "ranks 1 to 4" in statement([one, row("v")])
 
 
