@@ -167,22 +167,32 @@ class ReproduceSettings:
 def reproduce(settings: ReproduceSettings) -> str:
     """Train and measure block by block, report on all blocks, and return the text to print.
 
-    With report_only, finished runs are measured, and blocks without any are taken as they are. A
-    block of the full preset is left out, with a note on stderr, if its base does not learn what the
-    tasks need.
+    A block is measured as soon as something was trained for it; if nothing was, once and at the
+    end, the last of its name. With report_only, nothing is trained, and blocks without a finished
+    run are taken as they are. A block of the full preset is left out, with a note on stderr, if its
+    base does not learn what the tasks need.
     """
     out = Path(settings.figures)
+    left: dict[str, Block] = {}
     for block in planned(settings):
-        if not settings.report_only:
-            processes = settings.processes or torch.get_num_threads()
-            try:
-                train_bases(bases(settings, block), processes)
-            except UserError as error:
-                if settings.preset != "full":
-                    raise
-                print(f"{block.name}: is left out: {error}", file=sys.stderr)
-                continue
-            train_all(block.runs, processes)
+        left[block.name] = block
+        finished = bool(block.runs) and all(run.is_done() for run in block.runs)
+        if settings.report_only or finished:
+            continue
+        processes = settings.processes or torch.get_num_threads()
+        try:
+            train_bases(bases(settings, block), processes)
+        except UserError as error:
+            if settings.preset != "full":
+                raise
+            print(f"{block.name}: is left out: {error}", file=sys.stderr)
+            del left[block.name]
+            continue
+        train_all(block.runs, processes)
+        if block.measure is not None:
+            blocks.write(block, asdict(settings), out / tables.BLOCKS)
+            del left[block.name]
+    for block in left.values():
         blocks.write(block, asdict(settings), out / tables.BLOCKS)
     text = report.report(asdict(settings))
     if settings.publish:
@@ -230,7 +240,7 @@ def planned(settings: ReproduceSettings) -> Iterator[Block]:
 def _of_language_model(
     settings: ReproduceSettings, methods: Sequence[str], seeds: Sequence[int]
 ) -> Iterator[Block]:
-    """Yield the sweep, again for each extension of it, then the seeds, again for each of them.
+    """Yield the sweep in parts, then the seeds, again for each of them, then single seeds.
 
     The rates of the seeds are those of the sweep, whose runs must be finished when the next block
     is asked for; otherwise the middle ones.
@@ -239,11 +249,12 @@ def _of_language_model(
     tasks = settings.tasks or pretrained.tasks_in(Path(settings.data))
     model = Path(settings.model) if settings.model else models.ensure("smollm2")
     rates = pretrained.sweep(methods, model, tasks, settings.batch, out)
-    measure = partial(blocks.of_sweep, model=model, by=tables.LOSS, least=pretrained.RATES)
-    yield Block("sweep", rates, model, measure)
+    yield Block("sweep", rates, model, None)
     while more := pretrained.further(rates):
         rates = [*rates, *more]
-        yield Block("sweep", rates, model, measure)
+        yield Block("sweep", rates, model, None)
+    measure = partial(blocks.of_sweep, model=model, by=tables.LOSS, least=pretrained.RATES)
+    yield Block("sweep", rates, model, measure)
     best = pretrained.chosen(rates)
     given = (settings.steps, best, model, tasks, settings.batch, out)
     held_out = HeldOut(tasks, pretrained.HELD_OUT, _plain_text(settings))
