@@ -245,30 +245,29 @@ def _of_language_model(
     The rates of the seeds are those of the sweep, whose runs must be finished when the next block
     is asked for; otherwise the middle ones.
     """
-    out = Path(settings.runs)
     tasks = settings.tasks or pretrained.tasks_in(Path(settings.data))
     model = Path(settings.model) if settings.model else models.ensure("smollm2")
-    rates = pretrained.sweep(methods, model, tasks, settings.batch, out)
-    yield Block("sweep", rates, model, None)
-    while more := pretrained.further(rates):
-        rates = [*rates, *more]
-        yield Block("sweep", rates, model, None)
+    plan = pretrained.Plan(model, tasks, settings.steps, settings.batch, Path(settings.runs))
+    swept = plan.sweep(methods)
+    yield Block("sweep", swept, model, None)
+    while more := pretrained.further(swept):
+        swept = [*swept, *more]
+        yield Block("sweep", swept, model, None)
     measure = partial(blocks.of_sweep, model=model, by=tables.LOSS, least=pretrained.RATES)
-    yield Block("sweep", rates, model, measure)
-    best = pretrained.chosen(rates)
-    given = (settings.steps, best, model, tasks, settings.batch, out)
+    yield Block("sweep", swept, model, measure)
+    rates = pretrained.chosen(swept)
     held_out = HeldOut(tasks, pretrained.HELD_OUT, _plain_text(settings))
     runs: list[Run] = []
     for seed in seeds:
-        runs += pretrained.of_seed(methods, seed, *given)
+        runs += plan.of_seed(methods, seed, rates)
         measure = partial(blocks.of_language_model, model=model, held_out=held_out)
         yield Block("seeds", list(runs), model, measure)
     context = pretrained.COMMON["max_length"]
     measure = partial(blocks.of_families, model=model, held_out=held_out, context=context)
-    yield Block("alone", pretrained.alone(seeds[0], *given), model, measure)
-    yield Block("relatives", pretrained.relatives(seeds[0], *given), model, blocks.of_parts)
+    yield Block("alone", plan.alone(seeds[0], rates), model, measure)
+    yield Block("relatives", plan.relatives(seeds[0], rates), model, blocks.of_parts)
     usual = [run for run in runs if (run.settings.name, run.seed) == ("multilora", seeds[0])]
-    if sizes := pretrained.sizes(seeds[0], *given):
+    if sizes := plan.sizes(seeds[0], rates):
         measure = partial(blocks.of_sizes, model=model)
         yield Block("sizes", [*usual, *sizes], model, measure)
 
