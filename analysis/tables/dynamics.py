@@ -75,18 +75,18 @@ def summary(rows: Sequence[Row]) -> list[Row]:
 
 
 def lines(rows: Sequence[Row], verdicts: Mapping[str, str]) -> Iterator[Block]:
-    """Yield two tables per run, sizes and shared directions, and below them what they say in words.
+    """Yield per run what was found in words, then two tables, sizes and shared directions.
 
     rows, verdicts: of `dynamics.analyse`.
     """
     for (run,), steps in grouped(summary(rows), "run").items():
         yield f"{run}, {counted(steps[0]['modules'], 'module')}"
+        yield from map(Statement, words(steps))
+        yield Statement(verdicts[run])
+        yield ""
         yield _sizes(steps)
         yield ""
         yield _shared(steps)
-        yield ""
-        yield from map(Statement, words(steps))
-        yield Statement(verdicts[run])
         yield ""
 
 
