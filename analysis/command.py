@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +22,11 @@ from analysis.formats import Options
 from analysis.names import printable
 from analysis.process import interrupts, streams
 from analysis.results import Row
+from analysis.tables import text
+from analysis.tables.text import Block
 
 NEGATIVE = re.compile(r"-\.?\d")
+ASCII = str.maketrans(text.SPARKS, "_.:-=+*#")
 
 # Running a command
 
@@ -128,13 +132,59 @@ def warn_of_unread_steps(parser: argparse.ArgumentParser, runs: Iterable[Run]) -
             )
 
 
-def emit(text: str) -> None:
-    """Print `text` on stdout, with control characters escaped in every line.
+def emit(lines: str) -> None:
+    """Print `lines` on stdout, with control characters escaped in every line.
 
     Raises OSError if it cannot be written; a reader that stops early, such as `head`, is no error.
     """
     with contextlib.suppress(OSError):  # which the flush repeats
-        print("\n".join(map(printable, text.split("\n"))))
+        print("\n".join(map(printable, lines.split("\n"))))
+    _flush()
+
+
+def show(blocks: Iterable[Block], legend: str, arguments: argparse.Namespace) -> None:
+    """Print lines and tables on stdout in the terminal's width, or 80 columns, COLUMNS if set.
+
+    legend: what the columns mean; printed with --explain, else a line names that option and the
+        columns that the width left out.
+
+    In colour on a terminal, if rich is installed; not if NO_COLOR is set or TERM is "dumb". Blocks
+    of a sparkline become ASCII where the encoding of stdout lacks them. Raises OSError as `emit`.
+    """
+    width = shutil.get_terminal_size().columns
+    fitted, left_out = text.fit([*blocks, *([legend] if arguments.explain else [])], width)
+    if not arguments.explain:
+        note = "--explain says what the columns mean."
+        if left_out:
+            note += f" Not in {width} columns: {', '.join(left_out)}."
+        fitted += text.fit([note], width)[0]
+    if _shows_colours():
+        with contextlib.suppress(ImportError):  # rich is not installed
+            _emit_own(text.coloured(fitted, width))
+            return
+    emit("\n".join(text.plain(fitted)).translate({} if _has_sparks() else ASCII))
+
+
+def _shows_colours() -> bool:
+    """Whether stdout is a terminal, and the user has not asked for plain text."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not plain and _has_sparks()
+
+
+def _has_sparks() -> bool:
+    """Whether the encoding of stdout has the characters of a sparkline."""
+    try:
+        text.SPARKS.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _emit_own(coloured: str) -> None:
+    """Print text of our own with its colours; otherwise as `emit`."""
+    stream = sys.stdout
+    with contextlib.suppress(OSError):  # which the flush repeats
+        stream.write_own(coloured) if isinstance(stream, streams.Plain) else stream.write(coloured)
     _flush()
 
 
@@ -155,12 +205,15 @@ def _name(parser: argparse.ArgumentParser) -> str:
 
 
 def add_output_options(parser: argparse.ArgumentParser, files: str) -> None:
-    """Add --formats, --modules, --out, --json and --csv; `files` names what --out writes."""
+    """Add the options of every analysis that choose and write results; files: those of --out."""
     parser.add_argument(
         "--formats", action=_Formats, help="list the formats that can be read, and exit"
     )
     parser.add_argument(
         "--modules", metavar="REGEX", help="analyse only modules whose name contains a match"
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="say what the columns mean; needs no PATH"
     )
     parser.add_argument("--out", metavar="DIR", help=f"write {files} to this directory")
     output = parser.add_mutually_exclusive_group()
@@ -228,11 +281,11 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _sizes(text: str) -> tuple[int, ...]:
+def _sizes(given: str) -> tuple[int, ...]:
     """Return the numbers of --blocks; ArgumentTypeError unless each is at least 1."""
-    sizes = text.split(",")
+    sizes = given.split(",")
     if not all(size.isascii() and size.isdigit() and int(size) for size in sizes):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers, such as 64,16")
+        raise argparse.ArgumentTypeError(f"{given!r}: expected whole numbers, such as 64,16")
     return tuple(map(int, sizes))
 
 
@@ -250,6 +303,11 @@ def reading_options(arguments: argparse.Namespace) -> Options:
         scale=arguments.scale,
         revision=arguments.revision,
     )
+
+
+def recorded(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that a record holds: all but --explain, which changes no result."""
+    return {name: value for name, value in vars(arguments).items() if name != "explain"}
 
 
 def paths_read(runs: Iterable[Run], arguments: argparse.Namespace) -> list[Path | Run]:

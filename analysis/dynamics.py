@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from analysis import CheckpointError, checkpoint, command, names, similarity, spectrum, store
+from analysis import CheckpointError, checkpoint, command, similarity, spectrum, store
 from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.pairs import dominance
@@ -151,6 +151,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """Analyse, report what was skipped, write the results; the exit status."""
+    if not arguments.paths:
+        if arguments.explain:
+            command.show([], dynamics_table.EXPLANATION, arguments)
+            return 0
+        parser.error("the following arguments are required: PATH")
     runs = checkpoint.runs(arguments.paths, arguments.revision, steps=True)
     for path in checkpoint.ends(arguments.paths):
         command.warn(parser, f"{path}: its own state, at the end of the run, is not read as a step")
@@ -188,7 +193,7 @@ def _write(dynamics: Dynamics, read: Sequence[Path | Run], arguments: argparse.N
     """Write the results to --out and to stdout; read: the inputs to record."""
     made_by: dict[str, Any] = {}
     if arguments.out or arguments.json:
-        made_by = store.record("analysis.dynamics", read, vars(arguments))
+        made_by = store.record("analysis.dynamics", read, command.recorded(arguments))
     notes: Row = {
         "summary": dynamics_table.summary(dynamics.rows),
         "verdicts": dynamics.verdicts,
@@ -204,8 +209,18 @@ def _write(dynamics: Dynamics, read: Sequence[Path | Run], arguments: argparse.N
         rows = command.printable_rows(dynamics.rows)
         command.emit(store.csv_text(rows, COLUMNS).rstrip("\n"))
     else:
-        lines = map(names.printable, dynamics_table.lines(dynamics.rows, dynamics.verdicts))
-        command.emit("\n".join([*lines, dynamics_table.EXPLANATION]))
+        blocks = dynamics_table.lines(dynamics.rows, dynamics.verdicts)
+        command.show(blocks, dynamics_table.EXPLANATION, arguments)
+
+
+EPILOG = """\
+Examples:
+  python -m analysis.dynamics runs/lora
+  python -m analysis.dynamics runs/lora runs/multilora --figures figures/
+  python -m analysis.dynamics runs/full/checkpoint-* --base base/ --out dw/
+
+Exit status: 0 if every step was analysed; 1 if some modules were skipped; 2 if nothing was
+analysed, or for bad usage."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -213,10 +228,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m analysis.dynamics",
         description=__doc__,
         formatter_class=command.HelpFormatter,
-        epilog=f"{dynamics_table.EXPLANATION}\n\nExit status: 0 if every step was analysed; 1 if"
-        " some modules were skipped; 2 if nothing was analysed, or for bad usage.",
+        epilog=EPILOG,
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="a run directory, or its steps")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="a run directory, or its steps")
     parser.add_argument("--figures", metavar="DIR", help="draw dynamics.png and .pdf there")
     command.add_output_options(parser, f"{TABLE}, {store.SPECTRA}, {store.RECORD}")
     command.add_reading_options(parser)

@@ -8,11 +8,15 @@ skipped: {run, module, reason} for each update that could not be analysed; modul
 other: {run, name, what} for each tensor that is not an update, such as a saved head or a bias.
 """
 
+import html
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from analysis import UserError
+from analysis.names import printable
 
 Row = dict[str, Any]
 
@@ -29,6 +33,13 @@ COLUMNS = (
     "utilisation", "democracy", "outliers", "floor", "above_floor",
     "algorithm", "error_bound", *DENOISED,
 )  # fmt: skip
+TEXT = ("key", "run", "method", "module", "kind", "part", "algorithm")  # the others are numbers
+# The columns that a notebook shows of a `Spectra`, and how many of its rows.
+SHORT = (
+    "run", "step", "module", "part", "capacity", "frobenius_norm", "top_share_1", "effective_rank",
+    "democracy",
+)  # fmt: skip
+SHOWN = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +54,42 @@ class Spectra:
     s: dict[str, np.ndarray] = field(default_factory=dict)
     skipped: list[dict[str, str]] = field(default_factory=list)
     other: list[dict[str, str]] = field(default_factory=list)
+
+    def to_frame(self) -> Any:
+        """Return the rows as a pandas.DataFrame with COLUMNS, indexed by key.
+
+        Undefined numbers are nan, undefined text is None. Raises UserError without pandas.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise UserError("to_frame() needs pandas: python -m pip install pandas") from None
+        frame = pd.DataFrame(self.rows, columns=COLUMNS)
+        numbers = [column for column in COLUMNS if column not in TEXT]
+        frame[numbers] = frame[numbers].apply(pd.to_numeric)
+        return frame.set_index("key")
+
+    def _repr_html_(self) -> str:
+        """The first rows as an HTML table, for a notebook; names are escaped."""
+        heading = "".join(f"<th>{column}</th>" for column in SHORT)
+        lines = [
+            "".join(f"<td>{_html(row[column])}</td>" for column in SHORT)
+            for row in self.rows[:SHOWN]
+        ]
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        caption = (
+            f"{len(lines)} of {len(self.rows)} updates; {len(self.skipped)} skipped."
+            " All columns: to_frame()"
+        )
+        table = f"<thead><tr>{heading}</tr></thead><tbody>{body}</tbody>"
+        return f"<table><caption>{caption}</caption>{table}</table>"
+
+
+def _html(value: Any) -> str:
+    """A cell of a table in HTML: four digits of a number, a dash for None, text escaped."""
+    if value is None:
+        return "–"
+    return html.escape(printable(value) if isinstance(value, str) else format(value, ".4g"))
 
 
 @dataclass(frozen=True, eq=False)

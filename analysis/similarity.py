@@ -31,12 +31,18 @@ from analysis.results import RUNS, AgainstBase, Row, Similarity
 from analysis.tables import base as base_table
 from analysis.tables import merging as merging_table
 from analysis.tables import similarity as similarity_table
+from analysis.tables.text import Block
 
 __all__ = ["COLUMNS", "Similarity", "analyse", "main", "of_runs", "phi"]
 
 COLUMNS = (*PAIR, *subspaces.COLUMNS)
 TABLE, PHI = "similarity.csv", "phi.safetensors"
 BASE_TABLE = "base.csv"
+LEGENDS = (
+    similarity_table.EXPLANATION,
+    f"With --merge:\n\n{merging_table.EXPLANATION}",
+    f"With --base:\n\n{base_table.EXPLANATION}",
+)
 MERGE_TABLE, SUMS = "merging.csv", "sums.safetensors"
 
 
@@ -59,7 +65,7 @@ def analyse(
     modules: regular expression that is searched for in the names of modules.
     rename: (pattern, replacement) pairs, applied to the names before modules are matched.
     parts: whether to compare the parts of each run with one another.
-    progress: show a bar on stderr if dense updates take over two seconds.
+    progress: show a bar on stderr, if that is a terminal, if this takes over two seconds.
 
     What cannot be compared is listed in `skipped`. Raises CheckpointError if a path does not exist,
     UserError if `base` and `options.base` differ or a pattern is not a regular expression.
@@ -145,6 +151,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """Compare, report what was skipped, write the results; the exit status."""
+    if arguments.explain and not (arguments.paths or arguments.group):
+        command.show([], "\n\n".join(LEGENDS), arguments)
+        return 0
     arguments.paths += [path for _, *group in arguments.group for path in group]
     _check_usage(parser, arguments)
     runs = checkpoint.runs(arguments.paths, arguments.revision)
@@ -185,14 +194,15 @@ Table = tuple[Sequence[Row], Sequence[str]]  # rows and columns
 class _Report:
     """Results in the forms in which they are written.
 
-    lines: the printed text.
+    blocks: the printed text; legends: what its columns mean.
     json: what --json prints besides the record and what was skipped.
     tables: file -> rows and columns; --csv prints the first one that has rows.
     tensors: file -> arrays.
     skipped: {run, module, reason}.
     """
 
-    lines: list[str]
+    blocks: list[Block]
+    legends: list[str]
     json: dict[str, Any]
     tables: dict[str, Table]
     tensors: dict[str, dict[str, np.ndarray]]
@@ -227,9 +237,8 @@ def _of_similarity(similarity: Similarity, labels: dict[str, repeatability.Label
     """The report of a comparison; labels: the methods and seeds of the runs."""
     methods = repeatability.between(similarity.rows, similarity.phi, labels)
     rows = [*similarity.rows, *similarity.inside]
-    lines = [*similarity_table.lines(similarity.rows, similarity.inside, methods)]
-    if rows:
-        lines += similarity_table.EXPLANATION.splitlines()
+    blocks = [*similarity_table.lines(similarity.rows, similarity.inside, methods)]
+    legends = [similarity_table.EXPLANATION] if rows else []
     result = {
         "rows": similarity.rows,
         "inside": similarity.inside,
@@ -238,7 +247,7 @@ def _of_similarity(similarity: Similarity, labels: dict[str, repeatability.Label
         "other": similarity.other,
     }
     tables: dict[str, Table] = {TABLE: (rows, COLUMNS)}
-    return _Report(lines, result, tables, {PHI: similarity.phi}, similarity.skipped)
+    return _Report(blocks, legends, result, tables, {PHI: similarity.phi}, similarity.skipped)
 
 
 def _against_base(
@@ -260,11 +269,11 @@ def _against_base(
 
 def _with_base(report: _Report, against: AgainstBase) -> _Report:
     """The report with the comparison of each checkpoint with its base added."""
-    lines = ["", *base_table.lines(against.rows), *base_table.EXPLANATION.splitlines()]
     # Updates that cannot be read are skipped in both comparisons, and listed once.
     skipped = [skip for skip in against.skipped if skip not in report.skipped]
     return _Report(
-        lines=[*report.lines, *lines],
+        blocks=[*report.blocks, "", *base_table.lines(against.rows)],
+        legends=[*report.legends, base_table.EXPLANATION],
         json={**report.json, "base": against.rows},
         tables={**report.tables, BASE_TABLE: (against.rows, landing.ROW_COLUMNS)},
         tensors=report.tensors,
@@ -282,7 +291,8 @@ def _merged(runs: Sequence[Run], arguments: argparse.Namespace) -> _Report:
         progress=True,
     )
     return _Report(
-        lines=[*merging_table.lines(result.rows), *merging_table.EXPLANATION.splitlines()],
+        blocks=[*merging_table.lines(result.rows)],
+        legends=[merging_table.EXPLANATION],
         json={"merging": result.rows, "other": result.other},
         tables={MERGE_TABLE: (result.rows, merging.ROW_COLUMNS)},
         tensors={SUMS: result.s},
@@ -307,7 +317,7 @@ def _write(report: _Report, read: Sequence[Path | Run], arguments: argparse.Name
     """Write the results to --out and to stdout; read: the inputs to record."""
     made_by: dict[str, Any] = {}
     if arguments.out or arguments.json:
-        made_by = store.record("analysis.similarity", read, vars(arguments))
+        made_by = store.record("analysis.similarity", read, command.recorded(arguments))
     if arguments.out and report.has_rows:
         notes: Row = {"skipped": report.skipped}
         notes |= {key: report.json[key] for key in ("methods", "other") if key in report.json}
@@ -320,17 +330,14 @@ def _write(report: _Report, read: Sequence[Path | Run], arguments: argparse.Name
         rows, columns = next(table for table in report.tables.values() if table[0])
         command.emit(store.csv_text(command.printable_rows(rows), columns).rstrip("\n"))
     else:
-        command.emit("\n".join(map(names.printable, report.lines)))
+        command.show(report.blocks, "\n\n".join(report.legends), arguments)
 
 
-EPILOG = f"""\
-{similarity_table.EXPLANATION}
-
-With --merge:
-{merging_table.EXPLANATION}
-
-With --base:
-{base_table.EXPLANATION}
+EPILOG = """\
+Examples:
+  python -m analysis.similarity adapters/a adapters/b --figures figures/
+  python -m analysis.similarity --merge adapters/a adapters/b
+  python -m analysis.similarity runs/lora --base base/ --landing --out dw/
 
 Exit status: 0 if every module was compared; 1 if some were not (missing in one checkpoint, shapes
 that differ, ΔW = 0); 2 if nothing was compared, or for bad usage."""

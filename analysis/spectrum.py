@@ -2,8 +2,9 @@
 
 PATH is a checkpoint directory (a PEFT adapter, MultiLoRA, a stored full fine-tuning; a whole model
 with --base), a file of factors, or a run directory of checkpoint-N; --formats lists what can be
-read. Prints one table per checkpoint, with one line per kind of module and medians over its
-modules; then compares every two runs, and the steps of each run, module by module.
+read. Says in words what was found. Prints a table with one line per kind of module, or with one
+column per checkpoint, of medians over modules; then compares every two runs, and the steps of each
+run, module by module.
 ΔW = W_tuned − W0 has singular values s₁ ≥ s₂ ≥ … and energy Σs².
 """
 
@@ -30,9 +31,11 @@ from analysis.pairs.dominance import Finding
 from analysis.results import Row, Spectra
 from analysis.tables import dominance as dominance_table
 from analysis.tables import spectrum as spectrum_table
+from analysis.tables.text import Block, Statement
 from analysis.update import DenseUpdate, Entry, Other, Skipped, Update
 
 Source = tuple[Run, Callable[[], Iterator[Entry]]]
+LEGENDS = (spectrum_table.EXPLANATION, dominance_table.EXPLANATION)
 # The row of an update and its singular values; or why it was not analysed; or another tensor.
 Result = tuple[Row, np.ndarray] | Skipped | Other
 
@@ -56,7 +59,7 @@ def analyse(
         average of their factors another, "factors" (with -2, … if a run has that name).
     modules: regular expression that is searched for in the names of modules.
     method: how dense updates are decomposed, "auto" or "svd"; see `decompose.spectrum`.
-    progress: show a bar on stderr if dense updates take over two seconds.
+    progress: show a bar on stderr, if that is a terminal, if a checkpoint takes over two seconds.
 
     What cannot be analysed is listed in `skipped`, a whole checkpoint with module "". Raises
     CheckpointError if a path does not exist, UserError if `base` and `options.base` differ or
@@ -191,7 +194,8 @@ def _results(
             decomposed = (_decomposed(entry, method) for entry in listed)
         else:
             small = parallel.in_order(partial(_decomposed, method=method), of_group)
-            decomposed = (result for _, result in small)
+            counted = parallel.with_bar(small, progress, run.key, "module")
+            decomposed = (result for _, result in counted)
         for result in decomposed:
             if isinstance(result, Skipped | Other):
                 yield result
@@ -307,6 +311,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """Analyse, report what was skipped, write the results; the exit status."""
     if not arguments.paths and not arguments.combine:
+        if arguments.explain:
+            command.show([], "\n\n".join(LEGENDS), arguments)
+            return 0
         parser.error("the following arguments are required: PATH, or --combine")
     if arguments.page:
         from analysis.pages.document import is_page
@@ -351,7 +358,7 @@ def _write(spectra: Spectra, read: Sequence[Path | Run], arguments: argparse.Nam
     findings = dominance.findings(spectra) if compared else []
     made_by: dict[str, Any] = {}
     if arguments.out or arguments.json:
-        made_by = store.record("analysis.spectrum", read, vars(arguments))
+        made_by = store.record("analysis.spectrum", read, command.recorded(arguments))
     if arguments.out and spectra.rows:
         further = {}
         if findings:
@@ -362,7 +369,8 @@ def _write(spectra: Spectra, read: Sequence[Path | Run], arguments: argparse.Nam
     elif arguments.csv:
         command.emit(store.csv_text(command.printable_rows(spectra.rows)).rstrip("\n"))
     else:
-        command.emit("\n".join(map(names.printable, _lines(spectra, findings))))
+        legends = LEGENDS if findings else LEGENDS[:1]
+        command.show(_blocks(spectra, findings), "\n\n".join(legends), arguments)
 
 
 def _json(spectra: Spectra, findings: Sequence[Finding], made_by: dict[str, Any]) -> Row:
@@ -378,10 +386,15 @@ def _json(spectra: Spectra, findings: Sequence[Finding], made_by: dict[str, Any]
     return {**result, "skipped": spectra.skipped, "other": spectra.other}
 
 
-def _lines(spectra: Spectra, findings: Sequence[Finding]) -> Iterator[str]:
-    """The lines that are printed by default: the tables, their legend, the comparisons."""
-    yield from spectrum_table.lines(spectra.rows)
-    yield from spectrum_table.EXPLANATION.splitlines()
+def _blocks(spectra: Spectra, findings: Sequence[Finding]) -> Iterator[Block]:
+    """Yield what is printed by default: the result in words, the table, the comparisons."""
+    if len(findings) == 1:
+        yield Statement(findings[0].sentence)
+    elif spectra.rows:
+        yield spectrum_table.statement(spectra.rows)
+    yield ""
+    yield from spectrum_table.lines(spectra)
+    yield ""
     yield from spectrum_table.remarks(spectra.rows, spectra.other)
     if findings:
         yield ""
@@ -434,13 +447,22 @@ def _warn_of_empty(
         command.warn(parser, f"{paths}: {reason}")
 
 
+EPILOG = """\
+Examples:
+  python -m analysis.spectrum runs/lora/checkpoint-500
+  python -m analysis.spectrum adapters/a adapters/b --explain
+  python -m analysis.spectrum tuned/ --base base/ --modules q_proj --out dw/
+
+Exit status: 0 if every update was analysed; 1 if some were skipped; 2 if nothing was analysed, or
+for bad usage."""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.spectrum",
         description=__doc__,
         formatter_class=command.HelpFormatter,
-        epilog=f"{spectrum_table.EXPLANATION}\n\nExit status: 0 if every update was analysed; 1 if"
-        " some were skipped; 2 if nothing was analysed, or for bad usage.",
+        epilog=EPILOG,
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="a checkpoint or run directory")
     parser.add_argument(

@@ -167,22 +167,32 @@ class ReproduceSettings:
 def reproduce(settings: ReproduceSettings) -> str:
     """Train and measure block by block, report on all blocks, and return the text to print.
 
-    With report_only, finished runs are measured, and blocks without any are taken as they are. A
-    block of the full preset is left out, with a note on stderr, if its base does not learn what the
-    tasks need.
+    A block is measured as soon as something was trained for it; if nothing was, once and at the
+    end, the last of its name. With report_only, nothing is trained, and blocks without a finished
+    run are taken as they are. A block of the full preset is left out, with a note on stderr, if its
+    base does not learn what the tasks need.
     """
     out = Path(settings.figures)
+    left: dict[str, Block] = {}
     for block in planned(settings):
-        if not settings.report_only:
-            processes = settings.processes or torch.get_num_threads()
-            try:
-                train_bases(bases(settings, block), processes)
-            except UserError as error:
-                if settings.preset != "full":
-                    raise
-                print(f"{block.name}: is left out: {error}", file=sys.stderr)
-                continue
-            train_all(block.runs, processes)
+        left[block.name] = block
+        finished = bool(block.runs) and all(run.is_done() for run in block.runs)
+        if settings.report_only or finished:
+            continue
+        processes = settings.processes or torch.get_num_threads()
+        try:
+            train_bases(bases(settings, block), processes)
+        except UserError as error:
+            if settings.preset != "full":
+                raise
+            print(f"{block.name}: is left out: {error}", file=sys.stderr)
+            del left[block.name]
+            continue
+        train_all(block.runs, processes)
+        if block.measure is not None:
+            blocks.write(block, asdict(settings), out / tables.BLOCKS)
+            del left[block.name]
+    for block in left.values():
         blocks.write(block, asdict(settings), out / tables.BLOCKS)
     text = report.report(asdict(settings))
     if settings.publish:
@@ -230,34 +240,34 @@ def planned(settings: ReproduceSettings) -> Iterator[Block]:
 def _of_language_model(
     settings: ReproduceSettings, methods: Sequence[str], seeds: Sequence[int]
 ) -> Iterator[Block]:
-    """Yield the sweep, again for each extension of it, then the seeds, again for each of them.
+    """Yield the sweep in parts, then the seeds, again for each of them, then single seeds.
 
     The rates of the seeds are those of the sweep, whose runs must be finished when the next block
     is asked for; otherwise the middle ones.
     """
-    out = Path(settings.runs)
     tasks = settings.tasks or pretrained.tasks_in(Path(settings.data))
     model = Path(settings.model) if settings.model else models.ensure("smollm2")
-    rates = pretrained.sweep(methods, model, tasks, settings.batch, out)
+    plan = pretrained.Plan(model, tasks, settings.steps, settings.batch, Path(settings.runs))
+    swept = plan.sweep(methods)
+    yield Block("sweep", swept, model, None)
+    while more := pretrained.further(swept):
+        swept = [*swept, *more]
+        yield Block("sweep", swept, model, None)
     measure = partial(blocks.of_sweep, model=model, by=tables.LOSS, least=pretrained.RATES)
-    yield Block("sweep", rates, model, measure)
-    while more := pretrained.further(rates):
-        rates = [*rates, *more]
-        yield Block("sweep", rates, model, measure)
-    best = pretrained.chosen(rates)
-    given = (settings.steps, best, model, tasks, settings.batch, out)
+    yield Block("sweep", swept, model, measure)
+    rates = pretrained.chosen(swept)
     held_out = HeldOut(tasks, pretrained.HELD_OUT, _plain_text(settings))
     runs: list[Run] = []
     for seed in seeds:
-        runs += pretrained.of_seed(methods, seed, *given)
+        runs += plan.of_seed(methods, seed, rates)
         measure = partial(blocks.of_language_model, model=model, held_out=held_out)
         yield Block("seeds", list(runs), model, measure)
     context = pretrained.COMMON["max_length"]
     measure = partial(blocks.of_families, model=model, held_out=held_out, context=context)
-    yield Block("alone", pretrained.alone(seeds[0], *given), model, measure)
-    yield Block("relatives", pretrained.relatives(seeds[0], *given), model, blocks.of_parts)
+    yield Block("alone", plan.alone(seeds[0], rates), model, measure)
+    yield Block("relatives", plan.relatives(seeds[0], rates), model, blocks.of_parts)
     usual = [run for run in runs if (run.settings.name, run.seed) == ("multilora", seeds[0])]
-    if sizes := pretrained.sizes(seeds[0], *given):
+    if sizes := plan.sizes(seeds[0], rates):
         measure = partial(blocks.of_sizes, model=model)
         yield Block("sizes", [*usual, *sizes], model, measure)
 

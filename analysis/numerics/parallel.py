@@ -65,16 +65,21 @@ def reproducible() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def with_bar(items: list[Item], progress: bool, label: str, unit: str) -> Iterable[Item]:
+def with_bar(
+    items: Iterable[Item], progress: bool, label: str, unit: str, total: int | None = None
+) -> Iterable[Item]:
     """Return the items, with a progress bar on stderr if they take longer than two seconds.
 
-    progress: False shows no bar; label: text before the bar; unit: what is counted, singular.
+    progress: False shows no bar, as does a stderr that is not a terminal.
+    label: text before the bar; unit: what is counted, singular.
+    total: the number of items where they have no length; without it, they are only counted.
 
     >>> list(with_bar([1, 2], progress=False, label="comparing", unit="module"))
     [1, 2]
     """
-    if not progress:
+    if not (progress and sys.stderr and sys.stderr.isatty()):
         return items
     from tqdm import tqdm
 
-    return tqdm(items, desc=printable(label), unit=unit, delay=2, disable=None, leave=False)
+    label, unit = printable(label), f" {unit}"
+    return tqdm(items, desc=label, unit=unit, total=total, delay=2, leave=False)

@@ -155,7 +155,7 @@ def over_modules(
 ) -> Iterator[Result]:
     """Yield job(members) for each module: low-rank ones in parallel, then dense ones one by one.
 
-    What the job could not compare is added to `collected`. progress: show a bar for dense modules.
+    What the job could not compare is added to `collected`. progress: show a bar.
     """
 
     def work(module: str) -> tuple[Members, Result]:
@@ -169,7 +169,8 @@ def over_modules(
 
     dense = [module for module in collected.modules if _is_dense(module, collected)]
     factored = [module for module in collected.modules if module not in set(dense)]
-    for _, done in parallel.in_order(work, factored):
+    small = parallel.in_order(work, factored)
+    for _, done in parallel.with_bar(small, progress, "comparing", "module", len(factored)):
         yield noted(*done)
     for module in parallel.with_bar(dense, progress, "comparing", "module"):
         yield noted(*work(module))

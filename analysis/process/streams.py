@@ -23,12 +23,16 @@ class Plain(io.TextIOWrapper):
 
     def write(self, text: str) -> int:
         """Write `text` as `plain` gives it; the length of `text`."""
+        self.write_own(plain(text))
+        return len(text)
+
+    def write_own(self, text: str) -> None:
+        """Write `text`, whose control characters are our own colours, as it is."""
         try:
-            super().write(plain(text))
+            super().write(text)
         except OSError as error:
             self.failed = self.failed or error
             raise
-        return len(text)
 
     def flush(self) -> None:
         """Write what is buffered; raise the error of an earlier text that was not written."""

@@ -6,7 +6,7 @@ from analysis.base.landing import DECILES, EPSILON, EPSILONS, landing_chance
 from analysis.numerics.statistics import mean, median
 from analysis.numerics.subspaces import SIDES
 from analysis.results import Row, grouped
-from analysis.tables.text import aligned, cell, run_heading
+from analysis.tables.text import Block, Table, cell, run_heading
 
 EXPLANATION = """\
 ‖ΔW‖/‖W0‖ in the spectral and the Frobenius norm. amplified: ‖ΔW‖_F / ‖U_kᵀ W0 V_k‖_F, the size of
@@ -29,7 +29,7 @@ PRINTED = (
 ENDS = {"first": 1, "last": DECILES}  # the printed deciles of W0's singular vectors
 
 
-def lines(rows: Sequence[Row]) -> Iterator[str]:
+def lines(rows: Sequence[Row]) -> Iterator[Block]:
     """Yield one table per checkpoint, one line per kind of module.
 
     rows: of `landing.analyse`. Landing and intruders are shown if they were computed.
@@ -42,7 +42,7 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
         kinds = {kind: group for (kind,), group in grouped(of_run, "kind").items()}
         for kind, group in [*kinds.items(), ("all", of_run)]:
             cells.append([kind, str(len(group)), *_numbers(group, landed, counted)])
-        yield from aligned(cells)
+        yield Table(cells)
         if counted:
             yield from _curves(of_run)
         yield ""
@@ -67,14 +67,14 @@ def _numbers(rows: Sequence[Row], landed: bool, counted: bool) -> list[str]:
     return numbers
 
 
-def _curves(rows: Sequence[Row]) -> Iterator[str]:
+def _curves(rows: Sequence[Row]) -> Iterator[Block]:
     """Yield means over modules of the numbers of intruders by ε, with those of random updates."""
     cells = [["intruders below ε =", *(f"{epsilon:g}" for epsilon in EPSILONS)]]
     for name, prefix in (("ΔW", ""), ("random updates", "null_")):
         means = (mean(row[f"{prefix}intruders_{epsilon}"] for row in rows) for epsilon in EPSILONS)
         cells.append([name, *(cell(number, ".2g") for number in means)])
     yield ""
-    yield from aligned(cells)
+    yield Table(cells)
 
 
 def _landed(rows: Sequence[Row]) -> list[str]:

@@ -6,13 +6,13 @@ from dataclasses import replace
 from analysis.pairs import dominance
 from analysis.pairs.dominance import Agreement, Finding
 from analysis.results import grouped
-from analysis.tables.text import aligned, cell, counted
+from analysis.tables.text import Block, Statement, Table, cell, counted
 
 EXPLANATION = """\
 Numbers are medians over the modules that both have, a − b too. k: the smaller capacity; eff. rank
 and Gini are those of s[:k], and held is its share of the energy. More dominated: a larger share or
 Gini, a smaller eff. rank; clear if so in 3/4 of the modules and by 0.01 of the measure's range.
-Beyond chance: a − b of what each is beyond the mean of random updates of its own shape, capacity
+Beyond (chance): a − b of what each is beyond the mean of random updates of its own shape, capacity
 and kind (eff. rank: divided by that mean). A difference must be clear there too, by 2.5 standard
 deviations between random updates; if it is not, unlike capacities or kinds explain it.
 log s: rms distance of log(s/‖s‖_F); Wasserstein: of all min(d_out, d_in) values of s/‖s‖_F. Last
@@ -21,7 +21,9 @@ one of eff. rank and Gini; "shares only"; "s[:k] only" = eff. rank or Gini only.
 MEASURES = (("top_share_1", "+.3f"), ("effective_rank_k", "+.2f"), ("gini_k", "+.3f"))
 FULL = 3  # more comparisons than this are printed on one line each
 LISTED = 3  # modules that are named in a line before an ellipsis
-WIDEST = 28  # characters of a checkpoint's name in a column
+WIDEST = 16  # characters of a checkpoint's name in a column
+# The columns that a narrow terminal leaves out, the first of them first.
+LEAVING = ("Wasserstein", "log s", "held a", "held b", "Gini a − b", "k", "modules")
 SHORT = {
     Agreement.ALL: "all",
     Agreement.BOTH: "both",
@@ -35,20 +37,23 @@ SHORT = {
 }
 
 
-def lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """Yield the printed comparisons: a block for each, or one line each if there are many."""
-    if len(findings) <= FULL:
-        for finding in findings:
-            yield from _block(finding)
-            yield finding.sentence
-            yield ""
-    else:
+def lines(findings: Sequence[Finding]) -> Iterator[Block]:
+    """Yield the printed comparisons: a block for each, or one line each if there are many.
+
+    The sentence of a single finding is left out: it stands above everything.
+    """
+    if len(findings) > FULL:
         yield from _overview(findings)
         yield ""
-    yield from EXPLANATION.splitlines()
+        return
+    for finding in findings:
+        yield from _block(finding)
+        if len(findings) > 1:
+            yield Statement(finding.sentence)
+        yield ""
 
 
-def _block(finding: Finding) -> Iterator[str]:
+def _block(finding: Finding) -> Iterator[Block]:
     """Yield the comparison of two checkpoints: a line per measure, then one per kind of module."""
     comparison = finding.comparison
     heading = f"{dominance.name(comparison.a)} (a) against {dominance.name(comparison.b)} (b)"
@@ -58,26 +63,27 @@ def _block(finding: Finding) -> Iterator[str]:
         return
     k = dominance.k_range(comparison.rows)
     held = " and ".join(format(share, ".3f") for share in finding.held)
-    modules = counted(len(comparison.rows), "module")
-    yield f"{heading}: {modules} that both have; k = {k}, held {held}"
+    modules = counted(len(comparison.rows), "common module")
+    yield f"{heading}: {modules}; k = {k}, held {held}"
     yield from _left_out(finding)
-    yield from _measures(finding, k)
+    yield _measures(finding, k)
     log, wasserstein = cell(finding.log_distance, ".2f"), cell(finding.wasserstein, ".2g")
     yield f"distance: log s {log}, Wasserstein {wasserstein}"
     kinds = grouped(comparison.rows, "kind")
     if len(kinds) > 1:
+        yield ""
         of_kinds = [dominance.judge(replace(comparison, rows=rows)) for rows in kinds.values()]
         labels = [kind for (kind,) in kinds]
-        yield from _one_line_each("kind", labels, of_kinds, [("a", "b")] * len(labels))
+        yield _one_line_each("kind", labels, of_kinds, [("a", "b")] * len(labels))
 
 
-def _measures(finding: Finding, k: str) -> Iterator[str]:
-    """Yield one line per measure: both medians, their difference, the more dominated side.
+def _measures(finding: Finding, k: str) -> Table:
+    """One line per measure: both medians, their difference, the more dominated side.
 
     Between unlike updates also their difference beyond chance.
     """
     unlike = any(map(dominance.unlike, finding.comparison.rows))
-    cells = [["", "a", "b", "a − b", *["beyond chance"] * unlike, "more dominated", ""]]
+    cells = [["", "a", "b", "a − b", *["beyond"] * unlike, "more dominated", ""]]
     for measure, reading in finding.readings.items():
         if reading.modules or reading.difference:
             form = ".2f" if measure == "effective_rank_k" else ".3f"
@@ -86,7 +92,7 @@ def _measures(finding: Finding, k: str) -> Iterator[str]:
             if unlike:
                 numbers.append(_signed(reading.beyond, "+.3f"))
             cells.append([dominance.heading(measure, k), *numbers, *_majority(reading)])
-    return aligned(cells)
+    return Table(cells)
 
 
 def _majority(reading: dominance.Reading) -> tuple[str, str]:
@@ -100,19 +106,19 @@ def _majority(reading: dominance.Reading) -> tuple[str, str]:
     return f"{side} in {count} of {reading.modules}", clear
 
 
-def _overview(findings: Sequence[Finding]) -> Iterator[str]:
+def _overview(findings: Sequence[Finding]) -> Iterator[Block]:
     """Yield one line per comparison; for steps of one run, also a verdict on first and last."""
     one_run = len({run for f in findings for run, _ in (f.comparison.a, f.comparison.b)}) == 1
     names = [_names(finding, one_run) for finding in findings]
     labels = [f"{a} – {b}" for a, b in names]
     run = findings[0].comparison.a[0] if one_run else "a – b"
-    yield from _one_line_each(run, labels, findings, names)
+    yield _one_line_each(run, labels, findings, names)
     for finding, label in zip(findings, labels, strict=True):
         left_out = "; ".join(_left_out(finding, names=False))
         if left_out:
             yield f"{label}: {left_out}"
     if one_run:
-        yield findings[-1].sentence
+        yield Statement(findings[-1].sentence)
 
 
 def _one_line_each(
@@ -120,8 +126,8 @@ def _one_line_each(
     labels: Sequence[str],
     findings: Sequence[Finding],
     names: Sequence[tuple[str, str]],
-) -> Iterator[str]:
-    """Yield a table with one line per finding.
+) -> Table:
+    """A table with one line per finding.
 
     heading: of the first column.
     labels: the first cell of each line.
@@ -135,7 +141,7 @@ def _one_line_each(
             "modules",
             "k",
             "held a",
-            "b",
+            "held b",
             "top-1 a − b",
             *["beyond chance"] * unlike,
             "eff. rank a − b",
@@ -158,7 +164,7 @@ def _one_line_each(
                 numbers.append(_signed(finding.readings[measure].beyond, form))
         numbers += [cell(finding.log_distance, ".2f"), cell(finding.wasserstein, ".2g")]
         cells.append([label, str(len(rows)), dominance.k_range(rows), *numbers, more])
-    return aligned(cells)
+    return Table(cells, LEAVING)
 
 
 def _left_out(finding: Finding, names: bool = True) -> Iterator[str]:

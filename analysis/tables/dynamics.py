@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from analysis.numerics.statistics import median
 from analysis.numerics.subspaces import SIDES
 from analysis.results import Row, grouped
-from analysis.tables.text import aligned, cell, counted
+from analysis.tables.text import Block, Statement, Table, cell, counted
 
 PLACE = ("run", "step", "module", "layer", "kind", "part")
 SIZES = (
@@ -35,11 +35,11 @@ COLUMNS = (*PLACE, *NUMBERS)
 
 EXPLANATION = """\
 ‖ΔW‖_F, top-1, eff. rank, democracy: as analysis.spectrum prints them. φ(1), φ(k): share of the top
-direction, and of the top k, that lies in those of the other step, from 0 to 1, with k the smaller
-rank; cosine: between the two ΔW as vectors. The A of a LoRA starts random and moves little, so its
-input side looks settled early. Numbers are medians over modules. In words, directions are those of
-the last step from the step on at which φ(k) with it stays at least 0.9 of the way from chance to
-1."""
+direction, and of the top k, that lies in those of the previous or of the last step, from 0 to 1,
+with k the smaller rank; cosine: between the two ΔW as vectors. The A of a LoRA starts random and
+moves little, so its input side looks settled early. Numbers are medians over modules. In words,
+directions are those of the last step from the step on at which φ(k) with it stays at least 0.9 of
+the way from chance to 1."""
 
 # Heading, column of the summary, format.
 PRINTED = (
@@ -50,13 +50,15 @@ PRINTED = (
     ("eff. rank", "effective_rank", ".2f"),
     ("democracy", "democracy", ".3f"),
 )
+# The columns that a narrow terminal leaves out, the first of them first.
+LEAVING = ("top-4", "‖ΔW‖₂")
 SHARED_HEADINGS = (
     "step",
     "side",
-    "with the previous step: φ(1)",
+    "previous φ(1)",
     "φ(k)",
     "cosine",
-    "with the last: φ(1)",
+    "last φ(1)",
     "φ(k)",
     "cosine",
 )
@@ -72,33 +74,33 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def lines(rows: Sequence[Row], verdicts: Mapping[str, str]) -> Iterator[str]:
-    """Yield two tables per run, sizes and shared directions, and below them what they say in words.
+def lines(rows: Sequence[Row], verdicts: Mapping[str, str]) -> Iterator[Block]:
+    """Yield per run what was found in words, then two tables, sizes and shared directions.
 
     rows, verdicts: of `dynamics.analyse`.
     """
     for (run,), steps in grouped(summary(rows), "run").items():
         yield f"{run}, {counted(steps[0]['modules'], 'module')}"
-        yield from _sizes(steps)
+        yield from map(Statement, words(steps))
+        yield Statement(verdicts[run])
         yield ""
-        yield from _shared(steps)
+        yield _sizes(steps)
         yield ""
-        yield from words(steps)
-        yield verdicts[run]
+        yield _shared(steps)
         yield ""
 
 
-def _sizes(steps: Sequence[Row]) -> Iterator[str]:
-    """Yield one line per step with the size and the concentration of the update."""
+def _sizes(steps: Sequence[Row]) -> Table:
+    """One line per step with the size and the concentration of the update."""
     cells = [["step", *(heading for heading, _, _ in PRINTED)]]
     for line in steps:
         numbers = [cell(line[column], form) for _, column, form in PRINTED]
         cells.append([str(line["step"]), *numbers])
-    return aligned(cells)
+    return Table(cells, LEAVING)
 
 
-def _shared(steps: Sequence[Row]) -> Iterator[str]:
-    """Yield two lines per step, left and right, with what it shares with the other steps."""
+def _shared(steps: Sequence[Row]) -> Table:
+    """Two lines per step, left and right, with what it shares with the other steps."""
     cells = [list(SHARED_HEADINGS)]
     for line in steps:
         for side in SIDES:
@@ -111,7 +113,7 @@ def _shared(steps: Sequence[Row]) -> Iterator[str]:
                     cell(line[f"cosine_{other}"], ".3f") if first else "",
                 ]
             cells.append([str(line["step"]) if first else "", side, *numbers])
-    return aligned(cells)
+    return Table(cells)
 
 
 def words(steps: Sequence[Row]) -> Iterator[str]:

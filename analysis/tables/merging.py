@@ -9,7 +9,7 @@ from analysis.numerics import statistics
 from analysis.numerics.subspaces import SIDES
 from analysis.pairs import merging
 from analysis.results import RUNS, Row, grouped
-from analysis.tables.text import aligned, run_heading
+from analysis.tables.text import Block, Statement, Table, percent, run_heading
 
 # Below this |cosine|, ‖ΔW_a + ΔW_b‖² is within 10 % of ‖ΔW_a‖² + ‖ΔW_b‖², whatever the norms.
 UNRELATED = 0.1
@@ -30,14 +30,17 @@ what random directions would hold; opposite: share of entries with opposite sign
 and arccos(cosine)/π for Gaussian entries; if there are more than 10⁶ entries, it is estimated from
 a seeded sample of 10⁶ entries (standard error 0.0005 for independent entries, up to 0.016 for
 entries of very low rank); an entry that is exactly zero is opposite to none.
+
 Of the sum ΔW_a + ΔW_b: energy: ‖ΔW_a + ΔW_b‖²/(‖ΔW_a‖² + ‖ΔW_b‖²), 1 if nothing is cancelled or
 strengthened; ‖sum‖₂: s₁; eff. rank: exp of the entropy of s/Σs; 90 %, 99 %: number of directions
 that hold this share of its energy; "a 99 %" and "b 99 %": the same of a and b. The average
 ½(ΔW_a + ΔW_b) has half the s, half the norms, and the same ranks. Numbers are medians over modules.
+
 In words: a |cosine| below {UNRELATED:g} is unrelated; from {SAME:g} on, the direction is nearly the
 same or opposite. Updates overlap if at least {100 * MUCH:g} % of the energy that chance leaves
 outside the other's directions lies inside them, and overlap partly from {100 * SOME:g} % on. An
 update of less than 1/{DWARFS:g} of the other's norm hardly counts.
+
 These numbers do not tell the accuracy of the merged model, which depends on the inputs and on all
 layers together: only an evaluation on both tasks tells it. Updates that share nothing can disturb
 one another through the layers in between, and updates that conflict can merge well."""
@@ -85,7 +88,7 @@ MEANING = {
 }
 
 
-def lines(rows: Sequence[Row]) -> Iterator[str]:
+def lines(rows: Sequence[Row]) -> Iterator[Block]:
     """Yield for each pair of runs a table by kind of module, and each kind in words."""
     for (run_a, step_a, run_b, step_b), of_pair in grouped(rows, *RUNS).items():
         for name, run, step in (("a", run_a, step_a), ("b", run_b, step_b)):
@@ -96,10 +99,10 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
         for kind, group in [*kinds.items(), ("all", of_pair)]:
             numbers = [_cell(group, formats) for _, formats in PRINTED]
             cells.append([kind, str(len(group)), *numbers])
-        yield from aligned(cells)
+        yield Table(cells)
         yield ""
         for kind, group in kinds.items():
-            yield f"{kind}: {sentence(group)}"
+            yield Statement(f"{kind}: {sentence(group)}")
         yield ""
 
 
@@ -148,7 +151,7 @@ def _evidence(rows: Sequence[Row]) -> str:
     words = [f"cosine {round(middle['cosine'] or 0.0, 2) + 0.0:.2f}"]  # 0.0: no minus before zero
     for side, verb in zip(SIDES, ("written to", "read from"), strict=True):
         one = max("ab", key=lambda one: _excess(middle, side, one))
-        share, chance = (_percent(middle[f"{x}_{side}_{one}"] or 0.0) for x in ("shared", "chance"))
+        share, chance = (percent(middle[f"{x}_{side}_{one}"] or 0.0) for x in ("shared", "chance"))
         other = "b" if one == "a" else "a"
         words.append(f"{share} of {one}'s energy {verb} {other}'s directions, by chance {chance}")
     return "; ".join(words)
@@ -168,7 +171,7 @@ def _consequence(name: str, large: str, rows: Sequence[Row]) -> str:
             f" the sum is nearly {large} alone"
         )
     energy = _median(rows, "sum_energy") or 0.0
-    words = MEANING[name].format(cancelled=_percent(1 - energy), gained=_percent(energy - 1))
+    words = MEANING[name].format(cancelled=percent(1 - energy), gained=percent(energy - 1))
     if times < LARGER:
         return words
     large, small = ("a", "b") if ratio > 1 else ("b", "a")
@@ -181,14 +184,6 @@ def _needs(rows: Sequence[Row]) -> str:
     if needed is None:
         return ", and nothing is left"
     return f", and needs {needed:g} of {capacity:g} directions for 99 % of its energy"
-
-
-def _percent(share: float) -> str:
-    """A share with the precision of a sentence: 3 %, 0.4 %, under 0.1 %."""
-    percent = 100 * share
-    if percent < 0.1:
-        return "under 0.1 %"
-    return f"{percent:.2g} %" if percent < 1 else f"{percent:.0f} %"
 
 
 def relation(row: Row) -> str:

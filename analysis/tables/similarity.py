@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from analysis.numerics.statistics import mean, median
 from analysis.numerics.subspaces import COLUMNS, CUTS, SIDES
 from analysis.results import RUNS, Row, grouped, pair_name, run_name
-from analysis.tables.text import aligned, cell, counted
+from analysis.tables.text import Block, Table, cell, counted
 
 EXPLANATION = """\
 φ(i): share of the top i directions of one update that lies in the top i of the other, from 0 to 1
@@ -18,6 +18,8 @@ over pairs); – is undefined, such as φ(i) for i beyond the rank or at a cut b
 that the stored numbers cannot separate; a line below the table counts such cuts."""
 
 NUMBERS = [name for name in COLUMNS if name != "undetermined"]
+# The columns that a narrow terminal leaves out, the first of them first.
+LEAVING = ("φ(16)", "φ(8)", "φ(4)", "modules", "k", "‖a‖/‖b‖", "φ(1)")
 MANY = 3  # more pairs of runs than this are printed on one line each
 
 
@@ -40,7 +42,7 @@ def summary(
     return summarised
 
 
-def lines(rows: Sequence[Row], inside: Sequence[Row], methods: Sequence[Row]) -> Iterator[str]:
+def lines(rows: Sequence[Row], inside: Sequence[Row], methods: Sequence[Row]) -> Iterator[Block]:
     """Yield the printed tables: pairs of runs, parts within each run, methods.
 
     rows: of pairs of updates in different runs.
@@ -52,20 +54,20 @@ def lines(rows: Sequence[Row], inside: Sequence[Row], methods: Sequence[Row]) ->
     if len(summarised) > MANY:
         yield "all modules"
         totals = [of_pair[-1] for of_pair in summarised.values()]
-        yield from _table([(pair_name(line), line) for line in totals], "pair")
+        yield _table([(pair_name(line), line) for line in totals], "pair")
         yield from _left_out(rows)
         yield ""
     else:
         for runs, of_pair in summarised.items():
             yield f"{pair_name(of_pair[0])}, {counted(of_pair[-1]['modules'], 'module')}"
-            yield from _table([(line["kind"], line) for line in of_pair], "kind")
+            yield _table([(line["kind"], line) for line in of_pair], "kind")
             yield from _left_out(pairs[runs])
             yield ""
     parts = grouped(inside, *RUNS)
     for runs, of_run in grouped(summary(inside, mean), *RUNS).items():
         name, number = run_name(of_run[0], "a"), counted(of_run[-1]["pairs"], "pair")
         yield f"{name}: its parts compared with one another, means of {number}"
-        yield from _table([(line["kind"], line) for line in of_run], "kind")
+        yield _table([(line["kind"], line) for line in of_run], "kind")
         yield from _left_out(parts[runs])
         yield ""
     if methods:
@@ -80,8 +82,8 @@ def _left_out(rows: Sequence[Row]) -> Iterator[str]:
         yield f"undetermined and left out: {numbers} of {counted(len(rows), 'pair')}"
 
 
-def _table(labelled: Sequence[tuple[str, Row]], heading: str) -> Iterator[str]:
-    """Yield two lines per label, left and right; numbers for both sides stand on the first."""
+def _table(labelled: Sequence[tuple[str, Row]], heading: str) -> Table:
+    """Two lines per label, left and right; numbers for both sides stand on the first."""
     shown = [i for i in CUTS if any(line[f"left_phi_{i}"] is not None for _, line in labelled)]
     headings = [heading, "modules", "k", "cosine", "‖a‖/‖b‖", "side", *(f"φ({i})" for i in shown)]
     cells = [[*headings, "φ(k)", "chance", "above chance"]]
@@ -93,10 +95,10 @@ def _table(labelled: Sequence[tuple[str, Row]], heading: str) -> Iterator[str]:
             first = [label, *both] if side == SIDES[0] else [""] * 5
             numbers = [cell(line[f"{side}_{column}"], ".3f") for column in columns]
             cells.append([*first, side, *numbers])
-    return aligned(cells)
+    return Table(cells, LEAVING)
 
 
-def method_lines(methods: Sequence[Row]) -> Iterator[str]:
+def method_lines(methods: Sequence[Row]) -> Iterator[Block]:
     """Yield a table of φ between methods per side, with their repeatability on the diagonal.
 
     methods: at least one row of `repeatability.between`.
@@ -114,7 +116,7 @@ def method_lines(methods: Sequence[Row]) -> Iterator[str]:
         for one in names:
             of_one = [by_pair.get(frozenset((one, other))) for other in names]
             cells.append([one, *(_phi_cell(row, side, k) for row in of_one)])
-        yield from aligned(cells)
+        yield Table(cells)
     yield ""
 
 

@@ -2,17 +2,32 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
+
 from analysis import results
-from analysis.numerics import statistics
-from analysis.results import Row, grouped
-from analysis.tables.text import aligned, cell, counted, run_heading
+from analysis.names import run_key
+from analysis.numerics import null, statistics
+from analysis.results import Row, Spectra, grouped
+from analysis.tables.text import (
+    Block,
+    Statement,
+    Table,
+    cell,
+    counted,
+    percent,
+    run_heading,
+    shortened,
+    sparkline,
+)
 
 EXPLANATION = """\
-‖ΔW‖₂ = s₁, ‖ΔW‖_F = √Σs²; top-k: share of the energy in the k largest values; eff. rank: exp of
-the entropy of s/Σs; stable: Σs²/s₁²; used: eff. rank / capacity; democracy: eff. rank / its mean
-for random updates of that shape and capacity (1: as even as chance); zero: modules with ΔW = 0.
-Numbers are medians over modules. Compare them only within one capacity; between capacities, as
-below for several checkpoints, every measure is compared beyond chance."""
+spectrum: s/s₁ from the first value to the last, at up to 8 of them; ‖ΔW‖₂ = s₁, ‖ΔW‖_F = √Σs²;
+top-k: share of the energy in the k largest values; by chance: the mean of top-1 for random updates
+of that shape and capacity; eff. rank: exp of the entropy of s/Σs, the number of directions in even
+use; stable: Σs²/s₁²; used: eff. rank / capacity; democracy: eff. rank / its mean for random updates
+of that shape and capacity (1: as even as chance); zero: modules with ΔW = 0. Numbers are medians
+over modules. Compare them only within one capacity; between capacities, as for several checkpoints,
+every measure is compared beyond chance."""
 
 # The columns whose medians make the summary.
 MEASURES = (
@@ -35,6 +50,16 @@ PRINTED = (
     ("democracy", "democracy", ".3f"),
     ("zero", "zero", "d"),
 )
+# The columns that a narrow terminal leaves out, the first of them first.
+LEAVING = (
+    *("zero", "stable", "d_out×d_in", "‖ΔW‖₂", "top-4", "used", "modules", "‖ΔW‖_F"),
+    *("democracy", "capacity"),
+)
+# The measures of several checkpoints, and those of them that are shown for each kind.
+COMPARED = ("‖ΔW‖_F", "top-1", "eff. rank", "used", "democracy")
+BY_KIND = ("top-1", "democracy")
+DRAWN = 8  # values in a sparkline
+WIDEST = 16  # characters of a checkpoint's name above a column
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
@@ -54,19 +79,146 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     return summarised
 
 
-def lines(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield the printed summary: one table per checkpoint, one line per kind of module."""
-    summarised = grouped(summary(rows), "run", "step")
-    for (run, step), of_run in grouped(rows, "run", "step").items():
-        methods = ", ".join(dict.fromkeys(row["method"] for row in of_run))
-        yield f"{run_heading(run, step)}  ({methods})"
-        cells = [["kind", "modules", "d_out×d_in", *(heading for heading, _, _ in PRINTED)]]
-        shapes = _shapes(of_run)
-        for line in summarised[run, step]:
-            numbers = [cell(line[column], form) for _, column, form in PRINTED]
-            cells.append([line["kind"], str(line["modules"]), shapes[line["kind"]], *numbers])
-        yield from aligned(cells)
-        yield ""
+def lines(spectra: Spectra) -> Iterator[Block]:
+    """Yield the summary: of one checkpoint, one line per kind; of several, one column for each."""
+    of_runs = grouped(spectra.rows, "run", "step")
+    if len(of_runs) == 1:
+        yield _by_kind(spectra)
+    elif of_runs:
+        yield _by_checkpoint(spectra)
+
+
+def _by_kind(spectra: Spectra) -> Table:
+    """One line per kind of module of one checkpoint, and one for all of them."""
+    shapes = _shapes(spectra.rows)
+    cells = [["kind", "spectrum", "modules", "d_out×d_in", *(heading for heading, _, _ in PRINTED)]]
+    summarised = summary(spectra.rows)
+    for line in summarised:
+        numbers = [cell(line[column], form) for _, column, form in PRINTED]
+        of_kind = [row for row in spectra.rows if line["kind"] in (row["kind"], "all")]
+        drawn = _sparkline(of_kind, spectra.s)
+        cells.append([line["kind"], drawn, str(line["modules"]), shapes[line["kind"]], *numbers])
+    unmoved = any(line["zero"] for line in summarised)
+    return Table(cells, [heading for heading in LEAVING if heading != "zero" or not unmoved])
+
+
+def _by_checkpoint(spectra: Spectra) -> Table:
+    """One column per checkpoint with its measures, those of BY_KIND also by kind of module."""
+    of_runs = grouped(spectra.rows, "run", "step")
+    totals = [[line] for line in summary(spectra.rows) if line["kind"] == "all"]
+    rows = list(of_runs.values())
+    kinds = dict.fromkeys(row["kind"] for row in spectra.rows)
+    by_kind = {
+        kind: [[row for row in of_run if row["kind"] == kind] for of_run in rows] for kind in kinds
+    }
+    cells = [
+        _headings(list(of_runs)),
+        ["method", *(", ".join(dict.fromkeys(row["method"] for row in of)) for of in rows)],
+        ["modules", *(str(len(of_run)) for of_run in rows)],
+        ["zero", *(str(line["zero"]) for (line,) in totals)],
+        _medians("capacity", "capacity", "g", totals),
+        ["spectrum", *(_sparkline(of_run, spectra.s) for of_run in rows)],
+    ]
+    if not any(line["zero"] for (line,) in totals):
+        del cells[3]
+    for heading, column, form in PRINTED:
+        if heading in COMPARED:
+            cells.append(_medians(heading, column, form, totals))
+        if heading in BY_KIND and len(kinds) > 1:
+            cells += [_medians(f"  {kind}", column, form, of) for kind, of in by_kind.items()]
+        if heading == "top-1":
+            cells.append(["  by chance", *(cell(_chance(of_run), form) for of_run in rows)])
+    return Table(cells)
+
+
+def _headings(checkpoints: Sequence[tuple[str, int | None]]) -> list[str]:
+    """The run and its steps if there is one run only, else the names of the checkpoints."""
+    runs = {run for run, _ in checkpoints}
+    if len(runs) == 1:
+        return [*runs, *("end" if step is None else f"step {step}" for _, step in checkpoints)]
+    return ["", *shortened([run_key(*checkpoint) for checkpoint in checkpoints], WIDEST)]
+
+
+def _medians(heading: str, column: str, form: str, groups: Iterable[Sequence[Row]]) -> list[str]:
+    """A heading and the median of a column in each of several groups of rows."""
+    medians = (statistics.median(row[column] for row in group) for group in groups)
+    return [heading, *(cell(median, form) for median in medians)]
+
+
+def _sparkline(rows: Sequence[Row], spectra: Mapping[str, np.ndarray]) -> str:
+    """s/s₁ of the modules at up to DRAWN places, by their medians; a dash if all have ΔW = 0."""
+    moved = [spectra[row["key"]] for row in rows if row["spectral_norm"] > 0]
+    if not moved:
+        return "–"
+    size = min(DRAWN, max(s.size for s in moved))
+    shapes = [s[np.linspace(0, s.size - 1, size).round().astype(int)] / s[0] for s in moved]
+    return sparkline(np.median(shapes, axis=0))
+
+
+def _chance(rows: Iterable[Row]) -> float | None:
+    """Median of the top-1 share of random updates in the place of these; None if not drawn."""
+    drawn = [row for row in rows if row["democracy"] is not None]
+    return statistics.median(null.of_row(row, 1)["top_share_1"].mean for row in drawn)
+
+
+def statement(rows: Sequence[Row]) -> Statement:
+    """Say in words how far the first direction of each checkpoint is beyond chance.
+
+    Of one checkpoint also how many directions are in use, of several the two extremes. Numbers are
+    medians over modules. rows: of `spectrum.analyse`, at least one.
+    """
+    of_runs = grouped(rows, "run", "step")
+    words = _one(rows) if len(of_runs) == 1 else _several(of_runs)
+    zero = sum(row["spectral_norm"] == 0 for row in rows)
+    if zero:
+        words += f" ΔW = 0 in {zero} of {counted(len(rows), 'module')}."
+    return Statement(words)
+
+
+def _one(rows: Sequence[Row]) -> str:
+    """The statement about one checkpoint."""
+    run, step = rows[0]["run"], rows[0]["step"]
+    name = run if step is None else f"{run} step {step}"
+    methods = ", ".join(dict.fromkeys(row["method"] for row in rows))
+    ranks = sorted({row["r"] for row in rows if row["r"] is not None})
+    words = f"{name} ({methods}{_ranks(ranks)}):"
+    (line,) = (line for line in summary(rows) if line["kind"] == "all")
+    where = f"in the median of {len(rows)} modules" if len(rows) > 1 else "in its one module"
+    if line["top_share_1"] is None:
+        return f"{words} nothing has moved."
+    if line["capacity"] == 1:
+        return f"{words} {where} one direction is all there is."
+    used, capacity = line["effective_rank"], line["capacity"]
+    by_chance = _chance(rows)
+    beside = "" if by_chance is None else f" ({percent(by_chance)} in a random update)"
+    return (
+        f"{words} {where} the first direction holds"
+        f" {percent(line['top_share_1'])} of ΔW's energy{beside},"
+        f" and {used:.3g} of {capacity:g} directions are in use."
+    )
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    if not ranks:
+        return ""
+    return f", rank {ranks[0]}" if len(ranks) == 1 else f", ranks {ranks[0]} to {ranks[-1]}"
+
+
+def _several(of_runs: Mapping[tuple[str, int | None], Sequence[Row]]) -> str:
+    """The statement about several checkpoints: which is furthest beyond chance, which nearest."""
+    found = []
+    for (run, step), rows in of_runs.items():
+        share = statistics.median(row["top_share_1"] for row in rows)
+        by_chance = _chance(rows)
+        if share is not None and by_chance is not None:
+            words = f"{run_key(run, step)} ({percent(share)}, by chance {percent(by_chance)})"
+            found.append((share - by_chance, words))
+    if not found:
+        return f"{len(of_runs)} checkpoints, none of which can be compared with chance."
+    return (
+        f"Of {len(of_runs)} checkpoints, the share of ΔW's energy in the first direction is"
+        f" furthest beyond chance in {max(found)[1]}, and least so in {min(found)[1]}."
+    )
 
 
 def _shapes(rows: Iterable[Row]) -> dict[str, str]:

@@ -46,13 +46,14 @@ class Block:
     name: the name of its directory.
     runs: the runs that are trained for it.
     model: the directory of their base, or of one of them.
-    measure: takes the finished runs and returns the results.
+    measure: takes the finished runs and returns the results; None for a part of a block, which is
+        trained before it is known what else belongs to the block.
     """
 
     name: str
     runs: Sequence[Run]
     model: Path
-    measure: Callable[[Sequence[Trained]], Measured]
+    measure: Callable[[Sequence[Trained]], Measured] | None
 
 
 def of_base(
@@ -162,8 +163,12 @@ def of_adapters(runs: Sequence[Trained], directory: Path) -> Measured:
 def write(block: Block, settings: Mapping[str, Any], out: Path) -> bool:
     """Measure the finished runs of a block and write its tables to out/NAME; False if none is.
 
+    False for a part of a block too.
+
     settings: those of `reproduce`, for the record.
     """
+    if block.measure is None:
+        return False
     runs = [trained(run.out) for run in block.runs if run.is_done()]
     if block.runs and not runs:
         return False

@@ -7,8 +7,8 @@ is trained with the same seeds, data and steps.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,49 +63,109 @@ DATA = (
     ("superglue", "superglue/WSC"),
 )
 TEXT = "superglue/BoolQ/train.jsonl"  # plain text, if it is there
+Rates = Mapping[str, float]  # the learning rate of each method
 
 
-def tasks_in(directory: Path) -> str:
-    """Return the specification of the tasks in a directory of public data.
+@dataclass(frozen=True)
+class Plan:
+    """What the runs on one language model have in common.
 
-    Raises UserError, naming what to put where, if something is missing.
+    model: the directory of the base.
+    tasks: the specification of the tasks.
+    steps: optimiser steps of each run after the sweep.
+    batch: sequences of a step.
+    out: the directory of the runs.
     """
-    parts = []
-    for kind, pattern in DATA:
-        found = sorted(directory.glob(pattern), key=_size)
-        if not found:
-            where = ", ".join(place for _, place in DATA)
-            raise UserError(
-                f"{directory / pattern}: missing; --data expects {where}, in the forms of"
-                " docs/tasks.md (ARC-Easy and openbookqa: train.json and test.json of LLM-Adapters)"
-            )
-        parts.append(f"{kind}:{found[-1]}")
-    return ",".join(parts)
+
+    model: Path
+    tasks: str
+    steps: int
+    batch: int
+    out: Path
+
+    def sweep(self, methods: Iterable[str]) -> list[Run]:
+        """Return the runs of the sweep: SWEEP_STEPS steps with each rate of each method."""
+        runs = []
+        for method in methods:
+            settings = self._settings(method, per_task_scored=SCORED_IN_SWEEP)
+            for rate in _usual(settings):
+                place = f"sweep/{names.run_name(settings.name, {}, SWEEP_SEED)}-lr{rate:g}"
+                run = self._run(settings, SWEEP_SEED, rate, place)
+                runs.append(replace(run, steps=SWEEP_STEPS))
+        return runs
+
+    def of_seed(self, methods: Iterable[str], seed: int, rates: Rates) -> list[Run]:
+        """Return one run per method; LoRA, MultiLoRA and full fine-tuning keep checkpoints."""
+        runs = []
+        for method in methods:
+            settings = self._settings(method)
+            place = f"seed-{seed}/{names.run_name(settings.name, {}, seed)}"
+            run = self._run(settings, seed, rates[settings.name], place)
+            runs.append(replace(run, saves=SAVES if method in CORE else 0))
+        return runs
+
+    def alone(self, seed: int, rates: Rates) -> list[Run]:
+        """Return a run of each method of ALONE on each family of tasks alone.
+
+        A method without a rate is left out, as in the other methods.
+        """
+        runs = []
+        for method in (method for method in ALONE if method in rates):
+            for family, own in by_family(self.tasks).items():
+                settings = self._settings(method, tasks=own)
+                place = f"alone/{names.run_name(method, {}, seed)}-{family}"
+                runs.append(self._run(settings, seed, rates[method], place))
+        return runs
+
+    def relatives(self, seed: int, rates: Rates) -> list[Run]:
+        """Return a run of each method of RELATIVES, with the rate of LoRA.
+
+        Experts are trained by the loss per token: `loss example` does not belong to them.
+        """
+        runs = []
+        for method in RELATIVES if "lora" in rates else ():
+            loss = "token" if method == "expert" else COMMON["loss"]
+            place = f"relatives/{names.run_name(method, {}, seed)}"
+            runs.append(self._run(self._settings(method, loss=loss), seed, rates["lora"], place))
+        return runs
+
+    def sizes(self, seed: int, rates: Rates) -> list[Run]:
+        """Return a run of MultiLoRA for each (n, r) of SIZES."""
+        runs = []
+        for n, r in SIZES if "multilora" in rates else ():
+            place = f"sizes/{names.run_name('multilora', {'n': n, 'r': r}, seed)}"
+            settings = self._settings("multilora", n=n, r=r)
+            runs.append(self._run(settings, seed, rates["multilora"], place))
+        return runs
+
+    def _settings(self, method: str, **changes: Any) -> TrainSettings:
+        """Return the settings of a method or variant; changes: of the common ones."""
+        common = COMMON | {"tasks": self.tasks, "per_task_scored": SCORED} | changes
+        return replace(settings_of(method, self.model), **common)
+
+    def _run(self, settings: TrainSettings, seed: int, rate: float, place: str) -> Run:
+        """Return a run: products in bfloat16, weights in float32; place: below the directory."""
+        given = {
+            "per_device_train_batch_size": self.batch,
+            "bf16": True,
+            "use_cpu": not torch.cuda.is_available(),
+            "logging_steps": 10,
+        }
+        return Run(settings, seed, self.steps, self.out / place, rate, given=given)
 
 
-def _size(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a directory."""
-    files = path.iterdir() if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+def _usual(settings: TrainSettings) -> tuple[float, ...]:
+    """Return the rates with which the sweep of a method begins."""
+    return _FULL if settings.method == "full" else _ADAPTERS
 
 
-def sweep(methods: Sequence[str], model: Path, tasks: str, batch: int, out: Path) -> list[Run]:
-    """Return the runs of the sweep: SWEEP_STEPS steps with each rate of each method.
-
-    methods: names of methods and variants; model: the base; tasks: their specification; batch: the
-    sequences of a step; out: the directory of the runs.
-    """
-    return [
-        _swept(method, rate, model, tasks, batch, out)
-        for method in methods
-        for rate in (_FULL if method == "full" else _ADAPTERS)
-    ]
-
-
-def _swept(method: str, rate: float, model: Path, tasks: str, batch: int, out: Path) -> Run:
-    settings = _settings(method, model, tasks, SCORED_IN_SWEEP)
-    place = out / "sweep" / f"{names.run_name(settings.name, {}, SWEEP_SEED)}-lr{rate:g}"
-    return Run(settings, SWEEP_SEED, SWEEP_STEPS, place, rate, given=_given(batch))
+def by_family(tasks: str) -> dict[str, str]:
+    """Return the specification of the tasks of each family."""
+    parts: dict[str, list[str]] = {}
+    for part in tasks.split(","):
+        for family in set(data.load(part).family_of.values()):
+            parts.setdefault(family, []).append(part)
+    return {family: ",".join(parts[family]) for family in FAMILIES if family in parts}
 
 
 def further(runs: Sequence[Run]) -> list[Run]:
@@ -116,9 +176,8 @@ def further(runs: Sequence[Run]) -> list[Run]:
     """
     added = []
     for own in _by_method(runs):
-        usual = _FULL if own[0].settings.method == "full" else _ADAPTERS
         best, rates = best_rate(own), sorted(run.rate for run in own)
-        if best is None or len(rates) >= len(usual) + FURTHER:
+        if best is None or len(rates) >= len(_usual(own[0].settings)) + FURTHER:
             continue
         if best == rates[0]:
             added.append(_at_rate(own[0], _beyond(best, -1)))
@@ -176,83 +235,31 @@ def _by_method(runs: Iterable[Run]) -> list[list[Run]]:
     return list(of_method.values())
 
 
-def of_seed(
-    methods: Sequence[str],
-    seed: int,
-    steps: int,
-    rates: dict[str, float],
-    model: Path,
-    tasks: str,
-    batch: int,
-    out: Path,
-) -> list[Run]:
-    """Return one run per method of a seed; LoRA, MultiLoRA and full keep checkpoints.
+# The data
 
-    rates: learning rate by method; the other arguments as in `sweep`.
+
+def tasks_in(directory: Path) -> str:
+    """Return the specification of the tasks in a directory of public data.
+
+    Raises UserError, naming what to put where, if something is missing.
     """
-    runs = []
-    for method in methods:
-        settings = _settings(method, model, tasks, SCORED)
-        place = out / f"seed-{seed}" / names.run_name(settings.name, {}, seed)
-        saves = SAVES if method in CORE else 0
-        runs.append(Run(settings, seed, steps, place, rates[settings.name], saves, _given(batch)))
-    return runs
+    parts = []
+    for kind, pattern in DATA:
+        found = sorted(directory.glob(pattern), key=_size)
+        if not found:
+            where = ", ".join(place for _, place in DATA)
+            raise UserError(
+                f"{directory / pattern}: missing; --data expects {where}, in the forms of"
+                " docs/tasks.md (ARC-Easy and openbookqa: train.json and test.json of LLM-Adapters)"
+            )
+        parts.append(f"{kind}:{found[-1]}")
+    return ",".join(parts)
 
 
-def alone(
-    seed: int, steps: int, rates: dict[str, float], model: Path, tasks: str, batch: int, out: Path
-) -> list[Run]:
-    """Return one run per method of ALONE and family of tasks, trained on this family alone.
-
-    The arguments as in `of_seed`; a method without a rate is left out.
-    """
-    runs = []
-    for method in ALONE:
-        for family, own in by_family(tasks).items():
-            settings = _settings(method, model, own, SCORED)
-            if settings.name in rates:
-                name = f"{names.run_name(settings.name, {}, seed)}-{family}"
-                rate, given = rates[settings.name], _given(batch)
-                runs.append(Run(settings, seed, steps, out / "alone" / name, rate, given=given))
-    return runs
-
-
-def by_family(tasks: str) -> dict[str, str]:
-    """Return the specification of the tasks of each family."""
-    parts: dict[str, list[str]] = {}
-    for part in tasks.split(","):
-        families = set(data.load(part).family_of.values())
-        for family in families:
-            parts.setdefault(family, []).append(part)
-    return {family: ",".join(parts[family]) for family in FAMILIES if family in parts}
-
-
-def relatives(
-    seed: int, steps: int, rates: dict[str, float], model: Path, tasks: str, batch: int, out: Path
-) -> list[Run]:
-    """Return a run of each method of RELATIVES, with the rate of LoRA; arguments as in `of_seed`.
-
-    Experts are trained by the loss per token: `loss example` does not belong to them.
-    """
-    runs = []
-    for method in RELATIVES if "lora" in rates else ():
-        loss = "token" if method == "expert" else COMMON["loss"]
-        settings = _settings(method, model, tasks, SCORED, loss=loss)
-        place = out / "relatives" / names.run_name(settings.name, {}, seed)
-        runs.append(Run(settings, seed, steps, place, rates["lora"], given=_given(batch)))
-    return runs
-
-
-def sizes(
-    seed: int, steps: int, rates: dict[str, float], model: Path, tasks: str, batch: int, out: Path
-) -> list[Run]:
-    """Return a run of MultiLoRA for each (n, r) of SIZES; arguments as in `of_seed`."""
-    runs = []
-    for n, r in SIZES if "multilora" in rates else ():
-        settings = _settings("multilora", model, tasks, SCORED, n=n, r=r)
-        place = out / "sizes" / names.run_name("multilora", {"n": n, "r": r}, seed)
-        runs.append(Run(settings, seed, steps, place, rates["multilora"], given=_given(batch)))
-    return runs
+def _size(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a directory."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def text_in(directory: Path) -> str:
@@ -266,19 +273,3 @@ def text_in(directory: Path) -> str:
     content, _ = files.read_text(file)
     passages = [files.string(row, "passage") for _, row in files.json_rows(file, content)]
     return "\n\n".join(dict.fromkeys(passages))
-
-
-def _settings(method: str, model: Path, tasks: str, scored: int, **other: Any) -> TrainSettings:
-    """Return the settings of a method; scored: held-out items of a task; other: than COMMON."""
-    common = COMMON | {"tasks": tasks, "per_task_scored": scored} | other
-    return replace(settings_of(method, model), **common)
-
-
-def _given(batch: int) -> dict[str, Any]:
-    """Return the arguments of the training command: bfloat16 products, float32 weights."""
-    return {
-        "per_device_train_batch_size": batch,
-        "bf16": True,
-        "use_cpu": not torch.cuda.is_available(),
-        "logging_steps": 10,
-    }

@@ -16,6 +16,7 @@ from analysis import UserError, store
 from analysis.numerics import statistics
 from analysis.results import Row, Spectra
 from analysis.tables import similarity as similarity_table
+from analysis.tables.text import plain
 from multilora import budget, record
 from multilora.reproduction import bands, measures, presets, tables
 from multilora.reproduction.claims import judge
@@ -65,7 +66,7 @@ def report(settings: Mapping[str, Any]) -> str:
     if compared := rows_of["differences"]:
         sections.append(difference_table(compared))
     if similar := rows_of["similarity_by_method"]:
-        sections.append("\n".join(similarity_table.method_lines(similar)))
+        sections.append("\n".join(plain(similarity_table.method_lines(similar))))
     sections.append(claims_text.as_text(judged))
     sections.append("\n".join(map(str, [*drawn, out / "claims.md"])))
     return "\n\n".join(sections)

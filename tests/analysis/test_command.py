@@ -1,10 +1,17 @@
 """Behaviour that all commands share: status, errors in one line, Ctrl-C, --version, start-up."""
 
 import argparse
+import fcntl
 import json
+import os
+import pty
+import re
+import shlex
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -18,9 +25,10 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {"spectrum": spectrum, "similarity": similarity, "dynamics": dynamics}
 
 
-def shell(*arguments):
+def shell(*arguments, **changes):
     line = [sys.executable, *map(str, arguments)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    env = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | changes
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, env=env)
 
 
 @pytest.fixture
@@ -174,7 +182,7 @@ LIGHT = """
 import sys
 from analysis.{name} import main
 status = main(sys.argv[1:])
-heavy = {{"torch", "transformers", "pandas", "matplotlib", "scipy"}} & set(sys.modules)
+heavy = {{"torch", "transformers", "pandas", "matplotlib", "scipy", "rich"}} & set(sys.modules)
 print(heavy or "light", file=sys.stderr)
 sys.exit(status)
 """
@@ -273,3 +281,113 @@ def test_other_unknown_options_are_still_refused(parser, option, capfd):
     with pytest.raises(SystemExit):
         command.run(parser, [option], lambda a: 0)
     assert "unrecognized arguments" in capfd.readouterr().err
+
+
+# On a terminal
+
+
+def on_terminal(*arguments, columns=80, **changes):
+    """The status of a command and what it prints on a terminal of that many columns, and stderr."""
+    main, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    hidden = {"COLUMNS", "NO_COLOR", "FORCE_COLOR", "PYTHONIOENCODING"}
+    env = {name: value for name, value in os.environ.items() if name not in hidden}
+    env |= {"TERM": "xterm-256color", "PYTHONUTF8": "1"} | changes
+    line = [sys.executable, *map(str, arguments)]
+    process = subprocess.Popen(
+        line, cwd=ROOT, stdout=end, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=env
+    )
+    os.close(end)
+    said = b""
+    try:
+        while part := _read(main):
+            said += part
+        err = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+        os.close(main)
+    return process.returncode, said.decode().replace("\r\n", "\n"), err.decode()
+
+
+def _read(descriptor):
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # the other end is closed
+        return b""
+
+
+def without_colours(text):
+    return re.sub("\x1b\\[[0-9;]*m", "", text)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_terminal_has_colours_and_its_width(name, steps):
+    pytest.importorskip("rich")
+    status, out, err = on_terminal("-m", f"analysis.{name}", steps, columns=60)
+    assert (status, err) == (0, "")
+    assert "\x1b[1m" in out
+    lines = [line.rstrip() for line in without_colours(out).splitlines()]
+    assert max(map(len, lines)) <= 60
+    assert lines == shell("-m", f"analysis.{name}", steps, COLUMNS="60").stdout.splitlines()
+
+
+@pytest.mark.parametrize("changes", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_a_terminal_can_ask_for_plain_text(changes, steps):
+    status, out, _ = on_terminal("-m", "analysis.spectrum", steps, **changes)
+    assert status == 0
+    assert out == shell("-m", "analysis.spectrum", steps).stdout
+
+
+WITHOUT_RICH = """
+import sys
+sys.modules["rich"] = None
+from analysis.spectrum import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_terminal_without_rich_has_plain_text(steps):
+    status, out, err = on_terminal("-c", WITHOUT_RICH, steps)
+    assert (status, err) == (0, "")
+    assert out == shell("-m", "analysis.spectrum", steps).stdout
+
+
+def test_strangers_cannot_steer_a_terminal_with_colours(write_adapter, lora_tensors):
+    pytest.importorskip("rich")
+    path = write_adapter(lora_tensors("l.0.\x1b[2Jq", "l.0.[blink]v[/blink]"))
+    status, out, err = on_terminal("-m", "analysis.spectrum", path)
+    assert (status, err) == (0, "")
+    assert "\\x1b[2Jq" in out
+    assert "[blink]v[/blink]" in out
+    assert "\x1b" not in without_colours(out)
+
+
+def test_a_pipe_has_80_columns_or_those_of_the_environment(steps):
+    for changes, most in (({}, 80), ({"COLUMNS": "60"}, 60), ({"COLUMNS": "200"}, 200)):
+        out = shell("-m", "analysis.similarity", steps, **changes).stdout
+        assert max(map(len, out.splitlines())) <= most
+    assert max(map(len, out.splitlines())) > 60
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_three_examples_in_80_columns(name):
+    out = shell("-m", f"analysis.{name}", "--help", COLUMNS="80").stdout
+    assert max(map(len, out.splitlines())) <= 80
+    examples = [
+        line for line in out.splitlines() if line.startswith(f"  python -m analysis.{name}")
+    ]
+    assert len(examples) == 3
+    parser = COMMANDS[name]._parser()
+    for example in examples:
+        parser.parse_args(shlex.split(example)[3:])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_columns_are_explained_without_a_path(name, capfd):
+    assert COMMANDS[name].main(["--explain"]) == 0
+    out, err = capfd.readouterr()
+    assert ("medians over modules" in " ".join(out.split()), err) == (True, "")
+    with pytest.raises(SystemExit) as stopped:
+        COMMANDS[name].main([])
+    assert stopped.value.code == 2
+    assert "PATH" in capfd.readouterr().err

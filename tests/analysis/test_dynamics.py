@@ -168,6 +168,8 @@ def test_the_command(run, tmp_path, capfd):
     assert main([str(run), "--out", str(tmp_path / "out")]) == 0
     out = capfd.readouterr().out
     assert out.splitlines()[0] == "run, 2 modules"
+    assert out.splitlines()[1].startswith("From step ")
+    assert max(map(len, out.splitlines())) <= 80
     assert "‖ΔW‖_F goes from" in out
     assert "run@5 and run@100" in out or "than run@" in out
     with (tmp_path / "out/dynamics.csv").open(encoding="utf-8") as file:

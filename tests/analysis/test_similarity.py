@@ -343,12 +343,16 @@ def test_the_table_shows_both_sides_beside_chance(pair, command):
     assert lines[0] == "a ~ b, 4 modules"
     assert lines[1].split() == [
         *("kind", "modules", "k", "cosine", "‖a‖/‖b‖", "side"),
-        *("φ(1)", "φ(4)", "φ(k)", "chance", "above", "chance"),
+        *("φ(1)", "φ(k)", "chance", "above", "chance"),
     ]
+    assert lines[-1] == "--explain says what the columns mean. Not in 80 columns: φ(4)."
+    assert max(map(len, lines)) <= 80
     assert lines[2].split()[5] == "left"
     assert lines[3].split()[0] == "right"
     assert lines[3].split()[-2] == "0.400"  # 4 of 10
-    assert "Frobenius norms" in out
+    assert "Frobenius norms" not in out
+    _, out, _ = command(*pair, "--explain")
+    assert "Frobenius norms" in " ".join(out.split())
 
 
 def test_a_line_a_pair_where_there_are_many(write_adapter, lora_tensors, command):
@@ -393,11 +397,11 @@ def test_the_public_names():
 
 
 def test_merging_is_a_report_of_its_own(pair, command, tmp_path):
-    status, out, err = command("--merge", *pair, "--out", tmp_path / "out")
+    status, out, err = command("--merge", *pair, "--explain", "--out", tmp_path / "out")
     assert (status, err) == (0, [])
     assert out.splitlines()[0] == "a: a  (lora)"
     assert "q_proj: " in out
-    assert "do not tell the accuracy" in out
+    assert "do not tell the accuracy" in " ".join(out.split())
     with (tmp_path / "out/merging.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     sums = load_file(tmp_path / "out/sums.safetensors")

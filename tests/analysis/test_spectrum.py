@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -256,7 +257,10 @@ def test_a_rounded_difference_is_measured_without_its_noise_too(tmp_path, rng, c
     assert row["gini_denoised"] == pytest.approx(metrics.gini(true), abs=0.04)
     status, out, err = command(tmp_path / "tuned", "--base", tmp_path / "base")
     assert (status, err) == (0, [])
-    line = next(line for line in out.splitlines() if "without the rounding noise" in line)
+    line = next(
+        text for text in out.split("\n\n") if "rounding noise, estimated" in " ".join(text.split())
+    )
+    line = " ".join(line.split())
     assert f"eff. rank {row['effective_rank_denoised']:.2f}" in line
     assert "in 1 module of 1" in line
 
@@ -396,16 +400,36 @@ def test_summary_is_medians_by_kind_then_over_all(two_layers):
 # Output
 
 
-def test_the_table_fits_a_terminal_and_is_aligned(two_layers, command):
+def test_the_table_fits_a_terminal_and_is_aligned(two_layers, command, monkeypatch):
     status, out, err = command(two_layers)
     lines = out.splitlines()
     assert (status, err) == (0, [])
-    assert lines[0] == "adapter  (lora)"
-    table = lines[1 : lines.index("")]
+    assert lines[0].startswith("adapter (lora, rank 4): in the median of 4 modules the first ")
+    table = out.split("\n\n")[1].splitlines()
     assert [line.split()[0] for line in table] == ["kind", "q_proj", "up_proj", "all"]
     assert len({len(line) for line in table}) == 1
-    assert max(map(len, lines)) <= 120
-    assert table[1].split()[1:4] == ["2", "12×10", "4"]
+    assert max(map(len, lines)) <= 80
+    assert table[1].split()[2:4] == ["2", "4"]
+    assert lines[-2].startswith("--explain says what the columns mean. Not in 80 columns: zero")
+    monkeypatch.setenv("COLUMNS", "130")
+    table = command(two_layers)[1].split("\n\n")[1].splitlines()
+    assert table[1].split()[2:5] == ["2", "12×10", "4"]
+    assert 80 < max(map(len, table)) <= 130
+
+
+def test_the_legend_is_printed_on_demand(two_layers, two_adapters, command):
+    words = "top-k: share of the energy"
+    assert words not in command(two_layers)[1]
+    assert words in command(two_layers, "--explain")[1]
+    status, alone, err = command("--explain")
+    assert (status, err) == (0, [])
+    assert alone in command(*two_adapters, "--explain")[1]
+    assert "Wasserstein: of all min" in " ".join(alone.split())
+
+
+def test_json_and_its_record_do_not_depend_on_explain(two_layers, command):
+    assert command(two_layers, "--json") == command(two_layers, "--json", "--explain")
+    assert "explain" not in json.loads(command(two_layers, "--json")[1])["record"]["arguments"]
 
 
 def test_checkpoints_below_a_checkpoint_are_told_of(two_layers, command):
@@ -466,17 +490,17 @@ def two_adapters(write_adapter, lora_tensors):
     ]
 
 
-def test_two_checkpoints_are_compared_below_their_tables(two_adapters, command):
+def test_two_checkpoints_are_one_table_and_compared_below(two_adapters, command):
     status, out, err = command(*two_adapters)
     assert (status, err) == (0, [])
     alone = command(two_adapters[0])[1]
-    table = alone.splitlines()[: alone.splitlines().index("")]
     lines = out.splitlines()
-    assert lines[: len(table)] == table
+    (finding,) = dominance.findings(analyse(two_adapters))
+    assert " ".join(out.split("\n\n")[0].split()) == finding.sentence
+    table = out.split("\n\n")[1].splitlines()
+    assert table[0].split() == ["first", "second"]
     (heading,) = [i for i, line in enumerate(lines) if "against" in line]
-    assert lines[heading].startswith(
-        "first (a) against second (b): 3 modules that both have; k = 2"
-    )
+    assert lines[heading].startswith("first (a) against second (b): 3 common modules; k = 2")
     assert lines[heading + 1 : heading + 3] == [
         *("only in first: 1 (model.layers.1.up_proj)", "only in second: 1 (head)")
     ]
@@ -494,7 +518,7 @@ def test_json_has_the_comparison_and_its_verdicts(two_adapters, command):
     assert result["comparison"] == got.comparison.rows
     (verdict,) = result["verdicts"]
     assert verdict == dominance.as_json(got)
-    assert verdict["sentence"] in command(*two_adapters)[1]
+    assert verdict["sentence"] in " ".join(command(*two_adapters)[1].split())
     assert verdict["only_b"] == ["head"]
 
 
@@ -767,7 +791,8 @@ def test_an_output_that_is_closed_or_full(two_layers, redirection, status, words
 def test_ascii_terminals_get_a_table_too(two_layers):
     done = shell("-m", "analysis.spectrum", two_layers, env={"PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, "")
-    assert "12\\xd710" in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("all ")]
+    assert re.fullmatch("[_.:=+*#-]+", line.split()[1])  # the sparkline
 
 
 def test_help_is_the_documentation(capsys):

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import pytest
@@ -193,6 +194,30 @@ def test_a_seed_whose_base_is_refused_is_left_out(two_blocks, monkeypatch, capsy
     else:
         assert reproduce.reproduce(settings) == ["seed-5"]
         assert "seed-6: is left out: base model: copying is 0.82" in capsys.readouterr().err
+
+
+def test_what_was_not_trained_for_is_measured_once_at_the_end(tmp_path, monkeypatch):
+    """A part of a block is never measured; of two blocks of a name without training, the last."""
+    run = SimpleNamespace(is_done=lambda: False)
+    done = SimpleNamespace(is_done=lambda: True)
+    measure = Measured({})
+    planned = [
+        Block("sweep", [run], tmp_path, None),
+        Block("sweep", [done], tmp_path, lambda runs: measure),
+        Block("seeds", [done], tmp_path, lambda runs: measure),
+        Block("seeds", [done, done], tmp_path, lambda runs: measure),
+        Block("alone", [run], tmp_path, lambda runs: measure),
+    ]
+    order = []
+    monkeypatch.setattr(reproduce, "planned", lambda settings: planned)
+    monkeypatch.setattr(reproduce, "bases", lambda settings, block: [])
+    monkeypatch.setattr(reproduce, "train_all", lambda runs, n: order.append("train"))
+    monkeypatch.setattr(
+        blocks, "write", lambda block, *_: order.append((block.name, len(block.runs)))
+    )
+    monkeypatch.setattr(report, "report", lambda _: "text")
+    assert reproduce.reproduce(settings_of(tmp_path, preset="full")) == "text"
+    assert order == ["train", "train", ("alone", 1), ("sweep", 1), ("seeds", 2)]
 
 
 def test_bases_are_trained_before_the_runs_block_by_block(tmp_path, monkeypatch):

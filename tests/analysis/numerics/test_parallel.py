@@ -1,11 +1,14 @@
 """Results in the order of the items, with few items held at once and one BLAS thread each."""
 
+import sys
 import threading
 
 import numpy as np
 import pytest
+import tqdm
 from threadpoolctl import threadpool_info
 
+from analysis import similarity, spectrum
 from analysis.numerics import parallel
 
 
@@ -62,8 +65,41 @@ def test_each_item_has_one_blas_thread_and_the_rest_as_many_as_before():
     assert blas_threads() == before
 
 
-def test_a_bar_changes_no_item_and_is_not_on_stdout(capsys):
+@pytest.fixture
+def bars(monkeypatch):
+    """The bars that are made, as on a terminal: the options of each."""
+    made = []
+
+    def bar(items, **options):
+        made.append(options)
+        return items
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(tqdm, "tqdm", bar)
+    return made
+
+
+def test_bars_appear_after_two_seconds_for_updates_of_low_rank_too(
+    write_adapter, lora_tensors, bars
+):
+    paths = [write_adapter(lora_tensors("l.0.q", "l.1.q"), name) for name in "ab"]
+    spectra = spectrum.analyse(paths, progress=True)
+    assert [(bar["desc"], bar["unit"], bar["total"]) for bar in bars] == [
+        ("a", " module", None),
+        ("b", " module", None),
+    ]
+    assert {bar["delay"] for bar in bars} == {2}
+    assert spectra.rows == spectrum.analyse(paths).rows
+    bars.clear()
+    shared = similarity.analyse(paths, progress=True)
+    assert [(bar["desc"], bar["total"]) for bar in bars if bar["total"]] == [("comparing", 2)]
+    assert shared.rows == similarity.analyse(paths).rows
+
+
+def test_a_bar_changes_no_item_and_is_not_on_stdout(capsys, monkeypatch):
     items = [3, 1, 2]
+    assert parallel.with_bar(items, progress=True, label="piped", unit="module") is items
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert parallel.with_bar(items, progress=False, label="comparing", unit="module") is items
     with_bar = parallel.with_bar(items, progress=True, label="a\x1b[2Jb", unit="module")
     assert list(with_bar) == items

@@ -178,7 +178,9 @@ def test_the_command(two, capsys):
     assert {row["method"] for row in result["rows"]} == {"sum", "average of factors"}
     assert len(result["record"]["inputs"]) == 4
     assert main([str(two[0]), "--combine", *terms]) == 0
-    assert "adapter0  (lora)" in capsys.readouterr().out
+    heading, methods = capsys.readouterr().out.split("\n\n")[1].splitlines()[:2]
+    assert heading.split() == ["adapter0", "combined", "factors"]
+    assert methods.split() == ["method", "lora", "sum", "average", "of", "factors"]
     assert main(["--combine", "0.5:/nowhere"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1

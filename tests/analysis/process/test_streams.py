@@ -55,6 +55,15 @@ def test_a_plain_stream_writes_plain_text():
     assert raw.getvalue() == b"\\u03c3\\x1b"
 
 
+def test_only_text_of_our_own_keeps_its_colours():
+    buffer = io.BytesIO()
+    stream = streams.Plain(buffer, "utf-8")
+    stream.write_own("\x1b[1mΔW\x1b[0m ")
+    stream.write("\x1b[1mtheirs\x1b[0m")
+    stream.flush()
+    assert buffer.getvalue().decode() == "\x1b[1mΔW\x1b[0m theirs"
+
+
 def test_an_error_that_was_kept_quiet_comes_back_at_the_flush():
     class Broken(io.RawIOBase):
         def writable(self):

@@ -3,7 +3,14 @@
 import pytest
 
 from analysis.base import landing
-from analysis.tables.base import EXPLANATION, lines
+from analysis.tables import base as base_table
+from analysis.tables.base import EXPLANATION
+from analysis.tables.text import plain
+
+
+def lines(*arguments):
+    """The printed lines, however wide."""
+    return list(plain(base_table.lines(*arguments)))
 
 
 def row(module="0.q", run="a", step=None, **changes):

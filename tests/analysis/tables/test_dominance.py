@@ -5,16 +5,17 @@ from made_spectra import power, spectra
 
 from analysis.pairs import dominance
 from analysis.tables import dominance as dominance_table
+from analysis.tables.text import plain
 
 
 def lines(of):
-    return list(dominance_table.lines(dominance.findings(of)))
+    return list(plain(dominance_table.lines(dominance.findings(of))))
 
 
 def test_a_block_has_the_measures_and_what_was_left_out():
     a = power(8, 2) | {f"v{i}": [3, 1] for i in range(4)} | {"z": [0, 0]}
     got = lines(spectra(a=a, b=power(8, 0.5) | {"z": [1, 1]}))
-    assert got[0] == "a (a) against b (b): 4 modules that both have; k = 8, held 1.000 and 1.000"
+    assert got[0] == "a (a) against b (b): 4 common modules; k = 8, held 1.000 and 1.000"
     assert got[1] == "only in a: 4 (v0, v1, v2, …)"
     assert got[2] == "left out, ΔW = 0 on one side: 1 (z)"
     assert got[4].split()[0] == "top-1"
@@ -24,24 +25,26 @@ def test_a_block_has_the_measures_and_what_was_left_out():
     ]
     assert got[4].split()[1:3] == [f"{median:.3f}" for median in medians]
     assert not any(line.startswith(("top-16", "kind")) for line in got)
-    assert "a is more dominated than b, by all measures." in got
-    assert max(map(len, got)) <= 100
+    assert "a is more dominated than b, by all measures." not in got  # it stands above everything
+    assert max(map(len, got)) <= 80
 
 
 def test_unlike_capacities_have_a_column_beyond_chance():
-    got = lines(spectra(a=power(4, 0.6), b=power(48, 0.6)))
+    pair = spectra(a=power(4, 0.6), b=power(48, 0.6))
+    got = lines(pair)
     assert [cell.strip() for cell in got[1].split("  ") if cell.strip()][-3:] == [
-        *("a − b", "beyond chance", "more dominated")
+        *("a − b", "beyond", "more dominated")
     ]
     (top,) = [line for line in got if line.startswith("top-1 ")]
     assert top.endswith("a in 4 of 4  by capacity")
     difference, beyond = map(float, top.split()[3:5])
     assert difference > 0.1
     assert beyond < 0
-    assert "a and b differ by top-1: the capacities explain the difference." in got
-    assert max(map(len, got)) <= 100
+    (finding,) = dominance.findings(pair)
+    assert finding.sentence == ("a and b differ by top-1: the capacities explain the difference.")
+    assert max(map(len, got)) <= 80
     alike = lines(spectra(a=power(8, 2), b=power(8, 0.5)))
-    assert "beyond chance" not in alike[1]
+    assert "beyond" not in alike[1]
 
 
 def test_many_pairs_say_that_capacity_explains():
@@ -60,6 +63,13 @@ def test_several_kinds_get_one_line_each():
     assert got[heading + 1].endswith("a: all")
     assert got[heading + 2].endswith("not clear")
     assert len({len(line) for line in got[heading : heading + 3]}) == 1
+
+
+def test_the_sentences_of_two_and_three_pairs_stand_below_them():
+    got = lines(spectra(a=power(8, 2), b=power(8, 1), c=power(8, 0.1)))
+    assert [line.partition(",")[0] for line in got if " is more " in line] == [
+        *("a is more dominated than b", "a is more dominated than c", "b is more dominated than c")
+    ]
 
 
 def test_many_pairs_get_one_line_each():

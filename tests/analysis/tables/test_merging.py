@@ -5,7 +5,13 @@ import pytest
 from made_updates import dense, from_spectrum, low_rank, merged, orthonormal
 
 from analysis.tables import merging as merging_table
-from analysis.tables.merging import lines, relation, sentence
+from analysis.tables.merging import relation, sentence
+from analysis.tables.text import plain
+
+
+def lines(*arguments):
+    """The printed lines, however wide."""
+    return list(plain(merging_table.lines(*arguments)))
 
 
 def row_of(rng, case):

@@ -5,7 +5,18 @@ import pytest
 from analysis.numerics.statistics import mean
 from analysis.numerics.subspaces import COLUMNS
 from analysis.results import pair_name, run_name
-from analysis.tables.similarity import EXPLANATION, lines, method_lines, summary
+from analysis.tables import similarity as similarity_table
+from analysis.tables.similarity import EXPLANATION, summary
+from analysis.tables.text import plain
+
+
+def lines(*arguments):
+    """The printed lines, however wide."""
+    return list(plain(similarity_table.lines(*arguments)))
+
+
+def method_lines(rows):
+    return list(plain(similarity_table.method_lines(rows)))
 
 
 def row(module="0.q", a=("a", None), b=("b", None), **changes):

@@ -9,6 +9,7 @@ from task_files import write_public
 from analysis import UserError
 from multilora.reproduction import pretrained
 from multilora.reproduction.presets import SWEEP_SEED
+from multilora.reproduction.pretrained import Plan
 from multilora.tasks import data
 from multilora.tasks.example import FAMILIES
 
@@ -62,8 +63,12 @@ def test_plain_text_is_that_of_the_passages_each_once(public):
 # The sweep.
 
 
+def plan_in(tmp_path, tasks="alpaca:x"):
+    return Plan(MODEL, tasks, steps=200, batch=8, out=tmp_path)
+
+
 def sweep(tmp_path, methods=("lora",)):
-    return pretrained.sweep(methods, MODEL, "alpaca:x", 8, tmp_path)
+    return plan_in(tmp_path).sweep(methods)
 
 
 def finish(monkeypatch, losses):
@@ -134,7 +139,7 @@ RATES = {"full": 3e-5, "lora": 1e-3, "multilora": 1e-3, "multilora zero": 3e-4}
 
 
 def test_a_seed_has_every_method_at_its_rate(tmp_path):
-    runs = pretrained.of_seed(pretrained.METHODS, 2, 200, RATES, MODEL, "alpaca:x", 8, tmp_path)
+    runs = plan_in(tmp_path).of_seed(pretrained.METHODS, 2, RATES)
     assert {run.settings.name: run.rate for run in runs} == RATES
     assert {run.seed for run in runs} == {2}
     saves = {run.settings.name: run.arguments().save_steps for run in runs if run.saves}
@@ -144,28 +149,28 @@ def test_a_seed_has_every_method_at_its_rate(tmp_path):
 
 def test_a_family_alone_is_trained_as_long_as_the_mixture(public, tmp_path):
     spec = pretrained.tasks_in(public)
-    runs = pretrained.alone(0, 200, RATES, MODEL, spec, 8, tmp_path)
+    runs = plan_in(tmp_path, spec).alone(0, RATES)
     families = pretrained.by_family(spec)
     assert [(run.settings.name, run.settings.tasks) for run in runs] == [
         (method, own) for method in ("lora", "multilora") for own in families.values()
     ]
     assert {run.steps for run in runs} == {200}
     assert len({run.out for run in runs}) == 6
-    assert pretrained.alone(0, 200, {"full": 1e-5}, MODEL, spec, 8, tmp_path) == []
+    assert plan_in(tmp_path, spec).alone(0, {"full": 1e-5}) == []
 
 
 def test_sizes_change_n_or_r_of_multilora_alone(tmp_path):
-    runs = pretrained.sizes(0, 200, RATES, MODEL, "alpaca:x", 8, tmp_path)
+    runs = plan_in(tmp_path).sizes(0, RATES)
     assert [(run.settings.n, run.settings.r) for run in runs] == list(pretrained.SIZES)
     assert {run.rate for run in runs} == {RATES["multilora"]}
     assert len({run.out for run in runs}) == len(runs)
-    assert pretrained.sizes(0, 200, {"lora": 1e-3}, MODEL, "alpaca:x", 8, tmp_path) == []
+    assert plan_in(tmp_path).sizes(0, {"lora": 1e-3}) == []
 
 
 def test_relatives_have_the_rate_of_lora(tmp_path):
-    runs = pretrained.relatives(0, 200, RATES, MODEL, "alpaca:x", 8, tmp_path)
+    runs = plan_in(tmp_path).relatives(0, RATES)
     found = [(run.settings.method, run.rate, run.settings.loss) for run in runs]
     assert found == [
         ("rlora", 1e-3, "example"), ("mtllora", 1e-3, "example"), ("expert", 1e-3, "token"),
     ]  # fmt: skip
-    assert pretrained.relatives(0, 200, {"full": 1e-5}, MODEL, "alpaca:x", 8, tmp_path) == []
+    assert plan_in(tmp_path).relatives(0, {"full": 1e-5}) == []

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from peft import get_peft_model
 
 from multilora import MtlLoraConfig, base, delta
-from multilora.tasks import scoring
+from multilora.tasks import encoding, scoring
 from multilora.tasks.builtin import suite
 from multilora.tasks.encoding import encode
 from multilora.tasks.example import FAMILIES, Example
@@ -376,3 +376,21 @@ def test_a_model_that_gives_no_numbers_is_told_of(ending_early):
         ValueError, match="log-likelihood of an answer is nan; expected a finite number"
     ):
         right(model, tokenizer, suite.load("test", 1))
+
+
+def test_options_that_differ_in_their_last_token_are_computed_once(ending_early, monkeypatch):
+    model, tokenizer, _ = ending_early
+    seen = []
+    monkeypatch.setattr(
+        scoring, "collate", lambda rows, pad: seen.extend(rows) or encoding.collate(rows, pad)
+    )
+    options = ("x", "y", "a x", "a y", "a b z")
+    examples = [example("dog cat", "y", options), example("dog cat", "x"), example("dog", "x")]
+    predictions = scoring.predict(model, tokenizer, examples, decode=False)
+    # x and y; a x and a y; a b z; with the end token x, after either prompt.
+    assert len(seen) == 5
+    want = [log_likelihood64(model, tokenizer, "dog cat", option) for option in options]
+    assert predictions[0].log_likelihoods == pytest.approx(want, rel=1e-5)
+    for prediction, prompt in zip(predictions[1:], ("dog cat", "dog"), strict=True):
+        alone = log_likelihood64(model, tokenizer, prompt, "x", end=True)
+        assert prediction.log_likelihoods == pytest.approx((alone,), rel=1e-5)

@@ -3,6 +3,7 @@ import json
 import pytest
 from task_files import ALPACA, write, write_json, write_lines
 
+from analysis import UserError
 from multilora.tasks.public import alpaca, sources
 
 
@@ -81,3 +82,28 @@ def test_a_file_called_after_a_split_is_that_split(name, split, tmp_path):
     rows = [ALPACA[0] | {"instruction": f"Do {i}."} for i in range(40)]
     source = sources.load(f"alpaca:{write_json(tmp_path / f'{name}.json', rows)}")
     assert {s: len(of) for s, of in source.examples.items() if of} == {split: 40}
+
+
+def test_a_directory_has_a_file_for_each_split(tmp_path):
+    write_json(tmp_path / "alpaca" / "train.json", ALPACA[:2])
+    write_lines(tmp_path / "alpaca" / "val.jsonl", ALPACA[2:])
+    write(tmp_path / "alpaca" / "LICENSE", "for all")
+    loaded = alpaca.load(tmp_path / "alpaca", "alpaca")
+    (table,) = loaded.tables
+    assert {split: len(records) for split, records in table.splits.items()} == {
+        "train": 2,
+        "validation": 1,
+    }
+    assert table.carve  # the test split
+    assert [path.rsplit("/", 1)[1] for path in loaded.files] == ["train.json", "val.jsonl"]
+    assert loaded.notes == [f"{tmp_path / 'alpaca' / 'LICENSE'}: not read; expected .json, .jsonl"]
+
+
+def test_two_files_of_one_split_and_none_at_all_are_refused(tmp_path):
+    write_json(tmp_path / "two" / "a.json", ALPACA)
+    write_json(tmp_path / "two" / "train.json", ALPACA)
+    with pytest.raises(UserError, match="two files hold the train split; expected one"):
+        alpaca.load(tmp_path / "two", "alpaca")
+    write(tmp_path / "none" / "LICENSE", "for all")
+    with pytest.raises(UserError, match=r"none has no file of records; expected \.json or \.jsonl"):
+        alpaca.load(tmp_path / "none", "alpaca")

@@ -136,3 +136,19 @@ def test_a_task_can_be_put_into_another_family(tmp_path):
     assert sources.parse("a@knowledge=alpaca:x") == [Part("a", "alpaca", "x", "knowledge")]
     with pytest.raises(ValueError, match="the family is 'wisdom'; expected one of instruction"):
         sources.parse("arc@wisdom=llm-adapters:x")
+
+
+def test_a_name_joins_the_tasks_of_a_kind(tmp_path):
+    for subject in ("anatomy", "virology"):
+        questions = [(f"{subject} {q[0]}", *q[1:]) for q in QUESTIONS]
+        write_csv(tmp_path / "mmlu" / "dev" / f"{subject}_dev.csv", questions)
+        write_csv(tmp_path / "mmlu" / "test" / f"{subject}_test.csv", [(f"{subject}?", *"abcdA")])
+    apart, joined = (sources.load(f"{name}mmlu:{tmp_path}/mmlu") for name in ("", "all="))
+    assert list(apart.family_of) == ["mmlu_anatomy", "mmlu_virology"]
+    assert joined.family_of == {"all": "knowledge"}
+    for split in SPLITS:
+        assert [e.prompt for e in joined.examples[split]] == [
+            e.prompt for e in apart.examples[split]
+        ]
+    moved = sources.load(f"all@understanding=mmlu:{tmp_path}/mmlu")
+    assert moved.family_of == {"all": "understanding"}

@@ -202,3 +202,17 @@ def test_samples_of_every_task(samples):
     ]
     examples = sources.load(f"superglue:{directory}").examples
     assert sum(map(len, examples.values())) == len(answers) + 1642
+
+
+def test_the_folder_of_one_task_is_read_alone(tmp_path):
+    for task in ("CB", "WiC"):
+        write_lines(tmp_path / task / "train.jsonl", [SUPERGLUE[task]])
+    both, one = superglue.load(tmp_path), superglue.load(tmp_path / "CB")
+    assert [table.task for table in both.tables] == ["cb", "wic"]
+    assert one.tables == both.tables[:1]
+    assert list(one.files) == [str(tmp_path / "CB" / "train.jsonl")]
+
+
+def test_a_directory_of_tasks_may_have_the_name_of_one(tmp_path):
+    write_lines(tmp_path / "CB" / "WiC" / "train.jsonl", [SUPERGLUE["WiC"]])
+    assert [table.task for table in superglue.load(tmp_path / "CB").tables] == ["wic"]

@@ -1,0 +1,90 @@
+"""What the notebooks show of a reproduction: its tables, and verdicts on claims."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis import UserError
+from multilora.reproduction import article
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def claim(number, **changes):
+    """A claim as claims.json has it, with one part that was measured."""
+    measured = {"mean": 0.25, "low": 0.1, "high": 0.4, "n": 4}
+    part = {"what": "top-1", "direction": 1, "delta": 0.02, "outcome": "supported"}
+    facts = {"number": number, "words": "it holds", "outcome": "supported", "disagree": []}
+    facts |= {"result": "", "notes": [], "beside": [], "parts": [{**part, "measured": measured}]}
+    return facts | changes
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What a call displays in a notebook, as text."""
+
+    def call(function, *arguments):
+        seen = []
+        monkeypatch.setattr("IPython.display.display", seen.append)
+        function(*arguments)
+        return [getattr(output, "data", None) or str(output) for output in seen]
+
+    return call
+
+
+def test_a_claim_is_a_verdict_in_words_and_a_table(shown):
+    claims = [claim("1a"), claim("1b", result="2 of 3"), claim("2", disagree=["eff_rank", "gini"])]
+    first, second, table = shown(article.show_claims, claims, "1a", "1b")
+    assert first == "**Claim 1a**, “it holds”: **supported**."
+    assert second.endswith("**supported**. 2 of 3.")
+    assert "above +0.02" in table
+    (words, _) = shown(article.show_claims, claims, "2")
+    assert words.endswith("surely say the opposite: eff rank, gini.")
+
+
+def test_what_was_measured_has_its_bound_and_side():
+    below = claim("4a")
+    below["parts"][0] |= {"direction": -1, "measured": None}
+    table = article.measured([claim("1a"), below])
+    assert list(table.index) == ["1a", "4a"]
+    assert list(table["claimed"]) == ["above +0.02", "below -0.02"]
+    assert list(table["n"]) == [4, 0]
+    assert table["mean"].isna().tolist() == [False, True]
+    assert article.measured([]) is None
+    assert article.measured([claim("5", parts=[])]) is None
+
+
+def test_a_claim_that_is_not_there_is_said_so(shown):
+    (words,) = shown(article.show_claims, [claim("1a")], "9")
+    assert words == "*Not judged here: there is no `claims.json` with this claim.*"
+
+
+def test_tables_beside_a_claim_have_their_titles(shown):
+    beside = {"title": "By rate", "cells": [["method", "0.1"], ["lora", "3"]]}
+    title, table = shown(article.show_beside, [claim("3a", beside=[beside]), claim("3b")], "3a")
+    assert title == "By rate:"
+    assert "lora" in table
+    assert shown(article.show_beside, [claim("3a", beside=[beside])], "3b") == []
+
+
+def test_published_results_are_those_of_the_checkout(tmp_path):
+    assert article.published(ROOT / "notebooks") == ROOT / "figures"
+    assert article.published(ROOT) == ROOT / "figures"
+    with pytest.raises(UserError, match="expected pyproject"):
+        article.published(tmp_path)
+
+
+def test_tables_and_claims_are_read(tmp_path):
+    (tmp_path / "methods.csv").write_text("method,seed\nlora,1\n")
+    assert article.claims(tmp_path) == []
+    (tmp_path / "claims.json").write_text(json.dumps({"claims": [claim("1a")]}))
+    assert article.claims(tmp_path) == [claim("1a")]
+    (name, table), = article.tables(tmp_path).items()  # fmt: skip
+    assert name == "methods"
+    pd.testing.assert_frame_equal(table, pd.DataFrame({"method": ["lora"], "seed": [1]}))
+
+
+def test_methods_have_a_colour_each():
+    assert len(set(article.COLOR.values())) == len(article.FAMILIES) == len(article.COLOR)
