@@ -37,8 +37,11 @@ MEDIANS = (
 class Summary:
     """The first screen of a page, as plain text.
 
-    sentence: the result; where: sentences on where it holds; comparisons: the sentence of each pair
-    of checkpoints; table: lines of cells, the first line and the first column being headings.
+    sentence: the result.
+    where: numbers in words, and in which projections and modules the result holds.
+    comparisons: the sentence of each pair of checkpoints.
+    table: lines of cells; the first line and the first column are headings.
+    warnings: what is missing or assumed.
     """
 
     title: str
@@ -56,7 +59,9 @@ def summarise(results: Results) -> Summary:
     return Summary(
         title=_title(names),
         sentence=printable(_sentence(rows, results.findings)),
-        where=[printable(text) for text in _where(results.findings)],
+        where=[
+            printable(text) for text in (spectrum_table.statement(rows), *_where(results.findings))
+        ],
         comparisons=[printable(finding.sentence) for finding in results.findings],
         table=_table(rows),
         warnings=[printable(text) for text in _warnings(results)],

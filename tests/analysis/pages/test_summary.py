@@ -41,10 +41,10 @@ def test_two_runs_and_where_they_differ(rng):
     a = run(rng, "a", 0, exponents=flat | {"v_proj": 2.0})
     found = summary(a, run(rng, "b", 0.1))
     assert found.title == "Spectra of a and b"
-    assert found.where[0] == "More dominated, by projection: not clear in q_proj; a in v_proj."
+    assert found.where[1] == "More dominated, by projection: not clear in q_proj; a in v_proj."
     strong = summary(run(rng, "a", 2.0), run(rng, "b", 0.1))
     assert strong.sentence == "a is more dominated than b, by all measures."
-    assert strong.where[1].startswith("It differs most, in eff. rank beyond chance, in layers.")
+    assert strong.where[2].startswith("It differs most, in eff. rank beyond chance, in layers.")
 
 
 def test_ranks_alone_are_no_difference(rng):
@@ -72,7 +72,8 @@ def test_several_runs(rng):
     assert found.sentence == (
         "a is more dominated than b and c (by all measures); 1 of 3 comparisons is not clear."
     )
-    assert (len(found.comparisons), found.where) == (3, [])
+    assert (len(found.comparisons), len(found.where)) == (3, 1)
+    assert found.where[0].startswith("Of 3 checkpoints, the share of ΔW's energy in the first")
     alike = summary(*runs[1:], run(rng, "d", 0.1))
     assert alike.sentence.startswith("None of 3 comparisons shows which side")
 
