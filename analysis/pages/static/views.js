@@ -117,8 +117,9 @@ function drawSpectra() {
   }
   const shaded = checkpoints.length <= FEW_BANDS ? "; shaded: 10 to 90 % of them" : "";
   const lines = single ? "one line per module and checkpoint" : `median over modules${shaded}`;
+  const scaled = state.values === "absolute" ? ", scaled to the median ‖ΔW‖_F" : "";
   const random = chance.shapes.length
-    ? ` Grey: 5 to 95 % of random updates, ${chance.shapes.slice(0, 4).join("; ")}.`
+    ? ` Grey: 5 to 95 % of random updates, ${chance.shapes.slice(0, 4).join("; ")}${scaled}.`
     : "";
   const cut = wide
     ? " Of more than 64 values the page holds those at even steps of the logarithmic axis."
