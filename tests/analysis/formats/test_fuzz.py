@@ -11,8 +11,9 @@ def test_nothing_but_a_checkpoint_error_comes_out():
     taken = []
     fuzz.run(500, 1, lambda *case: taken.append(case))
     assert len(taken) >= 500
-    never = fuzz.inputs().keys() - {family for family, _, _ in taken}
-    assert len(never) <= 2  # of 20 kinds that are drawn at random
+    kinds = fuzz.inputs().keys()
+    never = kinds - {family for family, _, _ in taken}
+    assert 4 * len(never) < len(kinds)  # they are drawn at random, by what Hypothesis likes
 
 
 def test_unbroken_results_and_data_sets_are_read(tmp_path):

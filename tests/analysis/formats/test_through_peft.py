@@ -157,7 +157,7 @@ def test_the_command_through_peft_is_quiet(tmp_path, capfd):
     assert main([str(tmp_path / "adapter"), "--base", str(tmp_path / "base")]) == 0
     out, err = capfd.readouterr()
     assert err == ""
-    assert "adapter  (peft:LOHA)" in out
+    assert "adapter (peft:LOHA)" in out
     # A base of other sizes: one line, and nothing analysed.
     (tmp_path / "base" / "config.json").write_text("{}")
     assert main([str(tmp_path / "adapter"), "--base", str(tmp_path / "base")]) == 2
