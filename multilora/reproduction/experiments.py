@@ -1,7 +1,7 @@
 """Make the tables of further studies of finished runs, which the quick preset does without.
 
-cuts.csv (scores of cut updates), dynamics.csv, rounding_floor.csv, sweep.csv and grid.csv. Studies
-that take long are kept next to the run and not measured again.
+cuts.csv (scores of cut updates), dynamics.csv, rounding_floor.csv, landing.csv, forgetting.csv,
+sweep.csv and grid.csv. Studies that take long are kept next to the run and not measured again.
 """
 
 from collections.abc import Callable, Sequence
