@@ -96,8 +96,7 @@ def _complete(parser: argparse.ArgumentParser, spectra: Spectra, runs: Sequence[
 
     A page without one of the checkpoints that it should compare would mislead.
     """
-    analysed = {(row["run"], row["step"]) for row in spectra.rows}
-    missing = [run for run in runs if (run.name, run.step) not in analysed]
+    missing = spectrum.without_update(spectra, runs)
     for run in missing:
         command.warn(parser, f"{run.path}: no update to show; no page is written without it")
     return not missing

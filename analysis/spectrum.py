@@ -318,7 +318,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if arguments.page:
         from analysis.pages.document import is_page
 
-        store.check_target(Path(arguments.page), is_page, "--page")
+        store.check_target(Path(arguments.page), is_page, "--page", force=None)
     runs = checkpoint.runs(arguments.paths, arguments.revision)
     terms = [combine.parse(text) for text in arguments.combine]
     spectra = of_runs(
@@ -407,12 +407,16 @@ def _write_page(
     """Write the page of the spectra, unless it would lack one of the checkpoints."""
     from analysis.pages.text import page
 
-    analysed = {(row["run"], row["step"]) for row in spectra.rows}
-    for run in runs:
-        if (run.name, run.step) not in analysed:
-            command.warn(parser, f"--page {out}: is not written, since it would lack {run.path}")
-            return
+    for run in without_update(spectra, runs):
+        command.warn(parser, f"--page {out}: is not written, since it would lack {run.path}")
+        return
     store.write_text(out, page(spectra))
+
+
+def without_update(spectra: Spectra, runs: Iterable[Run]) -> list[Run]:
+    """Return the checkpoints of which no update was analysed."""
+    analysed = {(row["run"], row["step"]) for row in spectra.rows}
+    return [run for run in runs if (run.name, run.step) not in analysed]
 
 
 def _draw(parser: argparse.ArgumentParser, spectra: Spectra, directory: Path, metric: str) -> None:

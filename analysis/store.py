@@ -317,7 +317,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_target(
-    path: Path, is_ours: Callable[[bytes], bool], option: str, *, force: bool = False
+    path: Path, is_ours: Callable[[bytes], bool], option: str, *, force: bool | None
 ) -> None:
     """Raise UserError if a file that is made of results must not be written to `path`.
 
@@ -326,6 +326,7 @@ def check_target(
 
     is_ours: whether a file that begins with these bytes, START of them, was made by this tool.
     option: that gave the path.
+    force: whether --force was given; None if there is no such option.
     """
     if path.is_dir():
         raise UserError(f"{option} {path}: is a directory; expected the name of a file")
@@ -337,9 +338,10 @@ def check_target(
         raise UserError(f"{option} {path}: is not a file; expected the name of one")
     with path.open("rb") as file:
         if not is_ours(file.read(START)):
+            forcible = "" if force is None else ", or pass --force to replace it"
             raise UserError(
                 f"{option} {path}: exists and was not made by this tool; choose another name"
-                f"{', or pass --force to replace it' if option == '--out' else ''}"
+                f"{forcible}"
             )
 
 

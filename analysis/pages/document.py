@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from importlib import resources
 
 from analysis import __version__
-from analysis.names import printable
+from analysis.names import printable, run_key
+from analysis.pages.data import module_name
 from analysis.pages.summary import Summary
 from analysis.results import Row
+from analysis.tables.text import cell
 
 GENERATOR = "multilora analysis.page"
 VENDOR = ("vega.min.js", "vega-lite.min.js", "vega-interpreter.min.js")
@@ -171,9 +173,8 @@ def _plain(rows: Sequence[Row]) -> str:
     """Return the table of modules for a browser without JavaScript."""
     lines = [["checkpoint", "module", "capacity", "‖ΔW‖_F", "top-1", "eff. rank", "/ chance"]]
     for row in rows:
-        name = row["run"] + (f"@{row['step']}" if row["step"] is not None else "")
-        module = row["module"] + (f"#{row['part']}" if row["part"] else "")
         columns = ("frobenius_norm", "top_share_1", "effective_rank", "democracy")
-        numbers = ("–" if row[c] is None else format(row[c], ".4g") for c in columns)
-        lines.append([printable(name), printable(module), str(row["capacity"]), *numbers])
+        numbers = (cell(row[column], ".4g") for column in columns)
+        names = (run_key(row["run"], row["step"]), module_name(row))
+        lines.append([*map(printable, names), str(row["capacity"]), *numbers])
     return _table(lines)

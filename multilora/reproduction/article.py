@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis import UserError
-from analysis.figures.spectrum import COLORS
+from multilora.reproduction.pictures.styles import STYLES
 
-FAMILIES = ("full", "lora", "multilora", "mtllora", "rlora", "expert")
-COLOR = dict(zip(FAMILIES, COLORS, strict=False))  # method -> its colour in every notebook
+COLOR = {method: look["color"] for method, look in STYLES.items()}  # as in all figures
 SHOWN = ("claim number", "what", "n", "mean", "low", "high", "claimed", "outcome")
 
 

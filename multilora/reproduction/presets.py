@@ -92,7 +92,7 @@ class Run:
             seed=self.seed,
             learning_rate=self.rate,
             save_strategy="steps" if self.saves else "no",
-            save_steps=max(1, self.steps // self.saves) if self.saves else 500,
+            save_steps=max(1, self.steps // max(1, self.saves)),
             disable_tqdm=True,
             report_to="none",
             **self.given,

@@ -171,7 +171,7 @@ def writing(out: Path) -> Iterator[None]:
 
 def not_allocated(error: BaseException) -> str:
     """Return the size in words that an error could not allocate; "" for another error."""
-    sized = re.search(r"ried to allocate ([0-9.]+ (?:bytes|[KMGT]iB))", str(error))
+    sized = re.search(r"[Tt]ried to allocate ([0-9.]+ (?:bytes|[KMGT]iB))", str(error))
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or sized:
         return sized[1] if sized else "what was needed"
     return ""

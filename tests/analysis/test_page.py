@@ -215,8 +215,11 @@ def test_the_other_commands_do_not_load_the_page():
     assert loaded.returncode == 0
 
 
-def test_the_example_is_a_page():
+def test_the_example_is_a_page_of_today():
+    """If it is not, `make page` makes it again."""
     example = Path(__file__).resolve().parents[2] / "docs" / "example-page.html"
     content = example.read_bytes()
     assert document.is_page(content[: store.START])
     assert len(content) < 3e6
+    for text in (document._own(), document._static("page.css")):
+        assert text.encode() in content

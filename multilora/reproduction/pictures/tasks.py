@@ -9,6 +9,7 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
 from analysis.figures.spectrum import style
+from analysis.numerics import statistics
 from analysis.results import Row, grouped
 from multilora.reproduction.pictures.styles import name_of, ordered, styles
 from multilora.tasks.example import FAMILIES
@@ -55,9 +56,14 @@ def _matrix(rows: Sequence[Row], a: str, b: str) -> tuple[np.ndarray, list[str]]
     matrix = np.full((len(names), len(names)), np.nan)
     for (one, other), of_pair in grouped(rows, a, b).items():
         i, j = names.index(one), names.index(other)
-        known = [row["cosine"] for row in of_pair if row["cosine"] is not None]
-        matrix[i, j] = matrix[j, i] = np.mean(known) if known else np.nan
+        matrix[i, j] = matrix[j, i] = _cosine(of_pair)
     return matrix, names
+
+
+def _cosine(rows: Sequence[Row]) -> float:
+    """Return the mean of the cosines that are defined; nan if none is."""
+    mean = statistics.mean(row["cosine"] for row in rows)
+    return np.nan if mean is None else mean
 
 
 def _clustered(
@@ -72,9 +78,7 @@ def _clustered(
     np.fill_diagonal(distances, 0)
     links = hierarchy.linkage(squareform(distances, checks=False), "average")
     colour = style(0)["color"]
-    drawn = hierarchy.dendrogram(
-        links, ax=tree, no_labels=True, link_color_func=lambda _: colour, above_threshold_color="k"
-    )
+    drawn = hierarchy.dendrogram(links, ax=tree, no_labels=True, link_color_func=lambda _: colour)
     order = drawn["leaves"]
     tree.set(title=title, ylabel="1 − cosine")
     tree.spines[["top", "right", "bottom"]].set_visible(False)
@@ -102,17 +106,13 @@ def _by_layer(ax: Axes, rows: Sequence[Row]) -> None:
     pairs = grouped(of_layers, "part_a", "part_b")
     lines = np.array(
         [
-            [
-                np.mean([row["cosine"] for row in of_pair if int(row["layer"]) == layer])
-                for layer in layers
-            ]
+            [_cosine([row for row in of_pair if int(row["layer"]) == layer]) for layer in layers]
             for of_pair in pairs.values()
         ]
     )
     ax.plot(layers, lines.T, color="0.75", linewidth=0.7)
-    ax.plot(
-        layers, lines.mean(axis=0), color=style(0)["color"], label=f"mean of {len(lines)} pairs"
-    )
+    means = [_cosine([row for row in of_layers if int(row["layer"]) == layer]) for layer in layers]
+    ax.plot(layers, means, color=style(0)["color"], label=f"mean of {len(lines)} pairs")
     ax.axhline(0, color="0.4", linewidth=0.6)
     ax.set(xlabel="layer", ylabel="cosine of two ΔW")
     ax.legend(fontsize=8)
@@ -124,7 +124,9 @@ def mixing(rows: Sequence[Row]) -> Figure:
     rows: of forgetting.csv. A panel for each family and for plain text; dots are runs.
     """
     panels = {f"nll_{family}": family for family in FAMILIES} | {"text": TEXT}
-    panels = {name: title for name, title in panels.items() if any(row[name] for row in rows)}
+    panels = {
+        name: title for name, title in panels.items() if any(r[name] is not None for r in rows)
+    }
     everything = max((row["trained_on"] or "" for row in rows), key=len)
     groups = {everything: "all families"} | {family: f"{family} only" for family in FAMILIES}
     groups = {of: words for of, words in groups.items() if any(r["trained_on"] == of for r in rows)}

@@ -8,6 +8,7 @@ import pytest
 
 from analysis import UserError
 from multilora.reproduction import article
+from multilora.reproduction.pictures.styles import STYLES
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -87,4 +88,6 @@ def test_tables_and_claims_are_read(tmp_path):
 
 
 def test_methods_have_a_colour_each():
-    assert len(set(article.COLOR.values())) == len(article.FAMILIES) == len(article.COLOR)
+    methods = ("full", "lora", "multilora", "mtllora", "rlora", "expert")
+    assert len({article.COLOR[method] for method in methods}) == len(methods)
+    assert all(STYLES[method]["color"] == colour for method, colour in article.COLOR.items())

@@ -68,6 +68,17 @@ def test_every_method_has_its_matrix_and_its_layers():
     np.testing.assert_allclose(lines, [[0.2, 0.21, 0.22], [0.4, 0.41, 0.42]])
 
 
+def test_a_pair_without_a_cosine_in_a_layer_leaves_a_gap():
+    rows = part_rows()
+    for row in rows:
+        if (row["method"], row["part_a"], row["layer"]) == ("rlora", "a", "1"):
+            row["cosine"] = None  # ΔW of part a is zero there
+    figure = tasks.task_structure(rows)
+    *pairs, mean = next(ax.lines[:4] for ax in figure.axes if ax.get_xlabel() == "layer")
+    assert [np.isnan(line.get_ydata()[1]) for line in pairs] == [True, True, False]
+    np.testing.assert_allclose(mean.get_ydata(), [0.2, 0.21, 0.22])
+
+
 def forgetting_rows(text=3.0):
     def row(method, of, losses, seed=0):
         named = {f"nll_{f}": x for f, x in zip(FAMILIES, losses, strict=True)}
