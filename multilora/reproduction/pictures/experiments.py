@@ -96,7 +96,7 @@ def sizes(rows: Sequence[Row], by: str = SCORE) -> Figure:
     what = {
         by: "loss per token, nats" if by == LOSS else "score",
         "top_share_1": "top-1 share",
-        "democracy": "effective rank / that of a random update",
+        "democracy": "effective rank / chance",
     }
     figure = Figure(figsize=(8.4, 7.2), layout="constrained")
     axes = figure.subplots(len(what), 2, sharey="row", sharex="col")
