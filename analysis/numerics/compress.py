@@ -11,7 +11,7 @@ import numpy as np
 
 from analysis.numerics import decompose
 from analysis.numerics.decompose import Decomposition
-from analysis.update import LowRankUpdate, float64
+from analysis.update import LowRankUpdate, coarsest, float64
 
 METHOD = "svd"
 
@@ -51,6 +51,11 @@ def rounded(update: LowRankUpdate, dtype: np.dtype) -> LowRankUpdate:
     """Return the update with B and A rounded to a dtype, as they will be stored."""
     B, A = (float64(M).astype(dtype) for M in (update.B, update.A))
     return replace(update, B=B, A=A, dtypes=None, sizes=None, inner=None)
+
+
+def stored_dtype(updates: Sequence[LowRankUpdate]) -> np.dtype:
+    """Return the coarsest dtype in which any of the updates is stored."""
+    return coarsest(*(dtype for update in updates for dtype in update.stored))
 
 
 def error(exact: LowRankUpdate, stored: LowRankUpdate) -> float:

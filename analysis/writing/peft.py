@@ -1,11 +1,13 @@
 """Write a PEFT LoRA adapter whose modules have ranks of their own.
 
-Every module has the scale 1: its α is its r, by `rank_pattern` and `alpha_pattern`, without rsLoRA.
+The scale of a module is α/r by `rank_pattern` and `alpha_pattern`, without rsLoRA; it is 1 for all
+factors that are not stored as they were.
 What was written is read again by the reader that everybody uses, and compared, before it takes its
 place.
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -21,7 +24,7 @@ from analysis.files import exchange
 from analysis.files.place import Place
 from analysis.formats import peft
 from analysis.numerics import compress
-from analysis.update import LowRankUpdate, Skipped, coarsest
+from analysis.update import LowRankUpdate, Skipped, float64
 
 WEIGHTS = f"{peft.STEM}.safetensors"
 RECORD = store.RECORD
@@ -119,7 +122,7 @@ def write(
 ) -> list[LowRankUpdate]:
     """Write an adapter into the directory `out`, all of it or nothing; return it as it is stored.
 
-    updates: one per module, at least one. Their scales are taken into the factors.
+    updates: one per module, at least one.
     dtype: of the factors; None for the coarsest in which the updates are stored.
     config: settings to take over, such as base_model_name_or_path and task_type.
     carried: further tensors, by name.
@@ -133,8 +136,8 @@ def write(
     check_free(out, force)
     if not updates:
         raise UserError(f"{out}: no module is left to write; expected at least one")
-    dtype = coarsest(*(d for u in updates for d in u.stored)) if dtype is None else dtype
-    stored = [_stored(update, dtype) for update in updates]
+    dtype = compress.stored_dtype(updates) if dtype is None else dtype
+    stored = [as_stored(update, dtype) for update in updates]
     tensors = dict(carried or {})
     for update in stored:
         tensors |= _tensors(update, (layouts or {}).get(update.name, LINEAR))
@@ -147,12 +150,17 @@ def write(
             (new / peft.CONFIG).write_text(text + "\n", encoding="utf-8")
             if record is not None:
                 (new / RECORD).write_text(store.strict_json(dict(record)) + "\n", encoding="utf-8")
-            _compare(new, stored, out)
+            _check(new, stored, out)
     except BaseException:
         if new_directory and out.is_dir() and not any(out.iterdir()):
             out.rmdir()
         raise
     return stored
+
+
+def dtype_of(name: str) -> np.dtype:
+    """Return the dtype of a name such as bfloat16."""
+    return np.dtype(getattr(ml_dtypes, name, None) or name)
 
 
 def check_free(out: Path, force: bool) -> None:
@@ -161,16 +169,21 @@ def check_free(out: Path, force: bool) -> None:
         raise UserError(f"{out}: exists; pass another name, or --force to replace it")
 
 
-def _stored(update: LowRankUpdate, dtype: np.dtype) -> LowRankUpdate:
-    """Return an update of scale 1 with factors of a dtype; UserError if they overflow."""
+def as_stored(update: LowRankUpdate, dtype: np.dtype, scaled: bool = True) -> LowRankUpdate:
+    """Return an update with factors of a dtype; UserError if they overflow.
+
+    scaled: True if the format has a scale. Factors that have this dtype already then stay as they
+    are, with their scale; any other update has the scale 1 afterwards.
+    """
+    if {update.B.dtype, update.A.dtype} == {dtype} and (scaled or update.scale == 1.0):
+        return update
     root = np.sqrt(abs(update.scale))
     sign = -1.0 if update.scale < 0 else 1.0
-    B = sign * root * update.B.astype(np.float64)
-    A = root * update.A.astype(np.float64)
+    B, A = sign * root * float64(update.B), root * float64(update.A)
     exact = LowRankUpdate(update.name, B, A, 1.0, update.part, update.method, update.source)
     with np.errstate(over="ignore"):
         rounded = compress.rounded(exact, dtype)
-    if not all(np.isfinite(M.astype(np.float64)).all() for M in (rounded.B, rounded.A)):
+    if not all(np.isfinite(float64(M)).all() for M in (rounded.B, rounded.A)):
         raise UserError(f"{update.name}: its factors overflow in {dtype}; pass --dtype float32")
     return rounded
 
@@ -191,12 +204,12 @@ def _tensors(update: LowRankUpdate, layout: Layout) -> dict[str, np.ndarray]:
 def settings_of(updates: Sequence[LowRankUpdate], config: Mapping[str, Any]) -> dict[str, Any]:
     """Return adapter_config.json for these updates: `config` with their ranks and scales.
 
-    The most frequent rank is r and α; all others are in rank_pattern and alpha_pattern under the
-    names of their modules.
+    The most frequent r and α are those of the config; all others are in rank_pattern and
+    alpha_pattern under the names of their modules.
     """
     ranks = {update.name: update.r for update in updates}
-    (r, _), *_ = Counter(ranks.values()).most_common(1)
-    pattern = {_key(name, ranks): rank for name, rank in ranks.items() if rank != r}
+    alphas = {update.name: _plain(update.scale * update.r) for update in updates}
+    r, alpha = (Counter(of.values()).most_common(1)[0][0] for of in (ranks, alphas))
     own = {name: value for name, value in config.items() if name not in PLAIN}
     return {
         "base_model_name_or_path": None,
@@ -209,12 +222,17 @@ def settings_of(updates: Sequence[LowRankUpdate], config: Mapping[str, Any]) -> 
         **PLAIN,
         "peft_type": "LORA",
         "r": r,
-        "lora_alpha": r,
-        "rank_pattern": pattern,
-        "alpha_pattern": pattern,
+        "lora_alpha": alpha,
+        "rank_pattern": {_key(name, ranks): n for name, n in ranks.items() if n != r},
+        "alpha_pattern": {_key(name, ranks): a for name, a in alphas.items() if a != alpha},
         # Whole names: a last component stands for all layers, also those without an update.
         "target_modules": sorted(ranks),
     }
+
+
+def _plain(alpha: float) -> float:
+    """Return α as an integer if it is one, up to the rounding of a product."""
+    return round(alpha) if abs(alpha - round(alpha)) <= 1e-12 * abs(alpha) else alpha
 
 
 def _key(name: str, names: Mapping[str, int]) -> str:
@@ -226,7 +244,7 @@ def _key(name: str, names: Mapping[str, int]) -> str:
     return name if hits == [name] else f"^{re.escape(name)}"
 
 
-def _compare(new: Path, stored: Sequence[LowRankUpdate], out: Path) -> None:
+def _check(new: Path, stored: Sequence[LowRankUpdate], out: Path) -> None:
     """Raise CheckpointError unless the adapter in `new` reads as the updates that were meant."""
     found: dict[str, LowRankUpdate] = {}
     for entry in checkpoint.scan(new):
@@ -234,15 +252,21 @@ def _compare(new: Path, stored: Sequence[LowRankUpdate], out: Path) -> None:
             raise CheckpointError(f"{out}: reads wrong after writing: {entry.reason}")
         if isinstance(entry, LowRankUpdate):
             found[entry.name] = entry
+    compare(found, stored, out)
+
+
+def compare(found: Mapping[str, LowRankUpdate], stored: Sequence[LowRankUpdate], out: Path) -> None:
+    """Raise CheckpointError unless the updates found in a file are those that were meant."""
     for update in stored:
-        read = found.pop(update.name, None)
+        read = found.get(update.name)
         same = (
             read is not None
-            and read.scale == update.scale
+            and math.isclose(read.scale, update.scale, rel_tol=1e-12)
             and np.array_equal(read.B, update.B)
             and np.array_equal(read.A, update.A)
         )
         if not same:
             raise CheckpointError(f"{out}: {update.name} reads as another update after writing")
-    if found:
-        raise CheckpointError(f"{out}: {next(iter(found))} reads as an update, and is none")
+    meant = {update.name for update in stored}
+    if more := [name for name in found if name not in meant]:
+        raise CheckpointError(f"{out}: {more[0]} reads as an update, and is none")
