@@ -14,6 +14,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -21,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from analysis import CheckpointError, checkpoint, command, extras, names, results, store
+from analysis import CheckpointError, UserError, checkpoint, command, extras, names, results, store
 from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.names import kind_of, layer_of
-from analysis.numerics import decompose, denoise, metrics, null, parallel
+from analysis.numerics import decompose, denoise, metrics, null, parallel, topk
 from analysis.pairs import combine, dominance
 from analysis.pairs.dominance import Finding
 from analysis.process import start
@@ -35,10 +36,26 @@ from analysis.tables import spectrum as spectrum_table
 from analysis.tables.text import Block, Statement
 from analysis.update import DenseUpdate, Entry, Other, Skipped, Update
 
+
+@dataclass(frozen=True)
+class Method:
+    """How dense updates are decomposed; see `decompose.spectrum`.
+
+    name: one of decompose.METHODS. k: values of "topk". seconds: for one update with "auto"; None
+    for any number.
+    """
+
+    name: str = "auto"
+    k: int = decompose.K
+    seconds: float | None = None
+
+
 Source = tuple[Run, Callable[[], Iterator[Entry]]]
+BOUNDS = "bounds.csv"
 LEGENDS = (spectrum_table.EXPLANATION, dominance_table.EXPLANATION)
-# The row of an update and its singular values; or why it was not analysed; or another tensor.
-Result = tuple[Row, np.ndarray] | Skipped | Other
+# The row of an update, its singular values and its rows of bounds.csv; or why it was not analysed;
+# or another tensor.
+Result = tuple[Row, np.ndarray, list[Row]] | Skipped | Other
 
 
 def analyse(
@@ -48,7 +65,7 @@ def analyse(
     options: Options | None = None,
     terms: Sequence[combine.Term] = (),
     modules: str | None = None,
-    method: str = "auto",
+    method: str | Method = "auto",
     progress: bool = False,
 ) -> Spectra:
     """Return the spectrum of every update in the checkpoints at `paths`.
@@ -59,7 +76,7 @@ def analyse(
     terms: checkpoints with weights; their weighted sum becomes a further run, "combined", and the
         average of their factors another, "factors" (with -2, … if a run has that name).
     modules: regular expression that is searched for in the names of modules.
-    method: how dense updates are decomposed, "auto" or "svd"; see `decompose.spectrum`.
+    method: how dense updates are decomposed, by name or with settings; see `decompose.spectrum`.
     progress: show a bar on stderr, if that is a terminal, if a checkpoint takes over two seconds.
 
     What cannot be analysed is listed in `skipped`, a whole checkpoint with module "". Raises
@@ -84,11 +101,12 @@ def of_runs(
     options: Options,
     terms: Sequence[combine.Term] = (),
     modules: str | None = None,
-    method: str = "auto",
+    method: str | Method = "auto",
     progress: bool = False,
 ) -> Spectra:
     """Return the spectra of `runs`, which `checkpoint.runs` gave; otherwise as `analyse`."""
     wanted = names.expression(modules)
+    method = Method(method) if isinstance(method, str) else method
     sources: list[Source] = [(run, partial(checkpoint.scan, run, options)) for run in runs]
     sources += _combined(terms, options, taken={run.name for run in runs})
     return _gathered(
@@ -101,7 +119,7 @@ def of_runs(
 def of_updates(entries: Iterable[Entry], run: Run) -> Spectra:
     """Return the spectra of updates in memory, in the form that `analyse` returns."""
     analysed = _results(
-        run, lambda: iter(entries), names.expression(None), method="auto", progress=False
+        run, lambda: iter(entries), names.expression(None), Method(), progress=False
     )
     return _gathered((run, result) for result in analysed)
 
@@ -132,15 +150,18 @@ def _gathered(analysed: Iterable[tuple[Run, Result]]) -> Spectra:
         elif isinstance(result, Skipped):
             spectra.skipped.append(_skip(run, result.name, result.reason))
         else:
-            line, s = result
+            line, s, bounds = result
             if line["key"] in spectra.s:
                 reason = f"{run.path}: {line['module']}: appears twice in the checkpoint"
                 spectra.skipped.append(_skip(run, line["module"], reason))
             else:
                 spectra.rows.append(line)
                 spectra.s[line["key"]] = s
-    drawn = null.drawn(spectra.rows)
+                spectra.bounds.extend(bounds)
+    drawn = null.drawn([row for row in spectra.rows if row["algorithm"] not in results.PARTIAL])
     for line in spectra.rows:
+        if line["algorithm"] in results.PARTIAL:
+            continue
         if (line["d_out"], line["d_in"], line["r"]) in drawn and line["spectral_norm"] > 0:
             line |= _against_null(spectra.s[line["key"]], line)
     return spectra
@@ -175,7 +196,7 @@ def _results(
     run: Run,
     read: Callable[[], Iterator[Entry]],
     wanted: re.Pattern[str],
-    method: str,
+    method: Method,
     progress: bool,
 ) -> Iterator[Result]:
     """Yield the results of one checkpoint in the order of its file.
@@ -202,7 +223,8 @@ def _results(
                 yield result
             else:
                 update, spectrum = result
-                yield row(update, spectrum, run), spectrum.s
+                line = row(update, spectrum, run)
+                yield line, spectrum.s, bounds(line["key"], update, spectrum)
 
 
 def _marked(entries: Iterable[Entry]) -> Iterator[tuple[bool, Entry]]:
@@ -214,12 +236,14 @@ def _marked(entries: Iterable[Entry]) -> Iterator[tuple[bool, Entry]]:
         yield dense, entry
 
 
-def _decomposed(entry: Entry, method: str) -> tuple[Update, decompose.Spectrum] | Skipped | Other:
+def _decomposed(
+    entry: Entry, method: Method
+) -> tuple[Update, decompose.Spectrum] | Skipped | Other:
     """An update with its spectrum, or why it has none; an entry that is not an update as it is."""
     if isinstance(entry, Skipped | Other):
         return entry
     try:
-        return entry, decompose.spectrum(entry, method)
+        return entry, decompose.spectrum(entry, method.name, method.k, method.seconds)
     except CheckpointError as error:
         return Skipped(entry.name, str(error))
     except MemoryError:
@@ -231,9 +255,7 @@ def row(update: Update, spectrum: decompose.Spectrum, run: Run) -> Row:
 
     The columns that need random updates are filled when all rows are there (`null.drawn`).
     """
-    s, (d_out, d_in) = spectrum.s, update.shape
-    floor = spectrum.floor
-    rank = decompose.rank(s, spectrum.error_bound, update, floor)
+    d_out, d_in = update.shape
     line: Row = {
         "key": names.update_key(run.key, update.name, update.part),
         "run": run.name,
@@ -247,19 +269,67 @@ def row(update: Update, spectrum: decompose.Spectrum, run: Run) -> Row:
         "d_in": d_in,
         "r": None if isinstance(update, DenseUpdate) else update.r,
         "capacity": update.capacity,
+        "floor": spectrum.floor,
+        "algorithm": spectrum.algorithm,
+        "error_bound": spectrum.error_bound,
+    }
+    line |= _measures(update, spectrum) if spectrum.top is None else _partial(update, spectrum)
+    return {column: line.get(column) for column in results.COLUMNS}
+
+
+def _measures(update: Update, spectrum: decompose.Spectrum) -> Row:
+    """The columns that need all singular values."""
+    s, floor = spectrum.s, spectrum.floor
+    rank = decompose.rank(s, spectrum.error_bound, update, floor)
+    line: Row = {
         "rank": rank,
         "spectral_norm": metrics.spectral_norm(s),
         "frobenius_norm": metrics.frobenius_norm(s),
         "nuclear_norm": metrics.nuclear_norm(s),
-        "floor": floor,
         "above_floor": rank if floor is None else metrics.rank(s, floor),
-        "algorithm": spectrum.algorithm,
-        "error_bound": spectrum.error_bound,
     }
     if s[0] > 0:
-        line |= _concentration(s, d_out, d_in)
-        line |= _denoised(spectrum, d_out=d_out, d_in=d_in)
-    return {column: line.get(column) for column in results.COLUMNS}
+        line |= _concentration(s, *update.shape)
+        line |= _denoised(spectrum, *update.shape)
+    return line
+
+
+def _partial(update: Update, spectrum: decompose.Spectrum) -> Row:
+    """The columns that are known from the largest values and the exact energy, or estimated.
+
+    Counts of values above a cutoff are known if they end before the values do.
+    """
+    top, s, d = spectrum.top, spectrum.s, min(update.shape)
+    assert top is not None
+    line: Row = {"spectral_norm": metrics.spectral_norm(s), "frobenius_norm": top.norm}
+    if top.norm == 0:
+        return line | {"rank": 0, "above_floor": 0, "nuclear_norm": 0.0}
+    counts = {
+        "rank": decompose.rank(s, spectrum.error_bound, update, spectrum.floor),
+        "above_floor": metrics.rank(s, spectrum.floor or 0.0),
+    }
+    line |= {name: count for name, count in counts.items() if count < len(s)}
+    line |= {name: top.shares(j)[0] for name, j in topk.shared(d).items() if j <= len(s)}
+    line["stable_rank"] = (top.norm / s[0]) ** 2
+    held = np.cumsum((s / top.norm) ** 2)
+    for percent in (50, 90, 99):
+        if held[-1] >= percent / 100:
+            line[f"energy_rank_{percent}"] = int(np.searchsorted(held, percent / 100)) + 1
+    if spectrum.estimates:
+        line |= spectrum.estimates.values
+        line["utilisation"] = line["effective_rank"] / d
+    return line
+
+
+def bounds(key: str, update: Update, spectrum: decompose.Spectrum) -> list[Row]:
+    """Return one update's rows of bounds.csv, keyed by `results.BOUNDS`; none of a whole one."""
+    known = spectrum.estimates or spectrum.top
+    if known is None:
+        return []
+    return [
+        dict(zip(results.BOUNDS, (key, measure, low, high, holds), strict=True))
+        for measure, (low, high, holds) in known.bounds(min(update.shape)).items()
+    ]
 
 
 def _concentration(s: np.ndarray, d_out: int, d_in: int) -> Row:
@@ -316,6 +386,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
             command.show([], "\n\n".join(LEGENDS), arguments)
             return 0
         parser.error("the following arguments are required: PATH, or --combine")
+    method = _method(arguments)
     if arguments.page:
         from analysis.pages.document import is_page
 
@@ -327,7 +398,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         options=command.reading_options(arguments),
         terms=terms,
         modules=arguments.modules,
-        method=arguments.method,
+        method=method,
         progress=True,
     )
     for skip in spectra.skipped:
@@ -352,9 +423,25 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     return 1 if spectra.skipped else 0
 
 
+def _method(arguments: argparse.Namespace) -> Method:
+    """Return how dense updates are to be decomposed; UserError if options contradict."""
+    name, k, seconds = arguments.method, arguments.k, arguments.seconds
+    if k is not None and (name != "topk" and seconds is None):
+        raise UserError(f"--k {k}: is for --method topk; expected that, or --seconds")
+    if k is not None and k < 1:
+        raise UserError(f"--k {k}; expected at least 1")
+    if seconds is not None and (name != "auto" or not seconds > 0):
+        raise UserError(f"--seconds {seconds:g}: expected more than 0, and --method auto")
+    drawn = [option for option in ("page", "figures") if getattr(arguments, option)]
+    if drawn and (name in results.PARTIAL or seconds is not None):
+        which = f"--method {name}" if seconds is None else f"--seconds {seconds:g}"
+        raise UserError(f"--{drawn[0]}: needs whole spectra; expected none of it with {which}")
+    return Method(name, k or decompose.K, seconds)
+
+
 def _write(spectra: Spectra, read: Sequence[Path | Run], arguments: argparse.Namespace) -> None:
     """Write the results to --out and to stdout; read: the inputs to record."""
-    several = len(dominance.checkpoints(spectra.rows)) > 1
+    several = len(dominance.checkpoints(spectra.rows)) > 1 and not spectra.bounds
     compared = several and (arguments.out or not arguments.csv)
     findings = dominance.findings(spectra) if compared else []
     made_by: dict[str, Any] = {}
@@ -364,6 +451,8 @@ def _write(spectra: Spectra, read: Sequence[Path | Run], arguments: argparse.Nam
         further = {}
         if findings:
             further[dominance.TABLE] = store.csv_text(dominance.rows(findings), dominance.COLUMNS)
+        if spectra.bounds:
+            further[BOUNDS] = store.csv_text(spectra.bounds, results.BOUNDS)
         store.save(arguments.out, spectra, made_by, further)
     if arguments.json:
         command.emit(store.strict_json(_json(spectra, findings, made_by)))
@@ -381,6 +470,8 @@ def _json(spectra: Spectra, findings: Sequence[Finding], made_by: dict[str, Any]
         "rows": spectra.rows,
         "summary": spectrum_table.summary(spectra.rows),
     }
+    if spectra.bounds:
+        result["bounds"] = spectra.bounds
     if findings:
         result["comparison"] = dominance.rows(findings)
         result["verdicts"] = [dominance.as_json(finding) for finding in findings]
@@ -482,9 +573,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--method",
-        choices=("auto", "svd"),
+        choices=decompose.METHODS,
         default="auto",
-        help="svd: slower, but accurate far below s₁ for dense updates too",
+        help="of dense updates: svd, slower, but accurate far below s₁; topk, the --k largest"
+        " values; density, estimates for matrices that are too large to decompose",
+    )
+    parser.add_argument(
+        "--k", type=int, metavar="K", help=f"values of --method topk (default {decompose.K})"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="use density, or topk, for a dense update whose whole spectrum would take longer on"
+        f" one core of {decompose.RATE / 1e9:g} GFlop/s",
     )
     parser.add_argument(
         "--strict", action="store_true", help="fail with status 2 if anything was skipped"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis import CheckpointError, extras
-from analysis.numerics import kronecker, metrics, turning
+from analysis.numerics import density, kronecker, metrics, topk, turning
 from analysis.numerics.turning import Turning
 from analysis.update import DenseUpdate, KroneckerUpdate, LowRankUpdate, Update, float64
 
@@ -21,6 +21,13 @@ MAX_CONDITION = 1e3
 MAX_CONDITION_OF_VECTORS = 1e2
 SMALLEST_SQUARE = 1e-200  # squares in a Gram matrix that are smaller have lost digits
 LARGEST = 1e300  # beyond it, sums over the singular values of several modules would overflow
+K = 64  # values that "topk" computes by default
+# What a core is taken to do: floating-point operations of a whole spectrum, and entries of ΔW that
+# are multiplied with a few vectors, per second.
+RATE, PASS = 2e10, 1e9
+# From this size on, a Gram matrix is computed in so many panels of columns, its upper triangle left
+# out; smaller ones keep the last digits that were published.
+LARGE, PANELS = 1024, 8
 ROWS = 2048  # rows of a dense update that are converted to float64 at a time
 
 
@@ -30,10 +37,12 @@ class Spectrum:
 
     s: (capacity,), float64, descending.
     algorithm: "cholesky" or "qr" of the factors; "kronecker" from those of two matrices; "gram" or
-        "svd" of a dense update.
+        "svd" of a dense update; "topk" or "density" if s holds only the largest values of one.
     error_bound: |s − exact| is at most this.
     floor: the noise floor of ΔW; None if nothing was rounded.
     noise: the root mean square of its rounding; None if it is not known.
+    top: the bounds of the largest values, after "topk" and "density".
+    estimates: what is known of all values, after "density".
     """
 
     s: np.ndarray
@@ -41,6 +50,11 @@ class Spectrum:
     error_bound: float
     floor: float | None = None
     noise: float | None = None
+    top: topk.Top | None = None
+    estimates: density.Density | None = None
+
+
+METHODS = ("auto", "svd", "topk", "density")
 
 
 def singular_values(update: Update, method: str = "auto") -> np.ndarray:
@@ -55,12 +69,21 @@ def singular_values(update: Update, method: str = "auto") -> np.ndarray:
     return spectrum(update, method).s
 
 
-def spectrum(update: Update, method: str = "auto") -> Spectrum:
+def spectrum(
+    update: Update, method: str = "auto", k: int = K, seconds: float | None = None
+) -> Spectrum:
     """Return the singular values of ΔW, the algorithm that was used and its error bound.
 
     method: "auto", the fastest algorithm that keeps its bound (Cholesky or QR of the factors; for
-    a dense update the eigenvalues of its Gram matrix), or "svd", the most accurate one (QR of the
-    factors; a full SVD). Raises CheckpointError if ΔW holds NaN or Inf.
+        a dense update the eigenvalues of its Gram matrix), or "svd", the most accurate one (QR of
+        the factors; a full SVD). "topk" computes only the k largest values of a dense update
+        (`topk`), "density" the largest ones and estimates of what the others add up to (`density`).
+    k: for "topk".
+    seconds: for "auto", how long one dense update may take, on a core of RATE and PASS; beyond it
+        "density" or, where that takes longer too, "topk" is used. It goes by the shape alone, so
+        that the choice does not depend on how busy the machine is.
+
+    Raises CheckpointError if ΔW holds NaN or Inf.
 
     >>> nearly_equal = np.array([[1.0, 1.0], [0.0, 1e-9]])  # its columns
     >>> spectrum(LowRankUpdate("q_proj", B=np.eye(2), A=np.eye(2))).algorithm
@@ -68,19 +91,51 @@ def spectrum(update: Update, method: str = "auto") -> Spectrum:
     >>> spectrum(LowRankUpdate("q_proj", B=nearly_equal, A=np.eye(2))).algorithm
     'qr'
     """
-    if method not in ("auto", "svd"):
-        raise ValueError(f"method is {method!r}; expected 'auto' or 'svd'")
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
     if isinstance(update, LowRankUpdate):
-        result = _low_rank(update, method)
+        result = _low_rank(update, "svd" if method == "svd" else "auto")
     elif isinstance(update, KroneckerUpdate):
         s, bound = kronecker.singular_values(update)
         result = Spectrum(_finite(s, "ΔW", update), "kronecker", bound)
     else:
-        result = _dense_svd(update) if method == "svd" else _dense_gram(update)
+        if method == "auto" and seconds is not None:
+            method = within(seconds, update.shape, k)
+        result = _dense(update, method, k)
         noise = update.noise() if update.noise and result.s[0] > 0 else None
         result = replace(result, floor=_floor(update), noise=noise)
     _check_size(result.s, result.error_bound, update)
     return result
+
+
+def _dense(update: DenseUpdate, method: str, k: int) -> Spectrum:
+    if method == "svd":
+        return _dense_svd(update)
+    if method == "auto":
+        return _dense_gram(update)
+    W = update.load()
+    _magnitude(W, update)
+    estimates = density.estimate(W) if method == "density" else None
+    top = estimates.top if estimates else topk.largest(W, k)
+    if len(top.s) == update.capacity:
+        return Spectrum(top.s, "svd", top.error_bound)
+    return Spectrum(top.s, method, top.error_bound, top=top, estimates=estimates)
+
+
+def within(seconds: float, shape: tuple[int, int], k: int = K) -> str:
+    """Return the method that "auto" stands for where a dense update may take so many seconds.
+
+    shape: (d_out, d_in). "auto" is the whole spectrum; else "density", or "topk" if that takes
+    longer too.
+
+    >>> within(60, (4096, 4096)), within(5, (8192, 8192)), within(5, (28672, 8192))
+    ('auto', 'density', 'topk')
+    """
+    small, large = sorted(shape)
+    if (small**2 * large + 4 / 3 * small**3) / RATE <= seconds:
+        return "auto"
+    values = small * large
+    return "density" if 2 * (density.STEPS + 16) * values / PASS <= seconds else "topk"
 
 
 @dataclass(frozen=True, eq=False)
@@ -319,12 +374,15 @@ def _dense_gram(update: DenseUpdate) -> Spectrum:
     size = _magnitude(W, update)
     if size == 0:
         return Spectrum(np.zeros(update.capacity), "gram", 0.0)
-    G = torch.zeros(W.shape[1], W.shape[1], dtype=torch.float64)
+    n = W.shape[1]
+    G = torch.zeros(n, n, dtype=torch.float64)
+    width = -(-n // PANELS) if n >= LARGE else n
     for i in range(0, W.shape[0], ROWS):
         # Divided by the largest entry, so that no square overflows or vanishes.
-        rows = torch.from_numpy(float64(W[i : i + ROWS]) / size)
-        G.addmm_(rows.T, rows)
-    values = torch.linalg.eigvalsh(G).numpy()[::-1]
+        rows = torch.from_numpy(np.divide(W[i : i + ROWS], size, dtype=np.float64))
+        for j in range(0, n, width):
+            G[j:, j : j + width].addmm_(rows[:, j:].T, rows[:, j : j + width])
+    values = torch.linalg.eigvalsh(G).numpy()[::-1]  # of the lower triangle
     s = size * np.sqrt(np.maximum(values, 0.0))
     return Spectrum(s, "gram", float(np.sqrt(max(W.shape) * EPS) * s[0]))
 
