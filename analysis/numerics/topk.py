@@ -35,11 +35,11 @@ ALWAYS, BUT_FOR = "always", f"but for {FAILURE:g}"
 PROBES, STEPS = 16, 5  # of the Lanczos processes that bound τ
 # A pass over W costs nearly the same for up to about this many columns: it is bound by memory.
 BLOCK = 32
-SETTLED = 1e-3  # relative change of each value from a subspace to a 1.25 times larger one, at most
+SETTLED = 3e-3  # relative change of each value from a subspace to a 1.25 times larger one, at most
 # A block finds no more copies of one value than it has columns. If τ is so many times the last
 # value found, the search goes on with a further random block, up to ROUNDS times.
 MISSED, ROUNDS = 1.25, 5
-LARGEST = 8  # size of the subspace in units of k, at most
+LARGEST = 6  # size of the subspace in units of k, at most
 DENSE = 4  # more than 1/DENSE of all values are taken from a full decomposition
 
 
