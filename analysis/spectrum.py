@@ -309,7 +309,7 @@ def _partial(update: Update, spectrum: decompose.Spectrum) -> Row:
         "above_floor": metrics.rank(s, spectrum.floor or 0.0),
     }
     line |= {name: count for name, count in counts.items() if count < len(s)}
-    line |= {name: top.shares(j)[0] for name, j in topk.shared(d).items() if j <= len(s)}
+    line |= {name: top.share(j)[0] for name, j in topk.shared(d).items() if j <= len(s)}
     line["stable_rank"] = (top.norm / s[0]) ** 2
     held = np.cumsum((s / top.norm) ** 2)
     for percent in (50, 90, 99):

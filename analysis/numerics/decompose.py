@@ -116,7 +116,7 @@ def _dense(update: DenseUpdate, method: str, k: int) -> Spectrum:
     W = update.load()
     _magnitude(W, update)
     estimates = density.estimate(W) if method == "density" else None
-    top = estimates.top if estimates else topk.largest(W, k)
+    top = estimates.top if estimates else topk.top(W, k)
     if len(top.s) == update.capacity:
         return Spectrum(top.s, "svd", top.error_bound)
     return Spectrum(top.s, method, top.error_bound, top=top, estimates=estimates)

@@ -62,12 +62,12 @@ def estimate(W: np.ndarray, seed: int = SEED) -> Density:
     True
     """
     d = min(W.shape)
-    top = topk.largest(W, min(K, d))
+    top = topk.top(W, min(K, d))
     if top.norm == 0:
         nothing = dict.fromkeys(MEASURES, float("nan"))
         return Density(top, nothing | {"nuclear_norm": 0.0}, dict.fromkeys(MEASURES, 0.0))
     if topk.DENSE * len(top.s) > d:
-        top = topk.largest(W, d)
+        top = topk.top(W, d)
         values = _measures(top.s, np.ones(d))
         return Density(top, values, dict.fromkeys(MEASURES, 0.0))
     T_rest, size = _process(W, top, np.random.default_rng(seed))
@@ -90,7 +90,7 @@ def _process(
     W: np.ndarray, top: topk.Top, rng: np.random.Generator
 ) -> tuple[lanczos.Tridiagonal, float]:
     """Return the Lanczos matrices of DᵀD / size², on the smaller side of D, and the size."""
-    M, P, Q = (W, top.V, top.U) if W.shape[1] <= W.shape[0] else (W.T, top.U, top.V)
+    M, P, Q = (W, top.Vh.T, top.U) if W.shape[1] <= W.shape[0] else (W.T, top.U, top.Vh.T)
     size = float(top.s[0])
 
     def square(X: np.ndarray) -> np.ndarray:

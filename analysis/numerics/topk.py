@@ -9,9 +9,9 @@ U Σ Zᵀ = W V with V turned by Z, R = WᵀU − VΣ and τ ≥ ‖W (I − VV�
     |s − σ_i| ≤ ‖R_i‖             for some exact s, always (`residual`),
     s_i² ≤ σ_i² + ‖W‖_F² − Σσ²    always: the energy that V misses,
     s_i ≤ σ_i + 2ρ²/(δ_i + √(δ_i² + 4ρ²)), ρ = ‖R‖_F, δ_i = σ_i − τ > 0,
-    s_i ≤ max(σ_i, τ) + ρ         in any case
+    s_i² ≤ σ_i² + τ²,  s_i ≤ max(σ_i, τ) + ρ,  s_{k+1} ≤ τ
 
-(the last two: Weyl; C.-K. Li and R.-C. Li 2005, on the matrix of U, V and their complements). ‖W‖_F
+(Weyl; C.-K. Li and R.-C. Li 2005, on the matrix in the bases of U, V and their complements). ‖W‖_F
 is summed in float64. No finite number of products with W bounds τ for certain below what the energy
 says; here it is bounded from random starts and holds except with probability FAILURE
 (`lanczos.norm_bound`). `upper` is the smallest of these bounds, and `certain` the one from the
@@ -19,7 +19,7 @@ energy alone.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -48,44 +48,47 @@ class Top:
     """The k largest singular values of W (d_out, d_in) and their vectors.
 
     s (k,): descending, float64; no exact value of the same index is smaller, but for rounding.
-    U (d_out, k), V (d_in, k): orthonormal columns; W V = U diag(s).
+    U (d_out, k), Vh (k, d_in): orthonormal columns, and rows; W Vhᵀ = U diag(s).
     upper (k,): the exact value of the same index is at most this, except with probability FAILURE.
     certain (k,): the same without exception.
     residual (k,): some exact value is as near as this.
     norm: ‖W‖_F, exact but for rounding.
-    rounding: what rounding in float64 can add to each bound.
+    rest: the same for the first value that was left out, s_{k+1}.
+    rounding: what rounding in float64 can add to a bound; it is part of the upper ones.
     """
 
-    s: np.ndarray
     U: np.ndarray
-    V: np.ndarray
+    s: np.ndarray
+    Vh: np.ndarray
     upper: np.ndarray
     certain: np.ndarray
     residual: np.ndarray
     norm: float
+    rest: float
     rounding: float
 
     @property
     def error_bound(self) -> float:
         """The largest distance of a value from the exact one of its index."""
-        return float(np.max(self.upper - self.s)) + self.rounding
+        return max(float(np.max(self.upper - self.s)), self.rounding)
 
-    def shares(self, j: int) -> tuple[float, float]:
+    def share(self, j: int) -> tuple[float, float]:
         """Return bounds from both sides of the share of the energy in the j largest values, j ≤ k.
 
         The upper one holds except with probability FAILURE; nan for W = 0.
 
         >>> W = np.diag(np.arange(30.0, 0, -1))
-        >>> low, high = largest(W, 4).shares(2)
+        >>> low, high = top(W, 4).share(2)
         >>> low <= (30**2 + 29**2) / np.sum(np.arange(31.0) ** 2) <= high
         True
         """
         if self.norm == 0:
             return float("nan"), float("nan")
-        low = float(np.sum((self.s[:j] / self.norm) ** 2))
+        least = np.maximum(self.s[:j] - self.rounding, 0.0)
+        low = float(np.sum((least / self.norm) ** 2))
         missed = max(0.0, 1.0 - float(np.sum((self.s / self.norm) ** 2)))
-        high = float(np.sum(((self.upper[:j] + self.rounding) / self.norm) ** 2))
-        return low, min(1.0, low + missed + 2 * self.rounding / self.norm, high)
+        high = float(np.sum((self.upper[:j] / self.norm) ** 2))
+        return low, min(1.0, low + missed + 4 * self.rounding / self.norm, high)
 
     def bounds(self, d: int) -> "dict[str, tuple[float, float, str]]":
         """Return measure -> lower bound, upper bound and when they hold, of a W with d values.
@@ -96,15 +99,15 @@ class Top:
         """
         if self.norm == 0:
             return {}
-        low, high = np.maximum(self.s - self.rounding, 0.0), self.upper + self.rounding
-        always = high >= self.certain + self.rounding
+        low, high = np.maximum(self.s - self.rounding, 0.0), self.upper
+        always = high >= self.certain
         result = {
             f"s_{i}": (float(a), float(b), ALWAYS if sure else BUT_FOR)
             for i, (a, b, sure) in enumerate(zip(low, high, always, strict=True), 1)
         }
         for name, j in shared(d).items():
             if j <= len(self.s):
-                result[name] = (*self.shares(j), BUT_FOR)
+                result[name] = (*self.share(j), BUT_FOR)
         a, b, energy = low / self.norm, high / self.norm, 1 + 2 * self.rounding / self.norm
         most, least = max(0.0, energy - float(a @ a)), max(0.0, 1 - float(b @ b))
         last = float(b[-1])
@@ -126,13 +129,13 @@ def shared(d: int) -> dict[str, int]:
     return {f"top_share_{j}": j for j in (1, 4, 16)} | parts
 
 
-def largest(W: np.ndarray, k: int, seed: int = SEED) -> Top:
+def top(W: np.ndarray, k: int, seed: int = SEED) -> Top:
     """Return the min(k, d_out, d_in) largest singular values of W with vectors and bounds.
 
     W (d_out, d_in): finite, float32 or float64. k: from 1. seed: of the random starts.
 
-    >>> top = largest(np.diag(np.arange(40.0, 0, -1)), 3)
-    >>> top.s.round(6).tolist(), bool(np.all(top.upper < top.s + 1e-6))
+    >>> found = top(np.diag(np.arange(40.0, 0, -1)), 3)
+    >>> found.s.round(6).tolist(), bool(np.all(found.upper < found.s + 1e-6))
     ([40.0, 39.0, 38.0], True)
     """
     if k < 1:
@@ -160,7 +163,9 @@ def _whole(M: np.ndarray, k: int) -> Top:
     U, s, Vh = np.linalg.svd(M.astype(np.float64), full_matrices=False)
     norm = float(np.linalg.norm(s))
     rounding = max(M.shape) * EPS * float(s[0])
-    return Top(s[:k], U[:, :k], Vh[:k].T, s[:k], s[:k], np.zeros(k), norm, rounding)
+    upper = s[:k] + rounding
+    rest = float(s[k]) + rounding if k < len(s) else 0.0
+    return Top(U[:, :k], s[:k], Vh[:k], upper, upper, np.zeros(k), norm, rest, rounding)
 
 
 def _searched(M: np.ndarray, k: int, seed: int) -> Top:
@@ -174,20 +179,20 @@ def _searched(M: np.ndarray, k: int, seed: int) -> Top:
             break
         found, below = V, float(s[-1]) + _rounding_of(M) * norm
     R = _transposed(M, U) - V * s
-    return _bounded(U, s, V, R, tau, norm, max(M.shape) * EPS * norm)
+    return _bounded(U, s, V, R, tau, norm)
 
 
 def _of_zero(W: np.ndarray, k: int) -> Top:
     zero = np.zeros(k)
-    U, V = np.eye(W.shape[0], k), np.eye(W.shape[1], k)
-    return Top(zero, U, V, zero, zero, zero, 0.0, 0.0)
+    U, Vh = np.eye(W.shape[0], k), np.eye(k, W.shape[1])
+    return Top(U, zero, Vh, zero, zero, zero, 0.0, 0.0, 0.0)
 
 
 def _in_units(top: Top, size: float) -> Top:
     """Return what was computed from W/size in units of W."""
-    s, upper, certain, residual = (size * x for x in (top.s, top.upper, top.certain, top.residual))
-    norm, rounding = size * top.norm, size * top.rounding
-    return Top(s, top.U, top.V, upper, certain, residual, norm, rounding)
+    arrays = {name: size * getattr(top, name) for name in ("s", "upper", "certain", "residual")}
+    numbers = {name: size * getattr(top, name) for name in ("norm", "rest", "rounding")}
+    return replace(top, **arrays, **numbers)
 
 
 def _rounding_of(M: np.ndarray) -> float:
@@ -231,7 +236,7 @@ def _subspace(
 
     found: orthonormal vectors (n, k) that the subspace is to hold as well; None at first.
     """
-    b = min(BLOCK, k)
+    b = min(BLOCK, min(M.shape) // DENSE)
     V = np.zeros((M.shape[1], 0), M.dtype) if found is None else found.astype(M.dtype)
     most = min(LARGEST * k + 2 * b + V.shape[1], *M.shape)
     new = _orthonormal(rng.standard_normal((M.shape[1], b)).astype(M.dtype), V)
@@ -284,21 +289,20 @@ def _beyond(M: np.ndarray, V: np.ndarray, rng: np.random.Generator) -> float:
 
 
 def _bounded(
-    U: np.ndarray,
-    s: np.ndarray,
-    V: np.ndarray,
-    R: np.ndarray,
-    tau: float,
-    norm: float,
-    rounding: float,
+    U: np.ndarray, s: np.ndarray, V: np.ndarray, R: np.ndarray, tau: float, norm: float
 ) -> Top:
     """Return the values with their bounds; see the module. R (n, k): the residuals."""
+    rounding = max(len(U), len(V)) * EPS * norm
     rho = float(np.linalg.norm(R))
     # ‖W‖² − Σσ² cancels: its rounding is that of ‖W‖².
     missed = max(0.0, norm**2 - float(s @ s)) + 4 * max(len(U), len(V)) * EPS * norm**2
+    tau = min(tau, missed**0.5)
     certain = np.sqrt(s**2 + missed)
     gap = s - tau
     apart = s + 2 * rho**2 / (gap + np.sqrt(gap**2 + 4 * rho**2) + np.finfo(float).tiny)
-    upper = np.where(gap > 0, np.minimum(apart, s + rho), np.maximum(s, tau) + rho)
+    within = np.minimum(np.sqrt(s**2 + tau**2), np.maximum(s, tau) + rho)
+    upper = np.where(gap > 0, np.minimum(apart, within), within)
     residual = np.linalg.norm(R, axis=0)
-    return Top(s, U, V, np.minimum(certain, upper), certain, residual, norm, rounding)
+    return Top(
+        U, s, V.T, upper + rounding, certain + rounding, residual, norm, tau + rounding, rounding
+    )
