@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import UserError, __version__, checkpoint
+from analysis import UserError, __version__, checkpoint, store
 from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.names import printable
 from analysis.process import interrupts, streams
-from analysis.results import Row
+from analysis.results import AgainstBase, Row, Similarity, Spectra
 from analysis.tables import text
 from analysis.tables.text import Block
 
@@ -199,6 +199,56 @@ def printable_rows(rows: Iterable[Row]) -> list[Row]:
 def _name(parser: argparse.ArgumentParser) -> str:
     """The name of a command in its messages, such as analysis.spectrum."""
     return parser.prog.removeprefix("python -m ")
+
+
+# The page, which several commands write
+
+
+def add_page_options(parser: argparse.ArgumentParser) -> None:
+    """Add --page and --force of a command that also writes the page of its checkpoints."""
+    parser.add_argument(
+        "--page",
+        metavar="FILE",
+        help="write a page of these checkpoints, to open in a browser; see analysis.page",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="replace the FILE of --page also if it is no page of this tool",
+    )
+
+
+def check_page(out: Path, option: str, *, force: bool) -> None:
+    """Raise UserError if a page must not be written to `out`, which `option` gave."""
+    from analysis.pages.document import is_page
+
+    store.check_target(out, is_page, option, force=force)
+
+
+def lacks(parser: argparse.ArgumentParser, spectra: Spectra, runs: Iterable[Run]) -> bool:
+    """Return whether nothing of some of the checkpoints was analysed, and say of which.
+
+    A page without one of the checkpoints that it should compare would mislead.
+    """
+    analysed = {(row["run"], row["step"]) for row in spectra.rows}
+    missing = [run for run in runs if (run.name, run.step) not in analysed]
+    for run in missing:
+        warn(parser, f"{run.path}: no update to show; no page is written without it")
+    return bool(missing)
+
+
+def write_page(
+    out: Path,
+    spectra: Spectra,
+    similarity: Similarity | None = None,
+    against: AgainstBase | None = None,
+) -> int:
+    """Write the page of these results, whole or not at all; return its size in bytes."""
+    from analysis.pages.text import page
+
+    text = page(spectra, similarity, against)
+    store.write_text(out, text)
+    return len(text.encode())
 
 
 # Options that the commands share

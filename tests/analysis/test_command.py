@@ -83,7 +83,7 @@ def test_ctrl_c_ends_every_command_with_one_line(name, steps, monkeypatch, capfd
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(COMMANDS[name], "of_runs", interrupted)
+    monkeypatch.setattr("analysis.checkpoint.runs", interrupted)
     assert COMMANDS[name].main([str(steps)]) == 130
     assert capfd.readouterr() == ("", f"analysis.{name}: interrupted\n")
 
