@@ -26,7 +26,16 @@ from analysis.tables import text
 from analysis.tables.text import Block
 
 NEGATIVE = re.compile(r"-\.?\d")
-ASCII = str.maketrans(text.SPARKS, "_.:-=+*#")
+# What text becomes where the encoding of stdout lacks its characters.
+ASCII = str.maketrans(text.SPARKS, "_.:-=+*#") | {
+    ord(character): plain
+    for character, plain in {
+        "Δ": "d", "‖": "|", "φ": "phi", "Σ": "sum ", "₁": "1", "₂": "2", "ₖ": "k", "ᵢ": "i",
+        "²": "^2", "⁴": "^4", "ᵀ": "^T", "√": "sqrt ", "×": "x", "·": "*", "⊗": "(x)", "σ": "s",
+        "−": "-", "–": "-", "…": "~", "≥": ">=", "≤": "<=", "≠": "!=", "∞": "inf", "→": "->",
+        "’": "'", "“": '"', "”": '"',
+    }.items()
+}  # fmt: skip
 
 # Running a command
 
@@ -148,11 +157,16 @@ def show(blocks: Iterable[Block], legend: str, arguments: argparse.Namespace) ->
     legend: what the columns mean; printed with --explain, else a line names that option and the
         columns that the width left out.
 
-    In colour on a terminal, if rich is installed; not if NO_COLOR is set or TERM is "dumb". Blocks
-    of a sparkline become ASCII where the encoding of stdout lacks them. Raises OSError as `emit`.
+    In colour on a terminal, if rich is installed; not if NO_COLOR is set or TERM is "dumb". Signs
+    become ASCII where the encoding of stdout lacks them. Raises OSError as `emit`.
     """
     width = shutil.get_terminal_size().columns
-    fitted, left_out = text.fit([*blocks, *([legend] if arguments.explain else [])], width)
+    blocks = [*blocks, *([legend] if arguments.explain else [])]
+    if not _has_sparks():
+        # An ellipsis that `fit` sets where it shortens a label has one character of room.
+        signs = ASCII | {ord("…"): "..."}
+        blocks = [text.translated(block, signs) for block in blocks]
+    fitted, left_out = text.fit(blocks, width)
     if not arguments.explain:
         note = "--explain says what the columns mean."
         if left_out:

@@ -32,7 +32,7 @@ from analysis.process import start
 from analysis.results import Row, Spectra
 from analysis.tables import dominance as dominance_table
 from analysis.tables import spectrum as spectrum_table
-from analysis.tables.text import Block, Statement
+from analysis.tables.text import Block
 from analysis.update import DenseUpdate, Entry, Other, Skipped, Update
 
 Source = tuple[Run, Callable[[], Iterator[Entry]]]
@@ -388,8 +388,10 @@ def _json(spectra: Spectra, findings: Sequence[Finding], made_by: dict[str, Any]
 
 def _blocks(spectra: Spectra, findings: Sequence[Finding]) -> Iterator[Block]:
     """Yield what is printed by default: the result in words, the table, the comparisons."""
-    if len(findings) == 1:
-        yield Statement(findings[0].sentence)
+    if findings:
+        yield dominance_table.statement(findings)
+        yield str(spectrum_table.statement(spectra.rows))
+        yield from dominance_table.contrary(findings)
     elif spectra.rows:
         yield spectrum_table.statement(spectra.rows)
     yield ""
