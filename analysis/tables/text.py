@@ -87,7 +87,7 @@ def shortened(names: Sequence[str], width: int) -> list[str]:
     return list(names)
 
 
-def translated(block: Block, table: Mapping[int, str]) -> Block:
+def translated(block: Block, table: Mapping[int, int | str]) -> Block:
     """Return a block with its characters replaced as by `str.translate`."""
     if not isinstance(block, Table):
         return type(block)(block.translate(table))
