@@ -41,6 +41,8 @@ page: $(SETUP) ## make docs/example-page.html from the published runs of one see
 notebooks: $(SETUP) ## run the notebooks and save their outputs, after figures/ has changed
 	OMP_NUM_THREADS=1 $(RUN) -m nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	$(RUN) -m nbconvert --to notebook --inplace --TagRemovePreprocessor.enabled=True \
+		--TagRemovePreprocessor.remove_all_outputs_tags=not-stored notebooks/07*.ipynb
 
 lint: $(SETUP) ## check style, types and the architecture (which package may import which)
 	$(VENV)/bin/ruff check .

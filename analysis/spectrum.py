@@ -32,7 +32,7 @@ from analysis.process import start
 from analysis.results import Row, Spectra
 from analysis.tables import dominance as dominance_table
 from analysis.tables import spectrum as spectrum_table
-from analysis.tables.text import Block, Statement
+from analysis.tables.text import Block
 from analysis.update import DenseUpdate, Entry, Other, Skipped, Update
 
 Source = tuple[Run, Callable[[], Iterator[Entry]]]
@@ -317,9 +317,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
             return 0
         parser.error("the following arguments are required: PATH, or --combine")
     if arguments.page:
-        from analysis.pages.document import is_page
-
-        store.check_target(Path(arguments.page), is_page, "--page", force=None)
+        command.check_page(Path(arguments.page), "--page", force=arguments.force)
     runs = checkpoint.runs(arguments.paths, arguments.revision)
     terms = [combine.parse(text) for text in arguments.combine]
     spectra = of_runs(
@@ -342,14 +340,15 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
             *(checkpoint.at(term.path, arguments.revision) for term in terms),
         ]
         _write(spectra, read, arguments)
-    if arguments.page and spectra.rows:
-        _write_page(parser, spectra, runs, Path(arguments.page))
+    lacking = bool(arguments.page and spectra.rows) and command.lacks(parser, spectra, runs)
+    if arguments.page and spectra.rows and not lacking:
+        command.write_page(Path(arguments.page), spectra)
     if arguments.figures and spectra.rows:
         _draw(parser, spectra, Path(arguments.figures), arguments.metric)
     _warn_of_empty(parser, spectra, runs, arguments)
     if not spectra.rows:
         return 2
-    return 1 if spectra.skipped else 0
+    return 1 if spectra.skipped or lacking else 0
 
 
 def _write(spectra: Spectra, read: Sequence[Path | Run], arguments: argparse.Namespace) -> None:
@@ -389,8 +388,10 @@ def _json(spectra: Spectra, findings: Sequence[Finding], made_by: dict[str, Any]
 
 def _blocks(spectra: Spectra, findings: Sequence[Finding]) -> Iterator[Block]:
     """Yield what is printed by default: the result in words, the table, the comparisons."""
-    if len(findings) == 1:
-        yield Statement(findings[0].sentence)
+    if findings:
+        yield dominance_table.statement(findings)
+        yield str(spectrum_table.statement(spectra.rows))
+        yield from dominance_table.contrary(findings)
     elif spectra.rows:
         yield spectrum_table.statement(spectra.rows)
     yield ""
@@ -400,24 +401,6 @@ def _blocks(spectra: Spectra, findings: Sequence[Finding]) -> Iterator[Block]:
     if findings:
         yield ""
         yield from dominance_table.lines(findings)
-
-
-def _write_page(
-    parser: argparse.ArgumentParser, spectra: Spectra, runs: Sequence[Run], out: Path
-) -> None:
-    """Write the page of the spectra, unless it would lack one of the checkpoints."""
-    from analysis.pages.text import page
-
-    for run in without_update(spectra, runs):
-        command.warn(parser, f"--page {out}: is not written, since it would lack {run.path}")
-        return
-    store.write_text(out, page(spectra))
-
-
-def without_update(spectra: Spectra, runs: Iterable[Run]) -> list[Run]:
-    """Return the checkpoints of which no update was analysed."""
-    analysed = {(row["run"], row["step"]) for row in spectra.rows}
-    return [run for run in runs if (run.name, run.step) not in analysed]
 
 
 def _draw(parser: argparse.ArgumentParser, spectra: Spectra, directory: Path, metric: str) -> None:
@@ -492,11 +475,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--figures", metavar="DIR", help="draw spectra and layers, .png and .pdf, there"
     )
-    parser.add_argument(
-        "--page",
-        metavar="FILE",
-        help="write a page with these spectra, to open in a browser; see analysis.page",
-    )
+    command.add_page_options(parser)
     parser.add_argument(
         "--metric",
         choices=spectrum_table.MEASURES,
