@@ -427,7 +427,7 @@ def _warn_of_unknown_inputs(
     if not arguments.activations or not moved:
         return
     missing = list(dict.fromkeys(r["module"] for r in moved if r["function_norm"] is None))
-    if len(missing) == len({row["module"] for row in moved}):
+    if len(missing) == len({row["module"] for row in moved}) and not spectra.skipped:
         raise UserError(
             f"--activations {arguments.activations}: has no second moment of {missing[0]}, nor of"
             " any other module of the checkpoints; expected that of their base"

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from scipy.linalg import blas
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -101,15 +102,13 @@ def moments(
         f"second moments of {len(sizes)} inputs of {len(layers)} modules: {_size(size)} of memory"
         f" and of disk, {rows_words(rows)}"
     )
-    sums = _Sums(
-        shares, {name: torch.zeros(d, d, dtype=torch.float64) for name, d in sizes.items()}
-    )
+    sums = _Sums(shares, {name: np.zeros((d, d), order="F") for name, d in sizes.items()})
     for i, row in enumerate(parallel.with_bar(rows, progress, "activations", "text")):
         sums.start(f"text {i + 1}")
         _run(model, layers, row, sums.take)
     tokens = {name: count for name, count in sums.tokens.items() if count}
     return Measured(
-        C={name: total / tokens[name] for name, total in sums.totals.items() if name in tokens},
+        C={name: sums.mean(name) for name in sums.totals if name in tokens},
         shares={name: shares[name] for name in tokens},
         tokens=tokens,
     )
@@ -175,11 +174,13 @@ def _shares(model: Any, layers: dict[str, nn.Module], row: Sequence[int]) -> dic
 class _Sums:
     """Sums of x xᵀ over the inputs that a running model hands to `take`.
 
-    shares: of `_shares`; totals: (d_in, d_in) by the first of the modules that share an input.
+    shares: of `_shares`.
+    totals: (d_in, d_in), by columns, by the first of the modules that share an input; the upper
+        triangles are used.
     tokens: how many inputs each module has had.
     """
 
-    def __init__(self, shares: dict[str, str], totals: dict[str, torch.Tensor]) -> None:
+    def __init__(self, shares: dict[str, str], totals: dict[str, np.ndarray]) -> None:
         self.shares, self.totals = shares, totals
         self.tokens = dict.fromkeys(shares, 0)
         self.start("")
@@ -198,7 +199,7 @@ class _Sums:
         given.append((x, x._version))
         self.tokens[name] += x.numel() // x.shape[-1]
         if first is given:
-            self.totals[name] += self._outer(name, x)
+            self._add(name, x)
         elif not (
             len(given) <= len(first)
             and first[len(given) - 1][0] is x
@@ -209,14 +210,21 @@ class _Sums:
                 f" {self.text}; pass --modules to take one of them at a time"
             )
 
-    def _outer(self, name: str, x: torch.Tensor) -> torch.Tensor:
+    def _add(self, name: str, x: torch.Tensor) -> None:
+        """Add to the upper triangle in place, without another matrix of that size."""
         X = x.reshape(-1, x.shape[-1]).double().cpu().numpy()
-        S = X.T @ X  # one triangle is computed and copied: exactly symmetric
-        if not np.isfinite(S.diagonal()).all():
+        total = blas.dsyrk(1.0, X.T, beta=1.0, c=self.totals[name], overwrite_c=True)
+        if not np.isfinite(total.diagonal()).all():
             raise UserError(
                 f"{name}: its inputs in {self.text} hold NaN or Inf; expected finite numbers"
             )
-        return torch.from_numpy(S)
+
+    def mean(self, name: str) -> torch.Tensor:
+        """Return C, whose lower triangle is that of the upper one."""
+        C = self.totals[name]
+        C += np.triu(C, 1).T
+        C /= self.tokens[name]
+        return torch.from_numpy(C.T)
 
 
 # The command

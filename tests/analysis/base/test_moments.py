@@ -5,29 +5,12 @@ import json
 
 import numpy as np
 import pytest
+from made_moments import write_moments
 from made_updates import low_rank
 from safetensors.numpy import save_file
 
 from analysis import CheckpointError, UserError
 from analysis.base import moments
-
-
-def write(directory, modules, base=None, **facts):
-    """Write moments as multilora.activations does; modules: name → C, or the name it shares."""
-    directory.mkdir(exist_ok=True)
-    own = {name: C for name, C in modules.items() if not isinstance(C, str)}
-    save_file(own, directory / "moments.safetensors")
-    content = (directory / "moments.safetensors").read_bytes()
-    tensors = {n: {"tensor": C if isinstance(C, str) else n} for n, C in modules.items()}
-    record = {
-        "command": "multilora.activations",
-        "fingerprint": "abc",
-        "base": {"path": "base", "sha256": base or {"model.safetensors": "00"}},
-        "modules": tensors,
-        "files": {"moments.safetensors": hashlib.sha256(content).hexdigest()},
-    } | facts
-    (directory / "record.json").write_text(json.dumps(record))
-    return directory
 
 
 def of(opened, name, d_in=3):
@@ -39,7 +22,7 @@ def test_modules_share_a_matrix_and_are_found_below_another_prefix(tmp_path, rng
     C = np.cov(rng.standard_normal((3, 9)))
     names = [f"model.layers.0.attn.{kind}_proj" for kind in "qkv"]
     opened = moments.open_moments(
-        write(tmp_path / "m", {names[0]: C, names[1]: names[0], names[2]: 2 * C})
+        write_moments(tmp_path / "m", {names[0]: C, names[1]: names[0], names[2]: 2 * C})
     )
     np.testing.assert_array_equal(of(opened, names[0]), C)
     np.testing.assert_array_equal(of(opened, names[1]), C)
@@ -61,7 +44,7 @@ def test_modules_share_a_matrix_and_are_found_below_another_prefix(tmp_path, rng
     ],
 )
 def test_a_matrix_that_is_no_moment_is_named(tmp_path, C, words):
-    opened = moments.open_moments(write(tmp_path / "m", {"l.q": C}))
+    opened = moments.open_moments(write_moments(tmp_path / "m", {"l.q": C}))
     with pytest.raises(CheckpointError, match=words):
         of(opened, "l.q")
 
@@ -69,7 +52,7 @@ def test_a_matrix_that_is_no_moment_is_named(tmp_path, C, words):
 def test_another_directory_and_a_damaged_one_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"is not a directory of second moments; expected one that"):
         moments.open_moments(tmp_path)
-    path = write(tmp_path / "m", {"l.q": np.eye(3)})
+    path = write_moments(tmp_path / "m", {"l.q": np.eye(3)})
     whole = (path / "moments.safetensors").read_bytes()
     (path / "moments.safetensors").write_bytes(whole[:-8] + bytes(8))
     with pytest.raises(CheckpointError, match=r"is not the file that record.json describes"):
@@ -77,13 +60,13 @@ def test_another_directory_and_a_damaged_one_are_refused(tmp_path):
     (path / "moments.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"moments.safetensors: is missing; run multilora"):
         moments.open_moments(path)
-    write(path, {"l.q": np.eye(3), "l.k": "l.v"})
+    write_moments(path, {"l.q": np.eye(3), "l.k": "l.v"})
     with pytest.raises(CheckpointError, match=r"l.k: 'l.v' is not in moments.safetensors"):
         moments.open_moments(path)
-    write(path, {"l.q": np.eye(3)}, base=["no hashes"])
+    write_moments(path, {"l.q": np.eye(3)}, base=["no hashes"])
     with pytest.raises(CheckpointError, match=r"sha256 is .*; expected an object"):
         moments.open_moments(path)
-    write(path, {"l.q": np.eye(3)}, command="analysis.spectrum")
+    write_moments(path, {"l.q": np.eye(3)}, command="analysis.spectrum")
     with pytest.raises(UserError, match=r"is not a directory of second moments"):
         moments.open_moments(path)
 
@@ -97,7 +80,7 @@ def base_of(tmp_path, name="base"):
 
 def test_the_base_that_is_named_must_be_the_moments_own(tmp_path):
     base, sha256 = base_of(tmp_path)
-    opened = moments.open_moments(write(tmp_path / "m", {"l.q": np.eye(3)}, base=sha256))
+    opened = moments.open_moments(write_moments(tmp_path / "m", {"l.q": np.eye(3)}, base=sha256))
     moments.check_base(opened, tmp_path / "adapter", base)
     other, _ = base_of(tmp_path, "other")
     with pytest.raises(UserError, match=r"inputs of another model than --base .*other: .*differ"):
@@ -113,7 +96,7 @@ def test_the_base_that_is_named_must_be_the_moments_own(tmp_path):
     ],
 )
 def test_the_base_of_a_run_must_be_the_moments_own(tmp_path, file, facts):
-    opened = moments.open_moments(write(tmp_path / "m", {"l.q": np.eye(3)}))
+    opened = moments.open_moments(write_moments(tmp_path / "m", {"l.q": np.eye(3)}))
     run = tmp_path / "run" / "checkpoint-1"
     run.mkdir(parents=True)
     moments.check_base(opened, run, None)  # nothing says what it was trained from
