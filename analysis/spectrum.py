@@ -21,7 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from analysis import CheckpointError, UserError, checkpoint, command, names, results, store
+from analysis import (
+    CheckpointError,
+    UserError,
+    checkpoint,
+    command,
+    extras,
+    names,
+    results,
+    store,
+)
 from analysis.base import deciles, moments
 from analysis.base import vectors as base_vectors
 from analysis.base.moments import Moments
@@ -31,6 +40,7 @@ from analysis.names import kind_of, layer_of
 from analysis.numerics import decompose, denoise, function_space, metrics, null, parallel, tails
 from analysis.pairs import combine, dominance
 from analysis.pairs.dominance import Finding
+from analysis.process import start
 from analysis.results import AgainstBase, Row, Spectra
 from analysis.tables import dominance as dominance_table
 from analysis.tables import function as function_table
@@ -553,7 +563,8 @@ def _draw(parser: argparse.ArgumentParser, spectra: Spectra, directory: Path, me
         command.warn(parser, "--figures: no update has a value above 0; nothing to draw")
         return
     # Importing matplotlib takes longer than most analyses.
-    from analysis.figures import spectrum as spectrum_figures
+    with extras.named():
+        from analysis.figures import spectrum as spectrum_figures
 
     store.save_figure(spectrum_figures.compare_spectra(spectra), directory / "spectra")
     if any(row["layer"] is not None and row[metric] is not None for row in spectra.rows):
@@ -591,7 +602,7 @@ for bad usage."""
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m analysis.spectrum",
+        prog=start.program("analysis.spectrum"),
         description=__doc__,
         formatter_class=command.HelpFormatter,
         epilog=EPILOG,
