@@ -20,6 +20,7 @@ COMMANDS = {
     "train": ("multilora.train", "train full fine-tuning, LoRA, MultiLoRA and relatives"),
     "evaluate": ("multilora.evaluate", "score a run on held-out items"),
     "cuts": ("multilora.cuts", "how much of the gain the top directions carry"),
+    "activations": ("multilora.activations", "second moments of the inputs of a model's modules"),
     "budget": ("multilora.budget", "parameters, memory and time of each method"),
     "models": ("multilora.models", "fetch a pretrained model"),
     "base": ("multilora.base", "train the small built-in base"),

@@ -33,6 +33,7 @@ every measure is compared beyond chance."""
 MEASURES = (
     *results.COLUMNS[results.COLUMNS.index("capacity") : results.COLUMNS.index("algorithm")],
     *results.DENOISED,
+    "hill",
 )
 SHOWN = ("effective_rank", "top_share_1")  # the measures that are printed without noise
 NOTICED = 0.01  # an effective rank is shown without noise if that changes it by this share
