@@ -1,8 +1,8 @@
 """Install into the environment of this Python: with uv where it is at hand, else with pip.
 
-uv takes seconds where pip takes minutes, but does not read pip's configuration. It is told what that
-says of indexes, further places and constraints; if pip is told more than uv can be (a proxy, a host
-that is trusted), or uv fails, pip installs.
+uv takes seconds where pip takes minutes, but does not read pip's configuration. It is told what
+that says of indexes, further places and constraints; if pip is told more than uv can be (a proxy,
+a host that is trusted), or uv fails, pip installs.
 
     python .ci/install.py -c constraints.txt torch
 """
@@ -69,7 +69,9 @@ def install(arguments: Sequence[str]) -> int:
     pip = [sys.executable, "-m", "pip"]
     uv = shutil.which("uv")
     if uv:
-        listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=True)
+        listed = subprocess.run(
+            [*pip, "config", "list"], capture_output=True, text=True, check=True
+        )
         variables = for_uv(settings(listed.stdout.splitlines()))
         if variables is not None:
             # As pip does: of all places, the newest version.

@@ -129,7 +129,7 @@ def test_the_installed_package_is_this_one(pyproject):
     assert importlib.metadata.version("multilora") == analysis.__version__
     metadata = importlib.metadata.metadata("multilora")
     assert metadata["License-Expression"] == project["license"]
-    assert (ROOT / project["readme"]).is_file()
+    assert metadata["Description-Content-Type"] == "text/markdown"
     assert "Apache License" in (ROOT / project["license-files"][0]).read_text()
 
 

@@ -16,9 +16,10 @@ from analysis import __version__  # noqa: E402
 
 project = "multilora"
 author = "The maintainers of multilora"
-copyright = author
 release = version = __version__
 language = "en"
+smartquotes = False  # "--base" is an option
+highlight_language = "text"
 
 extensions = [
     "myst_nb",
@@ -29,6 +30,7 @@ extensions = [
     "commands",
     "docstrings",
     "places",
+    "notebooks",
 ]
 root_doc = "docs/index"
 include_patterns = [

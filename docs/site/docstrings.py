@@ -2,8 +2,10 @@
 
 import re
 from itertools import groupby
+from typing import TYPE_CHECKING
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 # "name: what it is", "a, b (d, k): what they are"; further lines are indented or not.
 TERM = re.compile(r"(?P<term>[\w*{}#]+(?:, [\w*{}#]+)*(?: \([^()]*\))?): (?P<text>\S.*)")
@@ -20,15 +22,16 @@ def converted(lines: list[str]) -> list[str]:
     ['The \\\\*k\\\\* of ``s``.', '', '- **a**: one', '- **b**: two']
     """
     written: list[str] = []
-    for empty, paragraph in groupby(lines, key=lambda line: not line.strip()):
-        written += list(paragraph) if empty else _paragraph(list(paragraph), written)
+    for empty, group in groupby(lines, key=lambda line: not line.strip()):
+        paragraph = list(group)
+        written += paragraph if empty else _paragraph(paragraph, first=not written)
     return written
 
 
-def _paragraph(lines: list[str], before: list[str]) -> list[str]:
+def _paragraph(lines: list[str], first: bool) -> list[str]:
     if lines[0].lstrip().startswith(">>>"):
         return lines
-    if lines[0].startswith("    ") and before:
+    if lines[0].startswith("    ") and not first:
         return [".. code-block:: text", "", *(f"    {line}" for line in lines)]
     if TERM.fullmatch(lines[0]):
         return _terms(lines)
@@ -54,12 +57,14 @@ def _escaped(line: str) -> str:
     return "".join(parts)
 
 
-def convert(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]):
+def convert(
+    app: "Sphinx", what: str, name: str, thing: object, options: object, lines: list[str]
+) -> None:
     """Replace the lines of a docstring."""
     lines[:] = converted(lines)
 
 
-def setup(app: Sphinx) -> dict[str, bool]:
+def setup(app: "Sphinx") -> dict[str, bool]:
     """Register the conversion."""
     app.connect("autodoc-process-docstring", convert)
     return {"parallel_read_safe": True}

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-# Attributes that make a browser load something, by tag; links (a href) are followed by readers only.
+# Attributes that make a browser load something, by tag; only readers follow links (a href).
 LOADED = {
     "audio": ("src",), "embed": ("src",), "iframe": ("src",), "img": ("src", "srcset"),
     "input": ("src",), "link": ("href",), "object": ("data",), "script": ("src",),
@@ -66,10 +66,8 @@ def _followed(path: Path, address: str, site: Path, pages: dict[Path, Page]) -> 
     fragment = unquote(urlsplit(address).fragment)
     if not target.is_file():
         yield f"{where}: {address} leads nowhere"
-    elif target in pages and fragment and fragment not in pages[target].ids:
-        # A page of its own keeps its view in the address.
-        if "=" not in fragment:
-            yield f"{where}: {address}: no such place on that page"
+    elif target in pages and fragment not in pages[target].ids | {""}:
+        yield f"{where}: {address}: no such place on that page"
 
 
 def _target(path: Path, address: str) -> Path:
