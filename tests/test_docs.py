@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+import multilora_command
+
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "docs" / "site"
+COMMAND = re.compile(r"multilora ([a-z]+)")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -110,6 +113,26 @@ def test_every_page_is_in_a_table_of_contents():
         assert name == "index" or name in listed or by_pattern, name
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         assert f"../notebooks/{notebook.stem}" in listed
+
+
+def test_every_command_and_option_of_the_pages_exists(capsys):
+    """Options of light commands, whose help is quick."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    blocks = [
+        b for page in pages for b in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    ]
+    lines = [line for block in blocks for line in block.splitlines()]
+    named = {match[1]: set() for line in lines if (match := COMMAND.match(line))}
+    for line in lines:
+        if match := COMMAND.match(line):
+            named[match[1]] |= set(re.findall(r"(?<=\s)--[a-z-]+", line.partition(" #")[0]))
+    assert {"spectrum", "similarity", "page"} <= set(named) <= set(multilora_command.COMMANDS)
+    for name, options in named.items():
+        if multilora_command.COMMANDS[name][0].startswith("analysis."):
+            with pytest.raises(SystemExit):
+                multilora_command.main([name, "--help"])
+            out = capsys.readouterr().out
+            assert all(option in out for option in options), (name, options)
 
 
 # The built site
