@@ -27,8 +27,12 @@ TOLD = {
 }
 # The separator that uv wants in each, if it is not a blank.
 SEPARATOR = {"UV_FIND_LINKS": ","}
-# What matters to pip's own output only.
-SILENT = {"disable-pip-version-check", "no-color", "progress-bar", "quiet", "verbose", "no-input"}
+# What decides neither what is installed nor where from.
+SILENT = {
+    "break-system-packages", "cache-dir", "config-file", "disable-pip-version-check",
+    "no-cache-dir", "no-color", "no-input", "no-warn-script-location", "progress-bar", "quiet",
+    "require-virtualenv", "retries", "root-user-action", "verbose",
+}  # fmt: skip
 
 
 def settings(lines: Iterable[str]) -> dict[str, str]:

@@ -43,6 +43,11 @@ def test_without_a_configuration_uv_is_told_nothing(install):
     assert install.for_uv(install.settings([])) == {}
 
 
+def test_what_says_where_the_configuration_is_is_no_place(install):
+    lines = [":env:.config-file='/dev/null'", "global.no-cache-dir='true'"]
+    assert install.for_uv(install.settings(lines)) == {}
+
+
 @pytest.mark.parametrize("name", ["proxy", "trusted-host", "no-index", "client-cert"])
 def test_what_uv_cannot_be_told_leaves_it_to_pip(install, name):
     assert install.for_uv({name: "x"}) is None
