@@ -3,8 +3,11 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 SETUP  := $(VENV)/.installed
+# The versions that were tested; `make test PINS= TORCH=torch` takes the newest that are allowed.
+PINS   := -c constraints.txt
+TORCH  := torch==2.13.0
 
-.PHONY: help setup reproduce real-model test test-all formats page notebooks lint bench clean
+.PHONY: help setup reproduce real-model test test-all formats page notebooks lint docs bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -12,11 +15,16 @@ help: ## list the targets
 
 setup: $(SETUP) ## create .venv and install the package with everything that tests need
 
-# torch first and pinned: a later resolution of a range would fetch another build.
+# With uv if there is one, else pip. torch first and pinned: a later resolution of a range would
+# fetch another build.
 $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	$(RUN) .ci/install.py $(PINS) $(TORCH)
+	$(RUN) .ci/install.py $(PINS) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(SETUP)
+	$(RUN) .ci/install.py $(PINS) --editable '.[docs]'
 	@touch $@
 
 reproduce: $(SETUP) ## train and compare six small runs; tables, figures and claims go to figures/quick/
@@ -41,6 +49,8 @@ page: $(SETUP) ## make docs/example-page.html from the published runs of one see
 notebooks: $(SETUP) ## run the notebooks and save their outputs, after figures/ has changed
 	OMP_NUM_THREADS=1 $(RUN) -m nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	$(RUN) -m nbconvert --to notebook --inplace --TagRemovePreprocessor.enabled=True \
+		--TagRemovePreprocessor.remove_all_outputs_tags=not-stored notebooks/07*.ipynb
 
 lint: $(SETUP) ## check style, types and the architecture (which package may import which)
 	$(VENV)/bin/ruff check .
@@ -48,8 +58,12 @@ lint: $(SETUP) ## check style, types and the architecture (which package may imp
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 
+docs: $(VENV)/.docs ## build the documentation, build/site/index.html; a warning or a broken link fails
+	OMP_NUM_THREADS=1 $(RUN) -m sphinx -W --keep-going -q -c docs/site . build/site
+	$(RUN) docs/site/links.py build/site
+
 bench: $(SETUP) ## measure speed and memory; the results are in benchmarks/README.md
 	$(RUN) -m benchmarks
 
 clean: ## remove .venv, runs and unpublished figures
-	rm -rf $(VENV) runs figures/quick figures/full
+	rm -rf $(VENV) runs build figures/quick figures/full

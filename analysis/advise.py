@@ -8,7 +8,7 @@ model, only the model can tell.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from analysis import checkpoint, command, names, store
@@ -19,7 +19,9 @@ from analysis.numerics import advice, decompose, metrics, parallel
 from analysis.process import start
 from analysis.results import Row
 from analysis.tables import advise as table
+from analysis.tables.text import Block
 from analysis.update import LowRankUpdate, Other, Skipped, Update
+from analysis.writing.single import SUFFIX
 
 TABLE = "advice.csv"
 
@@ -107,7 +109,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         if not own:
             command.warn(parser, f"{run.path}: no update to analyse; expected at least one")
             continue
-        blocks += [*([run.key, ""] if len(runs) > 1 else []), *table.lines(own, str(run.path)), ""]
+        blocks += [*([run.key, ""] if len(runs) > 1 else []), *_lines(run, own), ""]
     if not rows:
         return 2
     if arguments.out:
@@ -122,6 +124,14 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     else:
         command.show(blocks, table.EXPLANATION, arguments)
     return 1 if skipped else 0
+
+
+def _lines(run: Run, rows: Sequence[Row]) -> Iterator[Block]:
+    """Return the table of a checkpoint."""
+    assert run.source is not None
+    path, file = run.path, run.source.place.path
+    files = [file] if file.is_file() else checkpoint.inputs(run) if not run.source.families else []
+    return table.lines(rows, str(path), SUFFIX if len(files) == 1 else "")
 
 
 EPILOG = """\

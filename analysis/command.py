@@ -16,17 +16,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import UserError, __version__, checkpoint
+from analysis import UserError, __version__, checkpoint, store
 from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.names import printable
 from analysis.process import interrupts, streams
-from analysis.results import Row
+from analysis.results import AgainstBase, Row, Similarity, Spectra
 from analysis.tables import text
 from analysis.tables.text import Block
 
 NEGATIVE = re.compile(r"-\.?\d")
-ASCII = str.maketrans(text.SPARKS, "_.:-=+*#")
+# What text becomes where the encoding of stdout lacks its characters.
+ASCII = str.maketrans(text.SPARKS, "_.:-=+*#") | {
+    ord(character): plain
+    for character, plain in {
+        "Δ": "d", "‖": "|", "φ": "phi", "Σ": "sum ", "₁": "1", "₂": "2", "ₖ": "k", "ᵢ": "i",
+        "²": "^2", "⁴": "^4", "ᵀ": "^T", "√": "sqrt ", "×": "x", "·": "*", "⊗": "(x)", "σ": "s",
+        "−": "-", "–": "-", "…": "~", "≥": ">=", "≤": "<=", "≠": "!=", "∞": "inf", "→": "->",
+        "’": "'", "“": '"', "”": '"',
+    }.items()
+}  # fmt: skip
 
 # Running a command
 
@@ -148,12 +157,17 @@ def show(blocks: Iterable[Block], legend: str, arguments: argparse.Namespace) ->
     legend: what the columns mean; printed with --explain, else a line names that option and the
         columns that the width left out. "" if the blocks say it themselves.
 
-    In colour on a terminal, if rich is installed; not if NO_COLOR is set or TERM is "dumb". Blocks
-    of a sparkline become ASCII where the encoding of stdout lacks them. Raises OSError as `emit`.
+    In colour on a terminal, if rich is installed; not if NO_COLOR is set or TERM is "dumb". Signs
+    become ASCII where the encoding of stdout lacks them. Raises OSError as `emit`.
     """
     width = shutil.get_terminal_size().columns
     explained = bool(legend) and arguments.explain
-    fitted, left_out = text.fit([*blocks, *([legend] if explained else [])], width)
+    blocks = [*blocks, *([legend] if explained else [])]
+    if not _has_sparks():
+        # An ellipsis that `fit` sets where it shortens a label has one character of room.
+        signs = ASCII | {ord("…"): "..."}
+        blocks = [text.translated(block, signs) for block in blocks]
+    fitted, left_out = text.fit(blocks, width)
     if not explained:
         note = ["--explain says what the columns mean."] if legend else []
         note += [f"Not in {width} columns: {', '.join(left_out)}."] if left_out else []
@@ -199,6 +213,56 @@ def printable_rows(rows: Iterable[Row]) -> list[Row]:
 def _name(parser: argparse.ArgumentParser) -> str:
     """The name of a command in its messages, such as analysis.spectrum."""
     return parser.prog.removeprefix("python -m ")
+
+
+# The page, which several commands write
+
+
+def add_page_options(parser: argparse.ArgumentParser) -> None:
+    """Add --page and --force of a command that also writes the page of its checkpoints."""
+    parser.add_argument(
+        "--page",
+        metavar="FILE",
+        help="write a page of these checkpoints, to open in a browser; see analysis.page",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="replace the FILE of --page also if it is no page of this tool",
+    )
+
+
+def check_page(out: Path, option: str, *, force: bool) -> None:
+    """Raise UserError if a page must not be written to `out`, which `option` gave."""
+    from analysis.pages.document import is_page
+
+    store.check_target(out, is_page, option, force=force)
+
+
+def lacks(parser: argparse.ArgumentParser, spectra: Spectra, runs: Iterable[Run]) -> bool:
+    """Return whether nothing of some of the checkpoints was analysed, and say of which.
+
+    A page without one of the checkpoints that it should compare would mislead.
+    """
+    analysed = {(row["run"], row["step"]) for row in spectra.rows}
+    missing = [run for run in runs if (run.name, run.step) not in analysed]
+    for run in missing:
+        warn(parser, f"{run.path}: no update to show; no page is written without it")
+    return bool(missing)
+
+
+def write_page(
+    out: Path,
+    spectra: Spectra,
+    similarity: Similarity | None = None,
+    against: AgainstBase | None = None,
+) -> int:
+    """Write the page of these results, whole or not at all; return its size in bytes."""
+    from analysis.pages.text import page
+
+    text = page(spectra, similarity, against)
+    store.write_text(out, text)
+    return len(text.encode())
 
 
 # Options that the commands share

@@ -51,11 +51,27 @@ def of_runs(
     runs: Sequence[Run], *, options: Options, modules: str | None = None, progress: bool = False
 ) -> Dynamics:
     """Analyse `runs`, which `checkpoint.runs` gave; otherwise as `analyse`."""
-    steps = _steps(runs)
+    return _over_steps(runs, *_measured(runs, options, modules, progress))
+
+
+# Steps of the analysis
+
+
+def _measured(
+    runs: Sequence[Run], options: Options, modules: str | None, progress: bool
+) -> tuple[Spectra, Similarity]:
+    """The spectra of all steps, and the directions that they share."""
+    _steps(runs)  # raises what is wrong with them before anything is read
     spectra = spectrum.of_runs(runs, options=options, modules=modules, progress=progress)
     shared = similarity.of_runs(
         runs, options=options, modules=modules, pairs=_pairs(runs), parts=False, progress=progress
     )
+    return spectra, shared
+
+
+def _over_steps(runs: Sequence[Run], spectra: Spectra, shared: Similarity) -> Dynamics:
+    """The results of `_measured`, step by step."""
+    steps = _steps(runs)
     return Dynamics(
         rows=list(_rows(spectra, shared, steps)),
         s=spectra.s,
@@ -63,9 +79,6 @@ def of_runs(
         skipped=_skipped(spectra, shared),
         other=spectra.other,
     )
-
-
-# Steps of the analysis
 
 
 def _steps(runs: Iterable[Run]) -> Steps:
@@ -157,15 +170,14 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
             command.show([], dynamics_table.EXPLANATION, arguments)
             return 0
         parser.error("the following arguments are required: PATH")
+    if arguments.page:
+        command.check_page(Path(arguments.page), "--page", force=arguments.force)
     runs = checkpoint.runs(arguments.paths, arguments.revision, steps=True)
     for path in checkpoint.ends(arguments.paths):
         command.warn(parser, f"{path}: its own state, at the end of the run, is not read as a step")
-    dynamics = of_runs(
-        runs,
-        options=command.reading_options(arguments),
-        modules=arguments.modules,
-        progress=True,
-    )
+    options = command.reading_options(arguments)
+    spectra, shared = _measured(runs, options, arguments.modules, progress=True)
+    dynamics = _over_steps(runs, spectra, shared)
     for skip in dynamics.skipped:
         command.warn(parser, skip["reason"])
     command.warn_of_remarks(parser, dynamics.other)
@@ -176,7 +188,12 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if arguments.figures:
         _draw(dynamics, Path(arguments.figures))
     _write(dynamics, command.paths_read(runs, arguments), arguments)
-    return 1 if dynamics.skipped else 0
+    lacking = bool(arguments.page) and command.lacks(parser, spectra, runs)
+    if arguments.page and not lacking:
+        modules = arguments.modules
+        found = similarity.for_page(spectra, runs, shared, options=options, modules=modules)
+        command.write_page(Path(arguments.page), spectra, found)
+    return 1 if dynamics.skipped or lacking else 0
 
 
 def _draw(dynamics: Dynamics, directory: Path) -> None:
@@ -234,6 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="a run directory, or its steps")
     parser.add_argument("--figures", metavar="DIR", help="draw dynamics.png and .pdf there")
+    command.add_page_options(parser)
     command.add_output_options(parser, f"{TABLE}, {store.SPECTRA}, {store.RECORD}")
     command.add_reading_options(parser)
     return parser

@@ -18,9 +18,7 @@ from pathlib import Path
 
 from analysis import UserError, checkpoint, command, names, spectrum, store
 from analysis.checkpoint import Run
-from analysis.pages.data import Results, phi_pairs, skipped_by_base
-from analysis.pages.document import is_page
-from analysis.pages.text import page
+from analysis.pages.data import Results, skipped_by_base
 from analysis.process import start
 from analysis.results import AgainstBase, Similarity, Spectra
 
@@ -43,9 +41,8 @@ def write(
     against: AgainstBase | None = None,
 ) -> None:
     """Write the page of these results, whole or not at all, and print its name and size."""
-    text = page(spectra, similarity, against)
-    store.write_text(out, text)
-    command.emit(f"{out}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
+    size = command.write_page(out, spectra, similarity, against)
+    command.emit(f"{out}: {size / 1e6:.1f} MB; open it in a browser")
 
 
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -53,7 +50,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if bool(arguments.paths) == bool(arguments.results):
         parser.error("expected the PATH of a checkpoint, or --results, and not both")
     out = Path(arguments.out)
-    store.check_target(out, is_page, "--out", force=arguments.force)
+    command.check_page(out, "--out", force=arguments.force)
     if arguments.results:
         return _of_results(Path(arguments.results), arguments.modules, out)
     return _of_checkpoints(parser, arguments, out)
@@ -82,7 +79,7 @@ def _of_checkpoints(
         command.warn(parser, skip["reason"])
     command.warn_of_remarks(parser, spectra.other)
     command.warn_of_unread_steps(parser, runs)
-    if not _complete(parser, spectra, runs):
+    if command.lacks(parser, spectra, runs):
         return 2
     similarity = None if arguments.no_phi else _similarity(spectra, runs, arguments)
     against = _against_base(parser, runs, arguments) if arguments.base else None
@@ -92,17 +89,6 @@ def _of_checkpoints(
     return 1 if spectra.skipped or further else 0
 
 
-def _complete(parser: argparse.ArgumentParser, spectra: Spectra, runs: Sequence[Run]) -> bool:
-    """Return whether something of each checkpoint was analysed; say of which it was not.
-
-    A page without one of the checkpoints that it should compare would mislead.
-    """
-    missing = spectrum.without_update(spectra, runs)
-    for run in missing:
-        command.warn(parser, f"{run.path}: no update to show; no page is written without it")
-    return not missing
-
-
 def _similarity(
     spectra: Spectra, runs: Sequence[Run], arguments: argparse.Namespace
 ) -> Similarity | None:
@@ -110,16 +96,11 @@ def _similarity(
     # Its import takes time that a page of one checkpoint does not need.
     from analysis import similarity
 
-    by_name = {(run.name, run.step): run for run in runs}
-    pairs = [(by_name[a], by_name[b]) for a, b in phi_pairs(spectra.rows)]
-    if not pairs:
-        return None
-    return similarity.of_runs(
+    return similarity.for_page(
+        spectra,
         runs,
         options=command.reading_options(arguments),
         modules=arguments.modules,
-        pairs=pairs,
-        parts=False,
         progress=True,
     )
 

@@ -24,6 +24,8 @@ Row = dict[str, Any]
 PARTIAL = ("topk", "density")
 # Measures of a dense update without its rounding noise (`numerics.denoise`), if it has a floor.
 DENOISED = ("effective_rank_denoised", "gini_denoised", "top_share_1_denoised")
+# The exponent of the tail of a dense update with its interval (`numerics.tails`).
+HILL = ("hill", "hill_low", "hill_high")
 # The columns of the table of spectra, spectrum.csv.
 COLUMNS = (
     "key", "run", "method", "step", "module", "layer", "kind", "part",
@@ -33,7 +35,15 @@ COLUMNS = (
     "effective_rank", "energy_entropy_rank", "stable_rank", "participation_ratio", "gini",
     "energy_rank_50", "energy_rank_90", "energy_rank_99",
     "utilisation", "democracy", "outliers", "floor", "above_floor",
-    "algorithm", "error_bound", *DENOISED,
+    "algorithm", "error_bound", *DENOISED, *HILL,
+)  # fmt: skip
+# Further columns, with the inputs of the modules at hand (`numerics.function_space`).
+FUNCTION = (
+    "function_norm", "function_alignment",
+    "function_top_share_1", "function_top_share_4", "function_top_share_16",
+    "function_effective_rank",
+    "function_carried_1", "function_carried_4", "function_carried_16",
+    "function_rank_correlation", "function_error_bound",
 )  # fmt: skip
 # The columns of bounds.csv. holds: "always", "but for 1e-6" (the probability over random starts
 # that it does not), or "about 95 %" for an interval of an estimate.
@@ -47,11 +57,16 @@ SHORT = (
 SHOWN = 20
 
 
+def columns(rows: Iterable[Row]) -> tuple[str, ...]:
+    """Return the columns of a table of spectra: COLUMNS, and FUNCTION if any row has them."""
+    return (*COLUMNS, *FUNCTION) if any(FUNCTION[0] in row for row in rows) else COLUMNS
+
+
 @dataclass(frozen=True, eq=False)
 class Spectra:
     """Spectra of the updates in checkpoints, from `spectrum.analyse`.
 
-    rows: one per update, keyed by `results.COLUMNS`; s: row key -> singular values, (capacity,), or
+    rows: one per update, keyed by `results.columns`; s: row key -> singular values, (capacity,), or
     the largest of them if the algorithm is one of PARTIAL, float64, descending, also for ΔW = 0;
     bounds: of the rows whose algorithm is one of PARTIAL, keyed by BOUNDS; skipped, other: see the
     module.
@@ -64,15 +79,15 @@ class Spectra:
     bounds: list[Row] = field(default_factory=list)
 
     def to_frame(self) -> Any:
-        """Return the rows as a pandas.DataFrame with COLUMNS, indexed by key.
+        """Return the rows as a pandas.DataFrame with their columns, indexed by key.
 
         Undefined numbers are nan, undefined text is None. Raises MissingLibraryError without
         pandas.
         """
         with extras.named():
             import pandas as pd
-        frame = pd.DataFrame(self.rows, columns=COLUMNS)
-        numbers = [column for column in COLUMNS if column not in TEXT]
+        frame = pd.DataFrame(self.rows, columns=columns(self.rows))
+        numbers = [column for column in frame.columns if column not in TEXT]
         frame[numbers] = frame[numbers].apply(pd.to_numeric)
         return frame.set_index("key")
 

@@ -17,18 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from analysis import checkpoint, command, extras, names, store
+from analysis import checkpoint, command, extras, names, spectrum, store
 from analysis.base import landing
 from analysis.base import vectors as base_vectors
 from analysis.checkpoint import Run
 from analysis.formats import Options
+from analysis.names import kind_of, layer_of
 from analysis.numerics import subspaces
 from analysis.numerics.subspaces import phi
 from analysis.pairs import meeting, merging, repeatability
 from analysis.pairs.meeting import Pairs
 from analysis.pairs.members import PAIR, Member, Members, over_modules, pair_columns
 from analysis.process import start
-from analysis.results import RUNS, AgainstBase, Row, Similarity
+from analysis.results import RUNS, AgainstBase, Row, Similarity, Spectra
 from analysis.tables import base as base_table
 from analysis.tables import merging as merging_table
 from analysis.tables import similarity as similarity_table
@@ -113,6 +114,45 @@ def of_runs(
     )
 
 
+def for_page(
+    spectra: Spectra,
+    runs: Sequence[Run],
+    known: Similarity | None = None,
+    *,
+    options: Options,
+    modules: str | None = None,
+    progress: bool = False,
+) -> Similarity | None:
+    """Return `known` with those pairs of checkpoints that a page shows and `known` lacks.
+
+    spectra: of `runs`; None without a pair. The rest as for `analyse`.
+    """
+    from analysis.pages.data import phi_pairs
+
+    known = known or Similarity()
+    done = {frozenset(_ends(row)) for row in known.rows}
+    by_name = {(run.name, run.step): run for run in runs}
+    pairs = [(by_name[a], by_name[b]) for a, b in phi_pairs(spectra.rows) if {a, b} not in done]
+    if not pairs:
+        return known if done else None
+    more = of_runs(
+        runs, options=options, modules=modules, pairs=pairs, parts=False, progress=progress
+    )
+    return Similarity(
+        rows=[*known.rows, *more.rows],
+        inside=known.inside,
+        phi={**known.phi, **more.phi},
+        skipped=[*known.skipped, *(skip for skip in more.skipped if skip not in known.skipped)],
+        zero=[*known.zero, *(skip for skip in more.zero if skip not in known.zero)],
+        other=known.other or more.other,
+    )
+
+
+def _ends(row: Row) -> tuple[tuple[str, int | None], tuple[str, int | None]]:
+    """The two checkpoints (run, step) of a row."""
+    return (row["run_a"], row["step_a"]), (row["run_b"], row["step_b"])
+
+
 # Steps of the analysis
 
 
@@ -157,6 +197,8 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         return 0
     arguments.paths += [path for _, *group in arguments.group for path in group]
     _check_usage(parser, arguments)
+    if arguments.page:
+        command.check_page(Path(arguments.page), "--page", force=arguments.force)
     runs = checkpoint.runs(arguments.paths, arguments.revision)
     report = _merged(runs, arguments) if arguments.merge else _compared(parser, runs, arguments)
     for skip in report.skipped:
@@ -169,7 +211,8 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         _write(report, command.paths_read(runs, arguments), arguments)
     if not report.has_rows:
         return 2
-    return 1 if report.skipped else 0
+    complete = not arguments.page or _write_page(parser, report, runs, arguments)
+    return 1 if report.skipped or not complete else 0
 
 
 def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -186,6 +229,8 @@ def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
             parser.error("--landing and --intruders cannot be combined with --merge")
     if arguments.merge and (arguments.figures or arguments.group):
         parser.error("--merge compares two checkpoints; expected neither --figures nor --group")
+    if arguments.merge and arguments.page:
+        parser.error("--page shows no merge; expected one of --merge and --page")
 
 
 Table = tuple[Sequence[Row], Sequence[str]]  # rows and columns
@@ -200,6 +245,7 @@ class _Report:
     tables: file -> rows and columns; --csv prints the first one that has rows.
     tensors: file -> arrays.
     skipped: {run, module, reason}.
+    similarity, against: what a page shows of them; None if not computed.
     """
 
     blocks: list[Block]
@@ -208,6 +254,8 @@ class _Report:
     tables: dict[str, Table]
     tensors: dict[str, dict[str, np.ndarray]]
     skipped: list[dict[str, str]]
+    similarity: Similarity | None = None
+    against: AgainstBase | None = None
 
     @property
     def has_rows(self) -> bool:
@@ -248,7 +296,9 @@ def _of_similarity(similarity: Similarity, labels: dict[str, repeatability.Label
         "other": similarity.other,
     }
     tables: dict[str, Table] = {TABLE: (rows, COLUMNS)}
-    return _Report(blocks, legends, result, tables, {PHI: similarity.phi}, similarity.skipped)
+    return _Report(
+        blocks, legends, result, tables, {PHI: similarity.phi}, similarity.skipped, similarity
+    )
 
 
 def _against_base(
@@ -279,6 +329,8 @@ def _with_base(report: _Report, against: AgainstBase) -> _Report:
         tables={**report.tables, BASE_TABLE: (against.rows, landing.ROW_COLUMNS)},
         tensors=report.tensors,
         skipped=[*report.skipped, *skipped],
+        similarity=report.similarity,
+        against=against,
     )
 
 
@@ -335,6 +387,47 @@ def _write(report: _Report, read: Sequence[Path | Run], arguments: argparse.Name
         command.show(report.blocks, "\n\n".join(report.legends), arguments)
 
 
+def _write_page(
+    parser: argparse.ArgumentParser,
+    report: _Report,
+    runs: Sequence[Run],
+    arguments: argparse.Namespace,
+) -> bool:
+    """Write the page of the checkpoints, unless it would lack one; whether nothing is missing."""
+    spectra = _spectra(runs, arguments)
+    further = [skip for skip in spectra.skipped if skip not in report.skipped]
+    for skip in further:
+        command.warn(parser, skip["reason"])
+    if command.lacks(parser, spectra, runs):
+        return False
+    command.write_page(Path(arguments.page), spectra, report.similarity, report.against)
+    return not further
+
+
+def _spectra(runs: Sequence[Run], arguments: argparse.Namespace) -> Spectra:
+    """The spectra of the checkpoints, with modules named as --map says."""
+    found = spectrum.of_runs(
+        runs,
+        options=command.reading_options(arguments),
+        modules=None if arguments.map else arguments.modules,  # --modules sees the new names
+        progress=True,
+    )
+    return _renamed(found, arguments.map, arguments.modules) if arguments.map else found
+
+
+def _renamed(spectra: Spectra, rename: Sequence[meeting.Rename], modules: str | None) -> Spectra:
+    """The spectra of those modules whose new names match; of equal ones in a run the first."""
+    wanted = names.expression(modules)
+    rows: dict[tuple[Any, ...], Row] = {}
+    for row in spectra.rows:
+        name = meeting.renamed(row["module"], rename)
+        if wanted.search(name):
+            line = row | {"module": name, "layer": layer_of(name), "kind": kind_of(name)}
+            rows.setdefault((row["run"], row["step"], name, row["part"]), line)
+    s = {row["key"]: spectra.s[row["key"]] for row in rows.values()}
+    return Spectra([*rows.values()], s, spectra.skipped, spectra.other)
+
+
 EPILOG = """\
 Examples:
   python -m analysis.similarity adapters/a adapters/b --figures figures/
@@ -377,6 +470,7 @@ def _parser() -> argparse.ArgumentParser:
         " that it needs",
     )
     parser.add_argument("--figures", metavar="DIR", help="draw similarity.png and .pdf there")
+    command.add_page_options(parser)
     files = f"{TABLE}, {PHI}, {store.RECORD}"
     more = f"with --base also {BASE_TABLE}; with --merge instead {MERGE_TABLE}, {SUMS}"
     command.add_output_options(parser, f"{files} ({more})")

@@ -22,18 +22,40 @@ from typing import Any
 
 import numpy as np
 
-from analysis import CheckpointError, UserError, checkpoint, command, extras, names, results, store
+from analysis import (
+    CheckpointError,
+    UserError,
+    checkpoint,
+    command,
+    extras,
+    names,
+    results,
+    store,
+)
+from analysis.base import deciles, moments
+from analysis.base import vectors as base_vectors
+from analysis.base.moments import Moments
 from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.names import kind_of, layer_of
-from analysis.numerics import decompose, denoise, metrics, null, parallel, topk
+from analysis.numerics import (
+    decompose,
+    denoise,
+    function_space,
+    metrics,
+    null,
+    parallel,
+    tails,
+)
+from analysis.numerics import partial as part_of
 from analysis.pairs import combine, dominance
 from analysis.pairs.dominance import Finding
 from analysis.process import start
-from analysis.results import Row, Spectra
+from analysis.results import AgainstBase, Row, Spectra
 from analysis.tables import dominance as dominance_table
+from analysis.tables import function as function_table
 from analysis.tables import spectrum as spectrum_table
-from analysis.tables.text import Block, Statement
+from analysis.tables.text import Block
 from analysis.update import DenseUpdate, Entry, Other, Skipped, Update
 
 
@@ -51,11 +73,18 @@ class Method:
 
 
 Source = tuple[Run, Callable[[], Iterator[Entry]]]
-BOUNDS = "bounds.csv"
-LEGENDS = (spectrum_table.EXPLANATION, dominance_table.EXPLANATION)
+LEGENDS = (
+    spectrum_table.EXPLANATION,
+    dominance_table.EXPLANATION,
+    function_table.EXPLANATION,
+    function_table.BASE_EXPLANATION,
+)
+BASE_TABLE, BOUNDS = "base_deciles.csv", "bounds.csv"
 # The row of an update, its singular values and its rows of bounds.csv; or why it was not analysed;
 # or another tensor.
 Result = tuple[Row, np.ndarray, list[Row]] | Skipped | Other
+# An update, its spectrum, and its columns FUNCTION; None if these were not asked for.
+Found = tuple[Update, decompose.Spectrum, Row | None]
 
 
 def analyse(
@@ -66,6 +95,7 @@ def analyse(
     terms: Sequence[combine.Term] = (),
     modules: str | None = None,
     method: str | Method = "auto",
+    activations: str | Path | None = None,
     progress: bool = False,
 ) -> Spectra:
     """Return the spectrum of every update in the checkpoints at `paths`.
@@ -77,11 +107,14 @@ def analyse(
         average of their factors another, "factors" (with -2, … if a run has that name).
     modules: regular expression that is searched for in the names of modules.
     method: how dense updates are decomposed, by name or with settings; see `decompose.spectrum`.
+    activations: directory of the inputs' second moments (`multilora.activations`); the rows then
+        also have the columns FUNCTION, None for a module that has no moment there.
     progress: show a bar on stderr, if that is a terminal, if a checkpoint takes over two seconds.
 
     What cannot be analysed is listed in `skipped`, a whole checkpoint with module "". Raises
-    CheckpointError if a path does not exist, UserError if `base` and `options.base` differ or
-    `modules` is not a regular expression, and ValueError for an unknown `method`.
+    CheckpointError if a path does not exist, UserError if `base` and `options.base` differ,
+    `modules` is not a regular expression or `activations` are those of another base, and ValueError
+    for an unknown `method`.
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     options = checkpoint.with_base(options, base)
@@ -91,6 +124,7 @@ def analyse(
         terms=terms,
         modules=modules,
         method=method,
+        activations=activations,
         progress=progress,
     )
 
@@ -102,6 +136,7 @@ def of_runs(
     terms: Sequence[combine.Term] = (),
     modules: str | None = None,
     method: str | Method = "auto",
+    activations: str | Path | None = None,
     progress: bool = False,
 ) -> Spectra:
     """Return the spectra of `runs`, which `checkpoint.runs` gave; otherwise as `analyse`."""
@@ -109,10 +144,15 @@ def of_runs(
     method = Method(method) if isinstance(method, str) else method
     sources: list[Source] = [(run, partial(checkpoint.scan, run, options)) for run in runs]
     sources += _combined(terms, options, taken={run.name for run in runs})
+    inputs = None
+    if activations is not None:
+        inputs = moments.open_moments(activations)
+        for path in dict.fromkeys([*(run.path for run in runs), *(term.path for term in terms)]):
+            moments.check_base(inputs, Path(path), options.base)
     return _gathered(
         (run, result)
         for run, read in sources
-        for result in _with_reason(run, _results(run, read, wanted, method, progress))
+        for result in _with_reason(run, _results(run, read, wanted, method, progress, inputs))
     )
 
 
@@ -158,10 +198,9 @@ def _gathered(analysed: Iterable[tuple[Run, Result]]) -> Spectra:
                 spectra.rows.append(line)
                 spectra.s[line["key"]] = s
                 spectra.bounds.extend(bounds)
-    drawn = null.drawn([row for row in spectra.rows if row["algorithm"] not in results.PARTIAL])
-    for line in spectra.rows:
-        if line["algorithm"] in results.PARTIAL:
-            continue
+    whole = [row for row in spectra.rows if row["algorithm"] not in results.PARTIAL]
+    drawn = null.drawn(whole)
+    for line in whole:
         if (line["d_out"], line["d_in"], line["r"]) in drawn and line["spectral_norm"] > 0:
             line |= _against_null(spectra.s[line["key"]], line)
     return spectra
@@ -198,6 +237,7 @@ def _results(
     wanted: re.Pattern[str],
     method: Method,
     progress: bool,
+    inputs: Moments | None = None,
 ) -> Iterator[Result]:
     """Yield the results of one checkpoint in the order of its file.
 
@@ -205,26 +245,28 @@ def _results(
     read: yields the entries of the checkpoint.
     wanted: is searched for in the names of updates; the others are left out.
     method, progress: as for `analyse`.
+    inputs: the second moments of the modules' inputs, if the columns FUNCTION are asked for.
     """
+    work = partial(_decomposed, method=method, of_inputs=_of_inputs(read, inputs))
     entries = (e for e in read() if isinstance(e, Other) or wanted.search(e.name))
     for dense, group in itertools.groupby(_marked(entries), key=itemgetter(0)):
         of_group = (entry for _, entry in group)
-        decomposed: Iterable[tuple[Update, decompose.Spectrum] | Skipped | Other]
+        decomposed: Iterable[Found | Skipped | Other]
         if dense:
             # To list dense updates takes little memory: each matrix is loaded when it is needed.
             listed = parallel.with_bar(list(of_group), progress, run.key, "matrix")
-            decomposed = (_decomposed(entry, method) for entry in listed)
+            decomposed = map(work, listed)
         else:
-            small = parallel.in_order(partial(_decomposed, method=method), of_group)
+            small = parallel.in_order(work, of_group)
             counted = parallel.with_bar(small, progress, run.key, "module")
             decomposed = (result for _, result in counted)
         for result in decomposed:
             if isinstance(result, Skipped | Other):
                 yield result
             else:
-                update, spectrum = result
-                line = row(update, spectrum, run)
-                yield line, spectrum.s, bounds(line["key"], update, spectrum)
+                update, spectrum, function = result
+                line = row(update, spectrum, run) | (function or {})
+                yield line, spectrum.s, part_of.bounds(line["key"], update, spectrum)
 
 
 def _marked(entries: Iterable[Entry]) -> Iterator[tuple[bool, Entry]]:
@@ -236,14 +278,44 @@ def _marked(entries: Iterable[Entry]) -> Iterator[tuple[bool, Entry]]:
         yield dense, entry
 
 
+def _of_inputs(
+    read: Callable[[], Iterator[Entry]], inputs: Moments | None
+) -> Callable[[Update], np.ndarray | None] | None:
+    """Return update → the second moment of its inputs, None if that is missing; None without any.
+
+    The names of modules are matched for all updates of a checkpoint together.
+    """
+    if inputs is None:
+        return None
+    names = inputs.aligned(e.name for e in read() if not isinstance(e, Skipped | Other))
+    return partial(inputs.of, names=names)
+
+
+def _function_row(update: Update, C: np.ndarray | None, method: str) -> Row:
+    """The columns FUNCTION of an update; C: the second moment of its inputs, None if unknown."""
+    empty: Row = dict.fromkeys(results.FUNCTION)
+    if C is None:
+        return empty
+    found = function_space.function_space(decompose.decomposition(update, method), C)
+    return empty if found is None else empty | function_space.columns(found, C)
+
+
 def _decomposed(
-    entry: Entry, method: Method
-) -> tuple[Update, decompose.Spectrum] | Skipped | Other:
-    """An update with its spectrum, or why it has none; an entry that is not an update as it is."""
+    entry: Entry,
+    method: Method,
+    of_inputs: Callable[[Update], np.ndarray | None] | None,
+) -> Found | Skipped | Other:
+    """An update with its spectrum, or why it has none; an entry that is not an update as it is.
+
+    of_inputs: of `_of_inputs`.
+    """
     if isinstance(entry, Skipped | Other):
         return entry
     try:
-        return entry, decompose.spectrum(entry, method.name, method.k, method.seconds)
+        spectrum = decompose.spectrum(entry, method.name, method.k, method.seconds)
+        if of_inputs is None:
+            return entry, spectrum, None
+        return entry, spectrum, _function_row(entry, of_inputs(entry), method.name)
     except CheckpointError as error:
         return Skipped(entry.name, str(error))
     except MemoryError:
@@ -273,13 +345,14 @@ def row(update: Update, spectrum: decompose.Spectrum, run: Run) -> Row:
         "algorithm": spectrum.algorithm,
         "error_bound": spectrum.error_bound,
     }
-    line |= _measures(update, spectrum) if spectrum.top is None else _partial(update, spectrum)
+    known = _whole if spectrum.top is None else part_of.columns
+    line |= known(update, spectrum)
     return {column: line.get(column) for column in results.COLUMNS}
 
 
-def _measures(update: Update, spectrum: decompose.Spectrum) -> Row:
-    """The columns that need all singular values."""
-    s, floor = spectrum.s, spectrum.floor
+def _whole(update: Update, spectrum: decompose.Spectrum) -> Row:
+    """The columns that are known from all singular values."""
+    s, (d_out, d_in), floor = spectrum.s, update.shape, spectrum.floor
     rank = decompose.rank(s, spectrum.error_bound, update, floor)
     line: Row = {
         "rank": rank,
@@ -289,47 +362,12 @@ def _measures(update: Update, spectrum: decompose.Spectrum) -> Row:
         "above_floor": rank if floor is None else metrics.rank(s, floor),
     }
     if s[0] > 0:
-        line |= _concentration(s, *update.shape)
-        line |= _denoised(spectrum, *update.shape)
+        line |= _concentration(s, d_out, d_in)
+        line |= _denoised(spectrum, d_out=d_out, d_in=d_in)
+        if isinstance(update, DenseUpdate):
+            tail = tails.hill(s, max(floor or 0.0, spectrum.error_bound))
+            line |= zip(results.HILL, tail or (), strict=False)
     return line
-
-
-def _partial(update: Update, spectrum: decompose.Spectrum) -> Row:
-    """The columns that are known from the largest values and the exact energy, or estimated.
-
-    Counts of values above a cutoff are known if they end before the values do.
-    """
-    top, s, d = spectrum.top, spectrum.s, min(update.shape)
-    assert top is not None
-    line: Row = {"spectral_norm": metrics.spectral_norm(s), "frobenius_norm": top.norm}
-    if top.norm == 0:
-        return line | {"rank": 0, "above_floor": 0, "nuclear_norm": 0.0}
-    counts = {
-        "rank": decompose.rank(s, spectrum.error_bound, update, spectrum.floor),
-        "above_floor": metrics.rank(s, spectrum.floor or 0.0),
-    }
-    line |= {name: count for name, count in counts.items() if count < len(s)}
-    line |= {name: top.share(j)[0] for name, j in topk.shared(d).items() if j <= len(s)}
-    line["stable_rank"] = (top.norm / s[0]) ** 2
-    held = np.cumsum((s / top.norm) ** 2)
-    for percent in (50, 90, 99):
-        if held[-1] >= percent / 100:
-            line[f"energy_rank_{percent}"] = int(np.searchsorted(held, percent / 100)) + 1
-    if spectrum.estimates:
-        line |= spectrum.estimates.values
-        line["utilisation"] = line["effective_rank"] / d
-    return line
-
-
-def bounds(key: str, update: Update, spectrum: decompose.Spectrum) -> list[Row]:
-    """Return one update's rows of bounds.csv, keyed by `results.BOUNDS`; none of a whole one."""
-    known = spectrum.estimates or spectrum.top
-    if known is None:
-        return []
-    return [
-        dict(zip(results.BOUNDS, (key, measure, low, high, holds), strict=True))
-        for measure, (low, high, holds) in known.bounds(min(update.shape)).items()
-    ]
 
 
 def _concentration(s: np.ndarray, d_out: int, d_in: int) -> Row:
@@ -387,10 +425,10 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
             return 0
         parser.error("the following arguments are required: PATH, or --combine")
     method = _method(arguments)
+    if arguments.base_deciles and not arguments.base:
+        parser.error("--base-deciles compares with the base; expected --base too")
     if arguments.page:
-        from analysis.pages.document import is_page
-
-        store.check_target(Path(arguments.page), is_page, "--page", force=None)
+        command.check_page(Path(arguments.page), "--page", force=arguments.force)
     runs = checkpoint.runs(arguments.paths, arguments.revision)
     terms = [combine.parse(text) for text in arguments.combine]
     spectra = of_runs(
@@ -399,68 +437,134 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         terms=terms,
         modules=arguments.modules,
         method=method,
+        activations=arguments.activations,
         progress=True,
     )
     for skip in spectra.skipped:
         command.warn(parser, skip["reason"])
+    _warn_of_unknown_inputs(parser, spectra, arguments)
     command.warn_of_remarks(parser, spectra.other)
     command.warn_of_unread_steps(parser, runs)
     if arguments.strict and spectra.skipped:
         return 2
+    unread = False
     if spectra.rows or arguments.json:
         read = [
             *command.paths_read(runs, arguments),
             *(checkpoint.at(term.path, arguments.revision) for term in terms),
         ]
-        _write(spectra, read, arguments)
-    if arguments.page and spectra.rows:
-        _write_page(parser, spectra, runs, Path(arguments.page))
+        against = _against_base(parser, runs, arguments) if arguments.base_deciles else None
+        _write(spectra, read, arguments, against)
+        unread = against is not None and bool(against.skipped)
+    lacking = bool(arguments.page and spectra.rows) and command.lacks(parser, spectra, runs)
+    if arguments.page and spectra.rows and not lacking:
+        command.write_page(Path(arguments.page), spectra)
     if arguments.figures and spectra.rows:
         _draw(parser, spectra, Path(arguments.figures), arguments.metric)
     _warn_of_empty(parser, spectra, runs, arguments)
     if not spectra.rows:
         return 2
-    return 1 if spectra.skipped else 0
+    return 1 if spectra.skipped or lacking or unread else 0
 
 
 def _method(arguments: argparse.Namespace) -> Method:
     """Return how dense updates are to be decomposed; UserError if options contradict."""
     name, k, seconds = arguments.method, arguments.k, arguments.seconds
-    if k is not None and (name != "topk" and seconds is None):
+    if k is not None and name != "topk" and seconds is None:
         raise UserError(f"--k {k}: is for --method topk; expected that, or --seconds")
     if k is not None and k < 1:
         raise UserError(f"--k {k}; expected at least 1")
     if seconds is not None and (name != "auto" or not seconds > 0):
         raise UserError(f"--seconds {seconds:g}: expected more than 0, and --method auto")
-    drawn = [option for option in ("page", "figures") if getattr(arguments, option)]
-    if drawn and (name in results.PARTIAL or seconds is not None):
-        which = f"--method {name}" if seconds is None else f"--seconds {seconds:g}"
-        raise UserError(f"--{drawn[0]}: needs whole spectra; expected none of it with {which}")
+    other = [option for option in ("page", "figures", "activations") if getattr(arguments, option)]
+    if other and (name in results.PARTIAL or seconds is not None):
+        partly = f"--method {name}" if seconds is None else f"--seconds {seconds:g}"
+        raise UserError(f"--{other[0]}: needs whole spectra; {partly} does not compute them")
     return Method(name, k or decompose.K, seconds)
 
 
-def _write(spectra: Spectra, read: Sequence[Path | Run], arguments: argparse.Namespace) -> None:
-    """Write the results to --out and to stdout; read: the inputs to record."""
+def _warn_of_unknown_inputs(
+    parser: argparse.ArgumentParser, spectra: Spectra, arguments: argparse.Namespace
+) -> None:
+    """Name the modules that have no second moment; UserError if none has one."""
+    moved = [row for row in spectra.rows if row["spectral_norm"] > 0]
+    if not arguments.activations or not moved:
+        return
+    missing = list(dict.fromkeys(r["module"] for r in moved if r["function_norm"] is None))
+    if len(missing) == len({row["module"] for row in moved}) and not spectra.skipped:
+        raise UserError(
+            f"--activations {arguments.activations}: has no second moment of {missing[0]}, nor of"
+            " any other module of the checkpoints; expected that of their base"
+        )
+    if missing:
+        modules = "1 module" if len(missing) == 1 else f"{len(missing)} modules"
+        command.warn(
+            parser,
+            f"--activations {arguments.activations}: has no second moment of {modules}, such as"
+            f" {missing[0]}: empty columns",
+        )
+
+
+def _against_base(
+    parser: argparse.ArgumentParser, runs: Sequence[Run], arguments: argparse.Namespace
+) -> AgainstBase:
+    """What the updates do to the spectrum of their base; what is skipped is said."""
+    against = deciles.analyse(
+        runs,
+        arguments.base,
+        options=command.reading_options(arguments),
+        modules=arguments.modules,
+        cache=base_vectors.default_cache(),
+        say=partial(command.warn, parser),
+        progress=True,
+    )
+    for skip in against.skipped:
+        command.warn(parser, skip["reason"])
+    return against
+
+
+def _write(
+    spectra: Spectra,
+    read: Sequence[Path | Run],
+    arguments: argparse.Namespace,
+    against: AgainstBase | None,
+) -> None:
+    """Write the results to --out and to stdout.
+
+    read: the inputs to record; against: of `_against_base`, None if it was not asked for.
+    """
     several = len(dominance.checkpoints(spectra.rows)) > 1 and not spectra.bounds
     compared = several and (arguments.out or not arguments.csv)
     findings = dominance.findings(spectra) if compared else []
     made_by: dict[str, Any] = {}
     if arguments.out or arguments.json:
         made_by = store.record("analysis.spectrum", read, command.recorded(arguments))
+        if arguments.activations:
+            made_by["activations"] = moments.fingerprint(arguments.activations)
     if arguments.out and spectra.rows:
         further = {}
         if findings:
             further[dominance.TABLE] = store.csv_text(dominance.rows(findings), dominance.COLUMNS)
         if spectra.bounds:
             further[BOUNDS] = store.csv_text(spectra.bounds, results.BOUNDS)
+        if against is not None:
+            further[BASE_TABLE] = store.csv_text(against.rows, deciles.ROW_COLUMNS)
         store.save(arguments.out, spectra, made_by, further)
     if arguments.json:
-        command.emit(store.strict_json(_json(spectra, findings, made_by)))
+        base = {} if against is None else {"base_deciles": against.rows}
+        command.emit(store.strict_json(_json(spectra, findings, made_by) | base))
     elif arguments.csv:
-        command.emit(store.csv_text(command.printable_rows(spectra.rows)).rstrip("\n"))
+        rows = command.printable_rows(spectra.rows)
+        command.emit(store.csv_text(rows, results.columns(rows)).rstrip("\n"))
     else:
-        legends = LEGENDS if findings else LEGENDS[:1]
-        command.show(_blocks(spectra, findings), "\n\n".join(legends), arguments)
+        shown = (True, findings, arguments.activations, against is not None)
+        legends = [legend for legend, wanted in zip(LEGENDS, shown, strict=True) if wanted]
+        blocks = list(_blocks(spectra, findings))
+        if arguments.activations:
+            blocks += ["", *function_table.lines(spectra.rows)]
+        if against is not None:
+            blocks += ["", *function_table.base_lines(against.rows)]
+        command.show(blocks, "\n\n".join(legends), arguments)
 
 
 def _json(spectra: Spectra, findings: Sequence[Finding], made_by: dict[str, Any]) -> Row:
@@ -480,8 +584,10 @@ def _json(spectra: Spectra, findings: Sequence[Finding], made_by: dict[str, Any]
 
 def _blocks(spectra: Spectra, findings: Sequence[Finding]) -> Iterator[Block]:
     """Yield what is printed by default: the result in words, the table, the comparisons."""
-    if len(findings) == 1:
-        yield Statement(findings[0].sentence)
+    if findings:
+        yield dominance_table.statement(findings)
+        yield str(spectrum_table.statement(spectra.rows))
+        yield from dominance_table.contrary(findings)
     elif spectra.rows:
         yield spectrum_table.statement(spectra.rows)
     yield ""
@@ -491,24 +597,6 @@ def _blocks(spectra: Spectra, findings: Sequence[Finding]) -> Iterator[Block]:
     if findings:
         yield ""
         yield from dominance_table.lines(findings)
-
-
-def _write_page(
-    parser: argparse.ArgumentParser, spectra: Spectra, runs: Sequence[Run], out: Path
-) -> None:
-    """Write the page of the spectra, unless it would lack one of the checkpoints."""
-    from analysis.pages.text import page
-
-    for run in without_update(spectra, runs):
-        command.warn(parser, f"--page {out}: is not written, since it would lack {run.path}")
-        return
-    store.write_text(out, page(spectra))
-
-
-def without_update(spectra: Spectra, runs: Iterable[Run]) -> list[Run]:
-    """Return the checkpoints of which no update was analysed."""
-    analysed = {(row["run"], row["step"]) for row in spectra.rows}
-    return [run for run in runs if (run.name, run.step) not in analysed]
 
 
 def _draw(parser: argparse.ArgumentParser, spectra: Spectra, directory: Path, metric: str) -> None:
@@ -589,16 +677,24 @@ def _parser() -> argparse.ArgumentParser:
         f" one core of {decompose.RATE / 1e9:g} GFlop/s",
     )
     parser.add_argument(
+        "--activations",
+        metavar="DIR",
+        help="also the spectrum of ΔW C^½, from the second moments C of the modules' inputs that"
+        " multilora.activations wrote there",
+    )
+    parser.add_argument(
+        "--base-deciles",
+        action="store_true",
+        help="with --base, also how the singular values and directions of W0 change, by decile, and"
+        " what bfloat16 would not show of ΔW; takes long",
+    )
+    parser.add_argument(
         "--strict", action="store_true", help="fail with status 2 if anything was skipped"
     )
     parser.add_argument(
         "--figures", metavar="DIR", help="draw spectra and layers, .png and .pdf, there"
     )
-    parser.add_argument(
-        "--page",
-        metavar="FILE",
-        help="write a page with these spectra, to open in a browser; see analysis.page",
-    )
+    command.add_page_options(parser)
     parser.add_argument(
         "--metric",
         choices=spectrum_table.MEASURES,

@@ -29,7 +29,7 @@ from safetensors.numpy import save as serialised
 from analysis import CheckpointError, UserError, __version__
 from analysis.files import exchange
 from analysis.files.regular import is_plain
-from analysis.results import COLUMNS, Row, Spectra
+from analysis.results import COLUMNS, FUNCTION, HILL, Row, Spectra, columns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,7 +98,7 @@ def save(
 ) -> None:
     """Write spectra, their record and further tables into `directory`, as `write` does."""
     notes = {"skipped": spectra.skipped, "other": spectra.other}
-    texts = {TABLE: csv_text(spectra.rows), **(tables or {})}
+    texts = {TABLE: csv_text(spectra.rows, columns(spectra.rows)), **(tables or {})}
     write(directory, {SPECTRA: spectra.s}, texts, {**record, **notes})
 
 
@@ -216,7 +216,9 @@ def _check_files(files: object, contents: Mapping[str, bytes]) -> None:
 
 
 def rows(path: Path) -> list[Row]:
-    """Return the rows of a table of spectra, keyed by `results.COLUMNS`.
+    """Return the rows of a table of spectra, keyed by `results.columns`.
+
+    The columns HILL, which older tables lack, may be missing.
 
     Raises ValueError, naming the file, if it is cut short or is not such a table.
     """
@@ -234,13 +236,15 @@ def _parsed(name: str, content: bytes) -> list[Row]:
 
 
 def _rows(reader: "csv.DictReader[str]", text: str, name: str) -> list[Row]:
-    missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+    named = reader.fieldnames or ()
+    missing = [column for column in COLUMNS if column not in (*named, *HILL)]
     if missing:
         raise ValueError(f"{name}: has no column {missing[0]}; expected a table of spectra")
+    wanted = (*COLUMNS, *FUNCTION) if FUNCTION[0] in named else COLUMNS
     table = []
     for cells in reader:
         try:
-            table.append(_row(cells))
+            table.append(_row(dict.fromkeys(HILL, "") | cells, wanted))
         except ValueError as error:
             raise ValueError(f"{name}: line {reader.line_num}: {error}") from None
     if not text.endswith("\n"):
@@ -248,11 +252,11 @@ def _rows(reader: "csv.DictReader[str]", text: str, name: str) -> list[Row]:
     return table
 
 
-def _row(cells: Mapping[str, str | None]) -> Row:
+def _row(cells: Mapping[str, str | None], wanted: Sequence[str]) -> Row:
     """Return the cells of one line as a row; ValueError if some are missing or not numbers."""
     row: Row = {}
-    for column in COLUMNS:
-        cell = cells[column]
+    for column in wanted:
+        cell = cells.get(column)
         if cell is None:  # as csv fills up a line that is too short
             raise ValueError(f"is cut short before {column}; expected a whole line")
         if cell == "":

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from analysis import CheckpointError, UserError, checkpoint, command, store
-from analysis.checkpoint import Run
-from analysis.formats import Options, peft
+from analysis.checkpoint import Run, Source
+from analysis.files.place import Place
+from analysis.formats import Options, peft, through_peft
 from analysis.names import kind_of, layer_of
 from analysis.numerics import compress, decompose, metrics
 from analysis.numerics.decompose import Decomposition
@@ -184,9 +185,11 @@ def opened(run: Run, options: Options) -> Opened:
 
     Raises CheckpointError for any other, and for one of which a module is not a plain product.
     """
-    updates = _updates(run, options)
     source = run.source
     assert source is not None
+    if source.family is peft:
+        _refuse_others(source.place)
+    updates = _updates(run, options)
     if source.family is peft:
         original = adapter.original(source.place.path)
 
@@ -202,19 +205,39 @@ def opened(run: Run, options: Options) -> Opened:
             )
 
         return Opened(updates, as_adapter)
-    if source.place.path.is_file() and single.family(source.place):
-        single.names(source.place)
+    file = _one_file(source)
+    if file is not None and single.family(file):
+        single.names(file)
 
         def as_file(result: Truncated, out: Path, force: bool) -> list[LowRankUpdate]:
-            return single.write(out, source.place, result.updates, result.dtype, force)
+            return single.write(out, file, result.updates, result.dtype, force)
 
         return Opened(updates, as_file)
-    reads = source.family.__name__.rpartition(".")[2] if source.family else "a file"
     raise CheckpointError(
-        f"{run.path}: is read as {reads}; expected a PEFT LoRA adapter or a file of kohya or"
-        " diffusers, which can be written again (python -m analysis.extract makes a LoRA of any"
-        " update)"
+        f"{run.path}: is neither a PEFT LoRA adapter nor a file of kohya or diffusers, which could"
+        f" be written again; {EXTRACT} any update"
     )
+
+
+EXTRACT = "python -m analysis.extract makes a LoRA of"
+
+
+def _one_file(source: Source) -> Place | None:
+    """Return the checkpoint's only file of tensors; None if it has more, or a family of its own."""
+    if source.family is not None:
+        return None
+    files = checkpoint.inputs(source.path) if source.place.path.is_dir() else [source.place.path]
+    return Place(files[0]) if len(files) == 1 else None
+
+
+def _refuse_others(place: Place) -> None:
+    """Raise CheckpointError for a PEFT adapter whose B·A alone is not ΔW, before it is read."""
+    config, where = place.json(peft.CONFIG), place.path / peft.CONFIG
+    reason = through_peft.reason(config)
+    if not reason and config.get("use_dora"):
+        reason = "use_dora is set: DoRA rescales the rows of W0 + B·A"
+    if reason:
+        raise CheckpointError(f"{where}: {reason}; {EXTRACT} ΔW where it can be read, with --base")
 
 
 def _updates(run: Run, options: Options) -> list[LowRankUpdate]:

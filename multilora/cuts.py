@@ -29,7 +29,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from analysis import CheckpointError, UserError, checkpoint, store
-from analysis.files.regular import open_regular
+from analysis.files.regular import read_text
 from analysis.formats import Options
 from analysis.numerics import decompose
 from analysis.results import Row
@@ -42,7 +42,6 @@ from multilora.tasks.example import Example
 COUNTS = (0, 1, 2, 4, 8, 16, 24, 32, 64, 128)
 COLUMNS = ("kind", "k", "loss", "share")
 TABLE = "cuts.csv"
-LONGEST = 10**8  # bytes of a text
 # Updates that are put into the model together, and what is measured with them: name → number.
 Group = tuple[Sequence[Update], Callable[[], dict[str, float]]]
 
@@ -252,7 +251,7 @@ def cut(settings: CutSettings) -> list[Row]:
         raise UserError(
             f"{settings.checkpoint}: has no run.json that names its base; pass it with --base MODEL"
         )
-    words = _text(settings.text) if settings.text else ""
+    words = read_text(Path(settings.text)) if settings.text else ""
     options = Options(
         base=Path(base),
         initial=Path(settings.initial) if settings.initial else None,
@@ -295,18 +294,6 @@ def _read(path: str, options: Options) -> list[Update]:
             f"{path}: {len(others)} other tensors are not put in, such as {first}", file=sys.stderr
         )
     return updates
-
-
-def _text(path: str) -> str:
-    """Return the text of a file; UserError if it is not one, too long, or not UTF-8."""
-    try:
-        with open_regular(Path(path)) as file:
-            content = file.read(LONGEST + 1)
-        if len(content) > LONGEST:
-            raise ValueError(f"is over {LONGEST} bytes long")
-        return content.decode("utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as UTF-8 text: {error}") from None
 
 
 def _groups(

@@ -2,8 +2,14 @@
 
 import importlib
 import importlib.metadata
+import importlib.util
 import re
+import shutil
+import subprocess
+import sys
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import peft
@@ -17,6 +23,9 @@ from setuptools import find_packages
 import analysis
 
 ROOT = Path(__file__).resolve().parents[1]
+LIGHT_MB = 100  # the base install with all that it needs, without pip
+# Not copied before a build: what a checkout has besides its files.
+NOT_SOURCE = (".git", ".venv", "runs", "build", "dist", "__pycache__", ".*_cache", "*.egg-info")
 OWN_PINS = ("hub", "harness")  # not in constraints.txt: pip would fall back to very old packages
 CONDA_NAMES = {"pytorch": "torch"}  # name on conda-forge -> name on PyPI
 
@@ -129,7 +138,7 @@ def test_the_installed_package_is_this_one(pyproject):
     assert importlib.metadata.version("multilora") == analysis.__version__
     metadata = importlib.metadata.metadata("multilora")
     assert metadata["License-Expression"] == project["license"]
-    assert (ROOT / project["readme"]).is_file()
+    assert metadata["Description-Content-Type"] == "text/markdown"
     assert "Apache License" in (ROOT / project["license-files"][0]).read_text()
 
 
@@ -154,3 +163,113 @@ def test_pefts_tables_are_where_the_method_registers_itself(table):
     importlib.import_module("multilora")
     assert "MULTILORA" in mapping, advice
     assert type(next(key for key in mapping if key == "MULTILORA")).__name__ == "MethodType"
+
+
+# The README of an index
+
+
+@pytest.fixture(scope="module")
+def readme():
+    spec = importlib.util.spec_from_file_location("setup_script", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.readme
+
+
+@pytest.mark.parametrize("repository", [None, "https://host.example/us/it", "https://h.example/i/"])
+def test_the_readme_of_an_index_has_no_relative_link(readme, repository):
+    text = readme((ROOT / "README.md").read_text(), repository)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert targets
+    assert all(re.match("https?://|#", target) for target in targets)
+    assert ("![" in text) == (repository is not None)
+    assert "<!--" not in text
+    assert "//raw" not in text
+    for word in ("analysis.spectrum", "docs/formats.md", "## Install", "| extra |"):
+        assert word in text
+
+
+def test_a_picture_that_is_a_link_has_both_addresses(readme):
+    text = "[![a, b](docs/a.png)](docs/a.html)"
+    at = "https://h.example/us/it"
+    assert readme(text, at) == f"[![a, b]({at}/raw/HEAD/docs/a.png)]({at}/blob/HEAD/docs/a.html)"
+    assert readme(text, None) == ""
+
+
+# What is built
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Wheel and source distribution."""
+    pytest.importorskip("build.__main__", reason="needs build")
+    copy, out = tmp_path_factory.mktemp("source") / "copy", tmp_path_factory.mktemp("dist")
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*NOT_SOURCE))
+    subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", out, copy],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
+    return wheel, sdist
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_packages_and_nothing_else(built):
+    wheel, _ = built
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        described = archive.read(metadata).decode()
+    tops = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
+    assert tops == {"analysis", "multilora", "multilora_command.py"}
+    on_disk = {
+        path.relative_to(ROOT).as_posix()
+        for top in ("analysis", "multilora")
+        for path in (ROOT / top).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    assert on_disk <= set(names)
+    assert "![" not in described
+    assert "Description-Content-Type: text/markdown" in described
+
+
+@pytest.mark.slow
+def test_the_source_distribution_has_what_make_test_needs(built):
+    _, sdist = built
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for name in (
+        "Makefile", "constraints.txt", "environment.yml", ".ci/install.py", "CITATION.cff",
+        "tests/test_light.py", "tests/conftest.py", "notebooks/03_multilora.ipynb", "setup.py",
+        "figures/methods.csv", "docs/site/conf.py", "benchmarks/README.md", "LICENSE",
+        ".github/workflows/tests.yml",
+    ):  # fmt: skip
+        assert name in names, name
+    tests = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")}
+    assert tests <= names
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_reads_an_adapter(built, tmp_path, write_adapter, lora_tensors):
+    """In an empty directory, with the base install: quick and small."""
+    wheel, _ = built
+    adapter = write_adapter(lora_tensors("layers.0.q_proj"), "a")
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    before = _size(venv)
+    pip = [venv / "bin" / "python", "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, "-c", ROOT / "constraints.txt", wheel], check=True, cwd=tmp_path)
+    assert (_size(venv) - before) / 1e6 < LIGHT_MB
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = subprocess.run(
+        [venv / "bin" / "multilora", "spectrum", adapter],
+        cwd=empty, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "q_proj" in done.stdout
+    assert done.stderr == ""
+    assert not list(empty.iterdir())
+
+
+def _size(directory):
+    return sum(path.lstat().st_size for path in directory.rglob("*") if path.is_file())

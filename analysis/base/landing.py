@@ -186,11 +186,11 @@ def landing(update: Decomposition, base: Decomposition) -> Landing:
 def landing_chance(d_out: int, d_in: int) -> Landing:
     """Return the mean of `landing` over random directions of ΔW: size of each decile over d."""
     m = min(d_out, d_in)
-    sizes = np.bincount(_deciles(m), minlength=DECILES)
+    sizes = np.bincount(deciles(m), minlength=DECILES)
     return Landing(sizes / d_out, (d_out - m) / d_out, sizes / d_in, (d_in - m) / d_in)
 
 
-def _deciles(m: int) -> np.ndarray:
+def deciles(m: int) -> np.ndarray:
     """Return the decile 0 … 9 of each of m indices, (m,); they are as even as m allows."""
     return np.arange(m) * DECILES // m
 
@@ -207,7 +207,7 @@ def _shares(
     s = update.s[: update.rank] / update.s[0]
     cosines = of_W0.against(of_update)[:, : update.rank]
     m, d = base.s.size, of_W0.M.shape[0]
-    energy = np.bincount(_deciles(m), cosines**2 @ s**2 / np.sum(s**2), minlength=DECILES)
+    energy = np.bincount(deciles(m), cosines**2 @ s**2 / np.sum(s**2), minlength=DECILES)
     outside = max(0.0, 1 - float(energy.sum())) if d > m else 0.0
     shares = np.append(energy, outside)
     return shares / shares.sum()

@@ -8,7 +8,9 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from analysis import CheckpointError
+from analysis import CheckpointError, UserError
+
+LONGEST_TEXT = 10**8  # bytes
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -32,6 +34,18 @@ def open_regular(path: Path) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file; UserError if it is not one, too long, or not UTF-8."""
+    try:
+        with open_regular(path) as file:
+            content = file.read(LONGEST_TEXT + 1)
+        if len(content) > LONGEST_TEXT:
+            raise ValueError(f"is over {LONGEST_TEXT} bytes long")
+        return content.decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as UTF-8 text: {error}") from None
 
 
 def is_plain(name: object) -> bool:

@@ -9,8 +9,9 @@ values lie apart and is not part of the error bars. The energy Σs² is exact, a
 scaled to it.
 
 The half width of each interval is T times the jackknife's standard error over the PROBES starts,
-plus the difference from the quadrature of half as many steps. That gives about 95 % if the
-measure's estimates are close to normal; it is too narrow where few of the starts see what matters.
+plus the difference from the quadrature of half as many steps, plus what rounding can do. That gives
+about 95 % if the measure's estimates are close to normal; it is too narrow where few of the starts
+see what matters.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ INTERVAL = "about 95 %"
 K = 16  # values that are taken out
 SEED = 1
 KNOWN = 1e-5  # a share of the energy that is smaller is lost in the rounding of float32
+Nodes = tuple[np.ndarray, np.ndarray]  # singular values, and the share of each
 MEASURES = (
     "nuclear_norm", "effective_rank", "energy_entropy_rank", "participation_ratio", "gini",
 )  # fmt: skip
@@ -66,7 +68,7 @@ def estimate(W: np.ndarray, seed: int = SEED) -> Density:
     if top.norm == 0:
         nothing = dict.fromkeys(MEASURES, float("nan"))
         return Density(top, nothing | {"nuclear_norm": 0.0}, dict.fromkeys(MEASURES, 0.0))
-    if topk.DENSE * len(top.s) > d:
+    if d <= topk.SMALL:
         top = topk.top(W, d)
         values = _measures(top.s, np.ones(d))
         return Density(top, values, dict.fromkeys(MEASURES, 0.0))
@@ -80,9 +82,9 @@ def estimate(W: np.ndarray, seed: int = SEED) -> Density:
     for name in MEASURES:
         single = np.array([one[name] for one in left_out])
         error = np.sqrt((PROBES - 1) * np.mean((single - single.mean()) ** 2))
-        width = float(T * error + abs(values[name] - coarse[name]))
-        size = 1.0 if name == "gini" else values[name]
-        widths[name] = width + size * np.sqrt(max(W.shape)) * float(np.finfo(W.dtype).eps)
+        widths[name] = float(T * error + abs(values[name] - coarse[name]))
+    for name, width in _rounding(W, top, nodes, values).items():
+        widths[name] += width
     return Density(top, values, widths)
 
 
@@ -116,7 +118,7 @@ def _nodes(T_rest: lanczos.Tridiagonal, j: int, size: float) -> tuple[np.ndarray
     return size * np.sqrt(np.maximum(squares, 0.0)), weights
 
 
-def _pooled(top: topk.Top, nodes: list[tuple[np.ndarray, np.ndarray]], d: int) -> dict[str, float]:
+def _pooled(top: topk.Top, nodes: list[Nodes], d: int) -> dict[str, float]:
     """Return the measures of the top values and of what some of the starts see of the others."""
     each = (d - len(top.s)) / len(nodes)
     rest = np.concatenate([values for values, _ in nodes])
@@ -125,6 +127,29 @@ def _pooled(top: topk.Top, nodes: list[tuple[np.ndarray, np.ndarray]], d: int) -
     if min(seen, exact) > KNOWN * top.norm**2:
         rest = rest * np.sqrt(exact / seen)  # what is known of the energy is used
     return _measures(np.append(top.s, rest), np.append(np.ones(len(top.s)), of_rest))
+
+
+def _rounding(
+    W: np.ndarray, top: topk.Top, nodes: list[Nodes], values: dict[str, float]
+) -> dict[str, float]:
+    """Return measure -> what rounding of products in the dtype of W can change.
+
+    A product with DᵀD is off by about e·s₁·s, e = eps·√max(d_out, d_in), so that a value s ≪ √e·s₁
+    comes out up to η = √(e·s₁·s_{K+1}) + e·s₁ too large, and others by η²/s.
+    """
+    e = float(np.finfo(W.dtype).eps * np.sqrt(max(W.shape)))
+    eta = np.sqrt(e * top.s[0] * top.s[-1]) + e * top.s[0]
+    d = min(W.shape)
+    moved = sum(float(w @ np.minimum(eta, eta**2 / np.maximum(s, eta))) for s, w in nodes)
+    share = d * moved / len(nodes) / values["nuclear_norm"] + e  # of Σs
+    entropy = share * (1 + np.log(d / share))
+    return {
+        "nuclear_norm": share * values["nuclear_norm"],
+        "effective_rank": entropy * values["effective_rank"],
+        "energy_entropy_rank": e * np.log(d / e) * values["energy_entropy_rank"],
+        "participation_ratio": 2 * e * values["participation_ratio"],
+        "gini": 2 * share,
+    }
 
 
 def _measures(s: np.ndarray, counts: np.ndarray) -> dict[str, float]:

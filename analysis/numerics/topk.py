@@ -40,7 +40,10 @@ SETTLED = 3e-3  # relative change of each value from a subspace to a 1.25 times 
 # value found, the search goes on with a further random block, up to ROUNDS times.
 MISSED, ROUNDS = 1.25, 5
 LARGEST = 6  # size of the subspace in units of k, at most
-DENSE = 4  # more than 1/DENSE of all values are taken from a full decomposition
+# A full decomposition is taken of matrices up to this size, and where more than 1/DENSE of all
+# values are asked for.
+SMALL = 256
+DENSE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +108,7 @@ class Top:
             f"s_{i}": (float(a), float(b), ALWAYS if sure else BUT_FOR)
             for i, (a, b, sure) in enumerate(zip(low, high, always, strict=True), 1)
         }
-        for name, j in shared(d).items():
+        for name, j in counted(d).items():
             if j <= len(self.s):
                 result[name] = (*self.share(j), BUT_FOR)
         a, b, energy = low / self.norm, high / self.norm, 1 + 2 * self.rounding / self.norm
@@ -119,10 +122,10 @@ class Top:
         return result
 
 
-def shared(d: int) -> dict[str, int]:
+def counted(d: int) -> dict[str, int]:
     """Return the columns that are energy shares -> the number of values, of d, that each counts.
 
-    >>> shared(250)["top_share_1pct"]
+    >>> counted(250)["top_share_1pct"]
     3
     """
     parts = {"top_share_1pct": max(1, -(-d // 100)), "top_share_10pct": max(1, -(-d // 10))}
@@ -145,7 +148,8 @@ def top(W: np.ndarray, k: int, seed: int = SEED) -> Top:
     if size == 0:
         return _of_zero(W, k)
     M, scale = _scaled(W, size)
-    top = _whole(M, k) if DENSE * k > min(M.shape) else _searched(M, k, seed)
+    whole = min(M.shape) <= max(SMALL, DENSE * k - 1)
+    top = _whole(M, k) if whole else _searched(M, k, seed)
     return top if scale == 1 else _in_units(top, scale)
 
 

@@ -335,26 +335,31 @@ def _phi(results: Results, places: dict[str, Place]) -> Row | None:
     similarity = results.similarity
     if similarity is None or not similarity.rows:
         return None
-    checkpoints = {c: i for i, c in enumerate(dominance.checkpoints(results.spectra.rows))}
-    pairs: dict[tuple[int, int], int] = {}
-    modules = {module_name(row): places[row["key"]][1] for row in results.spectra.rows}
+    rows = results.spectra.rows
+    checkpoints = {c: i for i, c in enumerate(dominance.checkpoints(rows))}
+    order = {(checkpoints[a], checkpoints[b]): n for n, (a, b) in enumerate(phi_pairs(rows))}
+    modules = {module_name(row): places[row["key"]][1] for row in rows}
     found = []
     for row in similarity.rows:
         name = module_name({"module": row["module"], "part": row["part_a"] or row["part_b"]})
         a, b = (checkpoints.get((row[f"run_{side}"], row[f"step_{side}"])) for side in "ab")
         if name in modules and a is not None and b is not None:
-            found.append((pairs.setdefault((a, b), len(pairs)), modules[name], row["key"]))
+            pair = (a, b) if (a, b) in order else (b, a)
+            if pair in order:
+                found.append((pair, pair != (a, b), modules[name], row["key"]))
     if not found:
         return None
+    pairs = sorted({pair for pair, *_ in found}, key=order.__getitem__)
     arrays = {side: np.full((len(pairs), _size(places)[1], CUT, CUT), np.nan) for side in SIDES}
-    for pair, module, key in found:
+    for pair, turned, module, key in found:
         for side, array in arrays.items():
             corner = similarity.phi[f"{key}#{side}"][:CUT, :CUT]
-            array[pair, module, : corner.shape[0], : corner.shape[1]] = corner
+            corner = corner.T if turned else corner
+            array[pairs.index(pair), module, : corner.shape[0], : corner.shape[1]] = corner
     return {
         "k": CUT,
-        "pairs": list(pairs),
-        "of": len(dominance.pairs(results.spectra.rows)),
+        "pairs": pairs,
+        "of": len(dominance.pairs(rows)),
         **{side: encoded(array) for side, array in arrays.items()},
     }
 

@@ -5,7 +5,6 @@ dominated only if `pairs.dominance` says so, and a module more concentrated than
 only beyond `dominance.SPREADS` standard deviations between random updates.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,13 +12,12 @@ from analysis.names import printable
 from analysis.numerics import statistics
 from analysis.pages.data import Results, chance, skipped_by_base
 from analysis.pairs import dominance
-from analysis.pairs.dominance import Agreement, Finding
+from analysis.pairs.dominance import Finding
 from analysis.results import Row, grouped
+from analysis.tables import dominance as dominance_table
 from analysis.tables import spectrum as spectrum_table
 from analysis.tables.text import cell, counted
 
-BY_CAPACITY = (Agreement.EXPLAINED, Agreement.CAPACITY)
-ORDERS = 3  # statements that one is more dominated than others, before only a count is given
 NAMED = 3  # modules that are named as those that differ most
 LISTED = 40  # skipped modules that are listed one by one
 
@@ -60,7 +58,12 @@ def summarise(results: Results) -> Summary:
         title=_title(names),
         sentence=printable(_sentence(rows, results.findings)),
         where=[
-            printable(text) for text in (spectrum_table.statement(rows), *_where(results.findings))
+            printable(text)
+            for text in (
+                spectrum_table.statement(rows),
+                *dominance_table.contrary(results.findings),
+                *_where(results.findings),
+            )
         ],
         comparisons=[printable(finding.sentence) for finding in results.findings],
         table=_table(rows),
@@ -75,62 +78,7 @@ def _title(names: Sequence[str]) -> str:
 
 def _sentence(rows: Sequence[Row], findings: Sequence[Finding]) -> str:
     """Return the result of all comparisons in one sentence, or that of a single checkpoint."""
-    if not findings:
-        return _alone(rows)
-    if len(findings) == 1:
-        return findings[0].sentence
-    wins = Counter(name for finding in findings if (name := _more(finding)))
-    if not wins:
-        explained = sum(finding.agreement in BY_CAPACITY for finding in findings)
-        why = f"; in {explained} the capacities explain the difference" if explained else ""
-        return f"None of {len(findings)} comparisons shows which side is more dominated{why}."
-    open_ = len(findings) - wins.total()
-    rest = f"; {open_} of {len(findings)} comparisons {_is(open_)} not clear." if open_ else "."
-    orders = _orders(findings)
-    if len(orders) <= ORDERS:
-        return "; ".join(orders) + rest
-    (first, most), *others = wins.most_common()
-    if others and others[0][1] == most:
-        tied = _listed([name for name, count in wins.items() if count == most])
-        return f"{tied} are most often the more dominated side, in {most} comparisons each{rest}"
-    pairs = sum(first in _names(finding) for finding in findings)
-    result = f"{first} is the more dominated side in {most} of its {pairs} comparisons"
-    return f"{result}, more often than any other{rest}"
-
-
-def _orders(findings: Sequence[Finding]) -> list[str]:
-    """Return "a and b are more dominated than c (by …)" for the pairs of which one side is."""
-    losers: dict[tuple[str, Agreement], list[str]] = {}
-    for finding in findings:
-        if more := _more(finding):
-            less = next(name for name in _names(finding) if name != more)
-            losers.setdefault((more, finding.agreement), []).append(less)
-    winners: dict[tuple[tuple[str, ...], Agreement], list[str]] = {}
-    for (more, agreement), less_dominated in losers.items():
-        winners.setdefault((tuple(less_dominated), agreement), []).append(more)
-    return [
-        f"{_listed(more)} {_is(len(more))} more dominated than {_listed(less)} (by {agreement})"
-        for (less, agreement), more in winners.items()
-    ]
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Return names as in a sentence: a, b and c."""
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last
-
-
-def _is(count: int) -> str:
-    return "is" if count == 1 else "are"
-
-
-def _names(finding: Finding) -> tuple[str, str]:
-    return dominance.name(finding.comparison.a), dominance.name(finding.comparison.b)
-
-
-def _more(finding: Finding) -> str | None:
-    """Return the name of the more dominated checkpoint of a finding; None if neither is."""
-    return _names(finding)["ab".index(finding.more)] if finding.more else None
+    return dominance_table.statement(findings) if findings else _alone(rows)
 
 
 def _alone(rows: Sequence[Row]) -> str:
@@ -174,7 +122,7 @@ def _where(findings: Sequence[Finding]) -> Iterator[str]:
     if len(kinds) > 1:
         sides: dict[str | None, list[str]] = {}
         for (kind,), rows in kinds.items():
-            more = _more(dominance.judge(replace(comparison, rows=rows)))
+            more = dominance_table.more_dominated(dominance.judge(replace(comparison, rows=rows)))
             sides.setdefault(more, []).append(kind)
         parts = [
             f"{more} in {', '.join(of_side)}" if more else f"not clear in {', '.join(of_side)}"
@@ -259,7 +207,7 @@ def _without_phi(results: Results) -> Iterator[str]:
 
 def _left_out(finding: Finding) -> Iterator[str]:
     """Yield which modules could not be compared."""
-    comparison, (a, b) = finding.comparison, _names(finding)
+    comparison, (a, b) = finding.comparison, dominance_table.full_names(finding)
     for modules, why in (
         (comparison.only_a, f"only in {a}"),
         (comparison.only_b, f"only in {b}"),

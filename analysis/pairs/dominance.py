@@ -467,10 +467,13 @@ def _sentence(
     if agreement is Agreement.BOTH:
         return f"{result}, by {by[side]}; the other measures are not clear."
     if agreement is Agreement.SHARES:
-        return f"{result}, by energy shares only ({by[side]}); within s[:{k}] it is not clear."
+        return (
+            f"{result} by energy shares only ({by[side]}); by how uneven the top {k} values are it"
+            " is not clear."
+        )
     return (
-        f"{result}, within s[:{k}] only, which holds {held[0]:.3f} and {held[1]:.3f} of the energy;"
-        " by energy shares it is not clear."
+        f"{result} by how uneven its top {k} values are, which hold {held[0]:.3f} and"
+        f" {held[1]:.3f} of the energy; by energy shares it is not clear."
     )
 
 

@@ -24,8 +24,11 @@ be dropped: the modules with the least energy, as many as hold less than a thous
 modules together."""
 
 
-def lines(rows: Sequence[Row], path: str) -> Iterator[Block]:
-    """Yield a sentence, a table with a line per kind, and what to do about it."""
+def lines(rows: Sequence[Row], path: str, suffix: str = "") -> Iterator[Block]:
+    """Yield a sentence, a table with a line per kind, and what to do about it.
+
+    path: of the checkpoint. suffix: of its file, if it is a single file, which stays one.
+    """
     capacity = statistics.median(row["capacity"] for row in rows)
     needed = statistics.median(row["rank_95"] for row in rows)
     before, after = (sum(row[name] for row in rows) for name in ("bytes", "bytes_95"))
@@ -49,9 +52,19 @@ def lines(rows: Sequence[Row], path: str) -> Iterator[Block]:
             f" be dropped: {named}"
         )
     yield "Energy is not accuracy: a weak direction can be the one that matters. To try it:"
-    quoted = shlex.quote(path)
-    yield f"  python -m analysis.truncate {quoted} --energy 0.95 --out smaller/"
-    yield "  python -m multilora.cuts smaller/ --base MODEL --text FILE"
+    yield from (f"  {words}" for words in _commands(rows, shlex.quote(path), suffix))
+
+
+def _commands(rows: Sequence[Row], path: str, suffix: str) -> Iterator[str]:
+    """Yield the command that makes a smaller adapter, and the one that measures what it does."""
+    if all(row["r"] and not row["part"] for row in rows):
+        yield f"python -m analysis.truncate {path} --energy 0.95 --out smaller{suffix or '/'}"
+    else:
+        suffix = ""
+        base = "" if all(row["r"] for row in rows) else " --base BASE"
+        yield f"python -m analysis.extract {path}{base} --energy 0.95 --out smaller/"
+    if not suffix:
+        yield "python -m multilora.cuts smaller/ --base MODEL --text FILE"
 
 
 def _line(kind: str, rows: Sequence[Row]) -> list[str]:

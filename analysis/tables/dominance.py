@@ -1,5 +1,6 @@
 """Print which of two checkpoints is more dominated, and by which measures."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -35,6 +36,101 @@ SHORT = {
     Agreement.EXPLAINED: "by capacity",
     Agreement.NOTHING: "nothing to compare",
 }
+BY_CAPACITY = (Agreement.EXPLAINED, Agreement.CAPACITY)
+ORDERS = 3  # statements that one is more dominated than others, before only a count is given
+# By which measures one is more dominated than others, for a reader who knows none of them.
+BY = {
+    Agreement.ALL: "by all measures",
+    Agreement.BOTH: "by its energy shares and by how uneven its top values are",
+    Agreement.SHARES: "by its energy shares only",
+    Agreement.WITHIN: "by how uneven its top values are, not clearly by its energy shares",
+}
+
+
+def statement(findings: Sequence[Finding]) -> Statement:
+    """Return the result of all comparisons, of which there is at least one, in one sentence."""
+    if len(findings) == 1:
+        return Statement(findings[0].sentence)
+    wins = Counter(name for finding in findings if (name := more_dominated(finding)))
+    if not wins:
+        explained = sum(finding.agreement in BY_CAPACITY for finding in findings)
+        why = f"; in {explained} the capacities explain the difference" if explained else ""
+        return Statement(
+            f"None of {len(findings)} comparisons shows which side is more dominated{why}."
+        )
+    open_ = len(findings) - wins.total()
+    rest = f"; {open_} of {len(findings)} comparisons {_is(open_)} not clear." if open_ else "."
+    orders = _orders(findings)
+    if len(orders) <= ORDERS:
+        return Statement("; ".join(orders) + rest)
+    (first, most), *others = wins.most_common()
+    if others and others[0][1] == most:
+        tied = _listed([name for name, count in wins.items() if count == most])
+        return Statement(
+            f"{tied} are most often the more dominated side, in {most} comparisons each{rest}"
+        )
+    pairs = sum(first in full_names(finding) for finding in findings)
+    result = f"{first} is the more dominated side in {most} of its {pairs} comparisons"
+    return Statement(f"{result}, more often than any other{rest}")
+
+
+def contrary(findings: Sequence[Finding]) -> Iterator[str]:
+    """Yield one sentence if the first direction alone points the other way than a result does.
+
+    It does so where the median of its share beyond chance is larger in the less dominated side. If
+    that were clear the measures would disagree, and the comparison would have no result.
+    """
+    turned = []
+    for finding in findings:
+        if finding.more and finding.readings["top_share_1"].modules:
+            sign = 1 if finding.more == "a" else -1
+            if sign * finding.readings["top_share_1"].beyond < 0:
+                turned.append(finding)
+    if not turned:
+        return
+    more = more_dominated(turned[0])
+    (less,) = (name for name in full_names(turned[0]) if name != more)
+    others = f", and likewise in {counted(len(turned) - 1, 'more comparison')}" * (len(turned) > 1)
+    yield (
+        f"The first direction alone points the other way, though not clearly: its share is further"
+        f" beyond chance in {less} than in {more}{others}."
+    )
+
+
+def _orders(findings: Sequence[Finding]) -> list[str]:
+    """Return "a and b are more dominated than c (by …)" for the pairs of which one side is."""
+    losers: dict[tuple[str, Agreement], list[str]] = {}
+    for finding in findings:
+        if more := more_dominated(finding):
+            less = next(name for name in full_names(finding) if name != more)
+            losers.setdefault((more, finding.agreement), []).append(less)
+    winners: dict[tuple[tuple[str, ...], Agreement], list[str]] = {}
+    for (more, agreement), less_dominated in losers.items():
+        winners.setdefault((tuple(less_dominated), agreement), []).append(more)
+    return [
+        f"{_listed(more)} {_is(len(more))} more dominated than {_listed(less)} ({BY[agreement]})"
+        for (less, agreement), more in winners.items()
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names as in a sentence: a, b and c."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _is(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def full_names(finding: Finding) -> tuple[str, str]:
+    """Return the names of the two checkpoints of a finding, as in keys."""
+    return dominance.name(finding.comparison.a), dominance.name(finding.comparison.b)
+
+
+def more_dominated(finding: Finding) -> str | None:
+    """Return the name of the more dominated checkpoint of a finding; None if neither is."""
+    return full_names(finding)["ab".index(finding.more)] if finding.more else None
 
 
 def lines(findings: Sequence[Finding]) -> Iterator[Block]:

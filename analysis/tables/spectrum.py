@@ -33,6 +33,7 @@ every measure is compared beyond chance."""
 MEASURES = (
     *results.COLUMNS[results.COLUMNS.index("capacity") : results.COLUMNS.index("algorithm")],
     *results.DENOISED,
+    "hill",
 )
 SHOWN = ("effective_rank", "top_share_1")  # the measures that are printed without noise
 NOTICED = 0.01  # an effective rank is shown without noise if that changes it by this share
@@ -59,6 +60,7 @@ LEAVING = (
 COMPARED = ("‖ΔW‖_F", "top-1", "eff. rank", "used", "democracy")
 BY_KIND = ("top-1", "democracy")
 DRAWN = 8  # values in a sparkline
+NAMED = 3  # checkpoints whose shares are all given in words
 WIDEST = 16  # characters of a checkpoint's name above a column
 
 
@@ -162,10 +164,11 @@ def _chance(rows: Iterable[Row]) -> float | None:
 
 
 def statement(rows: Sequence[Row]) -> Statement:
-    """Say in words how far the first direction of each checkpoint is beyond chance.
+    """Say in words how much the first direction of each checkpoint holds, beside chance.
 
-    Of one checkpoint also how many directions are in use, of several the two extremes. Numbers are
-    medians over modules. rows: of `spectrum.analyse`, at least one.
+    Of one checkpoint also how many directions are in use; of more than NAMED the two extremes.
+    Which is more dominated is for `dominance.judge` to say. Numbers are medians over modules.
+    rows: of `spectrum.analyse`, at least one.
     """
     of_runs = grouped(rows, "run", "step")
     words = _one(rows) if len(of_runs) == 1 else _several(of_runs)
@@ -204,20 +207,20 @@ def _ranks(ranks: Sequence[int]) -> str:
 
 
 def _several(of_runs: Mapping[tuple[str, int | None], Sequence[Row]]) -> str:
-    """The statement about several checkpoints: which is furthest beyond chance, which nearest."""
+    """The statement about several checkpoints."""
     found = []
     for (run, step), rows in of_runs.items():
         share = statistics.median(row["top_share_1"] for row in rows)
         by_chance = _chance(rows)
         if share is not None and by_chance is not None:
             words = f"{run_key(run, step)} ({percent(share)}, by chance {percent(by_chance)})"
-            found.append((share - by_chance, words))
+            found.append((share, words))
     if not found:
         return f"{len(of_runs)} checkpoints, none of which can be compared with chance."
-    return (
-        f"Of {len(of_runs)} checkpoints, the share of ΔW's energy in the first direction is"
-        f" furthest beyond chance in {max(found)[1]}, and least so in {min(found)[1]}."
-    )
+    result = "Share of ΔW's energy in the first direction, median over modules:"
+    if len(found) <= NAMED:
+        return f"{result} {', '.join(words for _, words in found)}."
+    return f"{result} from {min(found)[1]} to {max(found)[1]}."
 
 
 def _shapes(rows: Iterable[Row]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Make lines and tables of text, and fit them to the width of a terminal."""
 
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from analysis.names import printable
@@ -85,6 +85,14 @@ def shortened(names: Sequence[str], width: int) -> list[str]:
         if len(set(short)) == len(set(names)):
             return short
     return list(names)
+
+
+def translated(block: Block, table: Mapping[int, int | str]) -> Block:
+    """Return a block with its characters replaced as by `str.translate`."""
+    if not isinstance(block, Table):
+        return type(block)(block.translate(table))
+    cells = [[text.translate(table) for text in row] for row in block.cells]
+    return Table(cells, [heading.translate(table) for heading in block.leaving])
 
 
 def fit(blocks: Iterable[Block], width: int) -> tuple[list[Block], list[str]]:

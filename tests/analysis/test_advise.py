@@ -54,6 +54,22 @@ def test_the_command_says_it_in_words_and_names_the_next_one(adapter, capsys):
     assert "Energy is not accuracy" in words
 
 
+@pytest.mark.parametrize(
+    ("change", "suffix", "command"),
+    [
+        ({}, "", "analysis.truncate a --energy 0.95 --out smaller/"),
+        ({}, ".safetensors", "analysis.truncate a --energy 0.95 --out smaller.safetensors"),
+        ({"part": "slice0"}, "", "analysis.extract a --energy 0.95 --out smaller/"),
+        ({"r": None}, "", "analysis.extract a --base BASE --energy 0.95 --out smaller/"),
+    ],
+)
+def test_the_next_command_is_one_that_works(adapter, change, suffix, command):
+    rows, _ = advise.of_run(checkpoint.at(adapter))
+    text = list(table.lines([row | change for row in rows], "a", suffix))
+    assert f"  python -m {command}" in text
+    assert ("  python -m multilora.cuts smaller/ --base MODEL --text FILE" in text) == (not suffix)
+
+
 def test_results_are_written_and_printed(adapter, tmp_path, capsys):
     assert advise.main([str(adapter), "--out", str(tmp_path / "o"), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["modules"]

@@ -83,7 +83,7 @@ def test_ctrl_c_ends_every_command_with_one_line(name, steps, monkeypatch, capfd
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(COMMANDS[name], "of_runs", interrupted)
+    monkeypatch.setattr("analysis.checkpoint.runs", interrupted)
     assert COMMANDS[name].main([str(steps)]) == 130
     assert capfd.readouterr() == ("", f"analysis.{name}: interrupted\n")
 
@@ -391,3 +391,22 @@ def test_the_columns_are_explained_without_a_path(name, capfd):
         COMMANDS[name].main([])
     assert stopped.value.code == 2
     assert "PATH" in capfd.readouterr().err
+
+
+def test_an_ascii_terminal_gets_ascii_within_its_width(write_adapter, lora_tensors):
+    """Also the legend, and names that are shortened; the same with UTF-8 has other signs."""
+    paths = [write_adapter(lora_tensors("layers.0.q"), f"{c}-{'long-' * 8}") for c in "abcdef"]
+    printed = {}
+    for encoding in ("ascii", "utf-8"):
+        done = subprocess.run(
+            [sys.executable, "-m", "analysis.spectrum", *map(str, paths), "--explain"],
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "80"},
+        )
+        assert done.returncode == 0
+        printed[encoding] = done.stdout
+    assert printed["ascii"].isascii()
+    assert not printed["utf-8"].isascii()
+    for sign in (b"?", b"\\u"):
+        assert sign not in printed["ascii"]
+    assert max(map(len, printed["ascii"].splitlines())) <= 80

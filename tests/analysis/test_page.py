@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from analysis import checkpoint, page, spectrum, store
+from analysis import checkpoint, dynamics, page, similarity, spectrum, store
 from analysis.base import landing
 from analysis.pages import document
 from analysis.pages.data import decoded
@@ -144,7 +144,7 @@ def test_what_fails_midway_leaves_the_old_page(adapters, tmp_path, run_main, mon
     def fails(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(page, "page", fails)
+    monkeypatch.setattr("analysis.pages.text.page", fails)
     status, _, stderr = run_main(page.main, *adapters, "--out", out)
     assert (status, stderr) == (2, ["analysis.page: no space left"])
     assert out.read_bytes() == before
@@ -177,20 +177,96 @@ def test_the_page_of_analysis_spectrum(adapters, tmp_path, run_main):
     assert out.read_bytes() == of_spectrum
 
 
-def test_analysis_spectrum_writes_no_page_that_lacks_a_checkpoint(adapters, tmp_path, run_main):
-    (adapters[1] / "adapter_model.safetensors").write_bytes(b"not tensors")
+def test_the_page_of_analysis_similarity(adapters, base, tmp_path, run_main):
+    """With φ and the base it is the page of analysis.page."""
     out = tmp_path / "p.html"
-    status, stdout, stderr = run_main(spectrum.main, *adapters, "--page", out)
+    for more in ((), ("--base", base, "--modules", r"layers\.0")):
+        status, stdout, stderr = run_main(similarity.main, *adapters, *more, "--page", out)
+        assert (status, stderr) == (0, [])
+        assert stdout
+        of_similarity = out.read_bytes()
+        run_main(page.main, *adapters, *more, "--out", out)
+        assert out.read_bytes() == of_similarity
+
+
+def test_the_page_of_two_runs_holds_the_same_from_each_command(
+    write_adapter, lora_tensors, tmp_path, run_main
+):
+    """Of all pairs of steps analysis.similarity compares more than a page shows."""
+    for run in ("a", "b"):
+        for step in (5, 10, 15):
+            write_adapter(lora_tensors(*MODULES), f"{run}/checkpoint-{step}")
+    runs = [tmp_path / run for run in ("a", "b")]
+    pages = {}
+    for command, option in ((page, "--out"), (dynamics, "--page"), (similarity, "--page")):
+        assert run_main(command.main, *runs, option, tmp_path / "p.html")[::2] == (0, [])
+        pages[command] = (tmp_path / "p.html").read_text()
+    found = json.loads(re.search(r'id="data">(.*?)</script>', pages[page])[1])
+    assert found["phi"]["of"] == len(found["phi"]["pairs"]) == 7
+    assert pages[dynamics] == pages[similarity] == pages[page]
+
+
+def test_modules_are_shown_by_the_names_that_map_gives_them(
+    write_adapter, lora_tensors, tmp_path, run_main
+):
+    paths = [
+        write_adapter(lora_tensors("layers.0.q_proj", "layers.0.v_proj"), "one"),
+        write_adapter(lora_tensors("h.0.q", "layers.0.v_proj"), "two"),
+    ]
+    out = tmp_path / "p.html"
+    arguments = (*paths, "--map", r"^h\.(\d+)\.q", r"layers.\1.q_proj", "--page", out)
+    assert run_main(similarity.main, *arguments, "--modules", "q_proj")[0] == 0
+    text = out.read_text()
+    assert text.count('"name":"layers.0.q_proj"') == 1
+    assert "h.0.q" not in text
+    assert "v_proj" not in text
+    status, _, stderr = run_main(similarity.main, *paths, "--map", "^.*", "same", "--page", out)
+    assert status == 1
+    assert any("appears twice" in line for line in stderr)
+    assert out.read_text().count('"name":"same"') == 1
+
+
+@pytest.mark.parametrize("command", [spectrum, similarity, dynamics])
+def test_no_command_writes_a_page_that_lacks_a_checkpoint(
+    command, write_adapter, lora_tensors, tmp_path, run_main
+):
+    paths = [write_adapter(lora_tensors(*MODULES), f"run/checkpoint-{n}") for n in (1, 2, 3)]
+    (paths[1] / "adapter_model.safetensors").write_bytes(b"not tensors")
+    out = tmp_path / "p.html"
+    status, stdout, stderr = run_main(command.main, *paths, "--page", out)
     assert status == 1
     assert stdout
-    assert any("is not written, since it would lack" in line for line in stderr)
+    assert any("no page is written without it" in line for line in stderr)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("command", [spectrum, similarity, dynamics])
+def test_every_command_replaces_only_a_page_of_this_tool(
+    command, write_adapter, lora_tensors, tmp_path, run_main
+):
+    paths = [write_adapter(lora_tensors(*MODULES), f"run/checkpoint-{n}") for n in (1, 2)]
+    out = tmp_path / "p.html"
     out.write_text("mine")
-    status, stdout, stderr = run_main(spectrum.main, adapters[0], "--page", out)
+    status, stdout, stderr = run_main(command.main, *paths, "--page", out)
     assert (status, stdout) == (2, "")
     assert "--page" in stderr[0]
-    assert "--force" not in stderr[0]
+    assert "--force" in stderr[0]
     assert out.read_text() == "mine"
+    assert run_main(command.main, *paths, "--page", out, "--force")[::2] == (0, [])
+    assert document.is_page(out.read_bytes()[: store.START])
+    assert run_main(command.main, *paths, "--page", out)[::2] == (0, [])
+
+
+def test_a_checkpoint_without_an_update_is_no_success(adapters, tmp_path, run_main):
+    save_file({"x": np.ones(2)}, adapters[1] / "adapter_model.safetensors")
+    out = tmp_path / "p.html"
+    assert run_main(spectrum.main, *adapters, "--page", out)[0] == 1
+    assert not out.exists()
+
+
+def test_a_page_shows_no_merge(adapters, tmp_path):
+    with pytest.raises(SystemExit, match="2"):
+        similarity.main(["--merge", *map(str, adapters), "--page", str(tmp_path / "p.html")])
 
 
 def test_a_broken_link_is_not_replaced(adapters, tmp_path, run_main):
@@ -209,7 +285,7 @@ def test_no_checkpoint_and_bad_usage(tmp_path, run_main):
 
 
 def test_the_other_commands_do_not_load_the_page():
-    code = "import sys, analysis.spectrum; print([m for m in sys.modules if 'page' in m])"
+    code = "import sys, analysis.dynamics; print([m for m in sys.modules if 'page' in m])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "analysis" not in loaded.stdout
     assert loaded.returncode == 0

@@ -13,12 +13,13 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from made_moments import write_moments
 from safetensors.numpy import save_file
 
 from analysis import CheckpointError, UserError, checkpoint, results, spectrum, store
 from analysis.checkpoint import Run
 from analysis.formats import Options
-from analysis.numerics import metrics, null
+from analysis.numerics import metrics, null, tails
 from analysis.pairs import combine, dominance
 from analysis.spectrum import analyse, main, of_updates
 from analysis.tables.spectrum import summary
@@ -195,6 +196,7 @@ def test_untrained_modules_are_counted_not_errors(write_adapter, lora_tensors, c
         *("effective_rank", "energy_entropy_rank", "stable_rank", "participation_ratio"),
         *("energy_rank_50", "energy_rank_90", "energy_rank_99"),
         *results.DENOISED,
+        *results.HILL,
     }
     assert row["rank"] == row["spectral_norm"] == row["frobenius_norm"] == 0
     np.testing.assert_array_equal(spectra.s["adapter/v"], np.zeros(4))
@@ -846,3 +848,129 @@ def test_what_is_assumed_of_a_file_is_said(command, write_adapter, tmp_path, rng
     status, out, err = command(tmp_path / "own.safetensors", "--json")
     kinds = [line.get("kind") for line in json.loads(out)["other"]]
     assert (kinds, len(err)) == ([None, "remark", "remark"], 2)
+
+
+# In function space
+
+
+@pytest.fixture
+def inputs(tmp_path, rng):
+    """Write second moments of two kinds of module; returns the directory and the matrices."""
+    C = {kind: np.cov(rng.standard_normal((10, 40))) for kind in ("q_proj", "up_proj")}
+
+    def write(**changes):
+        modules = {f"model.layers.{i}.{kind}": C[kind] for i in (0, 1) for kind in C}
+        modules |= changes.pop("modules", {})
+        return write_moments(tmp_path / "moments", modules, **changes)
+
+    return write, C
+
+
+def test_the_columns_of_function_space_agree_with_a_dense_root(two_layers, inputs, command):
+    write, C = inputs
+    plain, spectra = analyse(two_layers), analyse(two_layers, activations=write())
+    assert [row | dict.fromkeys(results.FUNCTION) for row in plain.rows] == [
+        row | dict.fromkeys(results.FUNCTION) for row in spectra.rows
+    ]
+    for update, row in zip(checkpoint.read(two_layers), spectra.rows, strict=True):
+        assert tuple(row) == (*results.COLUMNS, *results.FUNCTION)
+        M = C[row["kind"]]
+        values, Z = np.linalg.eigh(M)
+        W, root = update.dense(), (Z * np.sqrt(values)) @ Z.T
+        s = np.linalg.svd(W @ root, compute_uv=False)
+        assert row["function_top_share_1"] == pytest.approx(s[0] ** 2 / np.sum(s**2))
+        assert row["function_effective_rank"] == pytest.approx(metrics.effective_rank(s[:4]))
+        V = np.linalg.svd(W)[2][:4]
+        energies = np.linalg.svd(W)[1][:4] ** 2 * np.diagonal(V @ M @ V.T)
+        assert row["function_carried_1"] == pytest.approx(energies[0] / energies.sum())
+        assert row["function_norm"] ** 2 == pytest.approx(np.trace(W @ M @ W.T))
+
+
+def test_the_table_of_function_space_is_printed_written_and_read(
+    two_layers, inputs, command, tmp_path
+):
+    write, _ = inputs
+    given = [two_layers, "--activations", write(), "--out", tmp_path / "out"]
+    status, out, err = command(*given)
+    assert (status, err) == (0, [])
+    assert "adapter  in function space" in out
+    loaded, record = store.load(tmp_path / "out")
+    assert loaded.rows == analyse(two_layers, activations=write()).rows
+    assert record["activations"] == "abc"
+    assert list(loaded.to_frame().columns)[-1] == results.FUNCTION[-1]
+    assert "function_norm" not in command(two_layers, "--csv")[1]
+    assert "E‖ΔW x‖²" in command(*given[:3], "--explain")[1]
+    assert "E‖ΔW x‖²" not in command(*given[:1], "--explain")[1]
+    (first, *_) = command(*given[:3], "--csv")[1].splitlines()
+    assert first.split(",") == [*results.COLUMNS, *results.FUNCTION]
+
+
+def test_a_module_without_a_moment_has_empty_columns_and_a_word(two_layers, tmp_path, command):
+    path = write_moments(tmp_path / "m", {"model.layers.0.q_proj": np.eye(10)})
+    status, out, err = command(two_layers, "--activations", path, "--json")
+    assert status == 0
+    assert err == [
+        f"analysis.spectrum: --activations {path}: has no second moment of 3 modules, such as"
+        " model.layers.0.up_proj: empty columns"
+    ]
+    rows = {row["module"]: row for row in json.loads(out)["rows"]}
+    assert rows["model.layers.0.q_proj"]["function_alignment"] == pytest.approx(1)
+    assert {rows["model.layers.1.q_proj"][name] for name in results.FUNCTION} == {None}
+
+
+@pytest.mark.parametrize(
+    ("modules", "status", "words"),
+    [
+        ({"model.layers.0.q_proj": np.eye(7)}, 1, r"layers.0.q_proj: the .* is \(7, 7\)"),
+        ({"model.layers.0.q_proj": np.full((10, 10), np.nan)}, 1, "layers.0.q_proj: .*holds NaN"),
+        ({"other": np.eye(10)}, 2, "has no second moment of model.layers.0.q_proj, nor of any"),
+    ],
+)
+def test_moments_that_do_not_fit_are_named(two_layers, tmp_path, command, modules, status, words):
+    path = write_moments(tmp_path / "m", modules)
+    got, _, err = command(two_layers, "--activations", path)
+    assert got == status
+    assert re.search(words, "\n".join(err))
+
+
+def test_moments_of_another_base_are_refused(two_layers, inputs, command):
+    write, _ = inputs
+    facts = {"path": "x", "sha256": {"model.safetensors": "11"}}
+    (two_layers / "run.json").write_text(json.dumps({"base": facts}))
+    status, _, (line,) = command(two_layers, "--activations", write())
+    assert (status, "has the inputs of another model" in line) == (2, True)
+    for path in (two_layers, two_layers / "none"):
+        status, _, (line,) = command(two_layers, "--activations", path)
+        assert (status, "is not a directory of second moments" in line) == (2, True)
+
+
+def test_an_update_of_zero_and_other_formats_have_their_columns(
+    write_delta, tmp_path, rng, lora_tensors, write_adapter
+):
+    W = rng.standard_normal((12, 10)).astype("f4")
+    path = write_moments(tmp_path / "m", {"q": np.eye(10), "v": np.eye(10)})
+    full = analyse(write_delta({"q": W, "v": 0 * W}), activations=path).rows
+    assert full[0]["function_top_share_1"] == pytest.approx(full[0]["top_share_1"])
+    assert {full[1][name] for name in results.FUNCTION} == {None}
+    tensors = lora_tensors("q")
+    terms = [combine.Term(w, write_adapter(tensors, n)) for w, n in ((1.0, "a"), (-1.0, "b"))]
+    zero, mean = analyse([], terms=terms, activations=path).rows
+    assert zero["function_norm"] is None
+    assert mean["function_alignment"] is None  # the mean of B·A with weights 1 and −1 is zero
+
+
+# The exponent of the tail
+
+
+def test_only_a_dense_update_of_enough_values_has_an_exponent(write_delta, two_layers, rng):
+    tail = np.sqrt(rng.uniform(size=150) ** -0.5)
+    U, V = (np.linalg.qr(rng.standard_normal((d, 150)))[0] for d in (160, 150))
+    W = ((U * np.sort(tail)[::-1]) @ V.T).astype("f4")
+    row, small = analyse(write_delta({"q": W, "v": W[:40, :40]})).rows
+    assert row["hill_low"] < row["hill"] < row["hill_high"]
+    assert row["hill"] == pytest.approx(tails.hill(np.sort(tail)[::-1]).exponent, rel=1e-4)
+    assert [small[name] for name in results.HILL] == [None] * 3
+    assert {row[name] for row in analyse(two_layers).rows for name in results.HILL} == {None}
+    facts = {"floor": 100.0, "W0_frobenius": 1.0, "W0_rms": 0.1}  # all values are noise
+    noisy = write_delta({"q": W}, name="noisy", modules={"q": facts})
+    assert analyse(noisy).rows[0]["hill"] is None

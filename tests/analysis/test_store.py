@@ -18,7 +18,7 @@ from matplotlib.image import imread
 
 from analysis import CheckpointError, spectrum, store
 from analysis.files import exchange
-from analysis.results import Spectra
+from analysis.results import FUNCTION, Spectra
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_columns_are_those_of_the_design(tmp_path, spectra):
         "top_share_10pct,effective_rank,energy_entropy_rank,stable_rank,participation_ratio,gini,"
         "energy_rank_50,energy_rank_90,energy_rank_99,utilisation,democracy,outliers,floor,"
         "above_floor,algorithm,error_bound,effective_rank_denoised,gini_denoised,"
-        "top_share_1_denoised"
+        "top_share_1_denoised,hill,hill_low,hill_high"
     )
     assert len(lines) == 3
     assert lines[0].startswith("run@20/head,run,lora,20,head,,head,,12,10,4,4,0,0.0,0.0,0.0,,,,")
@@ -401,3 +401,16 @@ def test_saved_figures_are_whole_and_the_same_again(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         store.save_figure(figure, stem)
     assert [file.read_bytes() for file in sorted(stem.parent.iterdir())] == contents[1]
+
+
+def test_a_table_of_before_the_exponents_is_read_and_further_columns_are_kept(tmp_path, spectra):
+    text = store.csv_text(spectra.rows)
+    header, *lines = text.splitlines()
+    older = [line.removesuffix(",,,") for line in lines]
+    assert header.endswith(",hill,hill_low,hill_high")
+    file = tmp_path / "spectrum.csv"
+    file.write_text("\n".join([header.removesuffix(",hill,hill_low,hill_high"), *older, ""]))
+    assert store.rows(file) == spectra.rows
+    more = [row | dict.fromkeys(FUNCTION, 0.5) for row in spectra.rows]
+    store.save(tmp_path / "out", Spectra(more, spectra.s), {"command": "test"})
+    assert store.load(tmp_path / "out")[0].rows == more

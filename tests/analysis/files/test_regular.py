@@ -5,9 +5,9 @@ import os
 import pytest
 from entries import scan
 
-from analysis import CheckpointError
+from analysis import CheckpointError, UserError
 from analysis.files import tensors
-from analysis.files.regular import open_regular
+from analysis.files.regular import open_regular, read_text
 
 
 def test_a_link_to_a_file_is_opened(tmp_path):
@@ -27,6 +27,20 @@ def test_pipes_devices_and_directories_are_not(tmp_path):
         open_regular(tmp_path)
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "missing")
+
+
+def test_a_text_is_read_and_anything_else_is_not(tmp_path):
+    (tmp_path / "text").write_text("naïve", encoding="utf-8")
+    assert read_text(tmp_path / "text") == "naïve"
+    (tmp_path / "latin").write_bytes("naïve".encode("latin-1"))
+    for path, words in (
+        (tmp_path / "latin", "can't decode"),
+        (tmp_path / "none", "No such file"),
+        (tmp_path, "is a directory"),
+        ("/dev/zero", "a named pipe, a socket or a device"),
+    ):
+        with pytest.raises(UserError, match=f"not readable as UTF-8 text: .*{words}"):
+            read_text(path)
 
 
 @pytest.mark.parametrize("name", ["x.json", "x.safetensors", "x.bin"])

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ import made_pages
 import pytest
 
 from analysis.pages import document
-from analysis.pages.text import page
+from analysis.pages.text import frame, page
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 NAMES = (HOSTILE, "<!--<script>", "q\u2028']]>&lt;", '"><svg/onload=alert(1)>', "$&__proto__")
@@ -130,3 +131,13 @@ def test_the_libraries_are_those_that_were_published():
         assert hashlib.sha256((vendor / name).read_bytes()).hexdigest() == known["sha256"]
         assert known["source"].endswith(f"-{known['version']}.tgz")
         assert f"{known['package']} {known['version']}" in (vendor / "LICENSES.txt").read_text()
+
+
+def test_a_frame_holds_the_page_as_an_attribute():
+    """No quote of the page ends it, and its scripts see nothing around them."""
+    (found,) = re.findall(
+        r'srcdoc="([^"]*)"></iframe></div>$', frame('<p title="a">&amp;</p>', 400)
+    )
+    assert html.unescape(found) == '<p title="a">&amp;</p>'
+    assert "allow-same-origin" not in frame("")
+    assert "height: 400px" in frame("", 400)

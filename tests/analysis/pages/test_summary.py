@@ -1,5 +1,7 @@
 """The first sentence of a page says what the numbers say, and nothing that chance explains."""
 
+from dataclasses import replace
+
 import made_pages
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from analysis.checkpoint import Run
 from analysis.pages.data import Results
 from analysis.pages.summary import summarise
 from analysis.pairs import dominance
+from analysis.tables.dominance import contrary
 
 
 def run(rng, name, exponent, kinds=("q_proj", "v_proj"), layers=6, r=8, exponents=None):
@@ -73,7 +76,7 @@ def test_several_runs(rng):
         "a is more dominated than b and c (by all measures); 1 of 3 comparisons is not clear."
     )
     assert (len(found.comparisons), len(found.where)) == (3, 1)
-    assert found.where[0].startswith("Of 3 checkpoints, the share of ΔW's energy in the first")
+    assert found.where[0].startswith("Share of ΔW's energy in the first direction, median over")
     alike = summary(*runs[1:], run(rng, "d", 0.1))
     assert alike.sentence.startswith("None of 3 comparisons shows which side")
 
@@ -124,3 +127,25 @@ def test_control_characters_of_names_are_escaped(rng):
     found = summary(run(rng, "a\u202e\x1b", 1.0))
     assert "\x1b" not in found.sentence + found.title + str(found.table)
     assert "\u202e" not in found.sentence
+
+
+def test_a_first_direction_that_points_the_other_way_is_told(rng):
+    """Evenness decides for a; the first direction's share is larger in b in half of the modules."""
+    finding = dominance.findings(made_pages.together(run(rng, "a", 2.0), run(rng, "b", 0.1)))[0]
+    assert [*contrary([finding])] == []
+    turned = {**finding.readings}
+    turned["top_share_1"] = replace(turned["top_share_1"], beyond=-0.1, more=None)
+    turned = replace(finding, readings=turned, agreement=dominance.Agreement.WITHIN)
+    (words,) = contrary([turned])
+    assert words.endswith("its share is further beyond chance in b than in a.")
+    (words,) = contrary([turned, finding, turned])
+    assert words.endswith("in b than in a, and likewise in 1 more comparison.")
+    assert [*contrary([replace(turned, more=None)])] == []
+
+
+def test_the_terminal_says_the_same_sentence(rng, write_adapter, lora_tensors, run_main):
+    paths = [write_adapter(lora_tensors("layers.0.q", "layers.1.q"), name) for name in "abc"]
+    found = spectrum.analyse(paths)
+    page = summarise(Results(found, dominance.findings(found)))
+    printed = " ".join(run_main(spectrum.main, *paths)[1].split())
+    assert printed.startswith(f"{page.sentence} {page.where[0]}")

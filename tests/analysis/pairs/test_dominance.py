@@ -222,7 +222,8 @@ def test_energy_shares_only():
     got = finding({"q": [3, *[1] * 3]}, {"q": [3, *[1] * 3, *[0.999] * 40]})
     assert (got.agreement, got.more) == ("energy shares only", "a")
     assert got.sentence == (
-        "a is more dominated than b, by energy shares only (top-1); within s[:4] it is not clear."
+        "a is more dominated than b by energy shares only (top-1); by how uneven the top 4 values"
+        " are it is not clear."
     )
 
 
@@ -231,8 +232,8 @@ def test_within_k_only_says_what_is_held():
     got = finding({"q": b}, {"q": a})
     assert (got.agreement, got.more) == ("within s[:k] only", "a")
     assert got.sentence == (
-        "a is more dominated than b, within s[:4] only, which holds 1.000 and 1.000 of the energy;"
-        " by energy shares it is not clear."
+        "a is more dominated than b by how uneven its top 4 values are, which hold 1.000 and 1.000"
+        " of the energy; by energy shares it is not clear."
     )
 
 

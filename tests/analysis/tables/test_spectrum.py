@@ -148,13 +148,18 @@ def test_what_has_not_moved_or_has_one_direction_is_said_so():
     assert "ranks 1 to 4" in statement([one, row("v")])
 
 
-def test_of_several_checkpoints_the_extremes_beyond_chance_are_named():
-    """The larger share of a lower rank is nearer to its chance."""
+def test_of_several_checkpoints_the_shares_are_given_beside_chance():
+    """Which is more dominated is said elsewhere: a larger share of a lower rank may be chance."""
     low = row("q", run="low", r=2, capacity=2, top_share_1=0.75)
     high = row("q", run="high", d_out=300, d_in=200, r=32, capacity=32, top_share_1=0.7)
     words = statement([low, high, row("q", run="between", top_share_1=0.7)])
-    assert "furthest beyond chance in high (70 %, by chance 7 %)" in words
-    assert "least so in low (75 %" in words
+    assert words.startswith("Share of ΔW's energy in the first direction, median over modules: low")
+    assert "high (70 %, by chance 7 %), between (70 %" in words
+    many = [row("q", run=f"r{n}", top_share_1=n / 10) for n in (5, 9, 3, 7)]
+    words = statement(many)
+    assert "from r3 (30 %" in words
+    assert " to r9 (90 %" in words
+    assert "r5" not in words
     none = [line | {"top_share_1": None} for line in (low, high)]
     assert "none of which can be compared" in statement(none)
 
