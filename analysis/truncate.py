@@ -11,7 +11,7 @@ files. What else was saved, heads and biases, is carried along.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -94,6 +94,24 @@ def truncate(
         else:
             kept.append(cut)
     return Truncated(rows, kept, left_out, kept_dtype)
+
+
+def as_written(
+    result: Truncated, updates: Sequence[LowRankUpdate], stored: Sequence[LowRankUpdate]
+) -> Truncated:
+    """Return the result with the errors of what was written, where a format sets the scale.
+
+    updates: before the truncation. stored: as `Opened.write` returns them.
+    """
+    before = {update.name: update for update in updates}
+    after = {update.name: update for update in stored if update.scale != 1.0}
+    rows = [
+        row | {"error": compress.error(before[row["module"]], after[row["module"]])}
+        if row["module"] in after and row["error"] > 0
+        else row
+        for row in result.rows
+    ]
+    return replace(result, rows=rows)
 
 
 def _check(energy: float | None, rank: int | None, budget: float | None) -> None:
@@ -285,7 +303,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         budget=arguments.budget * MEGABYTE if arguments.budget is not None else None,
         dtype=adapter.dtype_of(arguments.dtype) if arguments.dtype else None,
     )
-    source.write(result, out, arguments.force)
+    result = as_written(result, source.updates, source.write(result, out, arguments.force))
     if arguments.csv:
         command.emit(store.csv_text(result.rows, table.COLUMNS).rstrip("\n"))
     else:
