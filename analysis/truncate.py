@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis import CheckpointError, UserError, checkpoint, command, store
-from analysis.checkpoint import Run, Source
+from analysis.checkpoint import Run
 from analysis.files.place import Place
 from analysis.formats import Options, peft, through_peft
 from analysis.names import kind_of, layer_of
@@ -223,8 +223,8 @@ def opened(run: Run, options: Options) -> Opened:
             )
 
         return Opened(updates, as_adapter)
-    file = _one_file(source)
-    if file is not None and single.family(file):
+    file = single.of(source)
+    if file is not None:
         single.names(file)
 
         def as_file(result: Truncated, out: Path, force: bool) -> list[LowRankUpdate]:
@@ -238,14 +238,6 @@ def opened(run: Run, options: Options) -> Opened:
 
 
 EXTRACT = "python -m analysis.extract makes a LoRA of"
-
-
-def _one_file(source: Source) -> Place | None:
-    """Return the checkpoint's only file of tensors; None if it has more, or a family of its own."""
-    if source.family is not None:
-        return None
-    files = checkpoint.inputs(source.path) if source.place.path.is_dir() else [source.place.path]
-    return Place(files[0]) if len(files) == 1 else None
 
 
 def _refuse_others(place: Place) -> None:

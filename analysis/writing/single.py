@@ -14,6 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from analysis import CheckpointError, UserError, checkpoint
+from analysis.checkpoint import Source
 from analysis.files import exchange
 from analysis.files.place import Place
 from analysis.formats import diffusers, kohya
@@ -30,7 +31,16 @@ Names = dict[str, dict[str, str]]  # module → "A", "B", "alpha" → the name o
 def family(place: Place) -> ModuleType | None:
     """Return the family that reads the file, if it is one that can be written."""
     reads = next((one for one in checkpoint.FILES if one.recognise(place)), None)
-    return reads if reads in (kohya, diffusers) else None  # type: ignore[return-value]
+    return reads if reads in (kohya, diffusers) else None
+
+
+def of(source: Source) -> Place | None:
+    """Return the checkpoint's only file of tensors; None if it has more, or cannot be written."""
+    if source.families:
+        return None
+    files = checkpoint.inputs(source.path) if source.place.path.is_dir() else [source.place.path]
+    place = Place(files[0]) if len(files) == 1 else None
+    return place if place and family(place) else None
 
 
 def names(place: Place) -> Names:
