@@ -11,14 +11,14 @@ files. What else was saved, heads and biases, is carried along.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from analysis import CheckpointError, UserError, checkpoint, command, store
-from analysis.checkpoint import Run, Source
+from analysis.checkpoint import Run
 from analysis.files.place import Place
 from analysis.formats import Options, peft, through_peft
 from analysis.names import kind_of, layer_of
@@ -94,6 +94,24 @@ def truncate(
         else:
             kept.append(cut)
     return Truncated(rows, kept, left_out, kept_dtype)
+
+
+def as_written(
+    result: Truncated, updates: Sequence[LowRankUpdate], stored: Sequence[LowRankUpdate]
+) -> Truncated:
+    """Return the result with the errors of what was written, where a format sets the scale.
+
+    updates: before the truncation. stored: as `Opened.write` returns them.
+    """
+    before = {update.name: update for update in updates}
+    after = {update.name: update for update in stored if update.scale != 1.0}
+    rows = [
+        row | {"error": compress.error(before[row["module"]], after[row["module"]])}
+        if row["module"] in after and row["error"] > 0
+        else row
+        for row in result.rows
+    ]
+    return replace(result, rows=rows)
 
 
 def _check(energy: float | None, rank: int | None, budget: float | None) -> None:
@@ -205,8 +223,8 @@ def opened(run: Run, options: Options) -> Opened:
             )
 
         return Opened(updates, as_adapter)
-    file = _one_file(source)
-    if file is not None and single.family(file):
+    file = single.of(source)
+    if file is not None:
         single.names(file)
 
         def as_file(result: Truncated, out: Path, force: bool) -> list[LowRankUpdate]:
@@ -220,14 +238,6 @@ def opened(run: Run, options: Options) -> Opened:
 
 
 EXTRACT = "python -m analysis.extract makes a LoRA of"
-
-
-def _one_file(source: Source) -> Place | None:
-    """Return the checkpoint's only file of tensors; None if it has more, or a family of its own."""
-    if source.family is not None:
-        return None
-    files = checkpoint.inputs(source.path) if source.place.path.is_dir() else [source.place.path]
-    return Place(files[0]) if len(files) == 1 else None
 
 
 def _refuse_others(place: Place) -> None:
@@ -285,7 +295,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         budget=arguments.budget * MEGABYTE if arguments.budget is not None else None,
         dtype=adapter.dtype_of(arguments.dtype) if arguments.dtype else None,
     )
-    source.write(result, out, arguments.force)
+    result = as_written(result, source.updates, source.write(result, out, arguments.force))
     if arguments.csv:
         command.emit(store.csv_text(result.rows, table.COLUMNS).rstrip("\n"))
     else:

@@ -1,6 +1,5 @@
 """Print the ranks that a checkpoint needs, by kind of module, and what they would save."""
 
-import shlex
 import statistics
 from collections.abc import Iterator, Sequence
 
@@ -24,10 +23,11 @@ be dropped: the modules with the least energy, as many as hold less than a thous
 modules together."""
 
 
-def lines(rows: Sequence[Row], path: str, suffix: str = "") -> Iterator[Block]:
+def lines(rows: Sequence[Row], checkpoint: str, out: str = "") -> Iterator[Block]:
     """Yield a sentence, a table with a line per kind, and what to do about it.
 
-    path: of the checkpoint. suffix: of its file, if it is a single file, which stays one.
+    checkpoint: its path and the options that it needs, as words of a command. out: where
+    analysis.truncate could write it; "" if it cannot.
     """
     capacity = statistics.median(row["capacity"] for row in rows)
     needed = statistics.median(row["rank_95"] for row in rows)
@@ -52,19 +52,11 @@ def lines(rows: Sequence[Row], path: str, suffix: str = "") -> Iterator[Block]:
             f" be dropped: {named}"
         )
     yield "Energy is not accuracy: a weak direction can be the one that matters. To try it:"
-    yield from (f"  {words}" for words in _commands(rows, shlex.quote(path), suffix))
-
-
-def _commands(rows: Sequence[Row], path: str, suffix: str) -> Iterator[str]:
-    """Yield the command that makes a smaller adapter, and the one that measures what it does."""
-    if all(row["r"] and not row["part"] for row in rows):
-        yield f"python -m analysis.truncate {path} --energy 0.95 --out smaller{suffix or '/'}"
-    else:
-        suffix = ""
-        base = "" if all(row["r"] for row in rows) else " --base BASE"
-        yield f"python -m analysis.extract {path}{base} --energy 0.95 --out smaller/"
-    if not suffix:
-        yield "python -m multilora.cuts smaller/ --base MODEL --text FILE"
+    plain = out and all(row["r"] and not row["part"] for row in rows)
+    program, place = ("truncate", out) if plain else ("extract", "smaller/")
+    yield f"  python -m analysis.{program} {checkpoint} --energy 0.95 --out {place}"
+    if place.endswith("/"):
+        yield f"  python -m multilora.cuts {place} --base MODEL --text FILE"
 
 
 def _line(kind: str, rows: Sequence[Row]) -> list[str]:

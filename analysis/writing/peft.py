@@ -172,18 +172,20 @@ def check_free(out: Path, force: bool) -> None:
         raise UserError(f"{out}: exists; pass another name, or --force to replace it")
 
 
-def as_stored(update: LowRankUpdate, dtype: np.dtype, scaled: bool = True) -> LowRankUpdate:
+def as_stored(
+    update: LowRankUpdate, dtype: np.dtype, scaled: bool = True, scale: float = 1.0
+) -> LowRankUpdate:
     """Return an update with factors of a dtype; UserError if they overflow.
 
     scaled: True if the format has a scale. Factors that have this dtype already then stay as they
-    are, with their scale; any other update has the scale 1 afterwards.
+    are, with their scale; any other update has `scale` afterwards, above 0.
     """
     if {update.B.dtype, update.A.dtype} == {dtype} and (scaled or update.scale == 1.0):
         return update
-    root = np.sqrt(abs(update.scale))
+    root = np.sqrt(abs(update.scale) / scale)
     sign = -1.0 if update.scale < 0 else 1.0
     B, A = sign * root * float64(update.B), root * float64(update.A)
-    exact = LowRankUpdate(update.name, B, A, 1.0, update.part, update.method, update.source)
+    exact = LowRankUpdate(update.name, B, A, scale, update.part, update.method, update.source)
     with np.errstate(over="ignore"):
         rounded = compress.rounded(exact, dtype)
     if not all(np.isfinite(float64(M)).all() for M in (rounded.B, rounded.A)):

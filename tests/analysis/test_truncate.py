@@ -174,6 +174,27 @@ def test_an_adapter_can_replace_itself(lora):
         np.testing.assert_allclose(update.dense(), want.dense(), atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_printed_error_of_a_file_with_alpha(tmp_path, rng, capsys, dtype):
+    """Rounding is that of the factors with the scale that α gives them, which is not 1."""
+    tensors = {
+        "lora_unet_a_to_q.lora_down.weight": rng.standard_normal((4, 10)),
+        "lora_unet_a_to_q.lora_up.weight": rng.standard_normal((8, 4)),
+        "lora_unet_a_to_q.alpha": np.array(3),
+    }
+    tensors = {name: M.astype(np.float32) for name, M in tensors.items()}
+    save_file(tensors, tmp_path / "k.safetensors")
+    files = [str(tmp_path / name) for name in ("k.safetensors", "out.safetensors")]
+    words = ["--rank", "2", "--out", files[1], "--dtype", dtype, "--csv"]
+    assert truncate.main([files[0], *words]) == 0
+    printed = float(capsys.readouterr().out.splitlines()[1].split(",")[-1])
+    before, after = (next(iter(checkpoint.read(file))) for file in files)
+    assert after.scale == 1.5
+    difference = before.dense() - after.dense()
+    error = np.linalg.norm(difference) / np.linalg.norm(before.dense())
+    assert printed == pytest.approx(error, abs=1e-9)
+
+
 def test_a_directory_with_one_file_of_factors(tmp_path, rng, capsys):
     """As diffusers saves it."""
     tensors = {
