@@ -211,7 +211,7 @@ def _add(
 ) -> None:
     """Add factors to the result, with their row; turned: they are those of the transpose of ΔW."""
     kept = adapter.as_stored(found, dtype)
-    size, error = _compared(update, kept, turned)
+    size, error = compared(update, kept, turned)
     result.updates.append(kept)
     if layout != adapter.LINEAR:
         result.layouts[kept.name] = layout
@@ -282,7 +282,7 @@ def _of_matrix(update: DenseUpdate, rank: int | None, energy: float | None) -> L
     )
 
 
-def _compared(update: Update, kept: LowRankUpdate, turned: bool) -> tuple[float, float]:
+def compared(update: Update, kept: LowRankUpdate, turned: bool) -> tuple[float, float]:
     """Return ‖ΔW‖ and ‖ΔW − BA‖/‖ΔW‖, measured; turned: BA is the transpose of ΔW."""
     B, A = float64(kept.B), kept.scale * float64(kept.A)
     B, A = (A.T, B.T) if turned else (B, A)
