@@ -22,6 +22,7 @@ from analysis.base import landing
 from analysis.base import vectors as base_vectors
 from analysis.checkpoint import Run
 from analysis.formats import Options
+from analysis.merging import report as merging_report
 from analysis.numerics import subspaces
 from analysis.numerics.subspaces import phi
 from analysis.pairs import meeting, merging, repeatability
@@ -44,6 +45,7 @@ LEGENDS = (
     f"With --base:\n\n{base_table.EXPLANATION}",
 )
 MERGE_TABLE, SUMS = "merging.csv", "sums.safetensors"
+ADAPTERS_TABLE, MERGED_TABLE, MERGED_SPECTRA = "adapters.csv", "merged.csv", "merged.safetensors"
 
 
 def analyse(
@@ -184,7 +186,7 @@ def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         if arguments.merge:
             parser.error("--landing and --intruders cannot be combined with --merge")
     if arguments.merge and (arguments.figures or arguments.group):
-        parser.error("--merge compares two checkpoints; expected neither --figures nor --group")
+        parser.error("--merge draws no figure; expected neither --figures nor --group")
 
 
 Table = tuple[Sequence[Row], Sequence[str]]  # rows and columns
@@ -282,8 +284,8 @@ def _with_base(report: _Report, against: AgainstBase) -> _Report:
 
 
 def _merged(runs: Sequence[Run], arguments: argparse.Namespace) -> _Report:
-    """Analyse what merging two checkpoints would do."""
-    result = merging.analyse(
+    """Measure what adding the updates of the checkpoints would do: analysis.merge without --out."""
+    found = merging_report.analyse(
         runs,
         options=command.reading_options(arguments),
         modules=arguments.modules,
@@ -291,12 +293,21 @@ def _merged(runs: Sequence[Run], arguments: argparse.Namespace) -> _Report:
         progress=True,
     )
     return _Report(
-        blocks=[*merging_table.lines(result.rows)],
+        blocks=[*merging_table.lines(found)],
         legends=[merging_table.EXPLANATION],
-        json={"merging": result.rows, "other": result.other},
-        tables={MERGE_TABLE: (result.rows, merging.ROW_COLUMNS)},
-        tensors={SUMS: result.s},
-        skipped=result.skipped,
+        json={
+            "merging": found.rows,
+            "adapters": found.adapters,
+            "merged": found.merged,
+            "other": found.other,
+        },
+        tables={
+            MERGE_TABLE: (found.rows, merging.ROW_COLUMNS),
+            ADAPTERS_TABLE: (found.adapters, merging_report.ADAPTER),
+            MERGED_TABLE: (found.merged, merging_report.MERGED),
+        },
+        tensors={SUMS: found.s, MERGED_SPECTRA: found.merged_s},
+        skipped=found.skipped,
     )
 
 
@@ -371,12 +382,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--merge",
         action="store_true",
-        help="for two checkpoints: what adding or averaging them keeps and cancels, and the rank"
-        " that it needs",
+        help="what adding or averaging the checkpoints keeps and cancels, and the rank that it"
+        " needs: the report of analysis.merge, which writes the sum too",
     )
     parser.add_argument("--figures", metavar="DIR", help="draw similarity.png and .pdf there")
     files = f"{TABLE}, {PHI}, {store.RECORD}"
-    more = f"with --base also {BASE_TABLE}; with --merge instead {MERGE_TABLE}, {SUMS}"
+    more = f"with --base also {BASE_TABLE}; with --merge instead {MERGE_TABLE} (pairs),"
+    more += f" {ADAPTERS_TABLE}, {MERGED_TABLE}, {SUMS}, {MERGED_SPECTRA}"
     command.add_output_options(parser, f"{files} ({more})")
     command.add_reading_options(parser)
     _add_base_options(parser)
