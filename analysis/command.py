@@ -146,18 +146,18 @@ def show(blocks: Iterable[Block], legend: str, arguments: argparse.Namespace) ->
     """Print lines and tables on stdout in the terminal's width, or 80 columns, COLUMNS if set.
 
     legend: what the columns mean; printed with --explain, else a line names that option and the
-        columns that the width left out.
+        columns that the width left out. "" if the blocks say it themselves.
 
     In colour on a terminal, if rich is installed; not if NO_COLOR is set or TERM is "dumb". Blocks
     of a sparkline become ASCII where the encoding of stdout lacks them. Raises OSError as `emit`.
     """
     width = shutil.get_terminal_size().columns
-    fitted, left_out = text.fit([*blocks, *([legend] if arguments.explain else [])], width)
-    if not arguments.explain:
-        note = "--explain says what the columns mean."
-        if left_out:
-            note += f" Not in {width} columns: {', '.join(left_out)}."
-        fitted += text.fit([note], width)[0]
+    explained = bool(legend) and arguments.explain
+    fitted, left_out = text.fit([*blocks, *([legend] if explained else [])], width)
+    if not explained:
+        note = ["--explain says what the columns mean."] if legend else []
+        note += [f"Not in {width} columns: {', '.join(left_out)}."] if left_out else []
+        fitted += text.fit([" ".join(note)], width)[0] if note else []
     if _shows_colours():
         with contextlib.suppress(ImportError):  # rich is not installed
             _emit_own(text.coloured(fitted, width))

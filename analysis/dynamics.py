@@ -15,11 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from analysis import CheckpointError, checkpoint, command, similarity, spectrum, store
+from analysis import CheckpointError, checkpoint, command, extras, similarity, spectrum, store
 from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.pairs import dominance
 from analysis.pairs.meeting import Pairs
+from analysis.process import start
 from analysis.results import Dynamics, Row, Similarity, Spectra
 from analysis.tables import dynamics as dynamics_table
 from analysis.tables.dynamics import COLUMNS, PLACE, SHARED, SIZES
@@ -181,7 +182,8 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
 def _draw(dynamics: Dynamics, directory: Path) -> None:
     """Draw one figure per run."""
     # Importing matplotlib takes longer than most analyses.
-    from analysis.figures.dynamics import over_steps
+    with extras.named():
+        from analysis.figures.dynamics import over_steps
 
     runs = list(dict.fromkeys(row["run"] for row in dynamics.rows))
     for run in runs:
@@ -225,7 +227,7 @@ analysed, or for bad usage."""
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m analysis.dynamics",
+        prog=start.program("analysis.dynamics"),
         description=__doc__,
         formatter_class=command.HelpFormatter,
         epilog=EPILOG,

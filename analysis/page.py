@@ -21,6 +21,7 @@ from analysis.checkpoint import Run
 from analysis.pages.data import Results, phi_pairs, skipped_by_base
 from analysis.pages.document import is_page
 from analysis.pages.text import page
+from analysis.process import start
 from analysis.results import AgainstBase, Similarity, Spectra
 
 OUT = "page.html"
@@ -145,7 +146,7 @@ def _against_base(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m analysis.page",
+        prog=start.program("analysis.page"),
         description=__doc__,
         formatter_class=command.HelpFormatter,
         epilog="Exit status: 0 if every update was analysed; 1 if some were skipped, which the page"

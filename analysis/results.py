@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis import UserError
+from analysis import extras
 from analysis.names import printable
 
 Row = dict[str, Any]
@@ -58,12 +58,11 @@ class Spectra:
     def to_frame(self) -> Any:
         """Return the rows as a pandas.DataFrame with COLUMNS, indexed by key.
 
-        Undefined numbers are nan, undefined text is None. Raises UserError without pandas.
+        Undefined numbers are nan, undefined text is None. Raises MissingLibraryError without
+        pandas.
         """
-        try:
+        with extras.named():
             import pandas as pd
-        except ImportError:
-            raise UserError("to_frame() needs pandas: python -m pip install pandas") from None
         frame = pd.DataFrame(self.rows, columns=COLUMNS)
         numbers = [column for column in COLUMNS if column not in TEXT]
         frame[numbers] = frame[numbers].apply(pd.to_numeric)

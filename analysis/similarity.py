@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis import checkpoint, command, names, store
+from analysis import checkpoint, command, extras, names, store
 from analysis.base import landing
 from analysis.base import vectors as base_vectors
 from analysis.checkpoint import Run
@@ -28,6 +28,7 @@ from analysis.numerics.subspaces import phi
 from analysis.pairs import meeting, merging, repeatability
 from analysis.pairs.meeting import Pairs
 from analysis.pairs.members import PAIR, Member, Members, over_modules, pair_columns
+from analysis.process import start
 from analysis.results import RUNS, AgainstBase, Row, Similarity
 from analysis.tables import base as base_table
 from analysis.tables import merging as merging_table
@@ -318,7 +319,8 @@ def _draw(parser: argparse.ArgumentParser, similarity: Similarity, directory: Pa
         command.warn(parser, "--figures: no two checkpoints to draw")
         return
     # Importing matplotlib takes longer than most analyses.
-    from analysis.figures import similarity as figures
+    with extras.named():
+        from analysis.figures import similarity as figures
 
     draw = figures.shared_by_two if len(pairs) == 1 else figures.shared_by_many
     store.save_figure(draw(similarity), directory / "similarity")
@@ -356,7 +358,7 @@ that differ, ΔW = 0); 2 if nothing was compared, or for bad usage."""
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m analysis.similarity",
+        prog=start.program("analysis.similarity"),
         description=__doc__,
         epilog=EPILOG,
         formatter_class=command.HelpFormatter,

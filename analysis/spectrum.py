@@ -21,13 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from analysis import CheckpointError, checkpoint, command, names, results, store
+from analysis import CheckpointError, checkpoint, command, extras, names, results, store
 from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.names import kind_of, layer_of
 from analysis.numerics import decompose, denoise, metrics, null, parallel
 from analysis.pairs import combine, dominance
 from analysis.pairs.dominance import Finding
+from analysis.process import start
 from analysis.results import Row, Spectra
 from analysis.tables import dominance as dominance_table
 from analysis.tables import spectrum as spectrum_table
@@ -425,7 +426,8 @@ def _draw(parser: argparse.ArgumentParser, spectra: Spectra, directory: Path, me
         command.warn(parser, "--figures: no update has a value above 0; nothing to draw")
         return
     # Importing matplotlib takes longer than most analyses.
-    from analysis.figures import spectrum as spectrum_figures
+    with extras.named():
+        from analysis.figures import spectrum as spectrum_figures
 
     store.save_figure(spectrum_figures.compare_spectra(spectra), directory / "spectra")
     if any(row["layer"] is not None and row[metric] is not None for row in spectra.rows):
@@ -463,7 +465,7 @@ for bad usage."""
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m analysis.spectrum",
+        prog=start.program("analysis.spectrum"),
         description=__doc__,
         formatter_class=command.HelpFormatter,
         epilog=EPILOG,

@@ -15,13 +15,16 @@ import analysis  # noqa: F401
 
 sys.path.pop(0)
 
-import peft.mapping
+from analysis import extras
 
-from multilora.methods.config import MethodType, MtlLoraConfig, MultiLoraConfig, RLoraConfig
-from multilora.methods.experts import ExpertBank
-from multilora.methods.mtllora import MtlLoraModel
-from multilora.methods.rlora import RLoraModel
-from multilora.methods.tuner import MultiLoraModel
+with extras.named():
+    import peft.mapping
+
+    from multilora.methods.config import MethodType, MtlLoraConfig, MultiLoraConfig, RLoraConfig
+    from multilora.methods.experts import ExpertBank
+    from multilora.methods.mtllora import MtlLoraModel
+    from multilora.methods.rlora import RLoraModel
+    from multilora.methods.tuner import MultiLoraModel
 
 __all__ = [
     "ExpertBank",

@@ -12,6 +12,7 @@ import transformers
 
 from analysis import UserError, __version__
 from analysis.command import HelpFormatter, emit, exit_status
+from analysis.process import start
 
 Given = TypeVar("Given")
 
@@ -30,7 +31,10 @@ class _Help(HelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
 def parser_of(name: str, doc: str | None) -> argparse.ArgumentParser:
     """Return the parser of the command `name` with a help text and --version."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {name}", description=doc, formatter_class=HelpFormatter, allow_abbrev=False
+        prog=start.program(name),
+        description=doc,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)
     return parser
@@ -81,9 +85,9 @@ def settings_from(
 
 
 def _program() -> str | None:
-    """Return how Python was told to run this command; None leaves the name to argparse."""
+    """Return how the user called this command; None leaves the name to argparse."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return f"python -m {spec.name}" if spec else None
+    return start.program(spec.name) if spec else start.called or None
 
 
 def _inherited(types: Sequence[Any]) -> set[str]:
@@ -99,7 +103,7 @@ def _inherited(types: Sequence[Any]) -> set[str]:
 def run(name: str, parse: Callable[[], Given], work: Callable[[Given], str]) -> int:
     """Print what `work` returns; return the exit status (see `analysis.command.exit_status`).
 
-    name: the command, which begins the line of an error.
+    name: the command's module; how it was called begins the line of an error.
     parse: reads the arguments; --help and --version print to stdout here.
     work: takes what `parse` returns. What libraries print meanwhile goes to stderr, so that stdout
         carries the result alone.
@@ -112,4 +116,4 @@ def run(name: str, parse: Callable[[], Given], work: Callable[[Given], str]) -> 
         emit(result)
         return 0
 
-    return exit_status(name, printed)
+    return exit_status(start.called or name, printed)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis import CheckpointError, checkpoint
+from analysis import CheckpointError, checkpoint, extras
 from analysis.base import vectors as base_vectors
 from analysis.base.weights import open_base
 from analysis.formats import Options
@@ -131,7 +131,8 @@ def _krylov(
 
     size: of a typical entry, so that no square overflows or vanishes.
     """
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+    with extras.named():
+        from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
     m, is_tall = min(W.shape), W.shape[0] >= W.shape[1]
     tall = W if is_tall else W.T
@@ -283,7 +284,8 @@ def _drawn(
     shape: tuple[int, int], norm: float, r: int | None, s0: np.ndarray, k: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the first k left singular vectors (d_out, k) of diag(s0) + a random update, and s."""
-    from scipy.sparse.linalg import LinearOperator
+    with extras.named():
+        from scipy.sparse.linalg import LinearOperator
 
     (d_out, d_in), m = shape, s0.size
     rng = np.random.default_rng(seed)

@@ -51,8 +51,14 @@ def directory(path: Path, revision: str | None = None) -> Path:
 @functools.lru_cache(maxsize=32)
 def _fetched(path: str, repo: str, folder: str, revision: str | None) -> Path:
     """Return the directory of a repository's folder in the local cache, fetched if need be."""
-    import huggingface_hub
-    from huggingface_hub import errors
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ModuleNotFoundError:
+        advice = "python -m pip install 'multilora[hub]'"
+        raise CheckpointError(
+            f"{path}: no such file or directory; to fetch it from the hub by this name: {advice}"
+        ) from None
 
     missing = f"{path}: no such file or directory, and not on the hub"
     at = f" at revision {revision!r}" if revision else ""

@@ -49,23 +49,14 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
     """
     file = place.path
     modules: factors.Modules = {}
-    for name, tensor in place.tensors().items():
-        match, alpha = KEY.fullmatch(name), ALPHA.fullmatch(name)
-        variant = factors.VARIANT.fullmatch(name)
-        if match:
-            role = ROLES[match["new"] or match["between"] or match["old"]]
-            layer = f".{match['layer']}" if match["layer"] else ""
-            parts = modules.setdefault(_module(match["module"] + layer), {})
-            if role in parts:
-                raise CheckpointError(f"{file}: {name}: a second {role} of the same module")
-            parts[role] = tensor
-        elif alpha:
-            layer = f".{alpha['layer']}" if alpha["layer"] else ""
-            modules.setdefault(_module(alpha["module"] + layer), {})["alpha"] = tensor
-        elif variant:
-            modules.setdefault(_module(variant["module"]), {})[variant["part"]] = tensor
-        else:
+    for name, module, part in split(place):
+        if not module:
             yield factors.unpaired(name, file, "is not part of a pair of factors")
+            continue
+        parts = modules.setdefault(module, {})
+        if part in parts and part in ("A", "B"):
+            raise CheckpointError(f"{file}: {name}: a second {part} of the same module")
+        parts[part] = place.tensors()[name]
     modules = orientation.oriented(modules, str(file), options, named=True)
     rules = _rules(place, modules, options)
     for module, parts in modules.items():
@@ -82,6 +73,27 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
                 yield Skipped(module, f"{file}: {module}: {reason}")
                 continue
         yield from factors.updates({module: parts}, file, "diffusers", scale, options.blocks)
+
+
+def split(place: Place) -> Iterator[tuple[str, str, str]]:
+    """Yield each name of the file with its module and what it is of it: A, B, alpha or another.
+
+    Module and part are "" for a tensor that belongs to none.
+    """
+    for name in place.tensors():
+        match, alpha = KEY.fullmatch(name), ALPHA.fullmatch(name)
+        variant = factors.VARIANT.fullmatch(name)
+        if match:
+            layer = f".{match['layer']}" if match["layer"] else ""
+            role = ROLES[match["new"] or match["between"] or match["old"]]
+            yield name, _module(match["module"] + layer), role
+        elif alpha:
+            layer = f".{alpha['layer']}" if alpha["layer"] else ""
+            yield name, _module(alpha["module"] + layer), "alpha"
+        elif variant:
+            yield name, _module(variant["module"]), variant["part"]
+        else:
+            yield name, "", ""
 
 
 def _module(name: str) -> str:

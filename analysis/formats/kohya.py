@@ -76,7 +76,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
     """
     file = place.path
     layers: dict[str, dict[str, Stored]] = {}
-    for name, layer, part in _split(place):
+    for name, layer, part in split(place):
         if not layer or part.endswith(BIASES):
             yield factors.unpaired(name, file, "is not part of a pair of lora_down and lora_up")
         else:
@@ -103,7 +103,7 @@ def read(place: Place, options: Options) -> Iterator[Entry]:
             yield Skipped(module, str(error))
 
 
-def _split(place: Place) -> Iterator[tuple[str, str, str]]:
+def split(place: Place) -> Iterator[tuple[str, str, str]]:
     """Yield each name of the file with its layer and what follows; the layer is "" if it has none.
 
     A layer is what stands before a tensor of KEY; its other tensors are those whose names begin

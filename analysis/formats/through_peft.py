@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis import CheckpointError
+from analysis import CheckpointError, extras
 from analysis.files.place import Place
 from analysis.files.tensors import line, short
 from analysis.formats import base, claims
@@ -139,8 +139,9 @@ def _open(
     """
     import warnings
 
-    import transformers
-    from peft import PeftModel
+    with extras.named():
+        import transformers
+        from peft import PeftModel
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

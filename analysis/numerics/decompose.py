@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis import CheckpointError
+from analysis import CheckpointError, extras
 from analysis.numerics import kronecker, metrics, turning
 from analysis.numerics.turning import Turning
 from analysis.update import DenseUpdate, KroneckerUpdate, LowRankUpdate, Update, float64
@@ -149,7 +149,8 @@ def decomposition(update: Update, method: str = "auto") -> Decomposition:
         _finite(kronecker.singular_values(update)[0], "ΔW", update)
         return decomposition(kronecker.low_rank(update), method)
     if isinstance(update, DenseUpdate):
-        import torch
+        with extras.named():
+            import torch
 
         W = update.dense()
         _magnitude(W, update)
@@ -310,7 +311,8 @@ def _cholesky(M: np.ndarray, max_condition: float) -> tuple[np.ndarray, float] |
 
 def _dense_gram(update: DenseUpdate) -> Spectrum:
     """Singular values as square roots of the eigenvalues of the smaller Gram matrix, in float64."""
-    import torch  # its LAPACK is 3 to 4 times faster here than scipy's, and 2 s slower to import
+    with extras.named():
+        import torch  # its LAPACK is 3 to 4 times as fast as scipy's here; the import takes 2 s
 
     W = update.load()
     W = W if W.shape[0] >= W.shape[1] else W.T
@@ -328,7 +330,8 @@ def _dense_gram(update: DenseUpdate) -> Spectrum:
 
 
 def _dense_svd(update: DenseUpdate) -> Spectrum:
-    import torch
+    with extras.named():
+        import torch
 
     W = update.load()
     _magnitude(W, update)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis import extras
 from analysis.numerics import metrics
 from analysis.results import Row
 
@@ -266,7 +267,8 @@ def null_spectra(
         L_B, L_A = (_bartlett(d, k, draws, rng) for d in others)
         return np.linalg.svd(L_B.swapaxes(-1, -2) @ L_A, compute_uv=False)
     if capacity > SMALL:
-        from scipy.linalg import eigvalsh_tridiagonal
+        with extras.named():
+            from scipy.linalg import eigvalsh_tridiagonal
 
         squares = [
             eigvalsh_tridiagonal(*_tridiagonal(d_out, d_in, rng))[::-1] for _ in range(draws)
@@ -324,7 +326,8 @@ def _tridiagonal(d_out: int, d_in: int, rng: np.random.Generator) -> tuple[np.nd
 
 def _top_over_median(d_out: int, d_in: int, rng: np.random.Generator) -> float:
     """Draw s₁ / median(s) once, from three eigenvalues instead of all."""
-    from scipy.linalg import eigvalsh_tridiagonal
+    with extras.named():
+        from scipy.linalg import eigvalsh_tridiagonal
 
     diagonal, off = _tridiagonal(d_out, d_in, rng)
     k = diagonal.size

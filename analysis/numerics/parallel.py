@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from analysis import extras
 from analysis.names import printable
 
 Item = TypeVar("Item")
@@ -54,7 +55,8 @@ def reproducible() -> Iterator[None]:
     ...     torch.get_num_threads()
     1
     """
-    import torch
+    with extras.named():
+        import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)

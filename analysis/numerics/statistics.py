@@ -10,6 +10,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from analysis import extras
 from analysis.numerics import metrics
 
 
@@ -174,7 +175,8 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     >>> round(float(low), 3), round(float(high), 3)
     (-0.484, 4.484)
     """
-    from scipy.special import stdtrit
+    with extras.named():
+        from scipy.special import stdtrit
 
     n = values.shape[-1]
     mean = values.mean(axis=-1)

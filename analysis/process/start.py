@@ -1,4 +1,4 @@
-"""Prepare the process of a command that was started with `python -m`.
+"""Prepare the process of a command, started with `python -m` or by the script `multilora`.
 
 `import analysis` does this before anything else is imported, and only in such a process: a program
 that imports the package as a library keeps its import path, its streams and its signals.
@@ -15,6 +15,8 @@ import os
 import sys
 
 PACKAGES = ("analysis", "multilora")
+SCRIPT = "multilora"
+called = ""  # how the user called the command, if by the script
 # The checkout, if there is one.
 HOME = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -23,11 +25,38 @@ def prepare() -> None:
     """Prepare this process if it runs one of our modules with `python -m`."""
     if name := started_as(sys.argv, sys.orig_argv):
         leave_working_directory()
-        from analysis.process import interrupts, streams
+        _prepare(name)
 
-        interrupts.end_quietly(name)
-        streams.prepare()
-        streams.shorten_warnings(name)
+
+def as_script(module: str) -> str:
+    """Prepare this process, which the script `multilora` runs; return the name of the command.
+
+    Processes that it starts do not import from the working directory either.
+    """
+    global called
+    os.environ["PYTHONSAFEPATH"] = "1"
+    called = f"{SCRIPT} {module.rpartition('.')[2]}"
+    _prepare(called)
+    return called
+
+
+def program(module: str) -> str:
+    """Return how the user calls the command in a module, as its usage says.
+
+    >>> program("analysis.spectrum")
+    'python -m analysis.spectrum'
+    """
+    return called or f"python -m {module}"
+
+
+def _prepare(name: str) -> None:
+    """Set signals, streams, warnings and the report of errors in imports; name: of the command."""
+    from analysis.process import interrupts, streams
+
+    interrupts.end_quietly(name)
+    streams.prepare()
+    streams.shorten_warnings(name)
+    streams.shorten_user_errors(name)
 
 
 def started_as(argv: list[str], orig_argv: list[str]) -> str:

@@ -7,6 +7,7 @@ import sys
 import warnings
 from typing import Any
 
+from analysis import UserError
 from analysis.names import printable
 
 COLOUR = re.compile("\x1b\\[[0-9;]*m")
@@ -106,3 +107,17 @@ def shorten_warnings(name: str) -> None:
     warnings.showwarning = show
     warnings.simplefilter("ignore")
     warnings.simplefilter("default", UserWarning)
+
+
+def shorten_user_errors(name: str) -> None:
+    """Show a UserError that nobody caught, as one of an import, as one line; exit with status 2."""
+    before = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not isinstance(error, UserError):
+            before(kind, error, trace)
+            return
+        print(f"{name}: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        sys.exit(2)
+
+    sys.excepthook = show

@@ -30,16 +30,17 @@ def set_style() -> None:
     np.random.seed(0)  # noqa: NPY002 (the one that seaborn reads)
 
 
-def published(start: Path | None = None) -> Path:
-    """Return the directory of the published results: figures/ of the checkout.
+def published(of: str = "", start: Path | None = None) -> Path:
+    """Return the directory of published results: figures/ of the checkout, or a folder in it.
 
+    of: the folder, such as smollm2; "" for the results on the built-in bases.
     start: a directory inside the checkout, by default the working directory. Raises UserError
     outside a checkout.
     """
     start = Path.cwd() if start is None else start
     for place in (start, *start.parents):
         if (place / "pyproject.toml").is_file():
-            return place / "figures"
+            return place / "figures" / of
     raise UserError(f"{start}: is in no checkout; expected pyproject.toml in it or above it")
 
 
@@ -71,6 +72,39 @@ def show_claims(claims: Sequence[Mapping[str, Any]], *numbers: str) -> None:
         display(parts)
     if not chosen:
         display(Markdown("*Not judged here: there is no `claims.json` with this claim.*"))
+
+
+def compare_claims(claims_of: Mapping[str, Sequence[Mapping[str, Any]]], *numbers: str) -> None:
+    """Display what was measured for the claims of these numbers on each base, in one table.
+
+    claims_of: name of a base → its claims.
+    """
+    from IPython.display import Markdown, display
+
+    table = compared(claims_of, *numbers)
+    if table is None:
+        display(Markdown("*Not judged on either base.*"))
+    else:
+        display(table)
+
+
+def compared(claims_of: Mapping[str, Sequence[Mapping[str, Any]]], *numbers: str) -> Any:
+    """Return what `compare_claims` displays, a pandas.DataFrame; None if nothing was measured.
+
+    One row per claim, part of it, and base, the bases of one claim below one another.
+    """
+    import pandas as pd
+
+    frames = {}
+    for name, claims in claims_of.items():
+        parts = measured([claim for claim in claims if claim["number"] in numbers])
+        if parts is not None:
+            frames[name] = parts
+    if not frames:
+        return None
+    table = pd.concat(frames, names=["base"]).swaplevel()
+    order = [number for number in numbers if number in table.index.get_level_values(0)]
+    return table.loc[order]
 
 
 def show_beside(claims: Sequence[Mapping[str, Any]], *numbers: str) -> None:

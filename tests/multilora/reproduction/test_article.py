@@ -71,10 +71,28 @@ def test_tables_beside_a_claim_have_their_titles(shown):
 
 
 def test_published_results_are_those_of_the_checkout(tmp_path):
-    assert article.published(ROOT / "notebooks") == ROOT / "figures"
-    assert article.published(ROOT) == ROOT / "figures"
+    assert article.published(start=ROOT / "notebooks") == ROOT / "figures"
+    assert article.published("smollm2", ROOT) == ROOT / "figures" / "smollm2"
     with pytest.raises(UserError, match="expected pyproject"):
-        article.published(tmp_path)
+        article.published(start=tmp_path)
+
+
+def test_bases_are_compared_claim_by_claim(shown):
+    other = claim("2", outcome="contradicted")
+    other["parts"][0] |= {"outcome": "contradicted", "what": "top-1 of the other"}
+    claims_of = {"large": [claim("1a"), claim("2")], "small": [other]}
+    table = article.compared(claims_of, "2", "1a")
+    assert list(table.index) == [("2", "large"), ("2", "small"), ("1a", "large")]
+    assert list(table["outcome"]) == ["supported", "contradicted", "supported"]
+    assert list(table["what"]) == ["top-1", "top-1 of the other", "top-1"]
+    (seen,) = shown(article.compare_claims, claims_of, "2")
+    assert "top-1 of the other" in seen
+
+
+def test_bases_without_the_claim_are_left_out(shown):
+    assert article.compared({"large": [claim("1a")], "small": []}, "2") is None
+    (words,) = shown(article.compare_claims, {"large": [], "small": []}, "1a")
+    assert words == "*Not judged on either base.*"
 
 
 def test_tables_and_claims_are_read(tmp_path):

@@ -1,0 +1,122 @@
+"""Write a single file of factors anew, under the names that its own format has: kohya, diffusers.
+
+The scale of a module is 1, by an α that is its rank, or by none, unless its factors stay as they
+were. Tensors of other kinds stay, and so does the metadata, but for what is about ranks and hashes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from analysis import CheckpointError, UserError, checkpoint
+from analysis.files import exchange
+from analysis.files.place import Place
+from analysis.formats import diffusers, kohya
+from analysis.update import LowRankUpdate, Skipped
+from analysis.writing import peft
+
+SUFFIX = ".safetensors"
+# Metadata about ranks and α, and hashes of what is no longer there.
+RANKS = ("ss_network_dim", "ss_network_alpha")
+OUTDATED = ("sshs_", "modelspec.hash", diffusers.METADATA)
+Names = dict[str, dict[str, str]]  # module → "A", "B", "alpha" → the name of a tensor
+
+
+def family(place: Place) -> ModuleType | None:
+    """Return the family that reads the file, if it is one that can be written."""
+    reads = next((one for one in checkpoint.FILES if one.recognise(place)), None)
+    return reads if reads in (kohya, diffusers) else None  # type: ignore[return-value]
+
+
+def names(place: Place) -> Names:
+    """Return the names of the tensors of each module.
+
+    Raises CheckpointError for a module that is not a pair of factors alone, such as LoHa or DoRA.
+    """
+    found: Names = {}
+    for name, module, part in _split(place):
+        found.setdefault(module, {})[part] = name
+    for module, parts in found.items():
+        if not {"A", "B"} <= parts.keys() <= {"A", "B", "alpha"}:
+            raise CheckpointError(
+                f"{place.path}: {module}: has {', '.join(parts)}; expected a pair of factors"
+                " alone, which other factors could replace"
+            )
+    return found
+
+
+def _split(place: Place) -> Iterator[tuple[str, str, str]]:
+    """Yield name, module and part ("A", "B", "alpha") of each tensor that belongs to a module."""
+    if family(place) is kohya:
+        for name, layer, part in kohya.split(place):
+            if layer and not part.endswith(kohya.BIASES):
+                yield name, kohya.dotted(layer), kohya.ROLES.get(part, part)
+    else:
+        yield from (found for found in diffusers.split(place) if found[1])
+
+
+def write(
+    out: Path,
+    place: Place,
+    updates: Sequence[LowRankUpdate],
+    dtype: np.dtype,
+    force: bool = False,
+) -> list[LowRankUpdate]:
+    """Write the file of `place` with these updates to `out`; return them as they are stored.
+
+    updates: by the names of modules in the file; modules without one are left out.
+    dtype: of the factors.
+
+    Raises UserError if `out` exists and `force` is not set, or if its name is not that of a file
+    of safetensors; CheckpointError, and leaves nothing, if it reads as something else.
+    """
+    if out.suffix != SUFFIX:
+        raise UserError(f"{out}: expected a name that ends with {SUFFIX}, as {place.path.name}")
+    peft.check_free(out, force)
+    of_module, old = names(place), place.tensors()
+    # Diffusers takes α for the rank if there is none.
+    with_alpha = family(place) is kohya
+    stored = [
+        peft.as_stored(update, dtype, with_alpha and "alpha" in of_module[update.name])
+        for update in updates
+    ]
+    used = {name for parts in of_module.values() for name in parts.values()}
+    tensors = {name: tensor.load() for name, tensor in old.items() if name not in used}
+    for update in stored:
+        parts = of_module[update.name]
+        for role, M in (("A", update.A), ("B", update.B)):
+            shape = old[parts[role]].shape
+            inner = (update.r, *shape[1:]) if role == "A" else (shape[0], update.r, *shape[2:])
+            tensors[parts[role]] = np.ascontiguousarray(M.reshape(inner))
+        if "alpha" in parts and with_alpha:
+            tensors[parts["alpha"]] = np.array(update.scale * update.r, np.float32)
+    with exchange.replacing(out.parent) as new:
+        save_file(tensors, new / out.name, metadata=_metadata(place, stored))
+        _compare(new / out.name, stored, out)
+    return stored
+
+
+def _metadata(place: Place, stored: Sequence[LowRankUpdate]) -> dict[str, str] | None:
+    """Return the metadata of the file without what no longer holds."""
+    ranks = {update.r for update in stored}
+    dim = str(*ranks) if len(ranks) == 1 else "Dynamic"
+    kept: Mapping[str, str] = {
+        key: dim if key in RANKS else value
+        for key, value in place.metadata().items()
+        if isinstance(value, str) and not key.startswith(OUTDATED)
+    }
+    return dict(kept) or None
+
+
+def _compare(file: Path, stored: Sequence[LowRankUpdate], out: Path) -> None:
+    """Raise CheckpointError unless the file reads as the updates that were meant."""
+    found = {}
+    for entry in checkpoint.scan(file):
+        if isinstance(entry, Skipped):
+            raise CheckpointError(f"{out}: reads wrong after writing: {entry.reason}")
+        if isinstance(entry, LowRankUpdate):
+            found[entry.name] = entry
+    peft.compare(found, stored, out)
