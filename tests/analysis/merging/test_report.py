@@ -176,7 +176,7 @@ def test_adapters_without_common_directions_do_not_interfere(rng):
 def test_random_adapters_hold_in_others_what_chance_gives(rng):
     rows = [
         adapter
-        for _ in range(150)
+        for _ in range(80)
         for adapter in whole([random_update(rng, 24, 60, 4) for _ in range(3)])[0]
     ]
     for side in ("left", "right"):
