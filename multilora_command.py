@@ -15,6 +15,8 @@ COMMANDS = {
     "similarity": ("analysis.similarity", "the directions that checkpoints share"),
     "dynamics": ("analysis.dynamics", "how ΔW moves over the steps of a run"),
     "page": ("analysis.page", "a page that compares checkpoints, to open in a browser"),
+    "advise": ("analysis.advise", "the ranks that an adapter needs, and what they save"),
+    "truncate": ("analysis.truncate", "cut an adapter to the ranks that it uses"),
     "train": ("multilora.train", "train full fine-tuning, LoRA, MultiLoRA and relatives"),
     "evaluate": ("multilora.evaluate", "score a run on held-out items"),
     "cuts": ("multilora.cuts", "how much of the gain the top directions carry"),

@@ -30,7 +30,12 @@ def best(update: LowRankUpdate, r: int) -> LowRankUpdate:
 
 
 def cut(update: LowRankUpdate, decomposition: Decomposition, r: int) -> LowRankUpdate:
-    """Return `best` from a decomposition of ΔW that is there already."""
+    """Return `best` from a decomposition of ΔW that is there already.
+
+    >>> update = LowRankUpdate("q_proj", B=np.diag([3.0, 1.0]), A=np.eye(2))
+    >>> cut(update, decompose.decomposition(update), 1).r
+    1
+    """
     if r < 1:
         raise ValueError(f"r is {r}; expected at least 1")
     r = min(r, update.capacity)
@@ -48,13 +53,23 @@ def cut(update: LowRankUpdate, decomposition: Decomposition, r: int) -> LowRankU
 
 
 def rounded(update: LowRankUpdate, dtype: np.dtype) -> LowRankUpdate:
-    """Return the update with B and A rounded to a dtype, as they will be stored."""
+    """Return the update with B and A rounded to a dtype, as they will be stored.
+
+    >>> update = LowRankUpdate("q_proj", B=np.full((2, 1), 1 / 3), A=np.ones((1, 2)))
+    >>> rounded(update, np.dtype(np.float16)).B.dtype.name
+    'float16'
+    """
     B, A = (float64(M).astype(dtype) for M in (update.B, update.A))
     return replace(update, B=B, A=A, dtypes=None, sizes=None, inner=None)
 
 
 def stored_dtype(updates: Sequence[LowRankUpdate]) -> np.dtype:
-    """Return the coarsest dtype in which any of the updates is stored."""
+    """Return the coarsest dtype in which any of the updates is stored.
+
+    >>> half = LowRankUpdate("q_proj", np.ones((2, 1), np.float16), np.ones((1, 2), np.float32))
+    >>> stored_dtype([half]).name
+    'float16'
+    """
     return coarsest(*(dtype for update in updates for dtype in update.stored))
 
 
@@ -74,7 +89,12 @@ def error(exact: LowRankUpdate, stored: LowRankUpdate) -> float:
 
 
 def norm(weighted: Sequence[tuple[float, LowRankUpdate]]) -> float:
-    """Return the Frobenius norm of Σ wᵢ ΔWᵢ, low-rank updates of one shape."""
+    """Return the Frobenius norm of Σ wᵢ ΔWᵢ, low-rank updates of one shape.
+
+    >>> update = LowRankUpdate("q_proj", B=np.diag([3.0, 4.0]), A=np.eye(2))
+    >>> round(norm([(1.0, update), (0.5, update)]), 6)
+    7.5
+    """
     B = np.hstack([w * u.scale * float64(u.B) for w, u in weighted])
     A = np.vstack([float64(u.A) for _, u in weighted])
     R_B, R_A = np.linalg.qr(B, mode="r"), np.linalg.qr(A.T, mode="r")
