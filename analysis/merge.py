@@ -305,10 +305,9 @@ def write(
         force=force,
     )
     pairs = [*zip(result.updates, stored, strict=True)]
-    sizes = np.array([compress.norm([(1.0, update)]) for update in result.updates])
-    errors = np.array([compress.error(update, written) for update, written in pairs])
-    whole = float(np.linalg.norm(sizes))
-    return float(np.linalg.norm(sizes * errors)) / whole if whole else 0.0
+    whole = np.linalg.norm([compress.norm([(1.0, update)]) for update, _ in pairs])
+    lost = np.linalg.norm([compress.norm([(1.0, update), (-1.0, kept)]) for update, kept in pairs])
+    return float(lost / whole) if whole else 0.0
 
 
 # The command

@@ -83,14 +83,19 @@ def merge(method: str, updates: Sequence[LowRankUpdate], settings: Settings) -> 
             return _cut(exact, updates, r)
     if settings.rank is None or exact.r <= r:
         return Merged(exact, 0.0)
-    best = compress.best(exact, r)
-    return Merged(best, compress.error(exact, best))
+    found = decompose.decomposition(exact, compress.METHOD)
+    return Merged(compress.cut(exact, found, r), _lost(found.s, r))
 
 
 def _cut(exact: Update, updates: Sequence[LowRankUpdate], r: int) -> Merged:
     """Return the best update of rank r of a matrix that was made of `updates`."""
     found = decompose.decomposition(exact)
-    root, size = np.sqrt(found.s[:r]), metrics.frobenius_norm(found.s)
+    root = np.sqrt(found.s[:r])
     B, A = found.left.vectors(r) * root, root[:, None] * found.right.vectors(r).T
-    error = metrics.frobenius_norm(np.append(found.s[r:], 0.0)) / size if size > 0 else 0.0
-    return Merged(merged_update(updates, B, A, exact.method), error)
+    return Merged(merged_update(updates, B, A, exact.method), _lost(found.s, r))
+
+
+def _lost(s: np.ndarray, r: int) -> float:
+    """Return √Σ_{i>r} sᵢ² / √Σ sᵢ², the relative error of a best cut; 0 if s is zero."""
+    size = metrics.frobenius_norm(s)
+    return metrics.frobenius_norm(np.append(s[r:], 0.0)) / size if size > 0 else 0.0

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,7 @@ MERGED = (
     "capacity", "rank", "energy", "spectral_norm", "frobenius_norm", "effective_rank",
     "top_share_1", "rank_90", "rank_99", "alignment_rank", "alignment", "alignment_min", "error",
 )  # fmt: skip
+SIGNS = ("opposite_sign", "sampled", "sample_seed")  # of a pair, its `conflict`
 # The merged update's directions that an alignment looks at leave out a share 0.05 of its norm.
 LEFT_OUT = 0.05
 # The updates of one module → the merged one, and the relative error of its cut to a rank.
@@ -126,13 +128,15 @@ def _of_module(
             seen.pairs.append((pair_columns(a, b) | row, s))
         except CheckpointError as error:
             members.skip(a.run, str(error))
+    signs = {row["key"]: tuple(row[name] for name in SIGNS) for row, _ in seen.pairs}
     for group in _by_part(members, runs):
         try:
             update, error = merge([member.update for member in group])
             seen.updates.append(update)
             nonzero = [member for member in group if member.decomposition.rank > 0]
             if len(nonzero) > 1:
-                adapters, merged, s = whole(nonzero, update)
+                pair = pair_columns(*nonzero)["key"] if len(nonzero) == 2 else None
+                adapters, merged, s = whole(nonzero, update, signs.get(pair))
                 seen.adapters.extend(adapters)
                 seen.merged.append((merged | {"merged_by": merged_by, "error": error}, s))
         except CheckpointError as error:
@@ -154,10 +158,13 @@ def _by_part(members: Members, runs: Sequence[Run]) -> Iterator[list[Member]]:
     yield from by_part.values()
 
 
-def whole(members: Sequence[Member], merged: Update) -> tuple[list[Row], Row, np.ndarray]:
+def whole(
+    members: Sequence[Member], merged: Update, signs: tuple[Any, ...] | None = None
+) -> tuple[list[Row], Row, np.ndarray]:
     """Return a row for each adapter, one for the merged update, and the latter's singular values.
 
     members: those of two adapters or more whose ΔW is not zero; `merged` is made of them.
+    signs: their `conflict`, if it is known.
 
     Of an adapter, by ADAPTER: shared_left, shared_right, the shares of its energy in the span of
     the top directions of all others (see `top`), of which random directions would hold chance_left
@@ -179,7 +186,7 @@ def whole(members: Sequence[Member], merged: Update) -> tuple[list[Row], Row, np
     left, right = _cosines(found, "left"), _cosines(found, "right")
     adapters = [_adapter(i, members, after, left=left, right=right) for i in range(len(members))]
     norms = np.array([row["frobenius_norm"] for row in adapters])
-    share, sampled, seed = conflict([member.update for member in members])
+    share, sampled, seed = signs or conflict([member.update for member in members])
     sigma = np.concatenate([d.s[: d.rank] for d in found])
     crossed = np.abs(((left - np.eye(sigma.size)) * sigma) @ (right - np.eye(sigma.size))).sum()
     first = members[0].columns
