@@ -48,6 +48,7 @@ PAIRS, ADAPTERS, MERGED = "merging.csv", "adapters.csv", "merged.csv"
 SUMS, SPECTRA = "sums.safetensors", "merged.safetensors"
 BASE = "base_model_name_or_path"
 COMMON = (BASE, "revision", "task_type", "modules_to_save", "bias")  # of all PEFT methods
+EXTRACT = "make a LoRA of it first with python -m analysis.extract"
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -190,7 +191,10 @@ def _check(runs: Sequence[Run], collected: Collected, partly: bool) -> None:
     partly: whether a module may be missing.
     """
     if collected.skipped:
-        raise CheckpointError(_first_of([skip["reason"] for skip in collected.skipped]))
+        reason = _first_of([skip["reason"] for skip in collected.skipped])
+        # With a base it would be read as a matrix.
+        advice = f"; a merge takes factors alone: {EXTRACT}" if "--base" in reason else ""
+        raise CheckpointError(reason + advice)
     for run in runs:
         if not collected.updates(run):
             raise CheckpointError(f"{run.path}: has no update; expected an adapter")
@@ -231,7 +235,7 @@ def _check_module(
             if not isinstance(update, LowRankUpdate):
                 raise CheckpointError(
                     f"{run.path}: {module}: ΔW is no product of two factors ({update.method});"
-                    " expected LoRA: make one of it first with python -m analysis.extract"
+                    f" expected LoRA: {EXTRACT}"
                 )
             shapes[run] = update.shape
     if len(set(shapes.values())) > 1:

@@ -135,7 +135,7 @@ def _of_module(
             seen.updates.append(update)
             nonzero = [member for member in group if member.decomposition.rank > 0]
             if len(nonzero) > 1:
-                pair = pair_columns(*nonzero)["key"] if len(nonzero) == 2 else None
+                pair = pair_columns(*nonzero)["key"] if len(nonzero) == 2 else ""
                 adapters, merged, s = whole(nonzero, update, signs.get(pair))
                 seen.adapters.extend(adapters)
                 seen.merged.append((merged | {"merged_by": merged_by, "error": error}, s))

@@ -238,6 +238,28 @@ def test_embeddings_and_convolutions_keep_their_shape(tmp_path):
         np.testing.assert_allclose(measured, want, atol=2e-6 * np.abs(want).max())
 
 
+def test_multilora_is_merged_with_lora(in_peft, tmp_path):
+    import tiny_models
+    from peft import LoraConfig
+
+    from multilora import MultiLoraConfig
+
+    targets = ["q_proj", "v_proj"]
+    paths = []
+    for name, config in (
+        ("multilora", MultiLoraConfig(r=2, n=3, lora_alpha=4, target_modules=targets)),
+        ("lora", LoraConfig(r=2, lora_alpha=4, target_modules=targets)),
+    ):
+        tiny_models.trained(tiny_models.llama(), config).save_pretrained(tmp_path / name)
+        paths.append(tmp_path / name)
+    want = weighted(paths, (1, 1))
+    for order in (paths, paths[::-1]):
+        merge.write(merge.merge([Term(1.0, path) for path in order]), tmp_path / "m", force=True)
+        assert {update.r for update in updates(tmp_path / "m").values()} == {8}
+        _, found = loaded(tiny_models.llama(), tmp_path / "m")
+        close(found, {name.removeprefix("model."): W for name, W in want.items()}, 2e-6)
+
+
 # What does not go together
 
 
@@ -317,7 +339,7 @@ def test_dora_is_refused_without_its_base(two, write_adapter):
     dora = write_adapter(tensors, "dora", use_dora=True)
     message = refused([Term(1.0, two[0]), Term(1.0, dora)])
     assert "use_dora" in message
-    assert "--base" in message
+    assert message.endswith("make a LoRA of it first with python -m analysis.extract")
 
 
 def test_an_output_that_exists_stays_as_it_is(two, command, tmp_path):
