@@ -22,6 +22,7 @@ from analysis.base import landing
 from analysis.base import vectors as base_vectors
 from analysis.checkpoint import Run
 from analysis.formats import Options
+from analysis.merging import report as merging_report
 from analysis.names import kind_of, layer_of
 from analysis.numerics import subspaces
 from analysis.numerics.subspaces import phi
@@ -46,6 +47,7 @@ LEGENDS = (
     f"With --base:\n\n{base_table.EXPLANATION}",
 )
 MERGE_TABLE, SUMS = "merging.csv", "sums.safetensors"
+ADAPTERS_TABLE, MERGED_TABLE, MERGED_SPECTRA = "adapters.csv", "merged.csv", "merged.safetensors"
 
 
 def analyse(
@@ -228,7 +230,7 @@ def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         if arguments.merge:
             parser.error("--landing and --intruders cannot be combined with --merge")
     if arguments.merge and (arguments.figures or arguments.group):
-        parser.error("--merge compares two checkpoints; expected neither --figures nor --group")
+        parser.error("--merge draws no figure; expected neither --figures nor --group")
     if arguments.merge and arguments.page:
         parser.error("--page shows no merge; expected one of --merge and --page")
 
@@ -335,8 +337,8 @@ def _with_base(report: _Report, against: AgainstBase) -> _Report:
 
 
 def _merged(runs: Sequence[Run], arguments: argparse.Namespace) -> _Report:
-    """Analyse what merging two checkpoints would do."""
-    result = merging.analyse(
+    """Measure what adding the updates of the checkpoints would do: analysis.merge without --out."""
+    found = merging_report.analyse(
         runs,
         options=command.reading_options(arguments),
         modules=arguments.modules,
@@ -344,12 +346,21 @@ def _merged(runs: Sequence[Run], arguments: argparse.Namespace) -> _Report:
         progress=True,
     )
     return _Report(
-        blocks=[*merging_table.lines(result.rows)],
+        blocks=[*merging_table.lines(found)],
         legends=[merging_table.EXPLANATION],
-        json={"merging": result.rows, "other": result.other},
-        tables={MERGE_TABLE: (result.rows, merging.ROW_COLUMNS)},
-        tensors={SUMS: result.s},
-        skipped=result.skipped,
+        json={
+            "merging": found.rows,
+            "adapters": found.adapters,
+            "merged": found.merged,
+            "other": found.other,
+        },
+        tables={
+            MERGE_TABLE: (found.rows, merging.ROW_COLUMNS),
+            ADAPTERS_TABLE: (found.adapters, merging_report.ADAPTER),
+            MERGED_TABLE: (found.merged, merging_report.MERGED),
+        },
+        tensors={SUMS: found.s, MERGED_SPECTRA: found.merged_s},
+        skipped=found.skipped,
     )
 
 
@@ -466,13 +477,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--merge",
         action="store_true",
-        help="for two checkpoints: what adding or averaging them keeps and cancels, and the rank"
-        " that it needs",
+        help="what adding or averaging the checkpoints keeps and cancels, and the rank that it"
+        " needs: the report of analysis.merge, which writes the sum too",
     )
     parser.add_argument("--figures", metavar="DIR", help="draw similarity.png and .pdf there")
     command.add_page_options(parser)
     files = f"{TABLE}, {PHI}, {store.RECORD}"
-    more = f"with --base also {BASE_TABLE}; with --merge instead {MERGE_TABLE}, {SUMS}"
+    more = f"with --base also {BASE_TABLE}; with --merge instead {MERGE_TABLE} (pairs),"
+    more += f" {ADAPTERS_TABLE}, {MERGED_TABLE}, {SUMS}, {MERGED_SPECTRA}"
     command.add_output_options(parser, f"{files} ({more})")
     command.add_reading_options(parser)
     _add_base_options(parser)
