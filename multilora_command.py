@@ -18,6 +18,7 @@ COMMANDS = {
     "page": ("analysis.page", "a page that compares checkpoints, to open in a browser"),
     "advise": ("analysis.advise", "the ranks that an adapter needs, and what they save"),
     "truncate": ("analysis.truncate", "cut an adapter to the ranks that it uses"),
+    "extract": ("analysis.extract", "make a LoRA of a full fine-tune, or of any adapter"),
     "train": ("multilora.train", "train full fine-tuning, LoRA, MultiLoRA and relatives"),
     "evaluate": ("multilora.evaluate", "score a run on held-out items"),
     "cuts": ("multilora.cuts", "how much of the gain the top directions carry"),

@@ -52,9 +52,10 @@ def _row(run: Run, update: Update) -> Row:
     spectrum = decompose.spectrum(update)
     s = spectrum.s
     rank = decompose.rank(s, spectrum.error_bound, update, spectrum.floor)
-    r = update.r if isinstance(update, LowRankUpdate) else None
+    r, itemsize = None, 4
+    if isinstance(update, LowRankUpdate):
+        r, itemsize = update.r, max(dtype.itemsize for dtype in update.stored)
     d_out, d_in = update.shape
-    itemsize = max((d.itemsize for d in update.stored), default=4) if r else 4
     found = advice.ranks(s, rank)
     per_direction = itemsize * (d_out + d_in)
     return {

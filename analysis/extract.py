@@ -174,13 +174,14 @@ def _of_matrix(update: DenseUpdate, rank: int | None, energy: float | None) -> L
         raise CheckpointError(f"{update.source}: {update.name}: ΔW holds NaN or Inf")
     k = rank or min(32, *update.shape)
     found = topk.top(M, k)
-    if found.energy == 0:
+    if found.norm == 0:
         return None
     if energy is not None:
-        while float(np.sum(found.s**2)) < energy * found.energy and k < min(update.shape):
+        held = np.cumsum((found.s / found.norm) ** 2)
+        while held[-1] < energy and k < min(update.shape):
             k = min(4 * k, *update.shape)
             found = topk.top(M, k)
-        held = np.cumsum(found.s**2) / found.energy
+            held = np.cumsum((found.s / found.norm) ** 2)
         k = min(int(np.count_nonzero(held < energy * (1 - 1e-12))) + 1, found.s.size)
     k = min(k, int(np.count_nonzero(found.s > found.rounding)))
     root = np.sqrt(found.s[:k])

@@ -97,5 +97,5 @@ def norm(weighted: Sequence[tuple[float, LowRankUpdate]]) -> float:
     """
     B = np.hstack([w * u.scale * float64(u.B) for w, u in weighted])
     A = np.vstack([float64(u.A) for _, u in weighted])
-    R_B, R_A = np.linalg.qr(B, mode="r"), np.linalg.qr(A.T, mode="r")
+    R_B, R_A = (np.asarray(np.linalg.qr(M, mode="r")) for M in (B, A.T))
     return float(np.linalg.norm(R_B @ R_A.T))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.numerics import metrics
 from analysis.update import float64
 
 EPS = float(np.finfo(np.float64).eps)
@@ -38,7 +39,7 @@ class Top:
     upper: (k,): s − rounding ≤ exact ≤ upper, but for a chance of FAILURE.
     rounding: how far rounding alone can move a value.
     rest: a bound of the first value that was left out, σₖ₊₁.
-    energy: ‖M‖_F², of all of the matrix.
+    norm: ‖M‖_F, of all of the matrix.
     """
 
     U: np.ndarray
@@ -47,7 +48,7 @@ class Top:
     upper: np.ndarray
     rounding: float
     rest: float
-    energy: float
+    norm: float
 
     def share(self, j: int) -> tuple[float, float]:
         """Return bounds of the share of the first j ≤ k values in the energy; (nan, nan) if M = 0.
@@ -56,12 +57,11 @@ class Top:
         >>> [round(bound, 6) for bound in found.share(1)]
         [0.64, 0.64]
         """
-        if self.energy == 0:
+        if self.norm == 0:
             return math.nan, math.nan
-        low = np.maximum(self.s[:j] - self.rounding, 0.0)
-        held = (float(np.sum(values**2)) / self.energy for values in (low, self.upper[:j]))
-        low_share, high_share = held
-        return min(low_share, 1.0), min(high_share, 1.0)
+        ends = np.maximum(self.s[:j] - self.rounding, 0.0), self.upper[:j]
+        low, high = (min(float(np.sum((values / self.norm) ** 2)), 1.0) for values in ends)
+        return low, high
 
 
 def top(M: np.ndarray, k: int, seed: int = SEED) -> Top:
@@ -101,12 +101,12 @@ def top(M: np.ndarray, k: int, seed: int = SEED) -> Top:
         size * found.upper,
         size * found.rounding,
         size * found.rest,
-        size**2 * found.energy,
+        size * found.norm,
     )
 
 
 def _bounds_of(found: Top) -> tuple[np.ndarray, float, float, float]:
-    return found.upper, found.rounding, found.rest, found.energy
+    return found.upper, found.rounding, found.rest, found.norm
 
 
 def _whole(M: np.ndarray, k: int) -> Top:
@@ -114,8 +114,8 @@ def _whole(M: np.ndarray, k: int) -> Top:
     U, s, Vh = np.linalg.svd(float64(M), full_matrices=False)
     rounding = float(max(M.shape) * EPS * s[0])
     rest = float(s[k]) + rounding if k < s.size else 0.0
-    energy = float(np.sum(s**2))
-    return Top(U[:, :k], s[:k], Vh[:k], s[:k] + rounding, rounding, rest, energy)
+    norm = metrics.frobenius_norm(s)
+    return Top(U[:, :k], s[:k], Vh[:k], s[:k] + rounding, rounding, rest, norm)
 
 
 def _krylov(M: np.ndarray, width: int, rng: np.random.Generator) -> np.ndarray:
@@ -145,7 +145,8 @@ def _rayleigh_ritz(M: np.ndarray, Q: np.ndarray, k: int, rng: np.random.Generato
     rounding = max(M.shape) * EPS * float(s[0])
     upper = _upper(s, k, np.cumsum(np.sum(R**2, axis=0)), outside) + rounding
     after = float(s[k]) if k < s.size else 0.0
-    return Top(U, s[:k], Vh, upper, rounding, math.hypot(after, outside) + rounding, energy)
+    rest = math.hypot(after, outside) + rounding
+    return Top(U, s[:k], Vh, upper, rounding, rest, math.sqrt(energy))
 
 
 def _outside(

@@ -28,7 +28,7 @@ Names = dict[str, dict[str, str]]  # module → "A", "B", "alpha" → the name o
 def family(place: Place) -> ModuleType | None:
     """Return the family that reads the file, if it is one that can be written."""
     reads = next((one for one in checkpoint.FILES if one.recognise(place)), None)
-    return reads if reads in (kohya, diffusers) else None  # type: ignore[return-value]
+    return reads if reads in (kohya, diffusers) else None
 
 
 def names(place: Place) -> Names:

@@ -58,7 +58,7 @@ def table(
     base: Path,
     per_task: int,
     weights: Sequence[float] = WEIGHTS,
-    wanted: Container[str] = (*METHODS, *(f"sum^{power:g}" for power in POWERS)),
+    wanted: Container[str] = (*METHODS, *(f"sum^{p:g}" for p in POWERS)),
 ) -> list[Row]:
     """Return merging.csv: one row per merge, those of the base and of the experts apart first.
 
@@ -150,7 +150,7 @@ def shape(updates: Sequence[LowRankUpdate]) -> Row:
 @contextmanager
 def added(model: Any, updates: Sequence[LowRankUpdate]) -> Iterator[None]:
     """Add updates to the linear layers of a model, and restore its weights on exit."""
-    before = {}
+    before: dict[Any, torch.Tensor] = {}
     try:
         for update in updates:
             weight = model.get_submodule(update.name).weight
