@@ -131,14 +131,14 @@ def _of_module(
     signs = {row["key"]: tuple(row[name] for name in SIGNS) for row, _ in seen.pairs}
     for group in _by_part(members, runs):
         try:
-            update, error = merge([member.update for member in group])
+            update, lost = merge([member.update for member in group])
             seen.updates.append(update)
             nonzero = [member for member in group if member.decomposition.rank > 0]
             if len(nonzero) > 1:
                 pair = pair_columns(*nonzero)["key"] if len(nonzero) == 2 else ""
                 adapters, merged, s = whole(nonzero, update, signs.get(pair))
                 seen.adapters.extend(adapters)
-                seen.merged.append((merged | {"merged_by": merged_by, "error": error}, s))
+                seen.merged.append((merged | {"merged_by": merged_by, "error": lost}, s))
         except CheckpointError as error:
             members.skip(group[0].run, str(error))
     return seen

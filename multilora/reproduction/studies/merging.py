@@ -50,6 +50,7 @@ PRINTED = (
     *((family, f"{SCORE}_{family}", ".3f") for family in FAMILIES),
     ("nll", LOSS, ".3f"),
 )
+ALL = (*METHODS, *map("sum^{:g}".format, POWERS))
 Merged = dict[str, LowRankUpdate]  # by module
 
 
@@ -58,7 +59,7 @@ def table(
     base: Path,
     per_task: int,
     weights: Sequence[float] = WEIGHTS,
-    wanted: Container[str] = (*METHODS, *(f"sum^{p:g}" for p in POWERS)),
+    wanted: Container[str] = ALL,
 ) -> list[Row]:
     """Return merging.csv: one row per merge, those of the base and of the experts apart first.
 
