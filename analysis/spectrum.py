@@ -9,6 +9,7 @@ run, module by module.
 """
 
 import argparse
+import contextlib
 import itertools
 import math
 import re
@@ -34,6 +35,8 @@ from analysis.tables import dominance as dominance_table
 from analysis.tables import spectrum as spectrum_table
 from analysis.tables.text import Block, Statement
 from analysis.update import DenseUpdate, Entry, Other, Skipped, Update
+from analysis.work import matrices
+from analysis.work.matrices import Decomposed, Matrices
 
 Source = tuple[Run, Callable[[], Iterator[Entry]]]
 LEGENDS = (spectrum_table.EXPLANATION, dominance_table.EXPLANATION)
@@ -86,22 +89,28 @@ def of_runs(
     modules: str | None = None,
     method: str = "auto",
     progress: bool = False,
+    dense: Matrices | None = None,
 ) -> Spectra:
-    """Return the spectra of `runs`, which `checkpoint.runs` gave; otherwise as `analyse`."""
+    """Return the spectra of `runs`, which `checkpoint.runs` gave; otherwise as `analyse`.
+
+    dense: how dense updates are decomposed; by default by `method`, here, keeping nothing.
+    """
     wanted = names.expression(modules)
     sources: list[Source] = [(run, partial(checkpoint.scan, run, options)) for run in runs]
     sources += _combined(terms, options, taken={run.name for run in runs})
+    dense = dense or Matrices(method)
+    dense.ahead(partial(_dense, sources, wanted), progress)
     return _gathered(
         (run, result)
         for run, read in sources
-        for result in _with_reason(run, _results(run, read, wanted, method, progress))
+        for result in _with_reason(run, _results(run, read, wanted, method, progress, dense))
     )
 
 
 def of_updates(entries: Iterable[Entry], run: Run) -> Spectra:
     """Return the spectra of updates in memory, in the form that `analyse` returns."""
     analysed = _results(
-        run, lambda: iter(entries), names.expression(None), method="auto", progress=False
+        run, lambda: iter(entries), names.expression(None), "auto", progress=False, dense=Matrices()
     )
     return _gathered((run, result) for result in analysed)
 
@@ -171,30 +180,40 @@ def _with_reason(run: Run, analysed: Iterator[Result]) -> Iterator[Result]:
         yield Skipped("", f"{run.path}: does not fit into memory")
 
 
+def _dense(sources: Sequence[Source], wanted: re.Pattern[str]) -> Iterator[matrices.Listed]:
+    """Yield the dense updates of all checkpoints, as far as these can be read."""
+    for run, read in sources:
+        with contextlib.suppress(CheckpointError, MemoryError):  # which `_with_reason` tells
+            for entry in read():
+                if isinstance(entry, DenseUpdate) and wanted.search(entry.name):
+                    yield run, entry
+
+
 def _results(
     run: Run,
     read: Callable[[], Iterator[Entry]],
     wanted: re.Pattern[str],
     method: str,
     progress: bool,
+    dense: Matrices,
 ) -> Iterator[Result]:
     """Yield the results of one checkpoint in the order of its file.
 
     run: names the rows.
     read: yields the entries of the checkpoint.
     wanted: is searched for in the names of updates; the others are left out.
-    method, progress: as for `analyse`.
+    method, progress, dense: as for `of_runs`.
     """
     entries = (e for e in read() if isinstance(e, Other) or wanted.search(e.name))
-    for dense, group in itertools.groupby(_marked(entries), key=itemgetter(0)):
+    for is_dense, group in itertools.groupby(_marked(entries), key=itemgetter(0)):
         of_group = (entry for _, entry in group)
-        decomposed: Iterable[tuple[Update, decompose.Spectrum] | Skipped | Other]
-        if dense:
+        decomposed: Iterable[Decomposed]
+        if is_dense:
             # To list dense updates takes little memory: each matrix is loaded when it is needed.
             listed = parallel.with_bar(list(of_group), progress, run.key, "matrix")
-            decomposed = (_decomposed(entry, method) for entry in listed)
+            decomposed = dense.in_order(run, listed)
         else:
-            small = parallel.in_order(partial(_decomposed, method=method), of_group)
+            small = parallel.in_order(partial(matrices.decomposed, method=method), of_group)
             counted = parallel.with_bar(small, progress, run.key, "module")
             decomposed = (result for _, result in counted)
         for result in decomposed:
@@ -212,18 +231,6 @@ def _marked(entries: Iterable[Entry]) -> Iterator[tuple[bool, Entry]]:
         if not isinstance(entry, Skipped | Other):
             dense = isinstance(entry, DenseUpdate)
         yield dense, entry
-
-
-def _decomposed(entry: Entry, method: str) -> tuple[Update, decompose.Spectrum] | Skipped | Other:
-    """An update with its spectrum, or why it has none; an entry that is not an update as it is."""
-    if isinstance(entry, Skipped | Other):
-        return entry
-    try:
-        return entry, decompose.spectrum(entry, method)
-    except CheckpointError as error:
-        return Skipped(entry.name, str(error))
-    except MemoryError:
-        return Skipped(entry.name, f"{entry.source}: {entry.name}: does not fit into memory")
 
 
 def row(update: Update, spectrum: decompose.Spectrum, run: Run) -> Row:
@@ -322,14 +329,20 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         store.check_target(Path(arguments.page), is_page, "--page", force=None)
     runs = checkpoint.runs(arguments.paths, arguments.revision)
     terms = [combine.parse(text) for text in arguments.combine]
-    spectra = of_runs(
-        runs,
-        options=command.reading_options(arguments),
-        terms=terms,
-        modules=arguments.modules,
-        method=arguments.method,
-        progress=True,
-    )
+    read = partial(_read, runs, terms, arguments)
+    options = command.reading_options(arguments)
+    settings = {"options": options, "method": arguments.method, "combine": arguments.combine}
+    kept = command.kept(parser, "analysis.spectrum", read, settings, arguments)
+    with command.cluster(parser, arguments) as cluster:
+        spectra = of_runs(
+            runs,
+            options=options,
+            terms=terms,
+            modules=arguments.modules,
+            method=arguments.method,
+            progress=True,
+            dense=Matrices(arguments.method, kept, cluster),
+        )
     for skip in spectra.skipped:
         command.warn(parser, skip["reason"])
     command.warn_of_remarks(parser, spectra.other)
@@ -337,11 +350,9 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if arguments.strict and spectra.skipped:
         return 2
     if spectra.rows or arguments.json:
-        read = [
-            *command.paths_read(runs, arguments),
-            *(checkpoint.at(term.path, arguments.revision) for term in terms),
-        ]
-        _write(spectra, read, arguments)
+        _write(spectra, read(), arguments)
+        if kept and spectra.rows:
+            kept.finish()
     if arguments.page and spectra.rows:
         _write_page(parser, spectra, runs, Path(arguments.page))
     if arguments.figures and spectra.rows:
@@ -350,6 +361,14 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if not spectra.rows:
         return 2
     return 1 if spectra.skipped else 0
+
+
+def _read(
+    runs: Sequence[Run], terms: Sequence[combine.Term], arguments: argparse.Namespace
+) -> list[Path | Run]:
+    """List everything that the command reads."""
+    combined = (checkpoint.at(term.path, arguments.revision) for term in terms)
+    return [*command.paths_read(runs, arguments), *combined]
 
 
 def _write(spectra: Spectra, read: Sequence[Path | Run], arguments: argparse.Namespace) -> None:
@@ -507,6 +526,7 @@ def _parser() -> argparse.ArgumentParser:
     files = f"{store.TABLE}, {store.SPECTRA}, {store.RECORD}"
     command.add_output_options(parser, f"{files} (and {dominance.TABLE} of several checkpoints)")
     command.add_reading_options(parser)
+    command.add_work_options(parser)
     return parser
 
 

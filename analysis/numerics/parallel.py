@@ -44,6 +44,26 @@ def in_order(
             yield first, future.result()
 
 
+def one_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield function(item) of each item, computed in another thread, one item ahead at most.
+
+    While the caller works on one result, the next one is made. A caller that is to hold no more
+    than these two drops a result before it asks for another. An exception in `function` is raised
+    when its item is due.
+
+    >>> list(one_ahead(len, ["q", "up_proj"]))
+    [1, 7]
+    """
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        for future in waiting:
+            yield future.result()
+
+
 @contextlib.contextmanager
 def reproducible() -> Iterator[None]:
     """Let numpy and torch compute with one thread, so that no last digit depends on their number.
@@ -65,6 +85,14 @@ def reproducible() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+def threads() -> int:
+    """Return the number of threads that torch computes one matrix with; imports it."""
+    with extras.named():
+        import torch
+
+    return int(torch.get_num_threads())
 
 
 def with_bar(
