@@ -19,17 +19,18 @@ Result = TypeVar("Result")
 
 
 def in_order(
-    function: Callable[[Item], Result], items: Iterable[Item]
+    function: Callable[[Item], Result], items: Iterable[Item], most: int | None = None
 ) -> Iterator[tuple[Item, Result]]:
     """Yield each item with function(item), computed in several threads with one BLAS thread each.
 
-    Only a few items are held at once, so that memory does not grow with the checkpoint. An
-    exception in `function` is raised when its item is due.
+    Only a few items are held at once, so that memory does not grow with the checkpoint; `most` of
+    them, if it is given. An exception in `function` is raised when its item is due.
 
     >>> list(in_order(len, ["q", "up_proj"]))
     [('q', 1), ('up_proj', 7)]
     """
     threads = min(8, os.cpu_count() or 1)  # each holds an item's matrices in float64
+    held = 2 * threads + 1 if most is None else min(most, 2 * threads + 1)
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     torch = sys.modules.get("torch")
     # A new thread does not know how many threads of torch its maker has asked for.
@@ -37,7 +38,7 @@ def in_order(
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads, initializer=inherit) as pool:
         for item in items:
             waiting.append((item, pool.submit(function, item)))
-            if len(waiting) > 2 * threads:
+            if len(waiting) >= held:
                 first, future = waiting.popleft()
                 yield first, future.result()
         for first, future in waiting:
