@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
-from analysis import CheckpointError, UserError
+from analysis import CheckpointError
 from analysis.checkpoint import Run
 from analysis.names import kind_of, layer_of, update_key
 from analysis.numerics import decompose, parallel
@@ -215,9 +215,15 @@ def over_modules(
     small = parallel.in_order(work, opened, _at_once(factored, collected))
     for _, done in parallel.with_bar(small, progress, "comparing", "module", len(factored)):
         yield noted(done)
+    lost: dict[str, str] = {}
     if pieces is not None and pieces.cluster is not None:
-        _spread(work, dense, collected, pieces, progress)
+        lost = _spread(work, dense, collected, pieces, pieces.cluster, progress)
     for module in parallel.with_bar(dense, progress, "comparing", "module"):
+        if module in lost:
+            for run in collected.modules[module]:
+                note = {"run": run, "module": module, "reason": f"{module}: {lost[module]}"}
+                collected.skipped.append(note)
+            continue
         piece = pieces.kept.get(module) if pieces is not None else None
         if pieces is not None and piece is not None:
             yield noted(pieces.decode(piece))
@@ -240,16 +246,19 @@ def _spread(
     modules: Sequence[str],
     collected: Collected,
     pieces: Pieces[Result],
+    cluster: Cluster,
     progress: bool,
-) -> None:
-    """Let other processes compare the modules that are not kept; one that is lost is skipped."""
-    assert pieces.cluster is not None
+) -> dict[str, str]:
+    """Let other processes compare the modules that are not kept; return why some are lost."""
     missing = [Members(module, collected) for module in modules if not pieces.kept.get(module)]
-    done = pieces.cluster.each(work, missing, lambda members: members.size)
+    done = cluster.each(work, missing, lambda members: members.size)
+    lost = {}
     for members, finished in parallel.with_bar(done, progress, "comparing", "module", len(missing)):
         if isinstance(finished, Lost):
-            raise UserError(f"{members.module}: {finished.reason}")
-        pieces.kept.put(members.module, pieces.encode(finished))
+            lost[members.module] = finished.reason
+        else:
+            pieces.kept.put(members.module, pieces.encode(finished))
+    return lost
 
 
 def _at_once(modules: Sequence[str], collected: Collected) -> int:

@@ -1,18 +1,21 @@
 """The walk over what meets: every update decomposed once, and every fault said once."""
 
+import json
 import re
 import tracemalloc
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from analysis import checkpoint, similarity
 from analysis.checkpoint import Run
-from analysis.formats import Options
+from analysis.formats import Options, full
 from analysis.numerics import decompose
 from analysis.pairs import meeting, members
 from analysis.pairs.members import ONE, PAIR, Members, over_modules, pair_columns
 from analysis.update import DenseUpdate
+from analysis.work.cluster import Lost
 from analysis.work.kept import Kept
 
 
@@ -129,6 +132,21 @@ def many(write_adapter, rng):
     return [write_adapter(tensors(), f"a{n}", r=8) for n in range(8)]
 
 
+@pytest.fixture
+def models(tmp_path, rng):
+    """Two full fine-tunes of two matrices, as this project stores them."""
+    paths = []
+    for name in "ab":
+        tensors = {f"layers.{i}.q": rng.standard_normal((5, 4)) for i in range(2)}
+        facts = {"format": full.FORMAT, "version": full.VERSION}
+        facts["modules"] = {key: {"floor": 1e-09} for key in tensors}
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / full.WEIGHTS)
+        (tmp_path / name / full.CONFIG).write_text(json.dumps(facts))
+        paths.append(tmp_path / name)
+    return paths
+
+
 def peak(paths):
     """The results of comparing checkpoints, and the most memory that it took, in MB."""
     tracemalloc.start()
@@ -151,6 +169,33 @@ def test_many_adapters_are_never_in_memory_together(many, monkeypatch):
     of_module = 8 * size / 12
     assert most > 8 * size
     assert least < 2 * size + 4 * of_module  # stored, in float64 and decomposed, and the results
+
+
+class Here:
+    """A cluster that computes in this process and loses the modules of `lost`."""
+
+    def __init__(self, *lost):
+        self.lost = lost
+
+    def each(self, function, items, size):
+        for item in sorted(items, key=size, reverse=True):
+            yield item, Lost("why") if item.module in self.lost else function(item)
+
+
+def test_other_processes_compare_dense_modules_and_a_lost_one_is_skipped(models, rng):
+    whole = similarity.analyse(models)
+    runs, options = checkpoint.runs(models), Options()
+    spread = similarity.of_runs(runs, options=options, cluster=Here())
+    assert repr(spread.rows) == repr(whole.rows)
+    assert [(key, x.tobytes()) for key, x in spread.phi.items()] == [
+        (key, x.tobytes()) for key, x in whole.phi.items()
+    ]
+    fewer = similarity.of_runs(runs, options=options, cluster=Here("layers.0.q"))
+    assert [row["module"] for row in fewer.rows] == ["layers.1.q"]
+    assert [(skip["run"], skip["reason"]) for skip in fewer.skipped] == [
+        ("a", "layers.0.q: why"),
+        ("b", "layers.0.q: why"),
+    ]
 
 
 def test_dense_modules_are_kept_and_not_compared_again(collected, tmp_path, monkeypatch, rng):

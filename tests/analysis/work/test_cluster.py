@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from analysis import CheckpointError, UserError, spectrum
+from analysis import CheckpointError, UserError, checkpoint, similarity, spectrum
 from analysis.checkpoint import Run
+from analysis.formats import Options
 from analysis.numerics import decompose, parallel
 from analysis.update import DenseUpdate
 from analysis.work import cluster, kept
@@ -199,3 +200,21 @@ def test_an_unfit_file_on_a_worker_is_told_as_here(two):
     matrices.ahead(lambda: iter([(run, update)]), progress=False)
     (found,) = matrices.in_order(run, [update])
     assert found.reason == "a.safetensors: q: the file was cut short"
+
+
+def test_modules_are_compared_by_other_processes(two, tmp_path, rng):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        save_file({"q.weight": rng.standard_normal((6, 5))}, tmp_path / name / "model.safetensors")
+    (tmp_path / "base").mkdir()
+    save_file({"q.weight": np.zeros((6, 5))}, tmp_path / "base" / "model.safetensors")
+    paths = [tmp_path / name for name in "ab"]
+    with parallel.reproducible():
+        whole = similarity.analyse(paths, base=tmp_path / "base")
+    spread = similarity.of_runs(
+        checkpoint.runs(paths), options=Options(base=tmp_path / "base"), cluster=two
+    )
+    assert repr(spread.rows) == repr(whole.rows)
+    assert {key: x.tobytes() for key, x in spread.phi.items()} == {
+        key: x.tobytes() for key, x in whole.phi.items()
+    }
