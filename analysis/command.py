@@ -310,8 +310,8 @@ def reading_options(arguments: argparse.Namespace) -> Options:
     )
 
 
-def add_work_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which processes do long work."""
+def add_work_options(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
+    """Add the options that say which processes do long work; return their group."""
     group = parser.add_argument_group("long work (docs/scale.md)")
     where = group.add_mutually_exclusive_group()
     where.add_argument(
@@ -326,6 +326,7 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="compute them on the workers of a dask scheduler, such as tcp://host:8786",
     )
+    return group
 
 
 def _workers(given: str) -> int:

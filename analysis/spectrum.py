@@ -26,7 +26,7 @@ from analysis import CheckpointError, checkpoint, command, extras, names, result
 from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.names import kind_of, layer_of
-from analysis.numerics import decompose, denoise, metrics, null, parallel
+from analysis.numerics import decompose, denoise, device, metrics, null, parallel
 from analysis.pairs import combine, dominance
 from analysis.pairs.dominance import Finding
 from analysis.process import start
@@ -331,7 +331,8 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     terms = [combine.parse(text) for text in arguments.combine]
     read = partial(_read, runs, terms, arguments)
     options = command.reading_options(arguments)
-    settings = {"options": options, "method": arguments.method, "combine": arguments.combine}
+    settings = {"options": options, "method": arguments.method}
+    settings |= {"combine": arguments.combine, "device": arguments.device}
     kept = command.kept(parser, "analysis.spectrum", read, settings, arguments)
     with command.cluster(parser, arguments) as cluster:
         spectra = of_runs(
@@ -341,7 +342,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
             modules=arguments.modules,
             method=arguments.method,
             progress=True,
-            dense=Matrices(arguments.method, kept, cluster),
+            dense=Matrices(arguments.method, kept, cluster, arguments.device),
         )
     for skip in spectra.skipped:
         command.warn(parser, skip["reason"])
@@ -526,7 +527,12 @@ def _parser() -> argparse.ArgumentParser:
     files = f"{store.TABLE}, {store.SPECTRA}, {store.RECORD}"
     command.add_output_options(parser, f"{files} (and {dominance.TABLE} of several checkpoints)")
     command.add_reading_options(parser)
-    command.add_work_options(parser)
+    command.add_work_options(parser).add_argument(
+        "--device",
+        choices=device.NAMES,
+        default=device.CPU,
+        help="decompose them on the CPU (the default) or on a GPU",
+    )
     return parser
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from analysis import CheckpointError
 from analysis.checkpoint import Run
-from analysis.numerics import decompose, parallel
+from analysis.numerics import decompose, device, parallel
 from analysis.numerics.decompose import Spectrum
 from analysis.update import DenseUpdate, Entry, Other, Skipped, Update
 from analysis.work import cluster
@@ -29,7 +29,8 @@ def decomposed(entry: Entry, method: str) -> Decomposed:
     if isinstance(entry, Skipped | Other):
         return entry
     try:
-        return entry, decompose.spectrum(entry, method)
+        with device.told():
+            return entry, decompose.spectrum(entry, method)
     except CheckpointError as error:
         return Skipped(entry.name, str(error))
     except MemoryError:
@@ -43,11 +44,13 @@ class Matrices:
     method: as for `decompose.spectrum`.
     kept: the spectra that are finished; None keeps none.
     cluster: processes that compute them; None computes them here.
+    device: on which they compute (`numerics.device`); dense updates only.
     """
 
     method: str = "auto"
     kept: Kept | None = None
     cluster: Cluster | None = None
+    device: str = device.CPU
     _failed: dict[str, Skipped] = field(default_factory=dict)
 
     def ahead(self, listed: Callable[[], Iterable[Listed]], progress: bool) -> None:
@@ -59,7 +62,7 @@ class Matrices:
             return
         self.kept = self.kept or Kept(None, dict)
         missing = [(run, update) for run, update in listed() if not self._known(run, update)]
-        work = partial(_spectrum_of, method=self.method)
+        work = partial(_spectrum_of, method=self.method, name=self.device)
         done = self.cluster.each(work, [update for _, update in missing], _cost)
         runs = {id(update): run for run, update in missing}
         for update, result in parallel.with_bar(
@@ -83,7 +86,8 @@ class Matrices:
                 assert not isinstance(entry, Skipped | Other)
                 yield entry, found
             else:
-                result = decomposed(entry, self.method)
+                with device.using(self.device):
+                    result = decomposed(entry, self.method)
                 if self.kept is not None and isinstance(result, tuple):
                     self.kept.put(_name(run, result[0]), piece(result[1]))
                 yield result
@@ -127,9 +131,10 @@ def _read(update: DenseUpdate) -> DenseUpdate:
         return update
 
 
-def _spectrum_of(update: DenseUpdate, method: str) -> Spectrum | Skipped:
-    """Return the spectrum alone: the update need not travel back."""
-    result = decomposed(update, method)
+def _spectrum_of(update: DenseUpdate, method: str, name: str) -> Spectrum | Skipped:
+    """Return the spectrum alone: the update need not travel back; name: of the device."""
+    with device.using(name):
+        result = decomposed(update, method)
     if isinstance(result, tuple):
         return result[1]
     assert isinstance(result, Skipped)
