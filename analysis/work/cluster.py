@@ -7,7 +7,6 @@ first, so that a worker's end concerns none that was only waiting. Every task us
 BLAS: results are bit for bit those of one process with one thread.
 """
 
-import asyncio
 import contextlib
 import functools
 import os
@@ -51,6 +50,8 @@ class Cluster:
         Lost stands for the result of an item whose process ended, again and again. Raises UserError
         if the scheduler is lost, or a worker has other versions or does not see the files.
         """
+        import asyncio  # it takes a tenth of the time of a short command to import
+
         from distributed import wait
 
         waiting = sorted(items, key=size)  # the largest is last, and popped first
@@ -80,7 +81,7 @@ class Cluster:
             if not told:
                 self._say(f"{self._what}: there is no worker yet; waiting for one")
                 told = True
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(OSError):  # none came; or the scheduler is gone, as told above
                 self._client.wait_for_workers(1, timeout=LOOK)
 
     def _result(self, future: Any) -> Any:

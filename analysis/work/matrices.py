@@ -5,7 +5,7 @@ Low-rank updates are never sent here: they take milliseconds.
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -161,10 +161,3 @@ def piece(spectrum: Spectrum) -> Piece:
 def spectrum_of(piece: Piece) -> Spectrum:
     """Return the spectrum that `piece` made a piece of, bit for bit."""
     return Spectrum(**piece.arrays, **piece.facts)
-
-
-def listed(run: Run, entries: Sequence[Entry]) -> Iterator[Listed]:
-    """Yield the dense updates among the entries of a checkpoint, with its run."""
-    for entry in entries:
-        if isinstance(entry, DenseUpdate):
-            yield run, entry
