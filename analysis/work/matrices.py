@@ -18,7 +18,7 @@ from analysis.numerics.decompose import Spectrum
 from analysis.update import DenseUpdate, Entry, Other, Skipped, Update
 from analysis.work import cluster
 from analysis.work.cluster import Cluster
-from analysis.work.kept import Kept, Piece
+from analysis.work.kept import Facts, Kept, Piece
 
 Decomposed = tuple[Update, Spectrum] | Skipped | Other
 Listed = tuple[Run, DenseUpdate]
@@ -160,4 +160,5 @@ def piece(spectrum: Spectrum) -> Piece:
 
 def spectrum_of(piece: Piece) -> Spectrum:
     """Return the spectrum that `piece` made a piece of, bit for bit."""
-    return Spectrum(**piece.arrays, **piece.facts)
+    fields: Facts = {**piece.arrays, **piece.facts}
+    return Spectrum(**fields)
