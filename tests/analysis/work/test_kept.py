@@ -90,9 +90,13 @@ def test_a_changed_input_is_noticed_even_with_its_old_time(write_adapter, lora_t
     json.dumps(after)
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda b: b[:-1], lambda b: b[:40] + b"x" + b[41:], lambda b: b""]
-)
+def with_a_flipped_bit(content):
+    """The content of a piece with another first number."""
+    numbers = 40 + int.from_bytes(content[32:40], "little")  # after SHA-256, length and header
+    return content[:numbers] + bytes([content[numbers] ^ 1]) + content[numbers + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], with_a_flipped_bit, lambda b: b""])
 def test_a_damaged_piece_is_made_again(tmp_path, damage):
     of(tmp_path).put("q", PIECE)
     (file,) = pieces(tmp_path)
