@@ -101,7 +101,8 @@ def merge(
     settings, options = settings or Settings(), options or Options()
     runs = _runs(terms, options)
     config = _config(runs, same_base)
-    collected = meeting.collect(runs, options, names.expression(None), rename)
+    everything = names.expression(None)
+    collected = meeting.collect(runs, options, everything, rename, most=len(runs))
     _check(runs, collected, partly)
     _check_rank(settings.rank, collected)
     dtype = compress.stored_dtype(

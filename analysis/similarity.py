@@ -10,7 +10,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,23 @@ from analysis.numerics import subspaces
 from analysis.numerics.subspaces import phi
 from analysis.pairs import meeting, merging, repeatability
 from analysis.pairs.meeting import Pairs
-from analysis.pairs.members import PAIR, Member, Members, over_modules, pair_columns
+from analysis.pairs.members import (
+    PAIR,
+    Finished,
+    Member,
+    Members,
+    Pieces,
+    over_modules,
+    pair_columns,
+)
 from analysis.process import start
 from analysis.results import RUNS, AgainstBase, Row, Similarity, Spectra
 from analysis.tables import base as base_table
 from analysis.tables import merging as merging_table
 from analysis.tables import similarity as similarity_table
 from analysis.tables.text import Block
+from analysis.work.cluster import Cluster
+from analysis.work.kept import Kept, Piece
 
 __all__ = ["COLUMNS", "Similarity", "analyse", "main", "of_runs", "phi"]
 
@@ -95,17 +105,28 @@ def of_runs(
     pairs: Pairs | None = None,
     parts: bool = True,
     progress: bool = False,
+    kept: Kept | None = None,
+    cluster: Cluster | None = None,
 ) -> Similarity:
     """Compare the updates of `runs`, which `checkpoint.runs` gave.
 
-    pairs: which of the runs to compare; every two of them by default. The rest as for `analyse`.
+    pairs: which of the runs to compare; every two of them by default.
+    kept, cluster: the finished comparisons of dense modules, and the processes that make them.
+    The rest as for `analyse`.
     """
     collected = meeting.collect(runs, options, names.expression(modules), rename)
     chosen = list(itertools.combinations(runs, 2)) if pairs is None else pairs
     shared = meeting.sharing(chosen, collected)
     meeting.refuse_many(shared, runs if parts else [], collected)
-    compare = partial(_compare, runs=runs if parts else [], pairs=shared)
-    of_modules = list(over_modules(compare, collected, progress))
+    bare = {run: replace(run, source=None) for run in runs}  # which processes need not be told
+    compare = partial(
+        _compare,
+        runs=list(bare.values()) if parts else [],
+        pairs=[(bare[a], bare[b]) for a, b in shared],
+    )
+    pieces = Pieces(_piece, _finished, kept or Kept(None, dict), cluster)
+    keep = pieces if kept or cluster else None
+    of_modules = list(over_modules(compare, collected, progress, keep))
     return Similarity(
         rows=[row for of_module in of_modules for row in of_module.rows],
         inside=[row for of_module in of_modules for row in of_module.inside],
@@ -180,6 +201,27 @@ def _row(a: Member, b: Member) -> tuple[Row, dict[str, np.ndarray]]:
     return row, {f"{row['key']}#{name}": array for name, array in arrays.items()}
 
 
+def _piece(finished: Finished[Similarity]) -> Piece:
+    """Return the comparisons of a module as a piece that can be kept."""
+    result = finished.result
+    facts = {
+        "rows": result.rows,
+        "inside": result.inside,
+        "phi": list(result.phi),  # a file has them in another order
+        "skipped": finished.skipped,
+        "zero": finished.zero,
+    }
+    return Piece(result.phi, facts)
+
+
+def _finished(piece: Piece) -> Finished[Similarity]:
+    """Return the comparisons that `_piece` made a piece of, bit for bit."""
+    facts = piece.facts
+    phi = {key: piece.arrays[key] for key in facts["phi"]}
+    result = Similarity(facts["rows"], facts["inside"], phi)
+    return Finished(result, facts["skipped"], facts["zero"])
+
+
 # The command
 
 
@@ -202,7 +244,15 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if arguments.page:
         command.check_page(Path(arguments.page), "--page", force=arguments.force)
     runs = checkpoint.runs(arguments.paths, arguments.revision)
-    report = _merged(runs, arguments) if arguments.merge else _compared(parser, runs, arguments)
+    options = command.reading_options(arguments)
+    settings = {"options": options, "modules": arguments.modules, "map": arguments.map}
+    read = partial(command.paths_read, runs, arguments)
+    kept = command.kept(parser, "analysis.similarity", read, settings, arguments)
+    if arguments.merge:
+        report = _merged(runs, arguments)
+    else:
+        with command.cluster(parser, arguments) as cluster:
+            report = _compared(parser, runs, arguments, kept, cluster)
     for skip in report.skipped:
         command.warn(parser, skip["reason"])
     command.warn_of_remarks(parser, report.json["other"])
@@ -210,7 +260,9 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if not report.has_rows and not report.skipped:
         command.warn(parser, "one checkpoint without parts; expected two to compare")
     if report.has_rows or arguments.json:
-        _write(report, command.paths_read(runs, arguments), arguments)
+        _write(report, read(), arguments)
+        if kept and report.has_rows:
+            kept.finish()
     if not report.has_rows:
         return 2
     complete = not arguments.page or _write_page(parser, report, runs, arguments)
@@ -229,6 +281,8 @@ def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
             parser.error("--landing and --intruders compare with the base; expected --base too")
         if arguments.merge:
             parser.error("--landing and --intruders cannot be combined with --merge")
+    if arguments.merge and (arguments.workers or arguments.scheduler):
+        parser.error("--merge compares here; expected neither --workers nor --scheduler")
     if arguments.merge and (arguments.figures or arguments.group):
         parser.error("--merge draws no figure; expected neither --figures nor --group")
     if arguments.merge and arguments.page:
@@ -266,7 +320,11 @@ class _Report:
 
 
 def _compared(
-    parser: argparse.ArgumentParser, runs: Sequence[Run], arguments: argparse.Namespace
+    parser: argparse.ArgumentParser,
+    runs: Sequence[Run],
+    arguments: argparse.Namespace,
+    kept: Kept | None,
+    cluster: Cluster | None,
 ) -> _Report:
     """Compare the checkpoints, their parts and methods and, with --base, each with its base."""
     similarity = of_runs(
@@ -275,6 +333,8 @@ def _compared(
         modules=arguments.modules,
         rename=arguments.map,
         progress=True,
+        kept=kept,
+        cluster=cluster,
     )
     if arguments.figures:
         _draw(parser, similarity, Path(arguments.figures))
@@ -487,6 +547,7 @@ def _parser() -> argparse.ArgumentParser:
     more += f" {ADAPTERS_TABLE}, {MERGED_TABLE}, {SUMS}, {MERGED_SPECTRA}"
     command.add_output_options(parser, f"{files} ({more})")
     command.add_reading_options(parser)
+    command.add_work_options(parser)
     _add_base_options(parser)
     return parser
 

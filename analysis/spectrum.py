@@ -9,6 +9,7 @@ run, module by module.
 """
 
 import argparse
+import contextlib
 import itertools
 import math
 import re
@@ -37,7 +38,16 @@ from analysis.base.moments import Moments
 from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.names import kind_of, layer_of
-from analysis.numerics import decompose, denoise, function_space, metrics, null, parallel, tails
+from analysis.numerics import (
+    decompose,
+    denoise,
+    device,
+    function_space,
+    metrics,
+    null,
+    parallel,
+    tails,
+)
 from analysis.pairs import combine, dominance
 from analysis.pairs.dominance import Finding
 from analysis.process import start
@@ -47,6 +57,8 @@ from analysis.tables import function as function_table
 from analysis.tables import spectrum as spectrum_table
 from analysis.tables.text import Block
 from analysis.update import DenseUpdate, Entry, Other, Skipped, Update
+from analysis.work import matrices
+from analysis.work.matrices import Decomposed, Matrices
 
 Source = tuple[Run, Callable[[], Iterator[Entry]]]
 LEGENDS = (
@@ -58,8 +70,6 @@ LEGENDS = (
 BASE_TABLE = "base_deciles.csv"
 # The row of an update and its singular values; or why it was not analysed; or another tensor.
 Result = tuple[Row, np.ndarray] | Skipped | Other
-# An update, its spectrum, and its columns FUNCTION; None if these were not asked for.
-Found = tuple[Update, decompose.Spectrum, Row | None]
 
 
 def analyse(
@@ -113,8 +123,12 @@ def of_runs(
     method: str = "auto",
     activations: str | Path | None = None,
     progress: bool = False,
+    dense: Matrices | None = None,
 ) -> Spectra:
-    """Return the spectra of `runs`, which `checkpoint.runs` gave; otherwise as `analyse`."""
+    """Return the spectra of `runs`, which `checkpoint.runs` gave; otherwise as `analyse`.
+
+    dense: how dense updates are decomposed; by default by `method`, here, keeping nothing.
+    """
     wanted = names.expression(modules)
     sources: list[Source] = [(run, partial(checkpoint.scan, run, options)) for run in runs]
     sources += _combined(terms, options, taken={run.name for run in runs})
@@ -123,17 +137,21 @@ def of_runs(
         inputs = moments.open_moments(activations)
         for path in dict.fromkeys([*(run.path for run in runs), *(term.path for term in terms)]):
             moments.check_base(inputs, Path(path), options.base)
+    dense = dense or Matrices(method)
+    dense.ahead(partial(_dense, sources, wanted), progress)
     return _gathered(
         (run, result)
         for run, read in sources
-        for result in _with_reason(run, _results(run, read, wanted, method, progress, inputs))
+        for result in _with_reason(
+            run, _results(run, read, wanted, method, progress, dense, inputs)
+        )
     )
 
 
 def of_updates(entries: Iterable[Entry], run: Run) -> Spectra:
     """Return the spectra of updates in memory, in the form that `analyse` returns."""
     analysed = _results(
-        run, lambda: iter(entries), names.expression(None), method="auto", progress=False
+        run, lambda: iter(entries), names.expression(None), "auto", progress=False, dense=Matrices()
     )
     return _gathered((run, result) for result in analysed)
 
@@ -203,12 +221,22 @@ def _with_reason(run: Run, analysed: Iterator[Result]) -> Iterator[Result]:
         yield Skipped("", f"{run.path}: does not fit into memory")
 
 
+def _dense(sources: Sequence[Source], wanted: re.Pattern[str]) -> Iterator[matrices.Listed]:
+    """Yield the dense updates of all checkpoints, as far as these can be read."""
+    for run, read in sources:
+        with contextlib.suppress(CheckpointError, MemoryError):  # which `_with_reason` tells
+            for entry in read():
+                if isinstance(entry, DenseUpdate) and wanted.search(entry.name):
+                    yield run, entry
+
+
 def _results(
     run: Run,
     read: Callable[[], Iterator[Entry]],
     wanted: re.Pattern[str],
     method: str,
     progress: bool,
+    dense: Matrices,
     inputs: Moments | None = None,
 ) -> Iterator[Result]:
     """Yield the results of one checkpoint in the order of its file.
@@ -216,28 +244,36 @@ def _results(
     run: names the rows.
     read: yields the entries of the checkpoint.
     wanted: is searched for in the names of updates; the others are left out.
-    method, progress: as for `analyse`.
+    method, progress, dense: as for `of_runs`.
     inputs: the second moments of the modules' inputs, if the columns FUNCTION are asked for.
     """
-    work = partial(_decomposed, method=method, of_inputs=_of_inputs(read, inputs))
+    of_inputs = _of_inputs(read, inputs)
     entries = (e for e in read() if isinstance(e, Other) or wanted.search(e.name))
-    for dense, group in itertools.groupby(_marked(entries), key=itemgetter(0)):
+    for is_dense, group in itertools.groupby(_marked(entries), key=itemgetter(0)):
         of_group = (entry for _, entry in group)
-        decomposed: Iterable[Found | Skipped | Other]
-        if dense:
+        decomposed: Iterable[Decomposed]
+        if is_dense:
             # To list dense updates takes little memory: each matrix is loaded when it is needed.
             listed = parallel.with_bar(list(of_group), progress, run.key, "matrix")
-            decomposed = map(work, listed)
+            decomposed = dense.in_order(run, listed)
         else:
-            small = parallel.in_order(work, of_group)
+            small = parallel.in_order(partial(matrices.decomposed, method=method), of_group)
             counted = parallel.with_bar(small, progress, run.key, "module")
             decomposed = (result for _, result in counted)
         for result in decomposed:
             if isinstance(result, Skipped | Other):
                 yield result
+                continue
+            update, spectrum = result
+            try:
+                function = {} if of_inputs is None else _function_row(update, of_inputs, method)
+            except CheckpointError as error:
+                yield Skipped(update.name, str(error))
+            except MemoryError:
+                what = f"{update.source}: {update.name}: does not fit into memory"
+                yield Skipped(update.name, what)
             else:
-                update, spectrum, function = result
-                yield row(update, spectrum, run) | (function or {}), spectrum.s
+                yield row(update, spectrum, run) | function, spectrum.s
 
 
 def _marked(entries: Iterable[Entry]) -> Iterator[tuple[bool, Entry]]:
@@ -262,35 +298,16 @@ def _of_inputs(
     return partial(inputs.of, names=names)
 
 
-def _function_row(update: Update, C: np.ndarray | None, method: str) -> Row:
-    """The columns FUNCTION of an update; C: the second moment of its inputs, None if unknown."""
+def _function_row(
+    update: Update, of_inputs: Callable[[Update], np.ndarray | None], method: str
+) -> Row:
+    """The columns FUNCTION of an update, empty if the second moment of its inputs is missing."""
     empty: Row = dict.fromkeys(results.FUNCTION)
+    C = of_inputs(update)
     if C is None:
         return empty
     found = function_space.function_space(decompose.decomposition(update, method), C)
     return empty if found is None else empty | function_space.columns(found, C)
-
-
-def _decomposed(
-    entry: Entry,
-    method: str,
-    of_inputs: Callable[[Update], np.ndarray | None] | None,
-) -> Found | Skipped | Other:
-    """An update with its spectrum, or why it has none; an entry that is not an update as it is.
-
-    of_inputs: of `_of_inputs`.
-    """
-    if isinstance(entry, Skipped | Other):
-        return entry
-    try:
-        spectrum = decompose.spectrum(entry, method)
-        if of_inputs is None:
-            return entry, spectrum, None
-        return entry, spectrum, _function_row(entry, of_inputs(entry), method)
-    except CheckpointError as error:
-        return Skipped(entry.name, str(error))
-    except MemoryError:
-        return Skipped(entry.name, f"{entry.source}: {entry.name}: does not fit into memory")
 
 
 def row(update: Update, spectrum: decompose.Spectrum, run: Run) -> Row:
@@ -392,15 +409,22 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         command.check_page(Path(arguments.page), "--page", force=arguments.force)
     runs = checkpoint.runs(arguments.paths, arguments.revision)
     terms = [combine.parse(text) for text in arguments.combine]
-    spectra = of_runs(
-        runs,
-        options=command.reading_options(arguments),
-        terms=terms,
-        modules=arguments.modules,
-        method=arguments.method,
-        activations=arguments.activations,
-        progress=True,
-    )
+    read = partial(_read, runs, terms, arguments)
+    options = command.reading_options(arguments)
+    settings = {"options": options, "method": arguments.method}
+    settings |= {"combine": arguments.combine, "device": arguments.device}
+    kept = command.kept(parser, "analysis.spectrum", read, settings, arguments)
+    with command.cluster(parser, arguments) as cluster:
+        spectra = of_runs(
+            runs,
+            options=options,
+            terms=terms,
+            modules=arguments.modules,
+            method=arguments.method,
+            activations=arguments.activations,
+            progress=True,
+            dense=Matrices(arguments.method, kept, cluster, arguments.device),
+        )
     for skip in spectra.skipped:
         command.warn(parser, skip["reason"])
     _warn_of_unknown_inputs(parser, spectra, arguments)
@@ -410,13 +434,11 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         return 2
     unread = False
     if spectra.rows or arguments.json:
-        read = [
-            *command.paths_read(runs, arguments),
-            *(checkpoint.at(term.path, arguments.revision) for term in terms),
-        ]
         against = _against_base(parser, runs, arguments) if arguments.base_deciles else None
-        _write(spectra, read, arguments, against)
+        _write(spectra, read(), arguments, against)
         unread = against is not None and bool(against.skipped)
+        if kept and spectra.rows:
+            kept.finish()
     lacking = bool(arguments.page and spectra.rows) and command.lacks(parser, spectra, runs)
     if arguments.page and spectra.rows and not lacking:
         command.write_page(Path(arguments.page), spectra)
@@ -426,6 +448,14 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if not spectra.rows:
         return 2
     return 1 if spectra.skipped or lacking or unread else 0
+
+
+def _read(
+    runs: Sequence[Run], terms: Sequence[combine.Term], arguments: argparse.Namespace
+) -> list[Path | Run]:
+    """List everything that the command reads."""
+    combined = (checkpoint.at(term.path, arguments.revision) for term in terms)
+    return [*command.paths_read(runs, arguments), *combined]
 
 
 def _warn_of_unknown_inputs(
@@ -635,6 +665,12 @@ def _parser() -> argparse.ArgumentParser:
     files = f"{store.TABLE}, {store.SPECTRA}, {store.RECORD}"
     command.add_output_options(parser, f"{files} (and {dominance.TABLE} of several checkpoints)")
     command.add_reading_options(parser)
+    command.add_work_options(parser).add_argument(
+        "--device",
+        choices=device.NAMES,
+        default=device.CPU,
+        help="decompose them on the CPU (the default) or on a GPU",
+    )
     return parser
 
 

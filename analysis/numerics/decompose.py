@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis import CheckpointError, extras
-from analysis.numerics import kronecker, metrics, turning
+from analysis.numerics import device, kronecker, metrics, turning
 from analysis.numerics.turning import Turning
 from analysis.update import DenseUpdate, KroneckerUpdate, LowRankUpdate, Update, float64
 
@@ -319,12 +319,12 @@ def _dense_gram(update: DenseUpdate) -> Spectrum:
     size = _magnitude(W, update)
     if size == 0:
         return Spectrum(np.zeros(update.capacity), "gram", 0.0)
-    G = torch.zeros(W.shape[1], W.shape[1], dtype=torch.float64)
+    G = torch.zeros(W.shape[1], W.shape[1], dtype=torch.float64, device=device.current())
     for i in range(0, W.shape[0], ROWS):
         # Divided by the largest entry, so that no square overflows or vanishes.
-        rows = torch.from_numpy(float64(W[i : i + ROWS]) / size)
+        rows = torch.from_numpy(float64(W[i : i + ROWS]) / size).to(G.device)
         G.addmm_(rows.T, rows)
-    values = torch.linalg.eigvalsh(G).numpy()[::-1]
+    values = torch.linalg.eigvalsh(G).cpu().numpy()[::-1]
     s = size * np.sqrt(np.maximum(values, 0.0))
     return Spectrum(s, "gram", float(np.sqrt(max(W.shape) * EPS) * s[0]))
 
@@ -335,7 +335,8 @@ def _dense_svd(update: DenseUpdate) -> Spectrum:
 
     W = update.load()
     _magnitude(W, update)
-    s = torch.linalg.svdvals(torch.from_numpy(np.array(W, dtype=np.float64))).numpy()
+    M = torch.from_numpy(np.array(W, dtype=np.float64)).to(device.current())
+    s = torch.linalg.svdvals(M).cpu().numpy()
     return Spectrum(s, "svd", float(max(W.shape) * EPS * s[0]))
 
 
