@@ -104,7 +104,7 @@ def collect(
     rename: Sequence[Rename] = (),
     most: int = HELD,
 ) -> Collected:
-    """Return the updates of all runs; low-rank ones of `most` runs in memory, in their stored dtype.
+    """Return the updates of all runs; low-rank ones of `most` of them with their numbers.
 
     runs: the checkpoints to read; one that cannot be read is noted as skipped.
     options: what a checkpoint does not say of itself.
