@@ -65,6 +65,7 @@ ROOT = Path(multilora.__file__).parents[1]
 # Modules that the training command imports and that cannot change the result of a run.
 WITHOUT_EFFECT = {
     "analysis": "the error types and the version",
+    "analysis.extras": "says which library is missing",
     "analysis.files": "opens files; changes no number",
     "analysis.files.exchange": "renames finished files",
     "analysis.command": "prints errors as one line",
@@ -84,6 +85,9 @@ WITHOUT_EFFECT = {
     "multilora.command": "parses the command line; the parsed values are hashed",
     "multilora.record": "writes records and computes hashes",
     "multilora.methods": "empty",
+    "multilora.methods.card": "writes the model card",
+    "multilora.methods.serving": "writes exports on request",
+    "multilora.methods.weighted": "adds adapters on request",
     "multilora.tasks": "empty",
     "multilora.tasks.builtin": "empty",
     "multilora.tasks.builtin.pretrained": "its copy is named by the hash of the weights",

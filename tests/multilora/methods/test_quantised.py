@@ -1,0 +1,213 @@
+"""The methods on bases in 4 and 8 bits; the file skips where bitsandbytes is not installed."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
+
+from analysis import spectrum
+from multilora import ExpertBank, MtlLoraConfig, MultiLoraConfig, RLoraConfig
+from multilora.delta import save_as_lora
+from multilora.methods import quantised
+from multilora.methods.layers import AdapterLinear
+from tiny_models import llama
+
+bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+warnings.filterwarnings("ignore", module="peft")
+
+BITS = [4, 8]
+CONFIGS = {
+    "multilora": MultiLoraConfig(r=2, n=3, target_modules="all-linear", task_type="CAUSAL_LM"),
+    "rlora": RLoraConfig(r=2, n=2, target_modules="all-linear", task_type="CAUSAL_LM"),
+    "mtllora": MtlLoraConfig(
+        r=2, n=2, target_modules="all-linear", task_type="CAUSAL_LM", tasks=["a", "b"]
+    ),
+}
+IDS = torch.arange(12).reshape(2, 6)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    path = tmp_path_factory.mktemp("base")
+    llama().save_pretrained(path)
+    return path
+
+
+def loaded(stored, bits):
+    config = transformers.BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    model = transformers.AutoModelForCausalLM.from_pretrained(stored, quantization_config=config)
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def adapted(stored, bits, method="multilora"):
+    torch.manual_seed(0)
+    return get_peft_model(loaded(stored, bits), copy.deepcopy(CONFIGS[method])).eval()
+
+
+def moved(model):
+    """As if training had moved all that it can move."""
+    generator = torch.Generator().manual_seed(1)
+    for layer in layers(model):
+        for name in layer.adapter_layer_names:
+            for p in getattr(layer, name).values():
+                p.data += 0.3 * torch.randn(p.shape, generator=generator)
+    return model
+
+
+def layers(model):
+    return [layer for layer in model.modules() if isinstance(layer, AdapterLinear)]
+
+
+def extra(model):
+    return {"multilora_task_ids": torch.tensor([0, 1])} if "tasks" in vars(layers(model)[0]) else {}
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS, **extra(model)).logits
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("method", list(CONFIGS))
+def test_training_moves_the_adapter_and_never_the_quantised_base(stored, bits, method):
+    model = adapted(stored, bits, method).train()
+    before = [layer.get_base_layer().weight.data.clone() for layer in layers(model)]
+    assert {w.dtype for w in before} == {torch.uint8 if bits == 4 else torch.int8}
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    losses = []
+    for _ in range(5):
+        loss = model(input_ids=IDS, labels=IDS, **extra(model)).loss
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0] - 0.02
+    assert losses == sorted(losses, reverse=True)
+    after = [layer.get_base_layer().weight.data for layer in layers(model)]
+    assert all(map(torch.equal, before, after))
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_start_is_the_quantised_base_and_a_trained_adapter_is_not(stored, bits):
+    base = logits_of_base(stored, bits)
+    assert torch.equal(logits(adapted(stored, bits)), base)
+    assert not torch.equal(logits(moved(adapted(stored, bits))), base)
+
+
+def logits_of_base(stored, bits):
+    with torch.no_grad():
+        return loaded(stored, bits).eval()(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_output_of_a_layer_is_that_of_the_dequantised_weight(stored, bits):
+    layer = next(m for m in moved(adapted(stored, bits)).modules() if isinstance(m, AdapterLinear))
+    W0 = layer.get_base_weight().double()
+    assert W0.shape == (layer.out_features, layer.in_features)
+    x = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(2))
+    want = x.double() @ (W0 + layer.get_delta_weight("default").double()).T
+    # The product of 8 bits rounds x to 8 bits too; that of 4 bits rounds nothing.
+    near = {4: 1e-5, 8: 0.02}[bits]
+    with torch.no_grad():
+        assert float((layer(x).double() - want).norm() / want.norm()) < near
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_saving_loading_and_the_export_to_lora_give_the_same_outputs(stored, bits, tmp_path):
+    model = moved(adapted(stored, bits))
+    want = logits(model)
+    model.save_pretrained(tmp_path / "adapter")
+    back = PeftModel.from_pretrained(loaded(stored, bits), tmp_path / "adapter").eval()
+    assert torch.equal(logits(back), want)
+    save_as_lora(model, tmp_path / "lora")
+    plain = PeftModel.from_pretrained(loaded(stored, bits), tmp_path / "lora").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(plain(input_ids=IDS).logits, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_analysis_reads_what_was_trained_on_a_quantised_base(stored, bits, tmp_path):
+    model = moved(adapted(stored, bits))
+    model.save_pretrained(tmp_path)
+    spectra = spectrum.analyse(str(tmp_path))
+    assert len(spectra.rows) == 14
+    layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+    (key,) = [k for k in spectra.s if "layers.0.self_attn.q_proj" in k]
+    want = torch.linalg.svdvals(layer.get_delta_weight("default").detach().double())[:6]
+    assert torch.allclose(torch.from_numpy(spectra.s[key]).double()[:6], want, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_merge_is_the_quantised_sum_and_is_undone_bit_for_bit(stored, bits):
+    model = moved(adapted(stored, bits))
+    want, layer = logits(model), layers(model)[0]
+    base = logits_of_base(stored, bits)
+    W0, delta = layer.get_base_weight().float(), layer.get_delta_weight("default")
+    with pytest.warns(UserWarning, match=rf"rounded to bnb {bits}bit again"):
+        model.merge_adapter()
+    step = {4: 0.2, 8: 0.01}[bits] * (W0 + delta).abs().max()  # about that of the grid
+    assert float((layer.get_base_weight().float() - W0 - delta).abs().max()) < step
+    assert float((logits(model) - want).norm()) < 0.8 * float((want - base).norm())
+    model.unmerge_adapter()
+    assert torch.equal(logits(model), want)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), base)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_unloading_after_a_merge_leaves_a_quantised_model(stored, bits):
+    model = moved(adapted(stored, bits))
+    want = logits(model)
+    with pytest.warns(UserWarning, match="rounded"):
+        merged = model.merge_and_unload()
+    kind = {4: bnb.nn.Linear4bit, 8: bnb.nn.Linear8bitLt}[bits]
+    assert type(merged.model.layers[0].self_attn.q_proj) is kind
+    with torch.no_grad():
+        got = merged(input_ids=IDS).logits
+    assert 0 < float((got - want).norm()) < float(want.norm())
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_two_adapters_merged_together_come_out_together(stored, bits):
+    model = moved(adapted(stored, bits))
+    model.add_adapter("second", copy.deepcopy(CONFIGS["multilora"]))
+    base = logits_of_base(stored, bits)
+    with pytest.warns(UserWarning, match="rounded"):
+        model.merge_adapter(["default", "second"])
+    model.unmerge_adapter()
+    with model.disable_adapter():
+        assert torch.equal(logits(model), base)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_an_expert_of_a_bank_is_merged_and_taken_out_bit_for_bit(stored, bits):
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    bank = ExpertBank(loaded(stored, bits), config, ["a", "b"]).eval()
+    bank.choose("a")
+    with torch.no_grad():
+        want = bank(input_ids=IDS).logits
+        bank.merge("a")
+        merged = bank(input_ids=IDS).logits
+        bank.unmerge()
+        assert torch.equal(bank(input_ids=IDS).logits, want)
+    assert not torch.equal(merged, want)
+
+
+def test_a_plain_layer_is_not_called_quantised():
+    for layer in (nn.Linear(3, 2), nn.Embedding(3, 2), nn.Linear(3, 2).bfloat16()):
+        assert quantised.access(layer) is None
+        assert quantised.fault(layer, layer) is None
+
+
+def test_a_layer_of_bitsandbytes_that_was_never_packed_is_adapted():
+    linear = bnb.nn.Linear4bit(6, 4, bias=False)
+    model = get_peft_model(
+        nn.ModuleDict({"layer": linear}), MultiLoraConfig(r=2, target_modules=["layer"])
+    )
+    layer = model.base_model.model["layer"]
+    assert (layer.in_features, layer.out_features) == (6, 4)
