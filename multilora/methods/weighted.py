@@ -28,6 +28,8 @@ def add(
         for key, layer in model.model.named_modules()
         if isinstance(layer, model.tuner_layer_cls) and any(a in layer.scale for a in adapters)
     }
+    if merged := next((layer.merged_adapters for layer in layers.values() if layer.merged), None):
+        raise ValueError(f"{', '.join(merged)} is merged; call unmerge_adapter first")
     configs = [model.peft_config[adapter] for adapter in adapters]
     r = max(layer.r[a] for layer in layers.values() for a in adapters if a in layer.r)
     model.peft_config[name] = replace(
@@ -47,11 +49,7 @@ def add(
         layers_to_transform=None,
         layers_pattern=None,
     )
-    try:
-        model.inject_adapter(model.model, name)
-    except BaseException:
-        del model.peft_config[name]
-        raise
+    model.inject_adapter(model.model, name)
     model._cast_adapter_dtype(name)
     for layer in layers.values():
         _fill(layer, adapters, weights, name)

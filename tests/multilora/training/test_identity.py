@@ -65,7 +65,6 @@ ROOT = Path(multilora.__file__).parents[1]
 # Modules that the training command imports and that cannot change the result of a run.
 WITHOUT_EFFECT = {
     "analysis": "the error types and the version",
-    "analysis.extras": "says which library is missing",
     "analysis.files": "opens files; changes no number",
     "analysis.files.exchange": "renames finished files",
     "analysis.command": "prints errors as one line",
