@@ -60,7 +60,7 @@ def test_a_frame_has_the_rows_with_nan_where_undefined(some):
 
 def test_a_frame_says_what_to_install_where_pandas_is_missing(some, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(UserError, match="pip install pandas"):
+    with pytest.raises(UserError, match=r"needs pandas: python -m pip install 'multilora\[notebooks\]'"):
         some.to_frame()
 
 
