@@ -1,4 +1,4 @@
-"""A PEFT in which what is imported from it has moved: one line that names the versions that work."""
+"""A PEFT in which what we import has moved: one line that names the versions that work."""
 
 import subprocess
 import sys

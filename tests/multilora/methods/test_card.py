@@ -5,10 +5,10 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_models import llama, trained
 
 from multilora import MtlLoraConfig, MultiLoraConfig, RLoraConfig, delta
 from multilora.methods import card
-from tiny_models import llama, trained
 
 warnings.filterwarnings("ignore", module="peft")
 

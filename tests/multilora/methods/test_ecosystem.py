@@ -9,12 +9,12 @@ import pytest
 import torch
 import transformers
 from peft import get_peft_model
+from tiny_models import llama
 
 from analysis import spectrum
 from multilora import MtlLoraConfig, MultiLoraConfig, RLoraConfig
 from multilora.delta import save_as_lora
 from multilora.methods.layers import AdapterLinear
-from tiny_models import llama, trained
 
 warnings.filterwarnings("ignore", module="peft")
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import PeftModel, get_peft_model
+from tiny_models import llama, trained
 from torch import nn
 
 from analysis import spectrum
 from multilora import MtlLoraConfig, MultiLoraConfig, RLoraConfig
 from multilora.delta import save_as_lora
 from multilora.methods.embedding import MultiLoraEmbedding
-from tiny_models import llama, trained
 
 warnings.filterwarnings("ignore", module="peft")
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from tiny_models import llama
 from torch import nn
 
 from analysis import spectrum
@@ -14,7 +15,6 @@ from multilora import ExpertBank, MtlLoraConfig, MultiLoraConfig, RLoraConfig
 from multilora.delta import save_as_lora
 from multilora.methods import quantised
 from multilora.methods.layers import AdapterLinear
-from tiny_models import llama
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 warnings.filterwarnings("ignore", module="peft")

@@ -14,12 +14,12 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
+from tiny_models import llama, trained
 
 from multilora import MtlLoraConfig, MultiLoraConfig, RLoraConfig
 from multilora.delta import save_as_lora
 from multilora.methods import serving
 from multilora.methods.layers import AdapterLinear
-from tiny_models import llama, trained
 
 warnings.filterwarnings("ignore", module="peft")
 
@@ -135,8 +135,8 @@ def test_the_relatives_are_exported_by_the_same_rules(tmp_path):
     tasks = MtlLoraConfig(r=3, target_modules=["q_proj"], tasks=["sort"])
     save_as_lora(trained(llama(), tasks), tmp_path / "mtl", task="sort", padded=True)
     assert all(len(A) == 8 for A, _ in vllm_reads(tmp_path / "mtl", 8).values())
+    model = trained(llama(), RLoraConfig(r=5, target_modules=["q_proj"]))
     with pytest.warns(UserWarning, match="approximates R-LoRA"):
-        model = trained(llama(), RLoraConfig(r=5, target_modules=["q_proj"]))
         save_as_lora(model, tmp_path / "r", padded=True)
     assert all(len(A) == 16 for A, _ in vllm_reads(tmp_path / "r", 16).values())
 

@@ -7,13 +7,13 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights
+from tiny_models import gpt2, llama, trained
 from torch import nn
 
 from analysis import spectrum
 from multilora import MtlLoraConfig, MultiLoraConfig, RLoraConfig
 from multilora.delta import save_as_lora
 from multilora.methods.layers import AdapterLinear
-from tiny_models import gpt2, llama, trained
 
 warnings.filterwarnings("ignore", module="peft")
 

@@ -4,10 +4,10 @@ import warnings
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from tiny_models import gpt2, llama
 
 from multilora import MtlLoraConfig, MultiLoraConfig, RLoraConfig
 from multilora.methods.layers import MultiLoraLinear
-from tiny_models import gpt2, llama
 
 warnings.filterwarnings("ignore", module="peft")
 
