@@ -35,6 +35,7 @@ from multilora import checked, record
 from multilora.methods import experts, serving
 from multilora.methods.config import AdapterConfig, MtlLoraConfig, MultiLoraConfig, RLoraConfig
 from multilora.methods.layers import AdapterLinear
+from multilora.methods.quantised import plain_layout
 from multilora.methods.rlora import RLoraLinear
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -56,6 +57,7 @@ def load_base(path: str, quantised: int = 0, **options: Any) -> tuple[Any, Any]:
     safe = {"trust_remote_code": False}
     with checked.loading(path):
         model = transformers.AutoModelForCausalLM.from_pretrained(path, **safe, **options)
+    plain_layout(model)
     try:
         with checked.loading(path):
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, **safe)

@@ -55,6 +55,20 @@ class _Torchao:
     backend_name = "torchao"
 
 
+def plain_layout(model: nn.Module) -> None:
+    """Keep layers of 4 bits in the layout in which they can be trained and merged.
+
+    On a processor with AVX512-BF16, bitsandbytes 0.50 repacks such a layer at its first call
+    outside training. From then on no gradient passes through it, its bytes are in an order that a
+    merge does not know, and widths that are no multiple of 32 end in an error.
+    """
+    for layer in model.modules():
+        if getattr(layer, "support_avx512bf16_for_cpu", False):
+            layer.support_avx512bf16_for_cpu = False
+            if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
+                layer.state_dict()  # which unpacks the layer itself
+
+
 @dataclass(frozen=True, eq=False)
 class Kept:
     """The weight of a layer of bitsandbytes, kept so that it can be put back bit for bit."""
@@ -64,9 +78,11 @@ class Kept:
 
     @classmethod
     def of(cls, layer: nn.Module) -> "Kept":
+        """Keep the present weight of `layer`."""
         state = getattr(layer, "state", None)
-        scales = None if state is None else getattr(layer.weight, "SCB", None)
-        return cls(layer.weight, state.SCB if scales is None and state is not None else scales)
+        if state is None:
+            return cls(layer.weight, None)
+        return cls(layer.weight, layer.weight.SCB if state.SCB is None else state.SCB)
 
     def put_back(self, layer: nn.Module) -> None:
         """Make the kept weight that of `layer` again."""

@@ -29,6 +29,9 @@ class AdapterModel(BaseTuner):
     adapts: tuple[type, ...] = (nn.Linear, Conv1D)  # types of layers
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
+    def _prepare_model(self, peft_config: AdapterConfig, model: nn.Module) -> None:
+        quantised.plain_layout(model)
+
     def _create_and_replace(
         self,
         peft_config: AdapterConfig,

@@ -98,8 +98,10 @@ def test_the_start_is_the_quantised_base_and_a_trained_adapter_is_not(stored, bi
 
 
 def logits_of_base(stored, bits):
+    model = loaded(stored, bits).eval()
+    quantised.plain_layout(model)
     with torch.no_grad():
-        return loaded(stored, bits).eval()(input_ids=IDS).logits
+        return model(input_ids=IDS).logits
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -185,8 +187,12 @@ def test_two_adapters_merged_together_come_out_together(stored, bits):
 @pytest.mark.parametrize("bits", BITS)
 def test_an_expert_of_a_bank_is_merged_and_taken_out_bit_for_bit(stored, bits):
     torch.manual_seed(0)
-    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-    bank = ExpertBank(loaded(stored, bits), config, ["a", "b"]).eval()
+    model = loaded(stored, bits)
+    quantised.plain_layout(model)
+    bank = ExpertBank(model, LoraConfig(r=2, target_modules=["q_proj"]), ["a", "b"]).eval()
+    for name, p in bank.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(p, std=0.3)
     bank.choose("a")
     with torch.no_grad():
         want = bank(input_ids=IDS).logits
@@ -195,6 +201,40 @@ def test_an_expert_of_a_bank_is_merged_and_taken_out_bit_for_bit(stored, bits):
         bank.unmerge()
         assert torch.equal(bank(input_ids=IDS).logits, want)
     assert not torch.equal(merged, want)
+
+
+class Widths(nn.Module):
+    """A layer of 4 bits whose widths bitsandbytes can repack for a CPU."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = bnb.nn.Linear4bit(64, 32, bias=False, quant_type="nf4").to("cpu")
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_a_layer_that_was_called_outside_training_is_trained_and_merged_all_the_same():
+    model, x = Widths().eval(), torch.randn(3, 64)
+    W0 = bnb.functional.dequantize_4bit(model.layer.weight.data, model.layer.weight.quant_state)
+    model(x)  # repacks the layer, where the processor has AVX512-BF16
+    config = MultiLoraConfig(r=2, target_modules=["layer"], init_lora_weights=False)
+    own = get_peft_model(model, config).eval()
+    layer = own.base_model.model.layer
+    torch.testing.assert_close(layer.get_base_weight().float(), W0.float(), rtol=0.01, atol=1e-4)
+    with torch.no_grad():
+        want = own(x)
+    inputs = x.clone().requires_grad_()
+    layer.base_layer(inputs).sum().backward()
+    assert inputs.grad.abs().sum() > 0
+    with pytest.warns(UserWarning, match="rounded"):
+        own.merge_adapter()
+    merged = (layer.get_base_weight() - W0).norm() / layer.get_delta_weight("default").norm()
+    assert 0.8 < float(merged) < 1.2
+    own.unmerge_adapter()
+    with torch.no_grad():
+        assert torch.equal(own(x), want)
 
 
 def test_a_plain_layer_is_not_called_quantised():
