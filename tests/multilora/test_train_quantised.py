@@ -18,7 +18,9 @@ NEEDS = pytest.mark.skipif(
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_run_on_a_quantised_base_ends_like_any_other(bits, train_argv, tmp_path, run_main):
     out = tmp_path / "run"
-    status, printed, err = run_main(train.main, *train_argv(out, quantised=bits, r=2))
+    status, printed, err = run_main(
+        train.main, *train_argv(out, quantised=bits, r=2, logging_steps=1)
+    )
     assert status == 0, err
     assert printed.strip() == str(out)
     facts = json.loads((out / "run.json").read_text())
