@@ -7,7 +7,6 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from tiny_models import llama
 from torch import nn
 
 from analysis import spectrum
@@ -33,7 +32,11 @@ IDS = torch.arange(12).reshape(2, 6)
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     path = tmp_path_factory.mktemp("base")
-    llama().save_pretrained(path)
+    torch.manual_seed(0)
+    # In 4 bits a block of 64 weights has one scale: narrower layers would be little but rounding.
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=32, num_hidden_layers=2, **sizes)
+    transformers.LlamaForCausalLM(config).save_pretrained(path)
     return path
 
 
@@ -41,7 +44,7 @@ def loaded(stored, bits):
     four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     config = transformers.BitsAndBytesConfig(**(four if bits == 4 else {"load_in_8bit": True}))
     model = transformers.AutoModelForCausalLM.from_pretrained(stored, quantization_config=config)
-    quantised.plain_layout(model)  # as delta.load_base does; PEFT's LoRA needs it at these widths
+    quantised.plain_layout(model)  # as delta.load_base does
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
