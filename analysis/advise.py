@@ -7,21 +7,24 @@ model, only the model can tell.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
 
 from analysis import checkpoint, command, names, store
 from analysis.checkpoint import Run
-from analysis.formats import Options
+from analysis.formats import Options, peft
 from analysis.names import kind_of, layer_of
 from analysis.numerics import advice, decompose, metrics, parallel
 from analysis.process import start
 from analysis.results import Row
 from analysis.tables import advise as table
 from analysis.update import LowRankUpdate, Other, Skipped, Update
+from analysis.writing import single
 
 TABLE = "advice.csv"
+SINGLE = 4  # bytes of a number in the factors that an update without any would get
 
 
 def of_run(
@@ -52,7 +55,7 @@ def _row(run: Run, update: Update) -> Row:
     spectrum = decompose.spectrum(update)
     s = spectrum.s
     rank = decompose.rank(s, spectrum.error_bound, update, spectrum.floor)
-    r, itemsize = None, 4
+    r, itemsize = None, SINGLE
     if isinstance(update, LowRankUpdate):
         r, itemsize = update.r, max(dtype.itemsize for dtype in update.stored)
     d_out, d_in = update.shape
@@ -108,7 +111,11 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         if not own:
             command.warn(parser, f"{run.path}: no update to analyse; expected at least one")
             continue
-        blocks += [*([run.key, ""] if len(runs) > 1 else []), *table.lines(own, str(run.path)), ""]
+        blocks += [
+            *([run.key, ""] if len(runs) > 1 else []),
+            *table.lines(own, _words(run, arguments), _out(run, options)),
+            "",
+        ]
     if not rows:
         return 2
     if arguments.out:
@@ -123,6 +130,29 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     else:
         command.show(blocks, table.EXPLANATION, arguments)
     return 1 if skipped else 0
+
+
+def _words(run: Run, arguments: argparse.Namespace) -> str:
+    """Return the path of a checkpoint and the options that it was read with, for a shell."""
+    words = [str(run.path)]
+    for name in ("base", "initial", "factors", "blocks", "scale", "revision"):
+        value = getattr(arguments, name)
+        if value:
+            given = [",".join(map(str, value))] if name == "blocks" else value
+            words += [f"--{name}", *([str(given)] if isinstance(given, str | float) else given)]
+    for name in ("base_rounded", "direction_only", "transposed", "experts_first"):
+        words += [f"--{name.replace('_', '-')}"] if getattr(arguments, name) else []
+    return shlex.join(words)
+
+
+def _out(run: Run, options: Options) -> str:
+    """Return where analysis.truncate could write a checkpoint; "" if it cannot."""
+    source = run.source
+    if source is None or options.factors or options.direction_only:
+        return ""
+    if source.family is peft:
+        return "smaller/"
+    return f"smaller{single.SUFFIX}" if single.of(source) else ""
 
 
 EPILOG = """\

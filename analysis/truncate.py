@@ -11,7 +11,7 @@ files. What else was saved, heads and biases, is carried along.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,8 @@ import numpy as np
 
 from analysis import CheckpointError, UserError, checkpoint, command, store
 from analysis.checkpoint import Run
-from analysis.formats import Options, peft
+from analysis.files.place import Place
+from analysis.formats import Options, peft, through_peft
 from analysis.names import kind_of, layer_of
 from analysis.numerics import compress, decompose, metrics
 from analysis.numerics.decompose import Decomposition
@@ -93,6 +94,24 @@ def truncate(
         else:
             kept.append(cut)
     return Truncated(rows, kept, left_out, kept_dtype)
+
+
+def as_written(
+    result: Truncated, updates: Sequence[LowRankUpdate], stored: Sequence[LowRankUpdate]
+) -> Truncated:
+    """Return the result with the errors of what was written, where a format sets the scale.
+
+    updates: before the truncation. stored: as `Opened.write` returns them.
+    """
+    before = {update.name: update for update in updates}
+    after = {update.name: update for update in stored if update.scale != 1.0}
+    rows = [
+        row | {"error": compress.error(before[row["module"]], after[row["module"]])}
+        if row["module"] in after and row["error"] > 0
+        else row
+        for row in result.rows
+    ]
+    return replace(result, rows=rows)
 
 
 def _check(energy: float | None, rank: int | None, budget: float | None) -> None:
@@ -184,9 +203,11 @@ def opened(run: Run, options: Options) -> Opened:
 
     Raises CheckpointError for any other, and for one of which a module is not a plain product.
     """
-    updates = _updates(run, options)
     source = run.source
     assert source is not None
+    if source.family is peft:
+        _refuse_others(source.place)
+    updates = _updates(run, options)
     if source.family is peft:
         original = adapter.original(source.place.path)
 
@@ -202,19 +223,31 @@ def opened(run: Run, options: Options) -> Opened:
             )
 
         return Opened(updates, as_adapter)
-    if source.place.path.is_file() and single.family(source.place):
-        single.names(source.place)
+    file = single.of(source)
+    if file is not None:
+        single.names(file)
 
         def as_file(result: Truncated, out: Path, force: bool) -> list[LowRankUpdate]:
-            return single.write(out, source.place, result.updates, result.dtype, force)
+            return single.write(out, file, result.updates, result.dtype, force)
 
         return Opened(updates, as_file)
-    reads = source.family.__name__.rpartition(".")[2] if source.family else "a file"
     raise CheckpointError(
-        f"{run.path}: is read as {reads}; expected a PEFT LoRA adapter or a file of kohya or"
-        " diffusers, which can be written again (python -m analysis.extract makes a LoRA of any"
-        " update)"
+        f"{run.path}: is neither a PEFT LoRA adapter nor a file of kohya or diffusers, which could"
+        f" be written again; {EXTRACT} any update"
     )
+
+
+EXTRACT = "python -m analysis.extract makes a LoRA of"
+
+
+def _refuse_others(place: Place) -> None:
+    """Raise CheckpointError for a PEFT adapter whose B·A alone is not ΔW, before it is read."""
+    config, where = place.json(peft.CONFIG), place.path / peft.CONFIG
+    reason = through_peft.reason(config)
+    if not reason and config.get("use_dora"):
+        reason = "use_dora is set: DoRA rescales the rows of W0 + B·A"
+    if reason:
+        raise CheckpointError(f"{where}: {reason}; {EXTRACT} ΔW where it can be read, with --base")
 
 
 def _updates(run: Run, options: Options) -> list[LowRankUpdate]:
@@ -262,7 +295,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         budget=arguments.budget * MEGABYTE if arguments.budget is not None else None,
         dtype=adapter.dtype_of(arguments.dtype) if arguments.dtype else None,
     )
-    source.write(result, out, arguments.force)
+    result = as_written(result, source.updates, source.write(result, out, arguments.force))
     if arguments.csv:
         command.emit(store.csv_text(result.rows, table.COLUMNS).rstrip("\n"))
     else:

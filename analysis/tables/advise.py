@@ -1,6 +1,5 @@
 """Print the ranks that a checkpoint needs, by kind of module, and what they would save."""
 
-import shlex
 import statistics
 from collections.abc import Iterator, Sequence
 
@@ -24,8 +23,12 @@ be dropped: the modules with the least energy, as many as hold less than a thous
 modules together."""
 
 
-def lines(rows: Sequence[Row], path: str) -> Iterator[Block]:
-    """Yield a sentence, a table with a line per kind, and what to do about it."""
+def lines(rows: Sequence[Row], checkpoint: str, out: str = "") -> Iterator[Block]:
+    """Yield a sentence, a table with a line per kind, and what to do about it.
+
+    checkpoint: its path and the options that it needs, as words of a command. out: where
+    analysis.truncate could write it; "" if it cannot.
+    """
     capacity = statistics.median(row["capacity"] for row in rows)
     needed = statistics.median(row["rank_95"] for row in rows)
     before, after = (sum(row[name] for row in rows) for name in ("bytes", "bytes_95"))
@@ -49,9 +52,11 @@ def lines(rows: Sequence[Row], path: str) -> Iterator[Block]:
             f" be dropped: {named}"
         )
     yield "Energy is not accuracy: a weak direction can be the one that matters. To try it:"
-    quoted = shlex.quote(path)
-    yield f"  python -m analysis.truncate {quoted} --energy 0.95 --out smaller/"
-    yield "  python -m multilora.cuts smaller/ --base MODEL --text FILE"
+    plain = out and all(row["r"] and not row["part"] for row in rows)
+    program, place = ("truncate", out) if plain else ("extract", "smaller/")
+    yield f"  python -m analysis.{program} {checkpoint} --energy 0.95 --out {place}"
+    if place.endswith("/"):
+        yield f"  python -m multilora.cuts {place} --base MODEL --text FILE"
 
 
 def _line(kind: str, rows: Sequence[Row]) -> list[str]:

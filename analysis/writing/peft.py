@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,6 @@ PLAIN = {
     "lora_bias": False,
     "init_lora_weights": True,
     "inference_mode": True,
-    "layer_replication": None,
     "layers_to_transform": None,
     "layers_pattern": None,
     "exclude_modules": None,
@@ -77,10 +76,15 @@ def original(path: Path) -> Original:
 
     Raises CheckpointError for an adapter whose modules cannot each be replaced by a pair of
     factors: fused layers with parts, several adapters in one file, a convolution in groups, a bias
-    of B.
+    of B, factors of a parameter (target_parameters).
     """
     place = Place(path)
-    file = peft.weights(place)
+    file, config = peft.weights(place), place.json(peft.CONFIG)
+    if config.get("target_parameters"):
+        raise CheckpointError(
+            f"{place.path / peft.CONFIG}: target_parameters is set: factors belong to parameters;"
+            " expected modules alone, for which other factors can be written"
+        )
     tensors = place.tensors(file)
     others, modules = peft.by_module(tensors, file)
     layouts = {}
@@ -91,7 +95,8 @@ def original(path: Path) -> Original:
             raise CheckpointError(
                 f"{file}: {module}: has {', '.join(parts)}"
                 f"{f' of several adapters ({part})' if part else ''}; expected lora_A and lora_B"
-                " alone, which other factors could replace"
+                " alone, which other factors could replace (python -m analysis.extract makes a"
+                " plain LoRA of ΔW)"
             )
         embedding = "lora_embedding_A" in shapes
         A, B = (shapes[f"lora_embedding_{f}" if embedding else f"lora_{f}.weight"] for f in "AB")
@@ -101,9 +106,7 @@ def original(path: Path) -> Original:
                 " with parts; expected one product B·A"
             )
         layouts[module] = Layout(embedding, tuple(A[2:]))
-    return Original(
-        place.json(peft.CONFIG), layouts, {name: tensors[name].load() for name in others}
-    )
+    return Original(config, layouts, {name: tensors[name].load() for name in others})
 
 
 PAIRS = (("lora_", ".weight"), ("lora_embedding_", ""))
@@ -169,18 +172,20 @@ def check_free(out: Path, force: bool) -> None:
         raise UserError(f"{out}: exists; pass another name, or --force to replace it")
 
 
-def as_stored(update: LowRankUpdate, dtype: np.dtype, scaled: bool = True) -> LowRankUpdate:
+def as_stored(
+    update: LowRankUpdate, dtype: np.dtype, scaled: bool = True, scale: float = 1.0
+) -> LowRankUpdate:
     """Return an update with factors of a dtype; UserError if they overflow.
 
     scaled: True if the format has a scale. Factors that have this dtype already then stay as they
-    are, with their scale; any other update has the scale 1 afterwards.
+    are, with their scale; any other update has `scale` afterwards, above 0.
     """
     if {update.B.dtype, update.A.dtype} == {dtype} and (scaled or update.scale == 1.0):
         return update
-    root = np.sqrt(abs(update.scale))
+    root = np.sqrt(abs(update.scale) / scale)
     sign = -1.0 if update.scale < 0 else 1.0
     B, A = sign * root * float64(update.B), root * float64(update.A)
-    exact = LowRankUpdate(update.name, B, A, 1.0, update.part, update.method, update.source)
+    exact = LowRankUpdate(update.name, B, A, scale, update.part, update.method, update.source)
     with np.errstate(over="ignore"):
         rounded = compress.rounded(exact, dtype)
     if not all(np.isfinite(float64(M)).all() for M in (rounded.B, rounded.A)):
@@ -210,6 +215,7 @@ def settings_of(updates: Sequence[LowRankUpdate], config: Mapping[str, Any]) -> 
     ranks = {update.name: update.r for update in updates}
     alphas = {update.name: _plain(update.scale * update.r) for update in updates}
     r, alpha = (Counter(of.values()).most_common(1)[0][0] for of in (ranks, alphas))
+    keys = pattern_keys(ranks)
     own = {name: value for name, value in config.items() if name not in PLAIN}
     return {
         "base_model_name_or_path": None,
@@ -223,8 +229,8 @@ def settings_of(updates: Sequence[LowRankUpdate], config: Mapping[str, Any]) -> 
         "peft_type": "LORA",
         "r": r,
         "lora_alpha": alpha,
-        "rank_pattern": {_key(name, ranks): n for name, n in ranks.items() if n != r},
-        "alpha_pattern": {_key(name, ranks): a for name, a in alphas.items() if a != alpha},
+        "rank_pattern": {keys[name]: n for name, n in ranks.items() if n != r},
+        "alpha_pattern": {keys[name]: a for name, a in alphas.items() if a != alpha},
         # Whole names: a last component stands for all layers, also those without an update.
         "target_modules": sorted(ranks),
     }
@@ -235,13 +241,43 @@ def _plain(alpha: float) -> float:
     return round(alpha) if abs(alpha - round(alpha)) <= 1e-12 * abs(alpha) else alpha
 
 
-def _key(name: str, names: Mapping[str, int]) -> str:
-    """Return the key by which PEFT finds a module in a pattern, and no other one.
+def pattern_keys(names: Collection[str]) -> dict[str, str]:
+    r"""Return for each module the key by which PEFT finds it in a pattern, and no other of `names`.
 
-    PEFT takes a key for an expression of the last components of a name.
+    PEFT takes a key for an expression of a name's last components, in which a dot is any letter.
+    The name itself is the key where it can be, since old versions of PEFT look a whole name up and
+    know no anchors.
+
+    >>> pattern_keys(["q", "block.q"])
+    {'q': '^q', 'block.q': 'block.q'}
     """
-    hits = [other for other in names if re.match(rf"(.*\.)?({name})$", other)]
-    return name if hits == [name] else f"^{re.escape(name)}"
+    tails: dict[int, list[str]] = {}
+    for name in names:
+        starts = [0, *(i + 1 for i, letter in enumerate(name) if letter == ".")]
+        for i in starts:
+            tails.setdefault(len(name) - i, []).append(name[i:])
+    shapes: dict[tuple[int, ...], list[str]] = {}
+    for name in names:
+        dots = [i for i, letter in enumerate(name) if letter == "."]
+        shapes.setdefault((len(name), *dots), []).append(name)
+    keys = {}
+    for (length, *dots), own in shapes.items():
+        hits = Counter(_masked(tail, dots) for tail in tails[length])
+        for name in own:
+            alone = hits[_masked(name, dots)] == 1 and PLAIN_NAME.fullmatch(name)
+            keys[name] = name if alone else f"^{re.escape(name)}"
+    return {name: keys[name] for name in names}
+
+
+PLAIN_NAME = re.compile(r"[\w.-]+")  # without letters that mean more in an expression
+
+
+def _masked(text: str, places: Sequence[int]) -> str:
+    """Return the text with a dot at each of the places."""
+    letters = list(text)
+    for i in places:
+        letters[i] = "."
+    return "".join(letters)
 
 
 def _check(new: Path, stored: Sequence[LowRankUpdate], out: Path) -> None:

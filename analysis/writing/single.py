@@ -1,7 +1,9 @@
 """Write a single file of factors anew, under the names that its own format has: kohya, diffusers.
 
-The scale of a module is 1, by an α that is its rank, or by none, unless its factors stay as they
-were. Tensors of other kinds stay, and so does the metadata, but for what is about ranks and hashes.
+Where a module has α, it keeps it: its scale is α/r of its new r, and its factors make up for that.
+(diffusers 0.42 gives all modules of a kohya file the α that most have, so that α must not follow
+the rank.) Without α the scale is 1. Factors that are not cut stay as they were, and so do tensors
+of other kinds and the metadata, but for what is about ranks and hashes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from analysis import CheckpointError, UserError, checkpoint
+from analysis.checkpoint import Source
 from analysis.files import exchange
 from analysis.files.place import Place
 from analysis.formats import diffusers, kohya
@@ -19,8 +22,8 @@ from analysis.update import LowRankUpdate, Skipped
 from analysis.writing import peft
 
 SUFFIX = ".safetensors"
-# Metadata about ranks and α, and hashes of what is no longer there.
-RANKS = ("ss_network_dim", "ss_network_alpha")
+# Metadata about ranks, and hashes of what is no longer there.
+RANKS = ("ss_network_dim",)
 OUTDATED = ("sshs_", "modelspec.hash", diffusers.METADATA)
 Names = dict[str, dict[str, str]]  # module → "A", "B", "alpha" → the name of a tensor
 
@@ -29,6 +32,15 @@ def family(place: Place) -> ModuleType | None:
     """Return the family that reads the file, if it is one that can be written."""
     reads = next((one for one in checkpoint.FILES if one.recognise(place)), None)
     return reads if reads in (kohya, diffusers) else None
+
+
+def of(source: Source) -> Place | None:
+    """Return the checkpoint's only file of tensors; None if it has more, or cannot be written."""
+    if source.families:
+        return None
+    files = checkpoint.inputs(source.path) if source.place.path.is_dir() else [source.place.path]
+    place = Place(files[0]) if len(files) == 1 else None
+    return place if place and family(place) else None
 
 
 def names(place: Place) -> Names:
@@ -79,10 +91,11 @@ def write(
     of_module, old = names(place), place.tensors()
     # Diffusers takes α for the rank if there is none.
     with_alpha = family(place) is kohya
-    stored = [
-        peft.as_stored(update, dtype, with_alpha and "alpha" in of_module[update.name])
-        for update in updates
-    ]
+    stored = []
+    for update in updates:
+        alpha = of_module[update.name].get("alpha") if with_alpha else None
+        scale = _scale(old[alpha].load(), update.r) if alpha else 1.0
+        stored.append(peft.as_stored(update, dtype, alpha is not None, scale))
     used = {name for parts in of_module.values() for name in parts.values()}
     tensors = {name: tensor.load() for name, tensor in old.items() if name not in used}
     for update in stored:
@@ -97,6 +110,12 @@ def write(
         save_file(tensors, new / out.name, metadata=_metadata(place, stored))
         _compare(new / out.name, stored, out)
     return stored
+
+
+def _scale(alpha: np.ndarray, r: int) -> float:
+    """Return α/r for factors of rank r; 1 if α is not a number above 0."""
+    value = float(alpha.reshape(-1)[0]) if alpha.size else 0.0
+    return value / r if 0 < value < float("inf") else 1.0
 
 
 def _metadata(place: Place, stored: Sequence[LowRankUpdate]) -> dict[str, str] | None:

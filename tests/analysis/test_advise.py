@@ -1,9 +1,11 @@
 """Advice: the ranks that are needed, what they save, and what could be dropped."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from analysis import advise, checkpoint
 from analysis.tables import advise as table
@@ -52,6 +54,35 @@ def test_the_command_says_it_in_words_and_names_the_next_one(adapter, capsys):
     assert f"python -m analysis.truncate {adapter} --energy 0.95" in words
     assert "python -m multilora.cuts" in words
     assert "Energy is not accuracy" in words
+
+
+@pytest.mark.parametrize(
+    ("change", "out", "command"),
+    [
+        ({}, "smaller/", "analysis.truncate a --energy 0.95 --out smaller/"),
+        ({}, "b.safetensors", "analysis.truncate a --energy 0.95 --out b.safetensors"),
+        ({"part": "slice0"}, "smaller/", "analysis.extract a --energy 0.95 --out smaller/"),
+        ({"r": None}, "smaller/", "analysis.extract a --energy 0.95 --out smaller/"),
+        ({}, "", "analysis.extract a --energy 0.95 --out smaller/"),
+    ],
+)
+def test_the_next_command_is_one_that_works(adapter, change, out, command):
+    rows, _ = advise.of_run(checkpoint.at(adapter))
+    text = list(table.lines([row | change for row in rows], "a", out))
+    assert f"  python -m {command}" in text
+    measured = "  python -m multilora.cuts smaller/ --base MODEL --text FILE"
+    assert (measured in text) == (out != "b.safetensors")
+
+
+def test_the_next_command_has_the_options_of_this_one(tmp_path, rng, capsys):
+    """For factors of unknown names, which nothing but extract can write."""
+    tensors = {"w_a_0": rng.standard_normal((4, 10)), "w_b_0": rng.standard_normal((8, 4))}
+    save_file(tensors, tmp_path / "f.safetensors")
+    words = [str(tmp_path / "f.safetensors"), "--factors", r"w_a_(\d+)", r"w_b_(\d+)"]
+    assert advise.main(words) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    named = f"python -m analysis.extract {shlex.join(words)} --energy 0.95 --out smaller/"
+    assert named.replace(" ", "") in out.replace(" ", "")
 
 
 def test_results_are_written_and_printed(adapter, tmp_path, capsys):

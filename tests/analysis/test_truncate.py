@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
-from peft import LoraConfig, PeftModel
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel
+from safetensors.numpy import save_file
 from tiny_models import layers, llama, matrix, trained
 
 from analysis import UserError, checkpoint, truncate
+from analysis.numerics import compress
 from analysis.update import LowRankUpdate
 
 
@@ -144,6 +146,70 @@ def test_updates_that_are_no_products_are_refused(tmp_path, write_adapter, lora_
     assert truncate.main([str(nan), "--rank", "2", "--out", str(tmp_path / "o")]) == 2
     assert "l.0.q" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (IA3Config(target_modules=["q_proj"], feedforward_modules=[]), "peft_type is 'IA3'"),
+        (AdaLoraConfig(init_r=4, target_modules=["q_proj"], total_step=9), "lora_E"),
+        (LoraConfig(r=4, target_modules=["q_proj"], use_dora=True), "use_dora"),
+    ],
+)
+def test_the_command_that_helps_is_named(tmp_path, capsys, config, words):
+    """And not --base, with which there would be nothing to truncate either."""
+    trained(llama(), config).save_pretrained(tmp_path / "a")
+    assert truncate.main([str(tmp_path / "a"), "--rank", "2", "--out", str(tmp_path / "o")]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "python -m analysis.extract makes a" in error
+    assert "pass the" not in error
+
+
+def test_an_adapter_can_replace_itself(lora):
+    before = {u.name: u for u in checkpoint.read(lora)}
+    assert truncate.main([str(lora), "--rank", "2", "--out", str(lora), "--force"]) == 0
+    for update in checkpoint.read(lora):
+        want = compress.best(before[update.name], 2)
+        np.testing.assert_allclose(update.dense(), want.dense(), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_printed_error_of_a_file_with_alpha(tmp_path, rng, capsys, dtype):
+    """Rounding is that of the factors with the scale that α gives them, which is not 1."""
+    tensors = {
+        "lora_unet_a_to_q.lora_down.weight": rng.standard_normal((4, 10)),
+        "lora_unet_a_to_q.lora_up.weight": rng.standard_normal((8, 4)),
+        "lora_unet_a_to_q.alpha": np.array(3),
+    }
+    tensors = {name: M.astype(np.float32) for name, M in tensors.items()}
+    save_file(tensors, tmp_path / "k.safetensors")
+    files = [str(tmp_path / name) for name in ("k.safetensors", "out.safetensors")]
+    words = ["--rank", "2", "--out", files[1], "--dtype", dtype, "--csv"]
+    assert truncate.main([files[0], *words]) == 0
+    printed = float(capsys.readouterr().out.splitlines()[1].split(",")[-1])
+    before, after = (next(iter(checkpoint.read(file))) for file in files)
+    assert after.scale == 1.5
+    difference = before.dense() - after.dense()
+    error = np.linalg.norm(difference) / np.linalg.norm(before.dense())
+    assert printed == pytest.approx(error, abs=1e-9)
+
+
+def test_a_directory_with_one_file_of_factors(tmp_path, rng, capsys):
+    """As diffusers saves it."""
+    tensors = {
+        f"unet.mid.to_q.lora_{factor}.weight": rng.standard_normal(shape).astype(np.float32)
+        for factor, shape in (("A", (4, 10)), ("B", (8, 4)))
+    }
+    (tmp_path / "d").mkdir()
+    save_file(tensors, tmp_path / "d" / "pytorch_lora_weights.safetensors")
+    out = tmp_path / "out.safetensors"
+    assert truncate.main([str(tmp_path / "d"), "--rank", "2", "--out", str(out)]) == 0
+    assert [update.r for update in checkpoint.read(out)] == [2]
+    save_file({"x.weight": np.ones((2, 2), np.float32)}, tmp_path / "d" / "other.safetensors")
+    out.unlink()
+    assert truncate.main([str(tmp_path / "d"), "--rank", "2", "--out", str(out)]) == 2
+    assert not out.exists()
 
 
 REAL = ["roberta-portuguese-run/checkpoint-8610", "opencalm1b-rank1-fp16", "sd15-diffusers-legacy"]

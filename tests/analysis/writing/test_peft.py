@@ -1,12 +1,14 @@
 """Adapters that are written: as PEFT reads them, all or nothing."""
 
 import json
+import re
 
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
+from peft.utils.other import get_pattern_key
 from tiny_models import layers, llama, matrix, tiny, trained
 
 from analysis import CheckpointError, UserError, checkpoint
@@ -95,6 +97,44 @@ def test_no_key_of_a_pattern_finds_another_module(rng, tmp_path):
     peft.write(tmp_path / "out", updates, np.dtype(np.float64))
     read = {update.name: update.r for update in updates_of(tmp_path / "out")}
     assert read == {name: i for i, name in enumerate(names, 1)}
+
+
+def test_keys_are_the_names_unless_peft_finds_more_by_them(rng):
+    """Against PEFT's own rule, on names of few letters, which are often the end of another."""
+
+    def name():
+        parts = ["".join(rng.choice(list("ab"), rng.integers(1, 3))) for _ in range(3)]
+        return ".".join(parts[: rng.integers(1, 4)])
+
+    for _ in range(100):
+        names = sorted({name() for _ in range(rng.integers(1, 25))})
+        keys = peft.pattern_keys(names)
+        for own in names:
+            finds = [other for other in names if get_pattern_key([keys[own]], other) == keys[own]]
+            assert finds == [own]
+            by_name = [other for other in names if re.match(rf"(.*\.)?({own})$", other)]
+            assert keys[own] == (own if by_name == [own] else "^" + re.escape(own))
+    assert peft.pattern_keys(["a+b"]) == {"a+b": r"^a\+b"}
+
+
+def test_replicated_layers_stay_replicated(tmp_path):
+    """Their names are those of the longer model, which only the setting makes."""
+    config = LoraConfig(r=4, target_modules=["q_proj"], layer_replication=[(0, 1), (0, 2)])
+    trained(llama(), config).save_pretrained(tmp_path / "a")
+    original = peft.original(tmp_path / "a")
+    cut = [compress.best(update, 2) for update in updates_of(tmp_path / "a")]
+    peft.write(tmp_path / "b", cut, config=original.config)
+    of_module = of_peft(tmp_path / "b", llama())
+    assert len(of_module) == len(cut) == 3
+    for update in cut:
+        np.testing.assert_allclose(of_module[update.name], update.dense(), atol=1e-6)
+
+
+def test_factors_of_parameters_are_refused(tmp_path):
+    config = LoraConfig(r=4, target_modules=["q_proj"], target_parameters=["0.mlp.up_proj.weight"])
+    trained(llama(), config).save_pretrained(tmp_path / "a")
+    with pytest.raises(CheckpointError, match="target_parameters is set"):
+        peft.original(tmp_path / "a")
 
 
 def test_what_is_there_is_not_replaced_without_force(lora, tmp_path):

@@ -34,7 +34,12 @@ def kohya(tmp_path, normal):
         f"{plain}.lora_down.weight": normal(4, 10),
         f"{plain}.lora_up.weight": normal(8, 4),
     }
-    metadata = {"ss_network_dim": "4", "sshs_model_hash": "ab", "ss_epoch": "3"}
+    metadata = {
+        "ss_network_dim": "4",
+        "ss_network_alpha": "2",
+        "sshs_model_hash": "ab",
+        "ss_epoch": "3",
+    }
     save_file(tensors, tmp_path / "k.safetensors", metadata=metadata)
     return tmp_path / "k.safetensors"
 
@@ -76,7 +81,16 @@ def test_names_shapes_and_metadata_stay(kohya, tmp_path):
         assert new.get_slice("lora_unet_a_1_conv.lora_down.weight").get_shape() == [2, 5, 3, 3]
         assert new.get_slice("lora_unet_a_1_conv.lora_up.weight").get_shape() == [6, 2, 1, 1]
         assert new.get_tensor("lora_unet_a_0_to_q.alpha") == 2
-        assert new.metadata() == {"ss_network_dim": "2", "ss_epoch": "3"}
+        assert new.get_tensor("lora_unet_a_1_conv.alpha") == 3
+        metadata = {"ss_network_dim": "2", "ss_network_alpha": "2", "ss_epoch": "3"}
+        assert new.metadata() == metadata
+
+
+def test_alpha_stays_and_the_factors_make_up_for_it(kohya, tmp_path):
+    """Loaders that take one α for all modules then read the new file as they read the old one."""
+    single.write(tmp_path / "new.safetensors", Place(kohya), cut_to(kohya, 1), F32)
+    scales = {u.name: u.scale for u in checkpoint.read(tmp_path / "new.safetensors")}
+    assert sorted(scales.values()) == [1.0, 2.0, 3.0]
 
 
 def test_diffusers_needs_no_alpha(diffusers, tmp_path):
