@@ -21,7 +21,11 @@ _current: ContextVar[str] = ContextVar("device", default=CPU)
 
 
 def current() -> str:
-    """Return the name of the device, as torch takes it."""
+    """Return the name of the device, as torch takes it.
+
+    >>> current()
+    'cpu'
+    """
     return _current.get()
 
 
@@ -52,6 +56,10 @@ def told() -> Iterator[None]:
 
     MemoryError if a matrix does not fit on it, as on the CPU; UserError if it is lost: nothing more
     can be computed on it by this process.
+
+    >>> with told():
+    ...     current()
+    'cpu'
     """
     if current() == CPU:
         yield

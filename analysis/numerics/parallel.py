@@ -89,7 +89,11 @@ def reproducible() -> Iterator[None]:
 
 
 def threads() -> int:
-    """Return the number of threads that torch computes one matrix with; imports it."""
+    """Return the number of threads that torch computes one matrix with; imports it.
+
+    >>> threads() >= 1
+    True
+    """
     with extras.named():
         import torch
 

@@ -102,7 +102,7 @@ def collect(
     options: Options,
     wanted: re.Pattern[str],
     rename: Sequence[Rename] = (),
-    most: int = HELD,
+    most: int | None = None,
 ) -> Collected:
     """Return the updates of all runs; low-rank ones of `most` of them with their numbers.
 
@@ -113,6 +113,7 @@ def collect(
         modules with different names can be matched. Raises UserError for an invalid pattern.
     """
     collected = Collected()
+    most = HELD if most is None else most
     for i, run in enumerate(runs):
         try:
             for entry in checkpoint.scan(run, options):
