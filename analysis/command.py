@@ -12,7 +12,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,14 @@ from analysis import UserError, __version__, checkpoint, store
 from analysis.checkpoint import Run
 from analysis.formats import Options
 from analysis.names import printable
+from analysis.numerics import parallel
 from analysis.process import interrupts, streams
 from analysis.results import AgainstBase, Row, Similarity, Spectra
 from analysis.tables import text
 from analysis.tables.text import Block
+from analysis.work.cluster import Cluster, at, of_workers
+from analysis.work.kept import Facts, Kept
+from analysis.work.kept import about as kept_about
 
 NEGATIVE = re.compile(r"-\.?\d")
 # What text becomes where the encoding of stdout lacks its characters.
@@ -369,9 +374,80 @@ def reading_options(arguments: argparse.Namespace) -> Options:
     )
 
 
+def add_work_options(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
+    """Add the options that say which processes do long work; return their group."""
+    group = parser.add_argument_group("long work (docs/scale.md)")
+    where = group.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workers",
+        type=_workers,
+        default=0,
+        metavar="N",
+        help="compute the matrices of full fine-tunes in N processes of one thread each",
+    )
+    where.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="compute them on the workers of a dask scheduler, such as tcp://host:8786",
+    )
+    return group
+
+
+def _workers(given: str) -> int:
+    """Return the number of --workers; ArgumentTypeError unless it is at least 1."""
+    if not (given.isascii() and given.isdigit() and int(given)):
+        raise argparse.ArgumentTypeError(f"{given!r}: expected a whole number of at least 1")
+    return int(given)
+
+
+def kept(
+    parser: argparse.ArgumentParser,
+    name: str,
+    read: Callable[[], Sequence[Path | Run]],
+    settings: Mapping[str, Any],
+    arguments: argparse.Namespace,
+) -> Kept | None:
+    """Return where a command keeps what is finished, below --out; None without --out.
+
+    name: that of the command.
+    read: returns its checkpoints and models.
+    settings: all else that a finished piece depends on.
+    """
+    if not arguments.out:
+        return None
+
+    def about() -> Facts:
+        # The number of threads changes last digits (`parallel.reproducible`); workers use one.
+        spread = bool(arguments.workers or arguments.scheduler)
+        threads = 1 if spread else parallel.threads()
+        return kept_about(name, read(), {**settings, "threads": threads})
+
+    return Kept(Path(arguments.out), about, partial(warn, parser))
+
+
+@contextlib.contextmanager
+def cluster(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace
+) -> Iterator[Cluster | None]:
+    """Yield the processes of --workers or --scheduler; None without these options."""
+    say = partial(warn, parser)
+    if arguments.workers:
+        with of_workers(arguments.workers, say) as found:
+            yield found
+    elif arguments.scheduler:
+        with at(arguments.scheduler, say) as found:
+            yield found
+    else:
+        yield None
+
+
+# What changes no result.
+UNRECORDED = ("explain", "workers", "scheduler")
+
+
 def recorded(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that a record holds: all but --explain, which changes no result."""
-    return {name: value for name, value in vars(arguments).items() if name != "explain"}
+    """The arguments that a record holds: all but UNRECORDED."""
+    return {name: value for name, value in vars(arguments).items() if name not in UNRECORDED}
 
 
 def paths_read(runs: Iterable[Run], arguments: argparse.Namespace) -> list[Path | Run]:

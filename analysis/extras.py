@@ -25,6 +25,8 @@ EXTRA_OF = {
     "IPython": "notebooks",
     "gguf": "models",
     "bitsandbytes": "quantised",
+    "dask": "scale",
+    "distributed": "scale",
     "lm_eval": "harness",
 }
 

@@ -137,14 +137,21 @@ class Similarity:
 
 @dataclass(frozen=True, eq=False)
 class Merging:
-    """Effect of merging two checkpoints, from `pairs.merging.analyse`.
+    """Effect of merging checkpoints, from `merging.report`.
 
     rows: one per pair of updates, keyed by `pairs.merging.ROW_COLUMNS`; s: row key -> singular
-    values of ΔW_a + ΔW_b, descending; skipped, other: see the module.
+    values of ΔW_a + ΔW_b, descending.
+    adapters: one per update, seen beside the others, keyed by `merging.report.ADAPTER`.
+    merged: one per module, keyed by `merging.report.MERGED`; merged_s: row key -> singular values
+    of the merged update.
+    skipped, other: see the module.
     """
 
     rows: list[Row] = field(default_factory=list)
     s: dict[str, np.ndarray] = field(default_factory=dict)
+    adapters: list[Row] = field(default_factory=list)
+    merged: list[Row] = field(default_factory=list)
+    merged_s: dict[str, np.ndarray] = field(default_factory=dict)
     skipped: list[dict[str, str]] = field(default_factory=list)
     other: list[dict[str, str]] = field(default_factory=list)
 

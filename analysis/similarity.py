@@ -10,7 +10,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,29 @@ from analysis.base import landing
 from analysis.base import vectors as base_vectors
 from analysis.checkpoint import Run
 from analysis.formats import Options
+from analysis.merging import report as merging_report
 from analysis.names import kind_of, layer_of
 from analysis.numerics import subspaces
 from analysis.numerics.subspaces import phi
 from analysis.pairs import meeting, merging, repeatability
 from analysis.pairs.meeting import Pairs
-from analysis.pairs.members import PAIR, Member, Members, over_modules, pair_columns
+from analysis.pairs.members import (
+    PAIR,
+    Finished,
+    Member,
+    Members,
+    Pieces,
+    over_modules,
+    pair_columns,
+)
 from analysis.process import start
 from analysis.results import RUNS, AgainstBase, Row, Similarity, Spectra
 from analysis.tables import base as base_table
 from analysis.tables import merging as merging_table
 from analysis.tables import similarity as similarity_table
 from analysis.tables.text import Block
+from analysis.work.cluster import Cluster
+from analysis.work.kept import Kept, Piece
 
 __all__ = ["COLUMNS", "Similarity", "analyse", "main", "of_runs", "phi"]
 
@@ -46,6 +57,7 @@ LEGENDS = (
     f"With --base:\n\n{base_table.EXPLANATION}",
 )
 MERGE_TABLE, SUMS = "merging.csv", "sums.safetensors"
+ADAPTERS_TABLE, MERGED_TABLE, MERGED_SPECTRA = "adapters.csv", "merged.csv", "merged.safetensors"
 
 
 def analyse(
@@ -93,17 +105,28 @@ def of_runs(
     pairs: Pairs | None = None,
     parts: bool = True,
     progress: bool = False,
+    kept: Kept | None = None,
+    cluster: Cluster | None = None,
 ) -> Similarity:
     """Compare the updates of `runs`, which `checkpoint.runs` gave.
 
-    pairs: which of the runs to compare; every two of them by default. The rest as for `analyse`.
+    pairs: which of the runs to compare; every two of them by default.
+    kept, cluster: the finished comparisons of dense modules, and the processes that make them.
+    The rest as for `analyse`.
     """
     collected = meeting.collect(runs, options, names.expression(modules), rename)
     chosen = list(itertools.combinations(runs, 2)) if pairs is None else pairs
     shared = meeting.sharing(chosen, collected)
     meeting.refuse_many(shared, runs if parts else [], collected)
-    compare = partial(_compare, runs=runs if parts else [], pairs=shared)
-    of_modules = list(over_modules(compare, collected, progress))
+    bare = {run: replace(run, source=None) for run in runs}  # which processes need not be told
+    compare = partial(
+        _compare,
+        runs=list(bare.values()) if parts else [],
+        pairs=[(bare[a], bare[b]) for a, b in shared],
+    )
+    pieces = Pieces(_piece, _finished, kept or Kept(None, dict), cluster)
+    keep = pieces if kept or cluster else None
+    of_modules = list(over_modules(compare, collected, progress, keep))
     return Similarity(
         rows=[row for of_module in of_modules for row in of_module.rows],
         inside=[row for of_module in of_modules for row in of_module.inside],
@@ -178,6 +201,27 @@ def _row(a: Member, b: Member) -> tuple[Row, dict[str, np.ndarray]]:
     return row, {f"{row['key']}#{name}": array for name, array in arrays.items()}
 
 
+def _piece(finished: Finished[Similarity]) -> Piece:
+    """Return the comparisons of a module as a piece that can be kept."""
+    result = finished.result
+    facts = {
+        "rows": result.rows,
+        "inside": result.inside,
+        "phi": list(result.phi),  # a file has them in another order
+        "skipped": finished.skipped,
+        "zero": finished.zero,
+    }
+    return Piece(result.phi, facts)
+
+
+def _finished(piece: Piece) -> Finished[Similarity]:
+    """Return the comparisons that `_piece` made a piece of, bit for bit."""
+    facts = piece.facts
+    phi = {key: piece.arrays[key] for key in facts["phi"]}
+    result = Similarity(facts["rows"], facts["inside"], phi)
+    return Finished(result, facts["skipped"], facts["zero"])
+
+
 # The command
 
 
@@ -200,7 +244,15 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if arguments.page:
         command.check_page(Path(arguments.page), "--page", force=arguments.force)
     runs = checkpoint.runs(arguments.paths, arguments.revision)
-    report = _merged(runs, arguments) if arguments.merge else _compared(parser, runs, arguments)
+    options = command.reading_options(arguments)
+    settings = {"options": options, "modules": arguments.modules, "map": arguments.map}
+    read = partial(command.paths_read, runs, arguments)
+    kept = command.kept(parser, "analysis.similarity", read, settings, arguments)
+    if arguments.merge:
+        report = _merged(runs, arguments)
+    else:
+        with command.cluster(parser, arguments) as cluster:
+            report = _compared(parser, runs, arguments, kept, cluster)
     for skip in report.skipped:
         command.warn(parser, skip["reason"])
     command.warn_of_remarks(parser, report.json["other"])
@@ -208,7 +260,9 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if not report.has_rows and not report.skipped:
         command.warn(parser, "one checkpoint without parts; expected two to compare")
     if report.has_rows or arguments.json:
-        _write(report, command.paths_read(runs, arguments), arguments)
+        _write(report, read(), arguments)
+        if kept and report.has_rows:
+            kept.finish()
     if not report.has_rows:
         return 2
     complete = not arguments.page or _write_page(parser, report, runs, arguments)
@@ -227,8 +281,10 @@ def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
             parser.error("--landing and --intruders compare with the base; expected --base too")
         if arguments.merge:
             parser.error("--landing and --intruders cannot be combined with --merge")
+    if arguments.merge and (arguments.workers or arguments.scheduler):
+        parser.error("--merge compares here; expected neither --workers nor --scheduler")
     if arguments.merge and (arguments.figures or arguments.group):
-        parser.error("--merge compares two checkpoints; expected neither --figures nor --group")
+        parser.error("--merge draws no figure; expected neither --figures nor --group")
     if arguments.merge and arguments.page:
         parser.error("--page shows no merge; expected one of --merge and --page")
 
@@ -264,7 +320,11 @@ class _Report:
 
 
 def _compared(
-    parser: argparse.ArgumentParser, runs: Sequence[Run], arguments: argparse.Namespace
+    parser: argparse.ArgumentParser,
+    runs: Sequence[Run],
+    arguments: argparse.Namespace,
+    kept: Kept | None,
+    cluster: Cluster | None,
 ) -> _Report:
     """Compare the checkpoints, their parts and methods and, with --base, each with its base."""
     similarity = of_runs(
@@ -273,6 +333,8 @@ def _compared(
         modules=arguments.modules,
         rename=arguments.map,
         progress=True,
+        kept=kept,
+        cluster=cluster,
     )
     if arguments.figures:
         _draw(parser, similarity, Path(arguments.figures))
@@ -335,8 +397,8 @@ def _with_base(report: _Report, against: AgainstBase) -> _Report:
 
 
 def _merged(runs: Sequence[Run], arguments: argparse.Namespace) -> _Report:
-    """Analyse what merging two checkpoints would do."""
-    result = merging.analyse(
+    """Measure what adding the updates of the checkpoints would do: analysis.merge without --out."""
+    found = merging_report.analyse(
         runs,
         options=command.reading_options(arguments),
         modules=arguments.modules,
@@ -344,12 +406,21 @@ def _merged(runs: Sequence[Run], arguments: argparse.Namespace) -> _Report:
         progress=True,
     )
     return _Report(
-        blocks=[*merging_table.lines(result.rows)],
+        blocks=[*merging_table.lines(found)],
         legends=[merging_table.EXPLANATION],
-        json={"merging": result.rows, "other": result.other},
-        tables={MERGE_TABLE: (result.rows, merging.ROW_COLUMNS)},
-        tensors={SUMS: result.s},
-        skipped=result.skipped,
+        json={
+            "merging": found.rows,
+            "adapters": found.adapters,
+            "merged": found.merged,
+            "other": found.other,
+        },
+        tables={
+            MERGE_TABLE: (found.rows, merging.ROW_COLUMNS),
+            ADAPTERS_TABLE: (found.adapters, merging_report.ADAPTER),
+            MERGED_TABLE: (found.merged, merging_report.MERGED),
+        },
+        tensors={SUMS: found.s, MERGED_SPECTRA: found.merged_s},
+        skipped=found.skipped,
     )
 
 
@@ -466,15 +537,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--merge",
         action="store_true",
-        help="for two checkpoints: what adding or averaging them keeps and cancels, and the rank"
-        " that it needs",
+        help="what adding or averaging the checkpoints keeps and cancels, and the rank that it"
+        " needs: the report of analysis.merge, which writes the sum too",
     )
     parser.add_argument("--figures", metavar="DIR", help="draw similarity.png and .pdf there")
     command.add_page_options(parser)
     files = f"{TABLE}, {PHI}, {store.RECORD}"
-    more = f"with --base also {BASE_TABLE}; with --merge instead {MERGE_TABLE}, {SUMS}"
+    more = f"with --base also {BASE_TABLE}; with --merge instead {MERGE_TABLE} (pairs),"
+    more += f" {ADAPTERS_TABLE}, {MERGED_TABLE}, {SUMS}, {MERGED_SPECTRA}"
     command.add_output_options(parser, f"{files} ({more})")
     command.add_reading_options(parser)
+    command.add_work_options(parser)
     _add_base_options(parser)
     return parser
 

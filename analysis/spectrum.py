@@ -9,12 +9,12 @@ run, module by module.
 """
 
 import argparse
+import contextlib
 import itertools
 import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -41,6 +41,7 @@ from analysis.names import kind_of, layer_of
 from analysis.numerics import (
     decompose,
     denoise,
+    device,
     function_space,
     metrics,
     null,
@@ -48,6 +49,7 @@ from analysis.numerics import (
     tails,
 )
 from analysis.numerics import partial as part_of
+from analysis.numerics.decompose import Method
 from analysis.pairs import combine, dominance
 from analysis.pairs.dominance import Finding
 from analysis.process import start
@@ -57,20 +59,8 @@ from analysis.tables import function as function_table
 from analysis.tables import spectrum as spectrum_table
 from analysis.tables.text import Block
 from analysis.update import DenseUpdate, Entry, Other, Skipped, Update
-
-
-@dataclass(frozen=True)
-class Method:
-    """How dense updates are decomposed; see `decompose.spectrum`.
-
-    name: one of decompose.METHODS. k: values of "topk". seconds: for one update with "auto"; None
-    for any number.
-    """
-
-    name: str = "auto"
-    k: int = decompose.K
-    seconds: float | None = None
-
+from analysis.work import matrices
+from analysis.work.matrices import Decomposed, Matrices
 
 Source = tuple[Run, Callable[[], Iterator[Entry]]]
 LEGENDS = (
@@ -83,8 +73,6 @@ BASE_TABLE, BOUNDS = "base_deciles.csv", "bounds.csv"
 # The row of an update, its singular values and its rows of bounds.csv; or why it was not analysed;
 # or another tensor.
 Result = tuple[Row, np.ndarray, list[Row]] | Skipped | Other
-# An update, its spectrum, and its columns FUNCTION; None if these were not asked for.
-Found = tuple[Update, decompose.Spectrum, Row | None]
 
 
 def analyse(
@@ -106,7 +94,7 @@ def analyse(
     terms: checkpoints with weights; their weighted sum becomes a further run, "combined", and the
         average of their factors another, "factors" (with -2, … if a run has that name).
     modules: regular expression that is searched for in the names of modules.
-    method: how dense updates are decomposed, by name or with settings; see `decompose.spectrum`.
+    method: how dense updates are decomposed, by name or with settings (`decompose.Method`).
     activations: directory of the inputs' second moments (`multilora.activations`); the rows then
         also have the columns FUNCTION, None for a module that has no moment there.
     progress: show a bar on stderr, if that is a terminal, if a checkpoint takes over two seconds.
@@ -138,8 +126,12 @@ def of_runs(
     method: str | Method = "auto",
     activations: str | Path | None = None,
     progress: bool = False,
+    dense: Matrices | None = None,
 ) -> Spectra:
-    """Return the spectra of `runs`, which `checkpoint.runs` gave; otherwise as `analyse`."""
+    """Return the spectra of `runs`, which `checkpoint.runs` gave; otherwise as `analyse`.
+
+    dense: how dense updates are decomposed; by default by `method`, here, keeping nothing.
+    """
     wanted = names.expression(modules)
     method = Method(method) if isinstance(method, str) else method
     sources: list[Source] = [(run, partial(checkpoint.scan, run, options)) for run in runs]
@@ -149,17 +141,26 @@ def of_runs(
         inputs = moments.open_moments(activations)
         for path in dict.fromkeys([*(run.path for run in runs), *(term.path for term in terms)]):
             moments.check_base(inputs, Path(path), options.base)
+    dense = dense or Matrices(method)
+    dense.ahead(partial(_dense, sources, wanted), progress)
     return _gathered(
         (run, result)
         for run, read in sources
-        for result in _with_reason(run, _results(run, read, wanted, method, progress, inputs))
+        for result in _with_reason(
+            run, _results(run, read, wanted, method, progress, dense, inputs)
+        )
     )
 
 
 def of_updates(entries: Iterable[Entry], run: Run) -> Spectra:
     """Return the spectra of updates in memory, in the form that `analyse` returns."""
     analysed = _results(
-        run, lambda: iter(entries), names.expression(None), Method(), progress=False
+        run,
+        lambda: iter(entries),
+        names.expression(None),
+        Method(),
+        progress=False,
+        dense=Matrices(),
     )
     return _gathered((run, result) for result in analysed)
 
@@ -231,12 +232,22 @@ def _with_reason(run: Run, analysed: Iterator[Result]) -> Iterator[Result]:
         yield Skipped("", f"{run.path}: does not fit into memory")
 
 
+def _dense(sources: Sequence[Source], wanted: re.Pattern[str]) -> Iterator[matrices.Listed]:
+    """Yield the dense updates of all checkpoints, as far as these can be read."""
+    for run, read in sources:
+        with contextlib.suppress(CheckpointError, MemoryError):  # which `_with_reason` tells
+            for entry in read():
+                if isinstance(entry, DenseUpdate) and wanted.search(entry.name):
+                    yield run, entry
+
+
 def _results(
     run: Run,
     read: Callable[[], Iterator[Entry]],
     wanted: re.Pattern[str],
     method: Method,
     progress: bool,
+    dense: Matrices,
     inputs: Moments | None = None,
 ) -> Iterator[Result]:
     """Yield the results of one checkpoint in the order of its file.
@@ -244,29 +255,39 @@ def _results(
     run: names the rows.
     read: yields the entries of the checkpoint.
     wanted: is searched for in the names of updates; the others are left out.
-    method, progress: as for `analyse`.
+    method, progress, dense: as for `of_runs`.
     inputs: the second moments of the modules' inputs, if the columns FUNCTION are asked for.
     """
-    work = partial(_decomposed, method=method, of_inputs=_of_inputs(read, inputs))
+    of_inputs = _of_inputs(read, inputs)
     entries = (e for e in read() if isinstance(e, Other) or wanted.search(e.name))
-    for dense, group in itertools.groupby(_marked(entries), key=itemgetter(0)):
+    for is_dense, group in itertools.groupby(_marked(entries), key=itemgetter(0)):
         of_group = (entry for _, entry in group)
-        decomposed: Iterable[Found | Skipped | Other]
-        if dense:
+        decomposed: Iterable[Decomposed]
+        if is_dense:
             # To list dense updates takes little memory: each matrix is loaded when it is needed.
             listed = parallel.with_bar(list(of_group), progress, run.key, "matrix")
-            decomposed = map(work, listed)
+            decomposed = dense.in_order(run, listed)
         else:
-            small = parallel.in_order(work, of_group)
+            small = parallel.in_order(partial(matrices.decomposed, method=method), of_group)
             counted = parallel.with_bar(small, progress, run.key, "module")
             decomposed = (result for _, result in counted)
         for result in decomposed:
             if isinstance(result, Skipped | Other):
                 yield result
+                continue
+            update, spectrum = result
+            try:
+                function = (
+                    {} if of_inputs is None else _function_row(update, of_inputs, method.name)
+                )
+            except CheckpointError as error:
+                yield Skipped(update.name, str(error))
+            except MemoryError:
+                what = f"{update.source}: {update.name}: does not fit into memory"
+                yield Skipped(update.name, what)
             else:
-                update, spectrum, function = result
-                line = row(update, spectrum, run) | (function or {})
-                yield line, spectrum.s, part_of.bounds(line["key"], update, spectrum)
+                line = row(update, spectrum, run) | function
+                yield line, spectrum.s, part_of.bounds(line["key"], spectrum)
 
 
 def _marked(entries: Iterable[Entry]) -> Iterator[tuple[bool, Entry]]:
@@ -291,35 +312,16 @@ def _of_inputs(
     return partial(inputs.of, names=names)
 
 
-def _function_row(update: Update, C: np.ndarray | None, method: str) -> Row:
-    """The columns FUNCTION of an update; C: the second moment of its inputs, None if unknown."""
+def _function_row(
+    update: Update, of_inputs: Callable[[Update], np.ndarray | None], method: str
+) -> Row:
+    """The columns FUNCTION of an update, empty if the second moment of its inputs is missing."""
     empty: Row = dict.fromkeys(results.FUNCTION)
+    C = of_inputs(update)
     if C is None:
         return empty
     found = function_space.function_space(decompose.decomposition(update, method), C)
     return empty if found is None else empty | function_space.columns(found, C)
-
-
-def _decomposed(
-    entry: Entry,
-    method: Method,
-    of_inputs: Callable[[Update], np.ndarray | None] | None,
-) -> Found | Skipped | Other:
-    """An update with its spectrum, or why it has none; an entry that is not an update as it is.
-
-    of_inputs: of `_of_inputs`.
-    """
-    if isinstance(entry, Skipped | Other):
-        return entry
-    try:
-        spectrum = decompose.spectrum(entry, method.name, method.k, method.seconds)
-        if of_inputs is None:
-            return entry, spectrum, None
-        return entry, spectrum, _function_row(entry, of_inputs(entry), method.name)
-    except CheckpointError as error:
-        return Skipped(entry.name, str(error))
-    except MemoryError:
-        return Skipped(entry.name, f"{entry.source}: {entry.name}: does not fit into memory")
 
 
 def row(update: Update, spectrum: decompose.Spectrum, run: Run) -> Row:
@@ -345,7 +347,7 @@ def row(update: Update, spectrum: decompose.Spectrum, run: Run) -> Row:
         "algorithm": spectrum.algorithm,
         "error_bound": spectrum.error_bound,
     }
-    known = _whole if spectrum.top is None else part_of.columns
+    known = _whole if spectrum.norm is None else part_of.columns
     line |= known(update, spectrum)
     return {column: line.get(column) for column in results.COLUMNS}
 
@@ -431,15 +433,23 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         command.check_page(Path(arguments.page), "--page", force=arguments.force)
     runs = checkpoint.runs(arguments.paths, arguments.revision)
     terms = [combine.parse(text) for text in arguments.combine]
-    spectra = of_runs(
-        runs,
-        options=command.reading_options(arguments),
-        terms=terms,
-        modules=arguments.modules,
-        method=method,
-        activations=arguments.activations,
-        progress=True,
-    )
+    read = partial(_read, runs, terms, arguments)
+    options = command.reading_options(arguments)
+    settings = {"options": options, "method": method.name, "k": method.k}
+    settings |= {"seconds": method.seconds}
+    settings |= {"combine": arguments.combine, "device": arguments.device}
+    kept = command.kept(parser, "analysis.spectrum", read, settings, arguments)
+    with command.cluster(parser, arguments) as cluster:
+        spectra = of_runs(
+            runs,
+            options=options,
+            terms=terms,
+            modules=arguments.modules,
+            method=method,
+            activations=arguments.activations,
+            progress=True,
+            dense=Matrices(method, kept, cluster, arguments.device),
+        )
     for skip in spectra.skipped:
         command.warn(parser, skip["reason"])
     _warn_of_unknown_inputs(parser, spectra, arguments)
@@ -449,13 +459,11 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         return 2
     unread = False
     if spectra.rows or arguments.json:
-        read = [
-            *command.paths_read(runs, arguments),
-            *(checkpoint.at(term.path, arguments.revision) for term in terms),
-        ]
         against = _against_base(parser, runs, arguments) if arguments.base_deciles else None
-        _write(spectra, read, arguments, against)
+        _write(spectra, read(), arguments, against)
         unread = against is not None and bool(against.skipped)
+        if kept and spectra.rows:
+            kept.finish()
     lacking = bool(arguments.page and spectra.rows) and command.lacks(parser, spectra, runs)
     if arguments.page and spectra.rows and not lacking:
         command.write_page(Path(arguments.page), spectra)
@@ -476,11 +484,22 @@ def _method(arguments: argparse.Namespace) -> Method:
         raise UserError(f"--k {k}; expected at least 1")
     if seconds is not None and (name != "auto" or not seconds > 0):
         raise UserError(f"--seconds {seconds:g}: expected more than 0, and --method auto")
-    other = [option for option in ("page", "figures", "activations") if getattr(arguments, option)]
-    if other and (name in results.PARTIAL or seconds is not None):
-        partly = f"--method {name}" if seconds is None else f"--seconds {seconds:g}"
-        raise UserError(f"--{other[0]}: needs whole spectra; {partly} does not compute them")
+    partly = f"--method {name}" if seconds is None else f"--seconds {seconds:g}"
+    if name in results.PARTIAL or seconds is not None:
+        for option in ("page", "figures", "activations"):
+            if getattr(arguments, option):
+                raise UserError(f"--{option}: needs whole spectra; {partly} does not compute them")
+        if arguments.device != device.CPU:
+            raise UserError(f"--device {arguments.device}: {partly} computes on the CPU")
     return Method(name, k or decompose.K, seconds)
+
+
+def _read(
+    runs: Sequence[Run], terms: Sequence[combine.Term], arguments: argparse.Namespace
+) -> list[Path | Run]:
+    """List everything that the command reads."""
+    combined = (checkpoint.at(term.path, arguments.revision) for term in terms)
+    return [*command.paths_read(runs, arguments), *combined]
 
 
 def _warn_of_unknown_inputs(
@@ -705,6 +724,12 @@ def _parser() -> argparse.ArgumentParser:
     files = f"{store.TABLE}, {store.SPECTRA}, {store.RECORD}"
     command.add_output_options(parser, f"{files} (and {dominance.TABLE} of several checkpoints)")
     command.add_reading_options(parser)
+    command.add_work_options(parser).add_argument(
+        "--device",
+        choices=device.NAMES,
+        default=device.CPU,
+        help="decompose them on the CPU (the default) or on a GPU",
+    )
     return parser
 
 

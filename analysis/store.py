@@ -54,8 +54,6 @@ def record(command: str, read: "Iterable[Path | Run]", arguments: dict[str, Any]
 
     read: the checkpoints and models from which the result was computed.
     """
-    import platform
-
     # Imported here, so that writing a file does not need every format of checkpoints.
     from analysis import checkpoint
     from analysis.numerics import null
@@ -65,18 +63,24 @@ def record(command: str, read: "Iterable[Path | Run]", arguments: dict[str, Any]
         for file in checkpoint.inputs(path):
             with file.open("rb") as opened:
                 inputs[str(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
-    versions: dict[str, str | None] = {
-        "python": platform.python_version(),
-        "multilora": __version__,
-    }
-    for package in ("numpy", "ml_dtypes", "safetensors", "scipy", "torch"):
-        versions[package] = _version(package)
     return {
         "command": command,
         "arguments": arguments,
-        "versions": versions,
+        "versions": versions(),
         "seed": null.SEED,
         "inputs": inputs,
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python, this package and the libraries that compute its results."""
+    import platform
+
+    libraries = ("numpy", "ml_dtypes", "safetensors", "scipy", "torch")
+    return {
+        "python": platform.python_version(),
+        "multilora": __version__,
+        **{library: _version(library) for library in libraries},
     }
 
 

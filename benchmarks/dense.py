@@ -85,12 +85,12 @@ def spectra(kind: str, shape: tuple[int, int], repeat: int) -> bool:
     W = given.load().astype(np.float64)
 
     def by(method: str) -> Callable[[], object]:
-        return lambda: decompose.spectrum(given, method, K)
+        return lambda: decompose.spectrum(given, decompose.Method(method, K))
 
     missed = report("spectrum", kind, *in_turn(by("auto"), lambda: scipy.linalg.svdvals(W), repeat))
     for method in ("topk", "density"):
         missed |= report(method, kind, *in_turn(by(method), by("auto"), repeat))
-        found = decompose.spectrum(given, method, K)
+        found = decompose.spectrum(given, decompose.Method(method, K))
         print(f"{'':19} error bound {found.error_bound / found.s[0]:.1e} of the largest value")
     return missed
 

@@ -12,7 +12,9 @@ A peer lives in an environment of its own, DIR/NAME; one that is not there is na
   DIR/gradience/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
   DIR/gradience/bin/pip install gradience==0.11.0
 
-Targets: truncate in at most 1/3 of the time of `gradience truncate`, and never a larger error.
+Targets: truncate in at most 1/3 of the time of `gradience truncate`, and never a larger error;
+merge of two adapters to r = 16 in at most 1/5 of the time of `gradience merge` and of PEFT's
+`add_weighted_adapter("svd")` (of one layer, which takes it minutes), within 1e-6 of the optimum.
 """
 
 import argparse
@@ -23,14 +25,15 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from analysis import checkpoint
-from analysis.numerics import compress
+from analysis.numerics import compress, decompose
+from analysis.pairs import combine
 from analysis.update import LowRankUpdate
 from benchmarks.spectrum import LAYERS, SHAPES, measure
 
@@ -38,6 +41,7 @@ R = 16
 DECAY = (0.6, 0.9)
 ENERGY = 0.95
 TRUNCATE_TARGET = 1 / 3
+MERGE_TARGET = 1 / 5
 ROUNDING = 1e-6  # by which an error may exceed a peer's that is the optimum too
 
 
@@ -174,9 +178,117 @@ def truncation(setting: Setting) -> bool:
     return share > TRUNCATE_TARGET or errors[1] > errors[2] * (1 + ROUNDING)
 
 
+# PEFT in a model whose weights take no memory: each is one number, seen d_out × d_in times.
+PEFT_MERGE = """
+import json, sys
+import torch
+from peft import PeftModel
+from torch import nn
+
+a, b, out, rank, shapes = *sys.argv[1:4], int(sys.argv[4]), json.loads(sys.argv[5])
+model = nn.Module()
+for name, (d_out, d_in) in shapes.items():
+    *path, last = name.split(".")
+    place = model
+    for part in path:
+        if not hasattr(place, part):
+            place.add_module(part, nn.Module())
+        place = getattr(place, part)
+    with torch.device("meta"):
+        layer = nn.Linear(d_in, d_out, bias=False)
+    layer.weight = nn.Parameter(torch.zeros(()).expand(d_out, d_in), requires_grad=False)
+    place.add_module(last, layer)
+model.config = {"model_type": "custom"}
+model = PeftModel.from_pretrained(model, a, adapter_name="a")
+model.load_adapter(b, "b")
+weights = [1.0, 1.0]
+model.add_weighted_adapter(["a", "b"], weights, "m", combination_type="svd", svd_rank=rank)
+model.save_pretrained(out, selected_adapters=["m"])
+"""
+
+
+def merging(setting: Setting) -> bool:
+    """Compare `analysis.merge --rank 16` with its peers; return whether a target is missed."""
+    missed = against_gradience(setting, _pair(setting, "pair"))
+    one = replace(setting, layers=1)
+    return against_peft(one, _pair(one, "layer")) or missed
+
+
+def _pair(setting: Setting, name: str) -> list[Path]:
+    """Write two adapters; return their places."""
+    return [write_adapter(setting.parent / f"{name}-{i}", setting, seed=i) for i in range(2)]
+
+
+def _merge(pair: Sequence[Path], out: Path) -> list[str]:
+    """Return our command, which also makes its report."""
+    program = [sys.executable, "-m", "analysis.merge", *(f"1:{path}" for path in pair)]
+    return [*program, "--rank", str(R), "--out", str(out), "--force"]
+
+
+def against_gradience(setting: Setting, pair: Sequence[Path]) -> bool:
+    """Compare with `gradience merge`, which gets a plan that was made before; as `merging`."""
+    ours, theirs = setting.parent / "ours", setting.parent / "gradience"
+    commands, names, places = [_merge(pair, ours)], [f"merge --rank {R}"], [ours]
+    if peer := setting.peer("gradience", "gradience"):
+        plan = setting.parent / "plan"
+        arguments = ["--adapter-a", str(pair[0]), "--adapter-b", str(pair[1])]
+        arguments += ["--output-rank", str(R), "--output-alpha", str(R)]
+        measure([str(peer), "merge-plan", *arguments, "--output-dir", str(plan)])
+        given = ["--plan", str(plan / "merge_plan.json"), "--output-dir", str(theirs)]
+        commands.append([str(peer), "merge", *given])
+        names.append("gradience merge")
+        places.append(theirs)
+    # Its uniform plan weighs each adapter with 1/2.
+    return _compared(setting, pair, commands, names, places, weights=(1.0, 0.5))
+
+
+def against_peft(setting: Setting, pair: Sequence[Path]) -> bool:
+    """Compare with PEFT's add_weighted_adapter("svd"); as `merging`."""
+    ours, theirs = setting.parent / "ours-layer", setting.parent / "peft"
+    shapes = {update.name: update.shape for update in updates(pair[0]).values()}
+    arguments = [*map(str, (*pair, theirs, R)), json.dumps(shapes)]
+    commands = [_merge(pair, ours), [sys.executable, "-c", PEFT_MERGE, *arguments]]
+    names = [f"merge --rank {R} of a layer", "PEFT's svd of a layer"]
+    return _compared(setting, pair, commands, names, [ours, theirs / "m"], weights=(1.0, 1.0))
+
+
+def _compared(
+    setting: Setting,
+    pair: Sequence[Path],
+    commands: Sequence[list[str]],
+    names: Sequence[str],
+    places: Sequence[Path],
+    weights: Sequence[float],
+) -> bool:
+    """Run ours and a peer's, print both; return whether ours misses a target.
+
+    weights: of both adapters in the sum that each command makes.
+    """
+    of = [updates(path) for path in pair]
+    walls, peaks, cpus = in_turn(commands, setting.repeat)
+    errors = []
+    for i, place in enumerate(places):
+        total = {
+            name: combine.weighted_sum([(weights[i], found[name]) for found in of])
+            for name in of[0]
+        }
+        errors.append(error(place, total))
+        line(names[i], walls[i], peaks[i], cpus[i], place, errors[i])
+    found = {name: decompose.singular_values(update) for name, update in total.items()}
+    energy = sum(np.sum(s**2) for s in found.values())
+    optimum = float(np.sqrt(sum(np.sum(s[R:] ** 2) for s in found.values()) / energy))
+    print(f"  the optimum: {optimum:.9f}")
+    missed = errors[0] > optimum + ROUNDING
+    if len(commands) > 1:
+        share = ratio(walls[0], walls[1])
+        print(f"  time against the peer: {share:.3f} (target {MERGE_TARGET:.3f})")
+        missed |= share > MERGE_TARGET
+    return missed
+
+
 Comparison = Callable[[Setting], bool]
 # name → comparison. One more command: a function like those above, and its line here.
-COMPARISONS: dict[str, Comparison] = {"truncate": truncation}
+COMPARISONS: dict[str, Comparison] = {"truncate": truncation, "merge": merging}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,10 +15,40 @@ import analysis  # noqa: F401
 
 sys.path.pop(0)
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from analysis import extras
 
-with extras.named():
-    import peft.mapping
+PEFT = "peft>=0.21,<0.22"  # the versions that work, as in pyproject.toml
+
+
+@contextmanager
+def _peft_that_fits() -> Iterator[None]:
+    """Say which versions of PEFT work if the installed one lacks what is imported from it."""
+    try:
+        yield
+    except ImportError as error:
+        place = error.name or ""
+        if place.partition(".")[0] != "peft" or (
+            isinstance(error, ModuleNotFoundError) and place == "peft"
+        ):
+            raise
+        from importlib.metadata import version
+
+        raise extras.MissingLibraryError(
+            f"needs {PEFT}; peft {version('peft')} has moved what is imported from {place}:"
+            f" python -m pip install '{PEFT}'",
+            name="peft",
+        ) from error
+
+
+with extras.named(), _peft_that_fits():
+    from peft.mapping import (
+        PEFT_TYPE_TO_CONFIG_MAPPING,
+        PEFT_TYPE_TO_PREFIX_MAPPING,
+        PEFT_TYPE_TO_TUNER_MAPPING,
+    )
 
     from multilora.methods.config import MethodType, MtlLoraConfig, MultiLoraConfig, RLoraConfig
     from multilora.methods.experts import ExpertBank
@@ -44,6 +74,6 @@ for _config, _model in [
     (RLoraConfig, RLoraModel),
     (MtlLoraConfig, MtlLoraModel),
 ]:
-    peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[_config.method] = _config
-    peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[_config.method] = _model
-    peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[_config.method] = _model.prefix
+    PEFT_TYPE_TO_CONFIG_MAPPING[_config.method] = _config
+    PEFT_TYPE_TO_TUNER_MAPPING[_config.method] = _model
+    PEFT_TYPE_TO_PREFIX_MAPPING[_config.method] = _model.prefix

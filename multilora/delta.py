@@ -8,6 +8,7 @@ names, and `experts.json`. Full fine-tuning is written as ΔW of every trained m
 `delta.safetensors`, and its `delta_config.json`. `load_tuned` turns any of them into a model.
 """
 
+import dataclasses
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,16 +25,17 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from analysis import CheckpointError, UserError
+from analysis import CheckpointError, UserError, extras
 from analysis.files import exchange
 from analysis.files.place import Place
 from analysis.formats import experts as bank
 from analysis.formats import full
 from analysis.numerics.floor import noise_floor
 from multilora import checked, record
-from multilora.methods import experts
+from multilora.methods import experts, serving
 from multilora.methods.config import AdapterConfig, MtlLoraConfig, MultiLoraConfig, RLoraConfig
 from multilora.methods.layers import AdapterLinear
+from multilora.methods.quantised import plain_layout
 from multilora.methods.rlora import RLoraLinear
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -42,16 +44,20 @@ LORA = "lora"  # directory of the exports to a standard LoRA
 FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, LORA, full.CONFIG, full.WEIGHTS, experts.CONFIG)
 
 
-def load_base(path: str, **options: Any) -> tuple[Any, Any]:
+def load_base(path: str, quantised: int = 0, **options: Any) -> tuple[Any, Any]:
     """Return (model, tokenizer) of a local directory or hub name.
 
+    quantised: 4 or 8 to load the linear layers in so many bits, by bitsandbytes (4: NF4); or 0.
     options: passed to the model's `from_pretrained`. Code that lies beside the model is never run.
     Raises UserError if the model cannot be loaded, or has no readable tokenizer or that of another.
     """
+    if quantised:
+        options["quantization_config"] = _in_bits(quantised)
     checked.model(path)
     safe = {"trust_remote_code": False}
     with checked.loading(path):
         model = transformers.AutoModelForCausalLM.from_pretrained(path, **safe, **options)
+    plain_layout(model)
     try:
         with checked.loading(path):
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, **safe)
@@ -62,6 +68,16 @@ def load_base(path: str, **options: Any) -> tuple[Any, Any]:
         ) from error
     checked.tokenizer(model, tokenizer, path)
     return model, tokenizer
+
+
+def _in_bits(bits: int) -> transformers.BitsAndBytesConfig:
+    """Settings of bitsandbytes for 4 or 8 bits; UserError if it is not installed."""
+    with extras.named():
+        import bitsandbytes  # noqa: F401
+    if bits == 8:
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    four: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    return transformers.BitsAndBytesConfig(load_in_4bit=True, **four)
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -169,7 +185,11 @@ def _save_adapters(model: PeftModel, out: Path) -> None:
 
 
 def save_as_lora(
-    model: PeftModel, out: Path, adapter: str = "default", task: str | None = None
+    model: PeftModel,
+    out: Path,
+    adapter: str = "default",
+    task: str | None = None,
+    padded: bool = False,
 ) -> None:
     """Write an adapter as a standard PEFT LoRA, which runs wherever LoRA does.
 
@@ -184,8 +204,11 @@ def save_as_lora(
     out: directory, created if needed.
     adapter: name of the adapter.
     task: name of a task, for MTL-LoRA only.
+    padded: write the same update by the rules of vLLM: one rank for all modules, padded with zeros
+        to one that it allows, and the scale within B.
 
-    Raises UserError for an adapter of another method, or a task that is missing or not expected.
+    Raises UserError for an adapter of another method, or a task that is missing or not expected;
+    if `padded`, ValueError for what vLLM does not serve.
     """
     config = model.peft_config[adapter]
     if not isinstance(config, AdapterConfig):
@@ -207,14 +230,25 @@ def save_as_lora(
     part = {} if task is None else {"task": task}
     layers = _layers(model, adapter)
     tensors = _saved_modules(model, adapter)
-    for name, layer in layers.items():
-        left, right = layer.factors(adapter, scaled=False, **part)
-        tensors[f"{name}.lora_A.weight"] = right.detach().contiguous()
-        tensors[f"{name}.lora_B.weight"] = left.detach().contiguous()
+    factors = {name: layer.factors(adapter, scaled=False, **part) for name, layer in layers.items()}
+    turned = any(isinstance(layer.get_base_layer(), Conv1D) for layer in layers.values())
+    settings = _lora_config(config, fan_in_fan_out=turned)
+    if padded:
+        serving.check(config)
+        r = serving.rank(len(right) for _, right in factors.values())
+        for name, (left, right) in factors.items():
+            factors[name] = serving.padded(left * layers[name].scale[adapter], right, r)
+        one = {"r": r, "lora_alpha": r, "use_rslora": False}
+        none: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}}
+        settings = dataclasses.replace(settings, **one, **none)
+    for name, (left, right) in factors.items():
+        of_ids = isinstance(layers[name].get_base_layer(), nn.Embedding)
+        A, B = (f"lora_embedding_{f}" if of_ids else f"lora_{f}.weight" for f in "AB")
+        tensors[f"{name}.{A}"] = right.detach().contiguous()
+        tensors[f"{name}.{B}"] = left.detach().contiguous()
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    turned = any(layer.fan_in_fan_out for layer in layers.values())
-    _lora_config(config, fan_in_fan_out=turned).save_pretrained(str(out))
+    settings.save_pretrained(str(out))
 
 
 def _layers(model: PeftModel, adapter: str) -> dict[str, AdapterLinear]:
@@ -236,6 +270,7 @@ def _lora_config(config: AdapterConfig, fan_in_fan_out: bool) -> LoraConfig:
         layers_to_transform=config.layers_to_transform,
         layers_pattern=config.layers_pattern,
         modules_to_save=config.modules_to_save,
+        bias="lora_only" if config.bias.endswith("_only") else config.bias,
         task_type=config.task_type,
         base_model_name_or_path=config.base_model_name_or_path,
         inference_mode=True,

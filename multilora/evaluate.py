@@ -208,7 +208,8 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     items = tasks.split(settings.split, settings.per_task)
     if not items:
         raise UserError(f"tasks {spec!r}: there are no {settings.split} items")
-    model, tokenizer = delta.load_base(path)
+    quantised = facts.get("settings", {}).get("quantised", 0)
+    model, tokenizer = delta.load_base(path, quantised)
     if settings.checkpoint != "base":
         model = _tuned(model, Path(settings.checkpoint))
     predictions = scoring.predict(model, tokenizer, items)

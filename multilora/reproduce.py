@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ from multilora.reproduction import blocks, presets, pretrained, reference, repor
 from multilora.reproduction.blocks import Block
 from multilora.reproduction.presets import Run
 from multilora.reproduction.publishing import publish
-from multilora.reproduction.running import seconds_per_step, train_all, train_bases
+from multilora.reproduction.running import seconds_per_step, train_all, train_bases, train_on
 from multilora.reproduction.studies.forgetting import HeldOut
 from multilora.tasks.builtin import pretrained as builtin
 from multilora.tasks.public import files
@@ -97,6 +98,13 @@ class ReproduceSettings:
         default=2000, metadata={"help": "optimiser steps of a base that is trained here"}
     )
     processes: int = field(default=0, metadata={"help": "runs at a time; one per core by default"})
+    scheduler: str = field(
+        default="",
+        metadata={
+            "help": "train the runs on the workers of a dask scheduler, such as tcp://host:8786; "
+            "docs/scale.md"
+        },
+    )
     dry_run: bool = field(
         default=False, metadata={"help": "list the missing runs and how long they would take here"}
     )
@@ -163,6 +171,10 @@ class ReproduceSettings:
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
 
+    def recorded(self) -> dict[str, Any]:
+        """Return the settings that tables are recorded with: all but where runs are trained."""
+        return {name: value for name, value in asdict(self).items() if name != "scheduler"}
+
 
 def reproduce(settings: ReproduceSettings) -> str:
     """Train and measure block by block, report on all blocks, and return the text to print.
@@ -188,13 +200,16 @@ def reproduce(settings: ReproduceSettings) -> str:
             print(f"{block.name}: is left out: {error}", file=sys.stderr)
             del left[block.name]
             continue
-        train_all(block.runs, processes)
+        if settings.scheduler:
+            train_on(block.runs, settings.scheduler)
+        else:
+            train_all(block.runs, processes)
         if block.measure is not None:
-            blocks.write(block, asdict(settings), out / tables.BLOCKS)
+            blocks.write(block, settings.recorded(), out / tables.BLOCKS)
             del left[block.name]
     for block in left.values():
-        blocks.write(block, asdict(settings), out / tables.BLOCKS)
-    text = report.report(asdict(settings))
+        blocks.write(block, settings.recorded(), out / tables.BLOCKS)
+    text = report.report(settings.recorded())
     if settings.publish:
         publish(out, to=Path("figures"))
     if settings.preset == "quick" and (distance := reference.distance(out)):

@@ -104,7 +104,7 @@ def load(settings: TrainSettings, seed: int) -> Loaded:
     path = base.path_of(settings.model, settings.tasks)
     tasks = data.load(settings.tasks)
     transformers.set_seed(seed)  # not earlier: training the built-in base would change its state
-    model, tokenizer = delta.load_base(path)
+    model, tokenizer = delta.load_base(path, settings.quantised)
     return Loaded(path, model, tokenizer, tasks, tasks.split("train", settings.per_task))
 
 

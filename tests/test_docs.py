@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import multilora_command
+from analysis.process import start
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "docs" / "site"
@@ -115,8 +116,9 @@ def test_every_page_is_in_a_table_of_contents():
         assert f"../notebooks/{notebook.stem}" in listed
 
 
-def test_every_command_and_option_of_the_pages_exists(capsys):
+def test_every_command_and_option_of_the_pages_exists(capsys, monkeypatch):
     """Options of light commands, whose help is quick."""
+    monkeypatch.setattr(start, "as_script", start.program)  # which prepares the whole process
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     blocks = [
         b for page in pages for b in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)

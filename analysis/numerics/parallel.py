@@ -19,17 +19,18 @@ Result = TypeVar("Result")
 
 
 def in_order(
-    function: Callable[[Item], Result], items: Iterable[Item]
+    function: Callable[[Item], Result], items: Iterable[Item], most: int | None = None
 ) -> Iterator[tuple[Item, Result]]:
     """Yield each item with function(item), computed in several threads with one BLAS thread each.
 
-    Only a few items are held at once, so that memory does not grow with the checkpoint. An
-    exception in `function` is raised when its item is due.
+    Only a few items are held at once, so that memory does not grow with the checkpoint; `most` of
+    them, if it is given. An exception in `function` is raised when its item is due.
 
     >>> list(in_order(len, ["q", "up_proj"]))
     [('q', 1), ('up_proj', 7)]
     """
     threads = min(8, os.cpu_count() or 1)  # each holds an item's matrices in float64
+    held = 2 * threads + 1 if most is None else min(most, 2 * threads + 1)
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     torch = sys.modules.get("torch")
     # A new thread does not know how many threads of torch its maker has asked for.
@@ -37,11 +38,31 @@ def in_order(
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads, initializer=inherit) as pool:
         for item in items:
             waiting.append((item, pool.submit(function, item)))
-            if len(waiting) > 2 * threads:
+            if len(waiting) >= held:
                 first, future = waiting.popleft()
                 yield first, future.result()
         for first, future in waiting:
             yield first, future.result()
+
+
+def one_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield function(item) of each item, computed in another thread, one item ahead at most.
+
+    While the caller works on one result, the next one is made. A caller that is to hold no more
+    than these two drops a result before it asks for another. An exception in `function` is raised
+    when its item is due.
+
+    >>> list(one_ahead(len, ["q", "up_proj"]))
+    [1, 7]
+    """
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        for future in waiting:
+            yield future.result()
 
 
 @contextlib.contextmanager
@@ -65,6 +86,18 @@ def reproducible() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+def threads() -> int:
+    """Return the number of threads that torch computes one matrix with; imports it.
+
+    >>> threads() >= 1
+    True
+    """
+    with extras.named():
+        import torch
+
+    return int(torch.get_num_threads())
 
 
 def with_bar(

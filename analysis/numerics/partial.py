@@ -20,35 +20,32 @@ def columns(update: Update, spectrum: decompose.Spectrum) -> Row:
     rank and above_floor are left out unless they end before the values do. Shares of the energy are
     the lower bounds, which are nearest to the exact ones.
     """
-    top, s, d = spectrum.top, spectrum.s, min(update.shape)
-    if top is None:
+    norm, s, d = spectrum.norm, spectrum.s, min(update.shape)
+    if norm is None or spectrum.bounds is None:
         raise ValueError(f"{update.name}: the spectrum is whole; expected one by topk or density")
-    line: Row = {"spectral_norm": metrics.spectral_norm(s), "frobenius_norm": top.norm}
-    if top.norm == 0:
+    line: Row = {"spectral_norm": metrics.spectral_norm(s), "frobenius_norm": norm}
+    if norm == 0:
         return line | {"rank": 0, "above_floor": 0, "nuclear_norm": 0.0}
     counts = {
         "rank": decompose.rank(s, spectrum.error_bound, update, spectrum.floor),
         "above_floor": metrics.rank(s, spectrum.floor or 0.0),
     }
     line |= {name: count for name, count in counts.items() if count < len(s)}
-    line |= {name: top.share(j)[0] for name, j in topk.counted(d).items() if j <= len(s)}
-    line["stable_rank"] = (top.norm / float(s[0])) ** 2
-    held = np.cumsum((s / top.norm) ** 2)
+    line |= {name: spectrum.bounds[name][0] for name in topk.counted(d) if name in spectrum.bounds}
+    line["stable_rank"] = (norm / float(s[0])) ** 2
+    held = np.cumsum((s / norm) ** 2)
     for percent in PERCENT:
         if held[-1] >= percent / 100:
             line[f"energy_rank_{percent}"] = int(np.searchsorted(held, percent / 100)) + 1
     if spectrum.estimates:
-        line |= spectrum.estimates.values
+        line |= spectrum.estimates
         line["utilisation"] = line["effective_rank"] / d
     return line
 
 
-def bounds(key: str, update: Update, spectrum: decompose.Spectrum) -> list[Row]:
+def bounds(key: str, spectrum: decompose.Spectrum) -> list[Row]:
     """Return the rows of bounds.csv of one update, keyed by BOUNDS; none of a whole spectrum."""
-    known = spectrum.estimates or spectrum.top
-    if known is None:
-        return []
     return [
         dict(zip(BOUNDS, (key, measure, low, high, holds), strict=True))
-        for measure, (low, high, holds) in known.bounds(min(update.shape)).items()
+        for measure, (low, high, holds) in (spectrum.bounds or {}).items()
     ]

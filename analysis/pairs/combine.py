@@ -37,10 +37,11 @@ class Term:
     path: Path
 
 
-def parse(text: str) -> Term:
+def parse(text: str, option: str = "--combine") -> Term:
     """Return the term that a text such as 0.5:path stands for.
 
-    Raises UserError if the weight is missing or is not a finite number.
+    option: where it was given, for the message; "" for an argument. Raises UserError if the weight
+    is missing or is not a finite number.
     """
     match = re.fullmatch(r"([-+0-9.eE]+):(.+)", text, re.DOTALL)
     try:
@@ -48,7 +49,8 @@ def parse(text: str) -> Term:
     except ValueError:
         weight = float("nan")
     if match is None or not np.isfinite(weight):
-        raise UserError(f"--combine {text!r}; expected WEIGHT:PATH, as 0.5:adapter/")
+        given = f"{option} {text!r}".lstrip()
+        raise UserError(f"{given}; expected WEIGHT:PATH, as 0.5:adapter/")
     return Term(weight, Path(match[2]))
 
 

@@ -4,8 +4,11 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
+
+import numpy as np
 
 from analysis import CheckpointError, UserError, checkpoint
 from analysis.checkpoint import Run
@@ -17,6 +20,7 @@ from analysis.update import Entry, LowRankUpdate, Other, Skipped, Update
 FEW, MANY, LONGEST = 8, 64, 100
 # So many comparisons are made of any checkpoints, and one more for every SHARE numbers in them.
 COMPARED, SHARE = 2000, 512
+HELD = 2  # the updates of so many checkpoints are kept in memory; those of others are read twice
 Rename = tuple[str, str]  # a regular expression and its replacement
 Item = TypeVar("Item")
 Pairs = list[tuple[Run, Run]]
@@ -26,7 +30,8 @@ Pairs = list[tuple[Run, Run]]
 class Collected:
     """The updates of several checkpoints, and what could not be read or compared.
 
-    modules: module -> run key -> its updates, one per part.
+    modules: module -> run key -> its updates, one per part; low-rank ones of all runs but the
+        first HELD without their numbers (`outline`), for which see `of`.
     skipped: {run, module, reason} for each update that could not be read or compared.
     zero: the entries of `skipped` that are no fault, because ΔW = 0.
     other: {run, name, what} for each tensor that is not an update.
@@ -36,11 +41,33 @@ class Collected:
     skipped: list[dict[str, str]] = field(default_factory=list)
     zero: list[dict[str, str]] = field(default_factory=list)
     other: list[dict[str, str]] = field(default_factory=list)
+    again: dict[str, "Again"] = field(default_factory=dict)
+
+    def of(self, module: str) -> dict[str, list[Update]]:
+        """Return run key -> the updates of a module with their numbers, read again if need be.
+
+        It takes no memory for other modules if they are asked for in the order of the files. An
+        update that cannot be read again, since its file was changed meanwhile, is noted as skipped.
+        """
+        return {
+            key: self.again[key].updates(module, updates, self.skip)
+            if key in self.again
+            else updates
+            for key, updates in self.modules[module].items()
+        }
 
     def add(
-        self, run: Run, entry: Entry, wanted: re.Pattern[str], rename: Sequence[Rename]
+        self,
+        run: Run,
+        entry: Entry,
+        wanted: re.Pattern[str],
+        rename: Sequence[Rename],
+        held: bool = True,
     ) -> None:
-        """Add one entry of a run's checkpoint; `wanted` and `rename` as for `collect`."""
+        """Add one entry of a run's checkpoint; `wanted` and `rename` as for `collect`.
+
+        held: False to keep no numbers of low-rank updates.
+        """
         if isinstance(entry, Other):
             self.other.append(entry.listed(run.key))
             return
@@ -54,7 +81,8 @@ class Collected:
         if any(update.part == entry.part for update in updates):
             self.skip(run, name, f"{run.path}: {name}: appears twice in the checkpoint")
         else:
-            self.modules.setdefault(name, {}).setdefault(run.key, []).append(entry)
+            kept = entry if held else outline(entry)
+            self.modules.setdefault(name, {}).setdefault(run.key, []).append(kept)
 
     def skip(self, run: Run, module: str, reason: str) -> None:
         """Note that a module could not be analysed; module "" stands for the whole run."""
@@ -70,9 +98,13 @@ class Collected:
 
 
 def collect(
-    runs: Sequence[Run], options: Options, wanted: re.Pattern[str], rename: Sequence[Rename] = ()
+    runs: Sequence[Run],
+    options: Options,
+    wanted: re.Pattern[str],
+    rename: Sequence[Rename] = (),
+    most: int | None = None,
 ) -> Collected:
-    """Return the updates of all runs; low-rank ones are kept in memory in their stored dtype.
+    """Return the updates of all runs; low-rank ones of `most` of them with their numbers.
 
     runs: the checkpoints to read; one that cannot be read is noted as skipped.
     options: what a checkpoint does not say of itself.
@@ -81,15 +113,88 @@ def collect(
         modules with different names can be matched. Raises UserError for an invalid pattern.
     """
     collected = Collected()
-    for run in runs:
+    most = HELD if most is None else most
+    for i, run in enumerate(runs):
         try:
             for entry in checkpoint.scan(run, options):
-                collected.add(run, entry, wanted, rename)
+                collected.add(run, entry, wanted, rename, held=i < most)
+            if i >= most:
+                scan = partial(checkpoint.scan, run, options)
+                collected.again[run.key] = Again(run, scan, wanted, rename)
         except CheckpointError as error:
             collected.skip(run, "", str(error))
         except MemoryError:
             collected.skip(run, "", f"{run.path}: does not fit into memory")
     return collected
+
+
+def outline(update: Update) -> Update:
+    """Return an update without its numbers, of equal shape, rank and dtype; for a low-rank one."""
+    if not isinstance(update, LowRankUpdate):
+        return update
+    B, A = (np.broadcast_to(np.zeros((), x.dtype), x.shape) for x in (update.B, update.A))
+    return replace(update, B=B, A=A, sizes=None, inner=None)
+
+
+class Again:
+    """The low-rank updates of one run, read a second time, each module when it is asked for.
+
+    run: whose updates they are.
+    scan: returns the entries of its checkpoint.
+    wanted, rename: as for `collect`.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        scan: Callable[[], Iterator[Entry]],
+        wanted: re.Pattern[str],
+        rename: Sequence[Rename],
+    ) -> None:
+        self._run, self._scan, self._wanted, self._rename = run, scan, wanted, rename
+        self._left: Iterator[Entry] = iter(())
+        self._passed: dict[str, list[LowRankUpdate]] = {}  # read on the way to another module
+
+    def updates(
+        self, module: str, outlines: Sequence[Update], skip: Callable[[Run, str, str], object]
+    ) -> list[Update]:
+        """Return the updates of a module whose outlines are given, in their order.
+
+        skip: is called with the run, the module and a reason for each that cannot be read.
+        """
+        missing = {update.part for update in outlines if isinstance(update, LowRankUpdate)}
+        found = self._read(module, missing) if missing else {}
+        complete: list[Update] = []
+        for update in outlines:
+            same = found.get(update.part, update)
+            if isinstance(update, LowRankUpdate) and (same is update or same.shape != update.shape):
+                reason = "has changed or cannot be read any more; expected it as at the start"
+                skip(self._run, module, f"{self._run.path}: {module}: {reason}")
+            else:
+                complete.append(same)
+        return complete
+
+    def _read(self, module: str, parts: set[str]) -> dict[str, LowRankUpdate]:
+        """Return part -> update, the first of each part; from the start if it was passed before."""
+        for _ in range(2):
+            found: dict[str, LowRankUpdate] = {}
+            for update in self._passed.pop(module, []):
+                found.setdefault(update.part, update)
+            try:
+                while not parts <= found.keys() and (entry := next(self._left, None)) is not None:
+                    if not isinstance(entry, LowRankUpdate):
+                        continue
+                    name = renamed(entry.name, self._rename)
+                    if name == module:
+                        found.setdefault(entry.part, entry)
+                    elif self._wanted.search(name):
+                        self._passed.setdefault(name, []).append(entry)
+                if parts <= found.keys():
+                    return found
+                self._passed, self._left = {}, self._scan()
+            except CheckpointError:
+                self._passed, self._left = {}, iter(())
+        return found
 
 
 def refuse_many(pairs: Pairs, runs: Sequence[Run], collected: Collected) -> None:
@@ -98,18 +203,18 @@ def refuse_many(pairs: Pairs, runs: Sequence[Run], collected: Collected) -> None
     pairs: the runs that are compared; runs: those whose parts are compared with one another. A
     small file can hold thousands of parts, of which millions of pairs could be made.
     """
-    count = numbers = 0
+    count = stored = 0
     for by_run in collected.modules.values():
         several = {key: sum(_parts_of(update) for update in u) for key, u in by_run.items()}
         most = {key: max(len(u), 1) for key, u in by_run.items()}
         count += sum(most[a.key] for a, b in pairs if a.key in by_run and b.key in by_run)
         inside = [several[run.key] for run in runs if run.key in by_run]
         count += sum(n * (n - 1) // 2 for n in inside)
-        numbers += sum(_numbers(update) for u in by_run.values() for update in u)
-    most_compared = COMPARED + numbers // SHARE
+        stored += sum(numbers(update) for u in by_run.values() for update in u)
+    most_compared = COMPARED + stored // SHARE
     if count > most_compared:
         raise UserError(
-            f"{count} comparisons of updates that have {numbers} numbers together; expected at"
+            f"{count} comparisons of updates that have {stored} numbers together; expected at"
             f" most {most_compared}: name fewer checkpoints, or choose with --modules"
         )
 
@@ -121,7 +226,8 @@ def _parts_of(update: Update) -> int:
     return int(bool(update.part))
 
 
-def _numbers(update: Update) -> int:
+def numbers(update: Update) -> int:
+    """Return how many numbers an update has, in its factors or in its matrix."""
     if isinstance(update, LowRankUpdate):
         return update.B.size + update.A.size
     return math.prod(update.shape)

@@ -1,9 +1,11 @@
 """Cache of one module's decomposed updates, shared by all comparisons of that module."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Generic, TypeVar
 
 from analysis import CheckpointError
 from analysis.checkpoint import Run
@@ -14,6 +16,8 @@ from analysis.pairs import meeting
 from analysis.pairs.meeting import Collected, Pairs
 from analysis.results import Row
 from analysis.update import DenseUpdate, Update
+from analysis.work.cluster import Cluster, Lost
+from analysis.work.kept import Kept, Piece
 
 # Columns that name one update,
 ONE = (
@@ -27,6 +31,7 @@ PAIR = (
 )  # fmt: skip
 OF_EITHER = ("run", "step", "part", "method", "capacity")  # columns of ONE that PAIR has twice
 Result = TypeVar("Result")
+HELD = 2**27  # bytes for the updates of the modules that are compared at the same time
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +85,17 @@ class Members:
         self.module = module
         self.skipped: list[dict[str, str]] = []
         self.zero: list[dict[str, str]] = []
-        self._by_run = collected.modules[module]
+        self._by_run = collected.of(module)
         self._members: dict[Update, Member | None] = {}  # None: could not be decomposed
+
+    @property
+    def size(self) -> int:
+        """The number of entries of all its updates, by which the largest module is chosen."""
+        return sum(math.prod(u.shape) for updates in self._by_run.values() for u in updates)
+
+    def close(self) -> None:
+        """Let go of the updates and their decompositions; what was skipped stays."""
+        self._by_run, self._members = {}, {}
 
     def of(self, run: Run) -> list[Member]:
         """Return all members of a run, those with ΔW = 0 too."""
@@ -150,30 +164,111 @@ class Members:
         return None
 
 
+@dataclass(frozen=True, eq=False)
+class Finished(Generic[Result]):
+    """What a job made of a module, and what it could not compare.
+
+    skipped, zero: as in `Members`.
+    """
+
+    result: Result
+    skipped: list[dict[str, str]]
+    zero: list[dict[str, str]]
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces(Generic[Result]):
+    """How the comparisons of dense modules are kept and spread over processes.
+
+    encode, decode: from what is finished to a piece, and back bit for bit.
+    kept: the modules that are finished.
+    cluster: processes that compare; None compares here.
+    """
+
+    encode: Callable[[Finished[Result]], Piece]
+    decode: Callable[[Piece], Finished[Result]]
+    kept: Kept
+    cluster: Cluster | None = None
+
+
 def over_modules(
-    job: Callable[[Members], Result], collected: Collected, progress: bool
+    job: Callable[[Members], Result],
+    collected: Collected,
+    progress: bool,
+    pieces: Pieces[Result] | None = None,
 ) -> Iterator[Result]:
     """Yield job(members) for each module: low-rank ones in parallel, then dense ones one by one.
 
-    What the job could not compare is added to `collected`. progress: show a bar.
+    What the job could not compare is added to `collected`. progress: show a bar. pieces: None
+    keeps nothing of dense modules, and computes them here.
     """
 
-    def work(module: str) -> tuple[Members, Result]:
-        members = Members(module, collected)
-        return members, job(members)
-
-    def noted(members: Members, result: Result) -> Result:
-        collected.skipped.extend(members.skipped)
-        collected.zero.extend(members.zero)
-        return result
+    def noted(finished: Finished[Result]) -> Result:
+        collected.skipped.extend(finished.skipped)
+        collected.zero.extend(finished.zero)
+        return finished.result
 
     dense = [module for module in collected.modules if _is_dense(module, collected)]
     factored = [module for module in collected.modules if module not in set(dense)]
-    small = parallel.in_order(work, factored)
+    work = partial(_finished, job)
+    opened = (Members(module, collected) for module in factored)
+    small = parallel.in_order(work, opened, _at_once(factored, collected))
     for _, done in parallel.with_bar(small, progress, "comparing", "module", len(factored)):
-        yield noted(*done)
+        yield noted(done)
+    lost: dict[str, str] = {}
+    if pieces is not None and pieces.cluster is not None:
+        lost = _spread(work, dense, collected, pieces, pieces.cluster, progress)
     for module in parallel.with_bar(dense, progress, "comparing", "module"):
-        yield noted(*work(module))
+        if module in lost:
+            for run in collected.modules[module]:
+                note = {"run": run, "module": module, "reason": f"{module}: {lost[module]}"}
+                collected.skipped.append(note)
+            continue
+        piece = pieces.kept.get(module) if pieces is not None else None
+        if pieces is not None and piece is not None:
+            yield noted(pieces.decode(piece))
+            continue
+        finished = work(Members(module, collected))
+        if pieces is not None:
+            pieces.kept.put(module, pieces.encode(finished))
+        yield noted(finished)
+
+
+def _finished(job: Callable[[Members], Result], members: Members) -> Finished[Result]:
+    """Return what a job makes of a module, of which nothing else stays in memory."""
+    result = job(members)
+    members.close()
+    return Finished(result, members.skipped, members.zero)
+
+
+def _spread(
+    work: Callable[[Members], Finished[Result]],
+    modules: Sequence[str],
+    collected: Collected,
+    pieces: Pieces[Result],
+    cluster: Cluster,
+    progress: bool,
+) -> dict[str, str]:
+    """Let other processes compare the modules that are not kept; return why some are lost."""
+    missing = [Members(module, collected) for module in modules if not pieces.kept.get(module)]
+    done = cluster.each(work, missing, lambda members: members.size)
+    lost = {}
+    for members, finished in parallel.with_bar(done, progress, "comparing", "module", len(missing)):
+        if isinstance(finished, Lost):
+            lost[members.module] = finished.reason
+        else:
+            pieces.kept.put(members.module, pieces.encode(finished))
+    return lost
+
+
+def _at_once(modules: Sequence[str], collected: Collected) -> int:
+    """Return how many modules may be in memory at once, so that their updates fit into HELD."""
+    sizes = [
+        sum(meeting.numbers(update) for updates in by_run.values() for update in updates)
+        for by_run in (collected.modules[module] for module in modules)
+    ]
+    # Stored, and decomposed in float64.
+    return max(1, HELD // (12 * max(sizes, default=1) or 1))
 
 
 def _is_dense(module: str, collected: Collected) -> bool:

@@ -15,20 +15,16 @@ entries.
 
 import zlib
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 
-from analysis import CheckpointError, UserError, checkpoint, names
-from analysis.formats import Options
+from analysis import CheckpointError
 from analysis.numerics import decompose, metrics
 from analysis.numerics.decompose import EPS, Decomposition, Spectrum
 from analysis.numerics.subspaces import TIE
-from analysis.pairs import combine, meeting
-from analysis.pairs.meeting import Pairs
-from analysis.pairs.members import PAIR, Members, over_modules, pair_columns
-from analysis.results import Merging, Row
+from analysis.pairs import combine
+from analysis.pairs.members import PAIR
+from analysis.results import Row
 from analysis.update import KroneckerUpdate, LowRankUpdate, Update, float64
 
 COLUMNS = (
@@ -44,50 +40,6 @@ ROW_COLUMNS = (*PAIR, *COLUMNS)
 TOP = 0.9  # the top directions of an update hold at least this share of its energy
 LOST = 0.01  # of the span of the top directions: the cut is moved if rounding replaced more of it
 SAMPLE = 1000  # signs are compared in a sample of this many rows and columns: 10⁶ entries
-
-
-def analyse(
-    paths: Sequence[str | Path | checkpoint.Run],
-    *,
-    options: Options | None = None,
-    modules: str | None = None,
-    rename: Sequence[meeting.Rename] = (),
-    progress: bool = False,
-) -> Merging:
-    """Return, for each module of the two checkpoints at `paths`, the effect of merging them.
-
-    The arguments are those of `similarity.analyse`:
-
-    paths: two checkpoints. Raises UserError if there are not two.
-    options: what a checkpoint does not say of itself.
-    modules: a regular expression that a module's name must contain.
-    rename: (pattern, replacement), applied to the names before they are matched.
-    progress: show a bar on stderr if dense modules take longer than two seconds.
-    """
-    options = options or Options()
-    runs = checkpoint.runs(paths, options.revision)
-    if len(runs) != 2:
-        raise UserError(f"--merge: {len(runs)} checkpoints; expected two")
-    collected = meeting.collect(runs, options, names.expression(modules), rename)
-    pairs = meeting.sharing([(runs[0], runs[1])], collected)
-    result = Merging(skipped=collected.skipped, other=collected.other)
-    for rows in over_modules(partial(_rows, pairs=pairs), collected, progress):
-        for row, s in rows:
-            result.rows.append(row)
-            result.s[row["key"]] = s
-    return result
-
-
-def _rows(members: Members, pairs: Pairs) -> list[tuple[Row, np.ndarray]]:
-    """Return the rows of one module, each with the spectrum of the sum."""
-    rows = []
-    for a, b in members.pairs(pairs):
-        try:
-            row, s = merge_row(a.update, b.update, a.decomposition, b.decomposition)
-            rows.append((pair_columns(a, b) | row, s))
-        except CheckpointError as error:
-            members.skip(a.run, str(error))
-    return rows
 
 
 def merge_row(
@@ -231,10 +183,23 @@ def opposite_sign(a: Update, b: Update) -> tuple[float, int, int | None]:
     every pair of the same shape and name. Computed in float64: float32 would lose the signs of
     entries far below the others.
     """
-    seed, rows, cols = _sample(min(a.name, b.name), *a.shape)
-    x, y = _entries(a, rows, cols), _entries(b, rows, cols)
-    opposite = ((x > 0) & (y < 0)) | ((x < 0) & (y > 0))
-    return float(opposite.mean()), opposite.size, seed
+    return conflict([a, b])
+
+
+def conflict(updates: Sequence[Update]) -> tuple[float, int, int | None]:
+    """Return the share of entries that are positive in one update and negative in another.
+
+    updates: two or more of one shape. Number of entries, seed and sample as for `opposite_sign`,
+    which is the same for two; 1 − 2^(1−n) if the signs of n updates are independent.
+    """
+    seed, rows, cols = _sample(min(update.name for update in updates), *updates[0].shape)
+    positive = np.zeros((rows.size, cols.size), bool)
+    negative = np.zeros((rows.size, cols.size), bool)
+    for update in updates:
+        entries = _entries(update, rows, cols)
+        positive |= entries > 0
+        negative |= entries < 0
+    return float((positive & negative).mean()), positive.size, seed
 
 
 def _sample(name: str, d_out: int, d_in: int) -> tuple[int | None, np.ndarray, np.ndarray]:

@@ -1,15 +1,17 @@
-"""Print the effect of merging two updates: a table by kind of module, and each kind in words."""
+"""Print the effect of merging updates: each pair by kind and in words, each adapter, the whole."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from analysis.names import run_key
 from analysis.numerics import statistics
 from analysis.numerics.subspaces import SIDES
 from analysis.pairs import merging
-from analysis.results import RUNS, Row, grouped
-from analysis.tables.text import Block, Statement, Table, percent, run_heading
+from analysis.results import RUNS, Merging, Row, grouped, pair_name
+from analysis.tables.text import Block, Statement, Table, counted, percent, run_heading
 
 # Below this |cosine|, ‖ΔW_a + ΔW_b‖² is within 10 % of ‖ΔW_a‖² + ‖ΔW_b‖², whatever the norms.
 UNRELATED = 0.1
@@ -35,6 +37,17 @@ Of the sum ΔW_a + ΔW_b: energy: ‖ΔW_a + ΔW_b‖²/(‖ΔW_a‖² + ‖ΔW_
 strengthened; ‖sum‖₂: s₁; eff. rank: exp of the entropy of s/Σs; 90 %, 99 %: number of directions
 that hold this share of its energy; "a 99 %" and "b 99 %": the same of a and b. The average
 ½(ΔW_a + ΔW_b) has half the s, half the norms, and the same ranks. Numbers are medians over modules.
+
+Of an adapter beside all the others: writes, reads: share of its energy in the span of the top
+directions of all others, in brackets by chance; aligned: ‖ΠΔW‖_F/‖ΔW‖_F, where Π projects on the
+merged update's top output directions, all but 5 % of its norm (arXiv 2502.04959), in brackets by
+chance; cosine: with the merged update. Of the merged update: interference: the sum of the absolute
+entries of (UᵀU − I)Σ(VᵀV − I) over the directions of all adapters, by Σσ, 0 if no two share
+directions (arXiv 2412.00081); aligned: mean and least of the adapters; conflict: share of entries
+that are positive in one adapter and negative in another, of n independent ones 1 − 2^(1−n);
+max/min: the norms of the largest and the smallest adapter; energy: ‖ΔW‖² by the sum of theirs;
+eff. rank, top 1 (share of the first direction): the adapters' mean → the merged update; 99 %: its
+directions that hold 99 % of its energy; error: ‖ΔW − exact‖_F/‖exact‖_F of a cut to a rank.
 
 In words: a |cosine| below {UNRELATED:g} is unrelated; from {SAME:g} on, the direction is nearly the
 same or opposite. Updates overlap if at least {100 * MUCH:g} % of the energy that chance leaves
@@ -63,6 +76,27 @@ PRINTED = (
     ("b 99 %", (("rank_99_b", "{:g}"),)),
 )
 
+OF_ADAPTER = (
+    ("‖ΔW‖_F", (("frobenius_norm", "{:.3g}"),)),
+    ("eff. rank", (("effective_rank", "{:.2f}"), ("capacity", " of {:g}"))),
+    ("top 1", (("top_share_1", "{:.3f}"),)),
+    ("writes in others", (("shared_left", "{:.3f}"), ("chance_left", " ({:.3f})"))),
+    ("reads in others", (("shared_right", "{:.3f}"), ("chance_right", " ({:.3f})"))),
+    ("aligned", (("alignment", "{:.3f}"), ("alignment_chance", " ({:.3f})"))),
+    ("cosine", (("cosine", "{:.3f}"),)),
+)
+OF_MERGED = (
+    ("interference", (("interference_relative", "{:.3g}"),)),
+    ("aligned", (("alignment", "{:.3f}"), ("alignment_min", " ≥ {:.3f}"))),
+    ("conflict", (("sign_conflict", "{:.3f}"),)),
+    ("max/min", (("norm_ratio", "{:.3g}"),)),
+    ("energy", (("energy", "{:.3f}"),)),
+    ("eff. rank", (("effective_rank_before", "{:.2f} →"), ("effective_rank", " {:.2f}"))),
+    ("top 1", (("top_share_1_before", "{:.3f} →"), ("top_share_1", " {:.3f}"))),
+    ("99 %", (("rank_99", "{:g}"), ("capacity", " of {:g}"))),
+    ("error", (("error", "{:.3g}"),)),
+)
+
 # The effect of the sum, by the relation of two updates if neither is much the larger.
 MEANING = {
     "nearly the same direction": "the sum counts what they share twice, the average once",
@@ -88,22 +122,76 @@ MEANING = {
 }
 
 
-def lines(rows: Sequence[Row]) -> Iterator[Block]:
-    """Yield for each pair of runs a table by kind of module, and each kind in words."""
-    for (run_a, step_a, run_b, step_b), of_pair in grouped(rows, *RUNS).items():
-        for name, run, step in (("a", run_a, step_a), ("b", run_b, step_b)):
-            methods = ", ".join(dict.fromkeys(row[f"method_{name}"] for row in of_pair))
-            yield f"{name}: {run_heading(run, step)}  ({methods})"
-        kinds = {kind: group for (kind,), group in grouped(of_pair, "kind").items()}
-        cells = [["kind", "modules", *(heading for heading, _ in PRINTED)]]
-        for kind, group in [*kinds.items(), ("all", of_pair)]:
-            numbers = [_cell(group, formats) for _, formats in PRINTED]
-            cells.append([kind, str(len(group)), *numbers])
-        yield Table(cells)
-        yield ""
-        for kind, group in kinds.items():
-            yield Statement(f"{kind}: {sentence(group)}")
-        yield ""
+def lines(found: Merging) -> Iterator[Block]:
+    """Yield the pairs, each adapter beside the others, and the merged update, by kind of module.
+
+    Two checkpoints are compared by kind of module and in words; of more, a pair has one line.
+    """
+    pairs = grouped(found.rows, *RUNS)
+    if len(pairs) == 1:
+        yield from _of_pair(found.rows)
+    elif pairs:
+        yield from _of_pairs(pairs)
+    if found.adapters:
+        yield from _of_adapters(found.adapters)
+        yield from _of_merged(found.merged)
+
+
+def _of_pair(rows: Sequence[Row]) -> Iterator[Block]:
+    """Yield a table by kind of module for two runs, and each kind in words."""
+    for name in "ab":
+        run, step = rows[0][f"run_{name}"], rows[0][f"step_{name}"]
+        methods = ", ".join(dict.fromkeys(row[f"method_{name}"] for row in rows))
+        yield f"{name}: {run_heading(run, step)}  ({methods})"
+    yield _by_kind(rows, PRINTED)
+    yield ""
+    for kind, group in grouped(rows, "kind").items():
+        yield Statement(f"{kind[0]}: {sentence(group)}")
+    yield ""
+
+
+def _of_pairs(pairs: Mapping[tuple[Any, ...], Sequence[Row]]) -> Iterator[Block]:
+    """Yield a table with one line for each pair of runs."""
+    yield "Each pair, a ~ b"
+    cells = [["pair", "modules", *(heading for heading, _ in PRINTED)]]
+    for rows in pairs.values():
+        cells.append([pair_name(rows[0]), str(len(rows)), *_cells(rows, PRINTED)])
+    yield Table(cells, leaving=("‖sum‖₂", "90 %", "a 99 %", "b 99 %"))
+    yield ""
+
+
+def _of_adapters(rows: Sequence[Row]) -> Iterator[Block]:
+    """Yield a table with one line for each adapter, beside all the others and the merged update."""
+    yield "Each adapter beside the others, and the merged update"
+    cells = [["adapter", "modules", *(heading for heading, _ in OF_ADAPTER)]]
+    for (run, step), group in grouped(rows, "run", "step").items():
+        cells.append([run_key(run, step), str(len(group)), *_cells(group, OF_ADAPTER)])
+    yield Table(cells)
+    yield ""
+
+
+def _of_merged(rows: Sequence[Row]) -> Iterator[Block]:
+    """Yield a table of the merged update by kind of module."""
+    most = max(row["adapters"] for row in rows)
+    yield f"{counted(most, 'adapter')} merged ({rows[0]['merged_by']})"
+    yield _by_kind(rows, OF_MERGED)
+    yield ""
+
+
+Printed = Sequence[tuple[str, Sequence[tuple[str, str]]]]
+
+
+def _by_kind(rows: Sequence[Row], printed: Printed) -> Table:
+    """Return a table with one line for each kind of module, and one for all."""
+    kinds = {kind: group for (kind,), group in grouped(rows, "kind").items()}
+    cells = [["kind", "modules", *(heading for heading, _ in printed)]]
+    for kind, group in [*kinds.items(), ("all", rows)]:
+        cells.append([kind, str(len(group)), *_cells(group, printed)])
+    return Table(cells)
+
+
+def _cells(rows: Sequence[Row], printed: Printed) -> list[str]:
+    return [_cell(rows, formats) for _, formats in printed]
 
 
 def _cell(rows: Sequence[Row], formats: Sequence[tuple[str, str]]) -> str:
@@ -114,7 +202,7 @@ def _cell(rows: Sequence[Row], formats: Sequence[tuple[str, str]]) -> str:
 
 def _median(rows: Sequence[Row], column: str) -> float | None:
     """Median of a column (geometric for norm_ratio, so swapping a and b inverts it)."""
-    if column == "norm_ratio":
+    if column == "norm_ratio" and rows:
         return math.exp(float(np.median([math.log(row[column]) for row in rows])))
     return statistics.median(row[column] for row in rows)
 

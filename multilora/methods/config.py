@@ -4,10 +4,13 @@ import copy
 import enum
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 from peft import PeftConfig
 from peft.utils.other import get_pattern_key
+
+from multilora.methods import card, shared_fields
 
 
 class MethodType(enum.StrEnum):
@@ -23,6 +26,8 @@ class AdapterConfig(PeftConfig):
     """Settings that all methods share: n modules of rank r in each adapted layer."""
 
     method: ClassVar[MethodType]
+    starts: ClassVar[tuple[Any, ...]] = (True, False, "gaussian")  # of init_lora_weights
+    why_not: ClassVar[str] = ""  # why a method has fewer starts
 
     r: int = field(default=8, metadata={"help": "rank of each module"})
     n: int = field(default=3, metadata={"help": "number of parallel modules"})
@@ -47,6 +52,18 @@ class AdapterConfig(PeftConfig):
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "modules to train and save in full"}
     )
+    bias: str = field(
+        default="none",
+        metadata={"help": "biases of the base to train: 'none', 'all' or those of adapted layers"},
+    )
+    fan_in_fan_out: bool = field(
+        default=False,
+        metadata={"help": "accepted as LoRA has it; each layer says itself how W0 is stored"},
+    )
+    init_lora_weights: bool | str = field(
+        default=True,
+        metadata={"help": "True: as the method has it; 'gaussian': A normal; False: ΔW ≠ 0"},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,6 +76,8 @@ class AdapterConfig(PeftConfig):
 
     def _check(self) -> None:
         """Raise ValueError for settings that cannot be trained."""
+        self.bias = shared_fields.bias(self.bias, f"{self.method.value.lower()}_")
+        shared_fields.check_start(self.init_lora_weights, self.starts, self.why_not)
         for name in ("r", "n"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -75,6 +94,11 @@ class AdapterConfig(PeftConfig):
             )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern is set without layers_to_transform; expected both")
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write adapter_config.json, and complete the model card that PEFT wrote beside it."""
+        super().save_pretrained(save_directory, **kwargs)
+        card.complete(Path(save_directory), self.method.value)
 
     def for_module(self, name: str) -> "AdapterConfig":
         """Return the settings of one target module; a method may set some of them per module."""
@@ -154,6 +178,8 @@ class RLoraConfig(AdapterConfig):
     """
 
     method = MethodType.RLORA
+    starts = (True,)
+    why_not = "R-LoRA subtracts its random start, whose variance the paper fixes"
 
     router_init: str = field(
         default="zero", metadata={"help": "initial router R: 'zero' or 'kaiming'"}

@@ -27,6 +27,7 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from multilora import record
+from multilora.methods import quantised
 from multilora.methods.task_ids import KEY, TaskIds, checkpointed, recomputed
 
 # The file that makes a directory of LoRAs a bank; analysis.formats.experts reads the same format.
@@ -66,6 +67,7 @@ class ExpertBank(PeftModelForCausalLM):
         if not tasks:
             raise ValueError("tasks is empty; expected the name of at least one")
         self._before_merge: list[tuple[nn.Parameter, torch.Tensor]] = []
+        self._quantised_before: list[tuple[nn.Module, quantised.Kept]] = []
         first = _as_expert(config)
         _check(tasks[0], first, model)
         with _any_name():
@@ -109,7 +111,11 @@ class ExpertBank(PeftModelForCausalLM):
         self.choose(task)
         layers = [layer for layer in self.modules() if isinstance(layer, LoraLayer)]
         for layer in layers:
-            for p in layer.get_base_layer().parameters(recurse=False):
+            base = layer.get_base_layer()
+            if quantised.access(base) is not None:  # a merge replaces the parameter itself
+                self._quantised_before.append((base, quantised.Kept.of(base)))
+                continue
+            for p in base.parameters(recurse=False):
                 self._before_merge.append((p, p.data))
         self.merged = task
         try:
@@ -124,7 +130,9 @@ class ExpertBank(PeftModelForCausalLM):
         """Restore the weights from before `merge`, bit for bit."""
         for p, before in self._before_merge:
             p.data = before
-        self._before_merge = []
+        for base, kept in self._quantised_before:
+            kept.put_back(base)
+        self._before_merge, self._quantised_before = [], []
         for layer in self.modules():
             if self.merged is not None and isinstance(layer, LoraLayer):
                 layer.merged_adapters.clear()

@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from multilora.methods import quantised
 from multilora.methods.config import AdapterConfig, MultiLoraConfig
 
 
@@ -32,9 +33,14 @@ class AdapterLinear(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         base = self.get_base_layer()
-        self.fan_in_fan_out = isinstance(base, Conv1D)  # Conv1D stores its weight (d_in, d_out)
-        shape = base.weight.shape
-        self.out_features, self.in_features = shape[::-1] if self.fan_in_fan_out else shape
+        # These store their weight (d_in, d_out).
+        self.fan_in_fan_out = isinstance(base, (Conv1D, nn.Embedding))
+        self.quantization_backend = quantised.access(base)
+        self.before_merge: quantised.Kept | None = None
+        if isinstance(base, nn.Linear):  # whose weight may be packed
+            self.out_features, self.in_features = base.out_features, base.in_features
+        else:
+            self.in_features, self.out_features = base.weight.shape
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ParameterDict())
         for name in self.buffer_names:
@@ -69,6 +75,13 @@ class AdapterLinear(nn.Module, BaseTunerLayer):
     def start(self, adapter: str, config: Any) -> None:
         """Create the adapter's parameters with their initial values."""
         raise NotImplementedError
+
+    def start_A(self, A: torch.Tensor, config: AdapterConfig) -> None:
+        """Fill A (r, d_in) with its initial values, as PEFT's LoRA does."""
+        if config.init_lora_weights == "gaussian":
+            nn.init.normal_(A, std=1 / len(A))
+        else:
+            nn.init.kaiming_uniform_(A, a=math.sqrt(5))
 
     def added(self, adapter: str, x: torch.Tensor) -> torch.Tensor:
         """Output that the adapter adds for the input x (batch, …, d_in): (batch, …, d_out)."""
@@ -116,7 +129,7 @@ class AdapterLinear(nn.Module, BaseTunerLayer):
         for adapter in adapters:
             self.check_merge(adapter)
         for adapter in adapters:
-            weight = self.get_base_weight()
+            weight = self._weight_to_merge_into()
             merged = weight + self.get_delta_weight(adapter).to(weight)
             if safe_merge and not torch.isfinite(merged).all():
                 raise ValueError(
@@ -125,10 +138,30 @@ class AdapterLinear(nn.Module, BaseTunerLayer):
             self.set_base_weight(merged)
             self.merged_adapters.append(adapter)
 
+    def _weight_to_merge_into(self) -> torch.Tensor:
+        """The base weight; of a quantised layer, which is kept for `unmerge`, in float32."""
+        if self.quantization_backend is None:
+            return self.get_base_weight()
+        if not self.merged:
+            self.before_merge = quantised.Kept.of(self.get_base_layer())
+        warnings.warn(
+            f"the merged weight is rounded to {self.quantization_backend.backend_name} again, which"
+            " can lose a small ΔW; for a merge without loss put the adapter on an unquantised base",
+            stacklevel=3,
+        )
+        return at_least_float32(self.get_base_weight())
+
     def unmerge(self) -> None:
-        """Subtract every merged ΔW from the base weight again, exact up to rounding."""
+        """Subtract every merged ΔW from the base weight again, exact up to rounding.
+
+        A quantised weight is put back as it was, bit for bit.
+        """
         if not self.merged:
             warnings.warn("no adapter is merged; nothing to unmerge", stacklevel=2)
+        elif self.before_merge is not None:
+            self.before_merge.put_back(self.get_base_layer())
+            self.before_merge = None
+            self.merged_adapters.clear()
         while self.merged_adapters:
             adapter = self.merged_adapters.pop()
             weight = self.get_base_weight()
@@ -157,16 +190,18 @@ class MultiLoraLinear(AdapterLinear):
 
     def start(self, adapter: str, config: MultiLoraConfig) -> None:
         n, r = config.n, config.r
+        nonzero = config.init_lora_weights is False  # ΔW is random, and s one
         self.multilora_A[adapter] = nn.Parameter(torch.empty(n * r, self.in_features))
         self.multilora_B[adapter] = nn.Parameter(torch.zeros(self.out_features, n * r))
         scaled = self.out_features if config.scale_per == "feature" else 1
-        self.multilora_s[adapter] = nn.Parameter(torch.full((scaled, n), float(config.start_s)))
+        s = 1.0 if nonzero else float(config.start_s)
+        self.multilora_s[adapter] = nn.Parameter(torch.full((scaled, n), s))
         # Each module is a matrix of its own: the fan-in of Bᵢ is r, not n·r.
         with torch.no_grad():
             for i in range(n):
                 module = slice(i * r, (i + 1) * r)
-                nn.init.kaiming_uniform_(self.multilora_A[adapter][module], a=math.sqrt(5))
-                if config.start_b == "kaiming":
+                self.start_A(self.multilora_A[adapter][module], config)
+                if config.start_b == "kaiming" or nonzero:
                     nn.init.kaiming_uniform_(self.multilora_B[adapter][:, module], a=math.sqrt(5))
 
     def factors(self, adapter: str, scaled: bool = True) -> tuple[torch.Tensor, torch.Tensor]:

@@ -60,13 +60,16 @@ class MtlLoraLinear(AdapterLinear):
 
     def start(self, adapter: str, config: MtlLoraConfig) -> None:
         n, r, tasks = config.n, config.r, len(config.tasks)
-        A = torch.empty(r, self.in_features)
-        nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+        A, B = torch.empty(r, self.in_features), torch.zeros(self.out_features, n * r)
+        self.start_A(A, config)
         one = torch.ones(r) if config.diagonal else torch.eye(r)
         # With equal weights all Bᵢ would stay equal forever.
         w = torch.empty(tasks, n).uniform_(-1 / math.sqrt(n), 1 / math.sqrt(n))
+        if config.init_lora_weights is False:
+            for head in B.split(r, dim=1):
+                nn.init.kaiming_uniform_(head, a=math.sqrt(5))
         self.mtllora_A[adapter] = nn.Parameter(A)
-        self.mtllora_B[adapter] = nn.Parameter(torch.zeros(self.out_features, n * r))
+        self.mtllora_B[adapter] = nn.Parameter(B)
         self.mtllora_lambda[adapter] = nn.Parameter(one.repeat(tasks, *[1] * one.ndim))
         self.mtllora_w[adapter] = nn.Parameter(w)
         self.tasks[adapter], self.temperature[adapter] = list(config.tasks), config.temperature

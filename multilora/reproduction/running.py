@@ -1,5 +1,6 @@
-"""Train the runs of a preset side by side, one process each."""
+"""Train the runs of a preset side by side, one process each, here or on other machines."""
 
+import contextlib
 import multiprocessing
 import os
 import queue
@@ -18,6 +19,7 @@ import transformers
 from tqdm import tqdm
 
 from analysis import UserError
+from analysis.work import cluster
 from multilora import base, delta, record, train
 from multilora.reproduction.presets import Run
 from multilora.tasks.encoding import IGNORED
@@ -61,6 +63,46 @@ def train_all(runs: Sequence[Run], processes: int) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def train_on(runs: Sequence[Run], scheduler: str) -> None:
+    """Train the missing runs on the workers of a dask scheduler, one for each of their threads.
+
+    A run computes with one thread, as in `train_all`, and gives the same bits. Workers must see the
+    directories of the runs and of their base under the same paths. The output of the runs goes to
+    train.log next to them. Raises whatever a run raises, and UserError if one was lost; finished
+    runs are kept.
+    """
+    missing = [run for run in runs if not run.is_done()]
+    if not missing:
+        return
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    with cluster.at(scheduler, say) as found:
+        done = found.each(_train_there, missing, lambda run: run.steps)
+        for run, result in tqdm(done, desc="fine-tuning", total=len(missing), unit="run"):
+            if isinstance(result, cluster.Lost):
+                raise UserError(f"{run.out}: {result.reason}; finished runs are kept")
+            if not run.is_done():
+                raise UserError(
+                    f"{run.out}: was trained, but not here or by other code; expected workers of"
+                    f" --scheduler {scheduler} with this code and these directories"
+                )
+
+
+def _train_there(run: Run) -> None:
+    """Train a run in a worker, with its output in train.log next to its directory."""
+    torch.set_num_threads(1)
+    log = run.out.parent / "train.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        log.open("a", encoding="utf-8") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
+        train.run(run.settings, run.arguments())
 
 
 def least_memory(run: Run) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.tuners_utils import check_target_module_exists
 
 from analysis import UserError
@@ -26,6 +26,9 @@ def prepare(
     or PEFT refuses.
     """
     with guard.refusals():
+        if getattr(model, "is_quantized", False):
+            # Frozen, and float32 where it is not quantised; checkpointing is Trainer's own matter.
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         return _prepared(model, settings, steps, tasks)
 
 

@@ -58,6 +58,10 @@ class TrainSettings:
         default="",
         metadata={"help": "base: a directory or hub name; by default the built-in base"},
     )
+    quantised: int = field(
+        default=0,
+        metadata={"help": "load the base in 4 or 8 bits, by bitsandbytes; 0: as it is stored"},
+    )
     tasks: str = field(
         default="",
         metadata={
@@ -165,6 +169,10 @@ class TrainSettings:
             raise UserError(f"start is {self.start!r}; expected kaiming or zero")
         if self.start != "kaiming" and self.method != "multilora":
             raise UserError("start belongs to method multilora only")
+        if self.quantised not in (0, 4, 8):
+            raise UserError(f"quantised is {self.quantised}; expected 4 or 8 bits, or 0")
+        if self.quantised and self.method == "full":
+            raise UserError("quantised weights cannot be trained by method full; use an adapter")
         mixture.temperature(self.mixture)
         if self.loss not in ("token", "example"):
             raise UserError(f"loss is {self.loss!r}; expected token or example")

@@ -415,10 +415,24 @@ def test_merging_is_a_report_of_its_own(pair, command, tmp_path):
     assert [row["key"] for row in json.loads(out)["merging"]] == [row["key"] for row in rows]
 
 
-def test_merging_wants_two(write_adapter, lora_tensors, command):
+def test_merging_wants_two_and_takes_more(write_adapter, lora_tensors, command, tmp_path):
     paths = [write_adapter(lora_tensors("q"), name) for name in "abc"]
-    status, _, err = command("--merge", *paths)
-    assert (status, err) == (2, ["analysis.similarity: --merge: 3 checkpoints; expected two"])
+    status, _, err = command("--merge", paths[0])
+    words = "analysis.similarity: --merge: 1 checkpoint; expected two or more"
+    assert (status, err) == (2, [words])
+    status, out, err = command("--merge", *paths, "--out", tmp_path / "out")
+    assert (status, err) == (0, [])
+    assert "Each pair, a ~ b" in out
+    assert "3 adapters merged (sum)" in out
+    counts = {"merging.csv": 3, "adapters.csv": 3, "merged.csv": 1}
+    for file, count in counts.items():
+        with (tmp_path / "out" / file).open(encoding="utf-8") as opened:
+            assert len(list(csv.DictReader(opened))) == count
+    ((key, s),) = load_file(tmp_path / "out/merged.safetensors").items()
+    total = sum(update.dense() for path in paths for update in checkpoint.read(path))
+    want = np.linalg.svd(total, compute_uv=False)
+    assert key == "a+b+c/q"
+    np.testing.assert_allclose(s, want, rtol=0, atol=1e-12 * want[0])
 
 
 def test_merging_with_a_zero_update_is_skipped(write_adapter, lora_tensors, command):

@@ -22,6 +22,8 @@ from analysis.formats import Options
 from analysis.numerics import metrics, null, tails
 from analysis.pairs import combine, dominance
 from analysis.spectrum import analyse, main, of_updates
+from analysis.tables import dominance as dominance_table
+from analysis.tables import spectrum as spectrum_table
 from analysis.tables.spectrum import summary
 from analysis.update import DenseUpdate, LowRankUpdate, Other, Skipped
 
@@ -425,8 +427,11 @@ def test_the_legend_is_printed_on_demand(two_layers, two_adapters, command):
     assert words in command(two_layers, "--explain")[1]
     status, alone, err = command("--explain")
     assert (status, err) == (0, [])
-    assert alone in command(*two_adapters, "--explain")[1]
-    assert "Wasserstein: of all min" in " ".join(alone.split())
+    beside = command(*two_adapters, "--explain")[1]
+    for legend in (spectrum_table.EXPLANATION, dominance_table.EXPLANATION):
+        words = " ".join(legend.split())
+        assert words in " ".join(alone.split())
+        assert words in " ".join(beside.split())
 
 
 def test_json_and_its_record_do_not_depend_on_explain(two_layers, command):
@@ -498,7 +503,9 @@ def test_two_checkpoints_are_one_table_and_compared_below(two_adapters, command)
     alone = command(two_adapters[0])[1]
     lines = out.splitlines()
     (finding,) = dominance.findings(analyse(two_adapters))
-    assert " ".join(out.split("\n\n")[0].split()) == finding.sentence
+    said = " ".join(out.split("\n\n")[0].split())
+    assert said.startswith(finding.sentence)
+    assert "first (61 %, by chance 57 %), second (79 %, by chance 75 %)" in said
     table = out.split("\n\n")[1].splitlines()
     assert table[0].split() == ["first", "second"]
     (heading,) = [i for i, line in enumerate(lines) if "against" in line]

@@ -16,6 +16,7 @@ from multilora import (
     cuts,
     evaluate,
     figures,
+    merging,
     models,
     reproduce,
     train,
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
     "train": train, "evaluate": evaluate, "base": base, "budget": budget,
     "reproduce": reproduce, "claims": claims, "figures": figures, "cuts": cuts, "models": models,
+    "merging": merging,
 }  # fmt: skip
 
 

@@ -106,3 +106,39 @@ def test_a_bar_changes_no_item_and_is_not_on_stdout(capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert out == ""
     assert "\x1b[2J" not in err
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_no_more_items_are_held_than_asked_for(most):
+    taken, held = 0, []
+
+    def items():
+        nonlocal taken
+        for i in range(9):
+            taken += 1
+            yield i
+
+    for i, _ in parallel.in_order(lambda i: i, items(), most):
+        held.append(taken - i)
+    assert max(held) == most
+
+
+def test_the_next_result_is_made_while_the_caller_has_one():
+    made = [threading.Event() for _ in range(4)]
+
+    def make(i):
+        made[i].set()
+        return i
+
+    for i in parallel.one_ahead(make, range(4)):
+        if i < 3:
+            assert made[i + 1].wait(10)
+        assert not any(event.is_set() for event in made[i + 2 :])
+
+
+def test_one_ahead_raises_an_error_when_its_item_is_due():
+    results = parallel.one_ahead(lambda i: 1 // i, [1, 0])
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert list(parallel.one_ahead(str, [])) == []

@@ -7,6 +7,7 @@ from known_spectra import SPECTRA, matrix
 from analysis import results, spectrum
 from analysis.checkpoint import Run
 from analysis.numerics import decompose, partial
+from analysis.numerics.decompose import Method
 from analysis.update import DenseUpdate
 
 RUN = Run(None, "run", None)
@@ -22,10 +23,10 @@ def update_of(name, **known):
 def both(request):
     """The row and the bounds of the largest values, and the row of the whole spectrum."""
     update = update_of(request.param, floor=0.3)
-    found = decompose.spectrum(update, "topk", K)
+    found = decompose.spectrum(update, Method("topk", K))
     row = spectrum.row(update, found, RUN)
     whole = spectrum.row(update, decompose.spectrum(update, "svd"), RUN)
-    return row, partial.bounds("run/layers.0.q", update, found), whole
+    return row, partial.bounds("run/layers.0.q", found), whole
 
 
 def test_columns_that_are_filled_agree_with_the_whole_spectrum(both):
@@ -61,7 +62,7 @@ def test_counts_that_do_not_end_are_empty():
 
 def _topk(name):
     update = update_of(name)
-    return update, decompose.spectrum(update, "topk", K)
+    return update, decompose.spectrum(update, Method("topk", K))
 
 
 def test_estimates_fill_more_columns():
@@ -71,17 +72,17 @@ def test_estimates_fill_more_columns():
     whole = spectrum.row(update, decompose.spectrum(update), RUN)
     for name in ("effective_rank", "gini", "utilisation", "nuclear_norm", "energy_entropy_rank"):
         assert row[name] == pytest.approx(whole[name], rel=0.05), name
-    holds = {b["measure"]: b["holds"] for b in partial.bounds("key", update, found)}
+    holds = {b["measure"]: b["holds"] for b in partial.bounds("key", found)}
     assert holds["gini"] == "about 95 %"
     assert holds["s_1"].startswith("but for")
 
 
 def test_whole_spectra_have_no_bounds_and_zero_has_its_columns():
     update = update_of("falling")
-    assert partial.bounds("key", update, decompose.spectrum(update)) == []
+    assert partial.bounds("key", decompose.spectrum(update)) == []
     with pytest.raises(ValueError, match="is whole"):
         partial.columns(update, decompose.spectrum(update))
     nothing = DenseUpdate("q", (300, 280), lambda: np.zeros((300, 280)))
-    row = spectrum.row(nothing, decompose.spectrum(nothing, "topk", 5), RUN)
+    row = spectrum.row(nothing, decompose.spectrum(nothing, Method("topk", 5)), RUN)
     assert (row["rank"], row["spectral_norm"], row["frobenius_norm"]) == (0, 0.0, 0.0)
     assert row["top_share_1"] is None

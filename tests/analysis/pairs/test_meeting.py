@@ -164,3 +164,63 @@ def test_a_hint_about_names_takes_no_time(rng):
     a, b = ([f"{i}.{letter * 900}" for i in range(2000)] for letter in "qv")
     assert "their names look like" in pairing._closest(a, b)
     assert "closest names are 0." in pairing._closest([a[0]], [a[1]])
+
+
+@pytest.fixture
+def four(write_adapter, lora_tensors):
+    """Four runs of three modules, the last in another order and with other values."""
+    names = ["layers.0.q", "layers.0.v", "layers.1.q"]
+    paths = [write_adapter(lora_tensors(*names), name) for name in "abc"]
+    return [*paths, write_adapter(lora_tensors(*reversed(names)), "d")]
+
+
+def numbers_of(by_run):
+    return {
+        key: [(u.name, u.part, u.B.tobytes(), u.A.tobytes()) for u in updates]
+        for key, updates in by_run.items()
+    }
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_many_runs_only_outlines_are_kept_and_the_numbers_are_read_again(
+    four, monkeypatch, order
+):
+    _, found = collected(four)
+    monkeypatch.setattr(pairing, "HELD", 99)
+    _, whole = collected(four)
+    assert list(found.modules) == list(whole.modules)
+    for module in list(found.modules)[::order]:
+        assert [u.B.any() for (u,) in found.modules[module].values()] == [True, True, False, False]
+        shapes = [(u.B.shape, u.A.shape, u.stored) for (u,) in found.modules[module].values()]
+        assert shapes == [(u.B.shape, u.A.shape, u.stored) for (u,) in whole.of(module).values()]
+        for _ in range(2):  # also a second time
+            assert numbers_of(found.of(module)) == numbers_of(whole.of(module))
+    assert found.skipped == []
+
+
+def test_an_outline_takes_no_memory():
+    of = pairing.outline(
+        LowRankUpdate("q", np.ones((1000, 8)), np.ones((8, 2000), "f4"), stacked=2)
+    )
+    assert (of.B.base.nbytes, of.A.base.nbytes) == (8, 4)
+    assert (of.shape, of.r, of.stacked, of.stored[1]) == ((1000, 2000), 8, 2, np.float32)
+    dense = DenseUpdate("q", (2, 3), lambda: np.ones((2, 3)))
+    assert pairing.outline(dense) is dense
+
+
+def test_only_wanted_modules_wait_in_memory(four):
+    _, found = collected(four, wanted=re.compile("1.q"), rename=[("layers", "l")])
+    assert list(found.of("l.1.q")) == ["a", "b", "c", "d"]
+    assert [again._passed for again in found.again.values()] == [{}, {}]
+
+
+@pytest.mark.parametrize("left", [[], ["layers.0.q"]])
+def test_a_file_that_changed_meanwhile_is_noted(four, left, write_adapter, lora_tensors):
+    _, found = collected(four)
+    (four[2] / "adapter_model.safetensors").unlink()
+    if left:
+        write_adapter(lora_tensors(*left), "c")
+    assert found.of("layers.0.v")["c"] == []
+    (note,) = found.skipped
+    assert note["reason"].startswith(f"{four[2]}: layers.0.v: has changed or cannot be read")
+    assert len(found.of("layers.0.v")["d"]) == 1

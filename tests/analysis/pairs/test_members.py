@@ -1,15 +1,22 @@
 """The walk over what meets: every update decomposed once, and every fault said once."""
 
+import json
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from analysis import checkpoint
-from analysis.formats import Options
+from analysis import checkpoint, similarity
+from analysis.checkpoint import Run
+from analysis.formats import Options, full
 from analysis.numerics import decompose
 from analysis.pairs import meeting, members
 from analysis.pairs.members import ONE, PAIR, Members, over_modules, pair_columns
+from analysis.update import DenseUpdate
+from analysis.work.cluster import Lost
+from analysis.work.kept import Kept
 
 
 @pytest.fixture
@@ -109,3 +116,106 @@ def test_what_does_not_fit_into_memory_is_noted(collected, monkeypatch):
     assert list(of_module.pairs(all_pairs(runs))) == []
     assert len(of_module.skipped) == 3
     assert "does not fit into memory" in of_module.skipped[0]["reason"]
+
+
+@pytest.fixture
+def many(write_adapter, rng):
+    """Eight adapters of twelve modules, 7.7 MB each."""
+
+    def tensors():
+        return {
+            f"base_model.model.layers.{i}.q.lora_{factor}.weight": rng.standard_normal(shape, "f4")
+            for i in range(12)
+            for factor, shape in (("A", (8, 10000)), ("B", (10000, 8)))
+        }
+
+    return [write_adapter(tensors(), f"a{n}", r=8) for n in range(8)]
+
+
+@pytest.fixture
+def models(tmp_path, rng):
+    """Two full fine-tunes of two matrices, as this project stores them."""
+    paths = []
+    for name in "ab":
+        tensors = {f"layers.{i}.q": rng.standard_normal((5, 4)) for i in range(2)}
+        facts = {"format": full.FORMAT, "version": full.VERSION}
+        facts["modules"] = {key: {"floor": 1e-09} for key in tensors}
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / full.WEIGHTS)
+        (tmp_path / name / full.CONFIG).write_text(json.dumps(facts))
+        paths.append(tmp_path / name)
+    return paths
+
+
+def peak(paths):
+    """The results of comparing checkpoints, and the most memory that it took, in MB."""
+    tracemalloc.start()
+    result = similarity.analyse(paths)
+    most = tracemalloc.get_traced_memory()[1] / 1e6
+    tracemalloc.stop()
+    return result, most
+
+
+def test_many_adapters_are_never_in_memory_together(many, monkeypatch):
+    size = 12 * 2 * 8 * 10000 * 4 / 1e6
+    monkeypatch.setattr(members, "HELD", 1)  # one module at a time
+    few, least = peak(many)
+    monkeypatch.setattr(meeting, "HELD", 99)
+    whole, most = peak(many)
+    assert few.rows == whole.rows
+    assert {key: x.tobytes() for key, x in few.phi.items()} == {
+        key: x.tobytes() for key, x in whole.phi.items()
+    }
+    of_module = 8 * size / 12
+    assert most > 8 * size
+    assert least < 2 * size + 4 * of_module  # stored, in float64 and decomposed, and the results
+
+
+class Here:
+    """A cluster that computes in this process and loses the modules of `lost`."""
+
+    def __init__(self, *lost):
+        self.lost = lost
+
+    def each(self, function, items, size):
+        for item in sorted(items, key=size, reverse=True):
+            yield item, Lost("why") if item.module in self.lost else function(item)
+
+
+def test_other_processes_compare_dense_modules_and_a_lost_one_is_skipped(models, rng):
+    whole = similarity.analyse(models)
+    runs, options = checkpoint.runs(models), Options()
+    spread = similarity.of_runs(runs, options=options, cluster=Here())
+    assert repr(spread.rows) == repr(whole.rows)
+    assert [(key, x.tobytes()) for key, x in spread.phi.items()] == [
+        (key, x.tobytes()) for key, x in whole.phi.items()
+    ]
+    fewer = similarity.of_runs(runs, options=options, cluster=Here("layers.0.q"))
+    assert [row["module"] for row in fewer.rows] == ["layers.1.q"]
+    assert [(skip["run"], skip["reason"]) for skip in fewer.skipped] == [
+        ("a", "layers.0.q: why"),
+        ("b", "layers.0.q: why"),
+    ]
+
+
+def test_dense_modules_are_kept_and_not_compared_again(collected, tmp_path, monkeypatch, rng):
+    W = [rng.standard_normal((5, 4)) for _ in range(3)]
+    found = meeting.Collected()
+    runs = [Run(tmp_path / name, name, None) for name in "abc"]
+    for run, x in zip(runs, W, strict=True):
+        found.modules.setdefault("q", {})[run.key] = [DenseUpdate("q", x.shape, lambda x=x: x)]
+
+    def compared(**options):
+        monkeypatch.setattr(meeting, "collect", lambda *_: found)
+        return similarity.of_runs(runs, options=Options(), **options)
+
+    fresh = compared()
+    out = tmp_path / "out"
+    first = compared(kept=Kept(out, lambda: {"command": "c"}))
+    monkeypatch.setattr(decompose, "decomposition", lambda update: pytest.fail("decomposed"))
+    again = compared(kept=Kept(out, lambda: {"command": "c"}))
+    for result in (first, again):
+        assert repr(result.rows) == repr(fresh.rows)
+        assert [(key, x.tobytes()) for key, x in result.phi.items()] == [
+            (key, x.tobytes()) for key, x in fresh.phi.items()
+        ]

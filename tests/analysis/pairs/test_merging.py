@@ -14,6 +14,7 @@ from analysis.numerics import decompose, metrics
 from analysis.numerics.decompose import Basis, Decomposition
 from analysis.pairs import merging
 from analysis.pairs.merging import COLUMNS, opposite_sign
+from analysis.results import Merging
 from analysis.tables import merging as merging_table
 from analysis.tables.merging import lines, relation, sentence
 
@@ -450,7 +451,7 @@ def test_two_tasks_hardly_meet(real_adapter):
     ]
     rows, _, _ = real_rows(paths)
     assert len(rows) == 24
-    query, value = list(lines(rows))[-3:-1]
+    query, value = list(lines(Merging(rows)))[-3:-1]
     assert query.startswith("query: in 11 of 12 modules almost independent (cosine 0.00;")
     assert value.startswith("value: almost independent (cosine 0.00;")
     assert all(row["sum_capacity"] == 16 for row in rows)

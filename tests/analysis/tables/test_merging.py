@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 from made_updates import dense, from_spectrum, low_rank, merged, orthonormal
 
+from analysis.results import Merging
 from analysis.tables import merging as merging_table
 from analysis.tables.merging import relation, sentence
 from analysis.tables.text import plain
 
 
-def lines(*arguments):
+def lines(rows, adapters=(), merged=()):
     """The printed lines, however wide."""
-    return list(plain(merging_table.lines(*arguments)))
+    found = Merging(rows, adapters=list(adapters), merged=list(merged))
+    return list(plain(merging_table.lines(found)))
 
 
 def row_of(rng, case):
@@ -182,14 +184,82 @@ def test_lines_of_a_sum_that_vanishes_have_dashes(rng):
     assert table[3].split()[-9:] == ["0.000", "0", "–", "–", "–", "of", "8", "4", "4"]
 
 
-def test_two_pairs_of_runs_are_two_tables(rng):
+def test_several_pairs_have_one_line_each(rng):
     rows = [front(row_of(rng, "same")[0], run_b=run) for run in "BC"]
     printed = list(lines(rows))
-    assert [line for line in printed if line.startswith("b: ")] == [
-        "b: B  step 7  (full)",
-        "b: C  step 7  (full)",
+    assert printed[0] == "Each pair, a ~ b"
+    assert [line.split()[:5] for line in printed[2:4]] == [
+        ["A", "~", "B", "step", "7"],
+        ["A", "~", "C", "step", "7"],
     ]
     assert list(lines([])) == []
+
+
+def of_adapter(run, step=None, **changed):
+    return {
+        "run": run,
+        "step": step,
+        "kind": "q",
+        "capacity": 8,
+        "frobenius_norm": 2.0,
+        "effective_rank": 3.5,
+        "top_share_1": 0.5,
+        "shared_left": 0.25,
+        "shared_right": 0.125,
+        "chance_left": 0.01,
+        "chance_right": 0.02,
+        "alignment": 0.75,
+        "alignment_chance": 0.1,
+        "cosine": 0.6,
+    } | changed
+
+
+def of_merged(kind="q", **changed):
+    return {
+        "kind": kind,
+        "adapters": 3,
+        "merged_by": "tsv",
+        "interference_relative": 0.3,
+        "alignment": 0.75,
+        "alignment_min": 0.5,
+        "sign_conflict": 0.4,
+        "norm_ratio": 2.0,
+        "energy": 1.5,
+        "effective_rank_before": 3.5,
+        "effective_rank": 6.25,
+        "top_share_1_before": 0.5,
+        "top_share_1": 0.2,
+        "rank_99": 9,
+        "capacity": 12,
+        "error": 0.0,
+    } | changed
+
+
+def test_adapters_and_the_merged_update_have_a_table_each(rng):
+    adapters = [of_adapter("A"), of_adapter("A", frobenius_norm=4.0), of_adapter("B", 7)]
+    merged = [of_merged(), of_merged("v", norm_ratio=8.0)]
+    printed = lines([], adapters, merged)
+    heading, columns, one, two, empty = printed[:5]
+    assert (heading, empty) == ("Each adapter beside the others, and the merged update", "")
+    assert columns.split()[:3] == ["adapter", "modules", "‖ΔW‖_F"]
+    assert one.split() == (
+        "A 2 3 3.50 of 8 0.500 0.250 (0.010) 0.125 (0.020) 0.750 (0.100) 0.600".split()
+    )
+    assert two.split()[:3] == ["B@7", "1", "2"]
+    assert printed[5] == "3 adapters merged (tsv)"
+    q, v, total = printed[7:10]
+    assert q.split() == (
+        "q 1 0.3 0.750 ≥ 0.500 0.400 2 1.500 3.50 → 6.25 0.500 → 0.200 9 of 12 0".split()
+    )
+    assert v.split()[0] == "v"
+    assert total.split()[6:8] == ["0.400", "4"]  # √(2·8)
+
+
+def test_a_merged_update_of_zero_has_dashes():
+    missing = dict.fromkeys(("alignment", "alignment_min", "effective_rank", "rank_99"))
+    printed = lines([], [of_adapter("A", alignment=None)], [of_merged(**missing)])
+    assert "– ≥ –" not in printed[-3]  # one dash for a missing half is enough to see it
+    assert printed[-3].count("–") >= 3
 
 
 def test_the_explanation_says_what_the_numbers_do_not_tell():

@@ -125,3 +125,20 @@ def test_runs_end_with_the_command_that_started_them(tmp_path, tiny_base):
 def children(pid):
     """The processes that a process started, by Linux' word."""
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_runs_on_a_scheduler_give_the_same_bits(tmp_path, tiny_base):
+    """On real worker processes; a second call trains nothing."""
+    distributed = pytest.importorskip("distributed", reason="the extra `scale`")
+    settings = TrainSettings(method="lora", model=str(tiny_base))
+    here, there = (Run(settings, 0, 2, tmp_path / name / "run") for name in ("here", "there"))
+    running.train_all([here], 1)
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=60
+    ) as local:
+        running.train_on([there], local.scheduler_address)
+    assert there.is_done()
+    assert (tmp_path / "there" / "train.log").stat().st_size > 0
+    weights = "adapter_model.safetensors"
+    assert (there.out / weights).read_bytes() == (here.out / weights).read_bytes()
+    running.train_on([there], "tcp://127.0.0.1:9")

@@ -57,6 +57,7 @@ def test_the_runs_of_the_presets_keep_their_names(method):
 
 # Every setting that can change a result, with another value and what a name then says.
 CHANGED = {
+    "quantised": (4, "lora-quantised=4-s0"),
     "mixture": ("2", "lora-mixture=2-s0"),
     "packing": (True, "lora-packing-s0"),
     "max_length": (192, "lora-max_length=192-s0"),
