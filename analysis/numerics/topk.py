@@ -8,7 +8,7 @@ U Σ Zᵀ = W V with V turned by Z, R = WᵀU − VΣ and τ ≥ ‖W (I − VV�
     σ_i ≤ s_i                     always (Cauchy's interlacing),
     |s − σ_i| ≤ ‖R_i‖             for some exact s, always (`residual`),
     s_i² ≤ σ_i² + ‖W‖_F² − Σσ²    always: the energy that V misses,
-    s_i ≤ σ_i + 2ρ²/(δ_i + √(δ_i² + 4ρ²)), ρ = ‖R‖_F, δ_i = σ_i − τ > 0,
+    s_i ≤ σ_i + 2ρ²/(δ_i + √(δ_i² + 4ρ²)), ρ = ‖R‖₂, δ_i = σ_i − τ > 0,
     s_i² ≤ σ_i² + τ²,  s_i ≤ max(σ_i, τ) + ρ,  s_{k+1} ≤ τ
 
 (Weyl; C.-K. Li and R.-C. Li 2005, on the matrix in the bases of U, V and their complements). ‖W‖_F
@@ -297,7 +297,7 @@ def _bounded(
 ) -> Top:
     """Return the values with their bounds; see the module. R (n, k): the residuals."""
     rounding = max(len(U), len(V)) * EPS * norm
-    rho = float(np.linalg.norm(R))
+    rho = float(np.sqrt(max(np.linalg.eigvalsh(R.T @ R)[-1], 0.0)))
     # ‖W‖² − Σσ² cancels: its rounding is that of ‖W‖².
     missed = max(0.0, norm**2 - float(s @ s)) + 4 * max(len(U), len(V)) * EPS * norm**2
     tau = min(tau, missed**0.5)

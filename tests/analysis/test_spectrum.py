@@ -26,6 +26,8 @@ from analysis.tables import dominance as dominance_table
 from analysis.tables import spectrum as spectrum_table
 from analysis.tables.spectrum import summary
 from analysis.update import DenseUpdate, LowRankUpdate, Other, Skipped
+from analysis.work import matrices
+from analysis.work.kept import Kept
 
 ROOT = Path(__file__).resolve().parents[2]
 EPS = np.finfo(float).eps
@@ -1054,3 +1056,21 @@ def test_options_that_contradict_are_refused(large, command, options, words):
     status, out, err = command(large, *options)
     assert (status, out) == (2, "")
     assert words in " ".join(err)
+
+
+@pytest.mark.parametrize("method", ["topk", "density"])
+def test_a_kept_spectrum_gives_the_same_row_and_bounds(large, method, tmp_path):
+    (update,) = checkpoint.read(large)
+    found = decompose.spectrum(update, method)
+    kept = Kept(tmp_path / "out", lambda: {"command": "c"})
+    kept.put("one", matrices.piece(found))
+    again = matrices.spectrum_of(kept.get("one"))
+    run = Run(large, "run", None)
+    assert spectrum.row(update, again, run) == spectrum.row(update, found, run)
+    assert partial_spectra.bounds("key", again) == partial_spectra.bounds("key", found)
+
+
+def test_partial_spectra_are_computed_on_the_cpu(large, command):
+    status, _, err = command(large, "--method", "topk", "--device", "cuda")
+    assert status == 2
+    assert "--device cuda: --method topk computes on the CPU" in " ".join(err)
