@@ -4,13 +4,16 @@ TUNED is any checkpoint that analysis.spectrum reads: a full fine-tune with its 
 of any type (DoRA, LoHa, MultiLoRA, …), with --base where ΔW depends on it. By Eckart and Young, B·A
 of each matrix is nearest to its ΔW at its rank: --rank R for all, or with --energy Q the least that
 holds the share Q of the energy. What is no matrix (norms, biases) cannot be in a LoRA; embeddings
-are left out unless --embeddings is given. Both are named.
+are left out unless --embeddings is given. Both are named, with their share of Σ‖ΔW‖². A tied head
+gets the factors of its embedding; merging such an adapter would add them twice.
 """
 
 import argparse
+import math
+import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,14 +21,18 @@ import numpy as np
 
 from analysis import CheckpointError, UserError, checkpoint, command, extras, names, store
 from analysis.checkpoint import Run
+from analysis.files.place import Place
 from analysis.formats import Options, ties
+from analysis.formats import base as base_model
 from analysis.names import kind_of, layer_of
 from analysis.numerics import compress, decompose, metrics, parallel, topk
 from analysis.process import start
 from analysis.results import Row
 from analysis.tables import truncate as table
+from analysis.tables.text import percent
 from analysis.update import (
     DenseUpdate,
+    Entry,
     LowRankUpdate,
     Other,
     Skipped,
@@ -36,6 +43,10 @@ from analysis.writing import peft as adapter
 
 DTYPES = ("float32", "float16", "bfloat16")
 BASE = "base_model_name_or_path"
+FULL = "full"  # the method of updates that are differences of weights as the model stores them
+HEAD = "lm_head"  # the head's module where it is tied, so that no tensor says its name
+# How readers describe what a tensor that is no matrix changes by (formats.base, formats.full).
+CHANGE = re.compile(r"change of norm ([\d.e+-]+)")
 ROWS = 2048  # rows of ΔW that are compared at a time
 
 
@@ -47,12 +58,22 @@ class Extracted:
     updates: with factors in the dtype in which they are stored.
     layouts: of the modules that are no plain matrices.
     left_out: module or tensor → why it is not in the LoRA.
+    norms: those of left_out whose change is known → its Frobenius norm.
+    tied: heads that have the factors of their embedding.
     """
 
     rows: list[Row] = field(default_factory=list)
     updates: list[LowRankUpdate] = field(default_factory=list)
     layouts: dict[str, adapter.Layout] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    norms: dict[str, float] = field(default_factory=dict)
+    tied: list[str] = field(default_factory=list)
+
+    def share(self, name: str) -> float | None:
+        """Share of what is left out under `name` in the sum of all squared changes, or None."""
+        counted = [row["norm"] for row in self.rows if row["module"] not in self.tied]
+        whole = float(np.linalg.norm([*counted, *self.norms.values()]))
+        return (self.norms[name] / whole) ** 2 if name in self.norms and whole else None
 
     @property
     def error(self) -> float:
@@ -72,13 +93,15 @@ def extract(
     dtype: np.dtype | None = None,
     modules: str | None = None,
     embeddings: bool = False,
+    part: str = "",
     progress: bool = False,
 ) -> Extracted:
     """Return the best LoRA of a checkpoint's updates.
 
     rank: of every module, or less if ΔW has less. energy: in (0, 1], instead of it. dtype: of the
     factors, float32 by default. modules: a regular expression that a module's name must contain.
-    embeddings: whether to take embeddings too.
+    embeddings: whether to take embeddings too. part: the one that is taken where a module has
+    several.
 
     Raises UserError unless exactly one of rank and energy is given, and CheckpointError at a module
     that cannot be read.
@@ -92,15 +115,52 @@ def extract(
     wanted = names.expression(modules)
     stored = np.dtype(np.float32) if dtype is None else dtype
     result = Extracted()
-    entries = checkpoint.scan(run, options)
+    entries = list(checkpoint.scan(run, options))
+    base = _base(entries, options)
     for entry in parallel.with_bar(entries, progress, run.name, "module"):
         if isinstance(entry, Skipped):
             raise CheckpointError(entry.reason)
         if isinstance(entry, Other):
             result.left_out[entry.name] = entry.what
+            if change := CHANGE.search(entry.what):
+                result.norms[entry.name] = float(change[1])
         elif wanted.search(entry.name):
-            _take(entry, rank, energy, stored, embeddings, result)
+            if entry.part in ("", part):
+                _take(entry, rank, energy, stored, embeddings, base, result)
+            else:
+                result.left_out[f"{entry.name} {entry.part}"] = (
+                    "one part of several in a module, --part takes one"
+                )
     return result
+
+
+@dataclass(frozen=True)
+class Base:
+    """What the base says about how PEFT would hold the factors of its modules.
+
+    shapes: module → shape of its weight. conv1d: True if layers of GPT-2's names are stored as W0ᵀ.
+    tied: embedding → the head that shares its weight, in the base and in the tuned model.
+    """
+
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    conv1d: bool = False
+    tied: dict[str, str] = field(default_factory=dict)
+
+
+def _base(entries: Sequence[Entry], options: Options | None) -> Base:
+    """Return what the base says; nothing without one, or if no update is that of whole weights."""
+    full = any(isinstance(e, DenseUpdate) and e.method == FULL for e in entries)
+    if options is None or options.base is None or not full:
+        return Base()
+    place = Place(base_model.directory(options.base))
+    _, tensors = base_model.open_model(place)
+    shapes = {name.removesuffix(".weight"): W.shape for name, W in tensors.items()}
+    embedding = ties.embedding(tensors).removesuffix(".weight")
+    heads = [name.removesuffix(".weight") for name in tensors if ties.is_head(name)]
+    head = heads[0] if heads else HEAD
+    of_head = any(e.name == head and not isinstance(e, Other) for e in entries)
+    tied = embedding and ties.is_tied(place, tensors) and not of_head
+    return Base(shapes, base_model.has_conv1d(place), {embedding: head} if tied else {})
 
 
 def _take(
@@ -109,34 +169,57 @@ def _take(
     energy: float | None,
     dtype: np.dtype,
     embeddings: bool,
+    base: Base,
     result: Extracted,
 ) -> None:
     """Add an update to the result, or the reason why it is left out."""
-    if update.part:
-        result.left_out[f"{update.name} {update.part}"] = "one part of several in a module"
-        return
-    is_embedding = ties.has_entries(f"{update.name}.weight") and not ties.is_head(
-        f"{update.name}.weight"
-    )
+    weight = f"{update.name}.weight"
+    of_weights = isinstance(update, DenseUpdate) and update.method == FULL
+    is_embedding = ties.has_entries(weight) and not ties.is_head(weight)
     if is_embedding and not embeddings:
         result.left_out[update.name] = "embedding; --embeddings takes it too"
+        result.norms[update.name] = _norm(update)
         return
     found = factors(update, rank, energy)
     if found is None:
         result.left_out[update.name] = "ΔW is zero"
         return
-    if is_embedding and isinstance(update, DenseUpdate):
-        # PEFT's ΔW of an embedding is (width, entries).
-        found = LowRankUpdate(update.name, found.A.T, found.B.T, 1.0, "", found.method)
-        result.layouts[update.name] = adapter.Layout(embedding=True)
+    shape = base.shapes.get(update.name, update.shape)
+    if of_weights and len(found.B) < shape[0] and ties.has_entries(weight):
+        # Rows of the base's vocabulary that the tuned model has no more: they do not change.
+        more = np.zeros((shape[0] - len(found.B), found.r))
+        found = replace(found, B=np.vstack([found.B, more]))
+    conv1d = base.conv1d and kind_of(update.name) in base_model.CONV1D
+    turned = of_weights and (is_embedding or conv1d)
+    if head := base.tied.get(update.name) if turned else None:
+        result.tied.append(head)
+        _add(update, replace(found, name=head), dtype, False, adapter.LINEAR, result)
+    if turned:
+        # PEFT's ΔW of an embedding is (width, entries), that of a Conv1D layer (d_out, d_in).
+        found = replace(found, B=found.A.T, A=found.B.T)
+    layout = adapter.Layout(is_embedding and turned, tuple(shape[2:]) if of_weights else ())
+    _add(update, found, dtype, turned, layout, result)
+
+
+def _add(
+    update: Update,
+    found: LowRankUpdate,
+    dtype: np.dtype,
+    turned: bool,
+    layout: adapter.Layout,
+    result: Extracted,
+) -> None:
+    """Add factors to the result, with their row; turned: they are those of the transpose of ΔW."""
     kept = adapter.as_stored(found, dtype)
-    size, error = _compared(update, kept, is_embedding and isinstance(update, DenseUpdate))
+    size, error = compared(update, kept, turned)
     result.updates.append(kept)
+    if layout != adapter.LINEAR:
+        result.layouts[kept.name] = layout
     result.rows.append(
         {
-            "module": update.name,
-            "kind": kind_of(update.name),
-            "layer": layer_of(update.name),
+            "module": kept.name,
+            "kind": kind_of(kept.name),
+            "layer": layer_of(kept.name),
             "d_out": update.shape[0],
             "d_in": update.shape[1],
             "r": update.capacity,
@@ -148,6 +231,14 @@ def _take(
             "error": error,
         }
     )
+
+
+def _norm(update: Update) -> float:
+    """Return ‖ΔW‖_F."""
+    if isinstance(update, LowRankUpdate):
+        return compress.norm([(1.0, update)])
+    dW = update.load() if isinstance(update, DenseUpdate) else update.dense()
+    return float(np.linalg.norm([np.linalg.norm(float64(row)) for row in dW]))
 
 
 def factors(update: Update, rank: int | None, energy: float | None) -> LowRankUpdate | None:
@@ -191,10 +282,11 @@ def _of_matrix(update: DenseUpdate, rank: int | None, energy: float | None) -> L
     )
 
 
-def _compared(update: Update, kept: LowRankUpdate, turned: bool) -> tuple[float, float]:
+def compared(update: Update, kept: LowRankUpdate, turned: bool) -> tuple[float, float]:
     """Return ‖ΔW‖ and ‖ΔW − BA‖/‖ΔW‖, measured; turned: BA is the transpose of ΔW."""
     B, A = float64(kept.B), kept.scale * float64(kept.A)
     B, A = (A.T, B.T) if turned else (B, A)
+    B = B[: update.shape[0]]  # rows beyond are those of a larger vocabulary, and zero
     if isinstance(update, LowRankUpdate):
         other = LowRankUpdate(update.name, B, A)
         return compress.norm([(1.0, update)]), compress.error(update, other)
@@ -231,10 +323,14 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
             dtype=adapter.dtype_of(arguments.dtype),
             modules=arguments.modules,
             embeddings=arguments.embeddings,
+            part=arguments.part,
             progress=True,
         )
     if not result.updates:
-        raise CheckpointError(f"{run.path}: no matrix has changed; expected at least one")
+        reasons = [*dict.fromkeys(result.left_out.values())][:3] or ["no matrix has changed"]
+        raise CheckpointError(
+            f"{run.path}: nothing to extract ({', '.join(reasons)}); expected a changed matrix"
+        )
     config = {BASE: str(options.base)} if options.base else {}
     adapter.write(
         out,
@@ -248,11 +344,28 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         command.emit(store.csv_text(result.rows, table.COLUMNS).rstrip("\n"))
     else:
         command.show(table.lines(result.rows, result.error, str(out)), "", arguments)
-    for name, what in list(result.left_out.items())[:SHOWN]:
-        command.warn(parser, f"{name}: left out: {what}")
-    if (more := len(result.left_out) - SHOWN) > 0:
-        command.warn(parser, f"{more} more tensors are left out")
+    _warn_of_left_out(parser, result)
     return 0
+
+
+def _warn_of_left_out(parser: argparse.ArgumentParser, result: Extracted) -> None:
+    """Name what the LoRA lacks: what has no known share first, then the largest shares."""
+    shares = {name: result.share(name) for name in result.left_out}
+    order = sorted(shares, key=lambda name: _or(shares[name], math.inf), reverse=True)
+    for name in order[:SHOWN]:
+        share = shares[name]
+        beside = "" if share is None else f" ({percent(share)} of the energy of all changes)"
+        command.warn(parser, f"{name}: left out: {result.left_out[name]}{beside}")
+    if rest := order[SHOWN:]:
+        together = sum(_or(shares[name], 0.0) for name in rest)
+        what = f"{len(rest)} more are left out ({percent(together)} of the energy of all changes)"
+        command.warn(parser, what)
+    for head in result.tied:
+        command.warn(parser, f"{head}: is tied, and has factors of its own: do not merge")
+
+
+def _or(share: float | None, otherwise: float) -> float:
+    return otherwise if share is None else share
 
 
 SHOWN = 5
@@ -280,6 +393,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the factors")
     parser.add_argument("--modules", metavar="REGEX", help="only modules whose name matches")
     parser.add_argument("--embeddings", action="store_true", help="take embeddings too")
+    parser.add_argument(
+        "--part", default="", metavar="P", help="of modules with several updates, such as tasks"
+    )
     parser.add_argument("--force", action="store_true", help="replace what is at --out")
     parser.add_argument("--csv", action="store_true", help="print the table of modules as CSV")
     command.add_reading_options(parser)

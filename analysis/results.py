@@ -20,6 +20,8 @@ from analysis.names import printable
 
 Row = dict[str, Any]
 
+# Algorithms that compute only the largest values: columns that need all are empty or estimates.
+PARTIAL = ("topk", "density")
 # Measures of a dense update without its rounding noise (`numerics.denoise`), if it has a floor.
 DENOISED = ("effective_rank_denoised", "gini_denoised", "top_share_1_denoised")
 # The exponent of the tail of a dense update with its interval (`numerics.tails`).
@@ -43,6 +45,9 @@ FUNCTION = (
     "function_carried_1", "function_carried_4", "function_carried_16",
     "function_rank_correlation", "function_error_bound",
 )  # fmt: skip
+# The columns of bounds.csv. holds: "always", "but for 1e-6" (the probability over random starts
+# that it does not), or "about 95 %" for an interval of an estimate.
+BOUNDS = ("key", "measure", "low", "high", "holds")
 TEXT = ("key", "run", "method", "module", "kind", "part", "algorithm")  # the others are numbers
 # The columns that a notebook shows of a `Spectra`, and how many of its rows.
 SHORT = (
@@ -61,14 +66,17 @@ def columns(rows: Iterable[Row]) -> tuple[str, ...]:
 class Spectra:
     """Spectra of the updates in checkpoints, from `spectrum.analyse`.
 
-    rows: one per update, keyed by `results.columns`; s: row key -> singular values, (capacity,),
-    float64, descending, also for ΔW = 0; skipped, other: see the module.
+    rows: one per update, keyed by `results.columns`; s: row key -> singular values, (capacity,), or
+    the largest of them if the algorithm is one of PARTIAL, float64, descending, also for ΔW = 0;
+    bounds: of the rows whose algorithm is one of PARTIAL, keyed by BOUNDS; skipped, other: see the
+    module.
     """
 
     rows: list[Row] = field(default_factory=list)
     s: dict[str, np.ndarray] = field(default_factory=dict)
     skipped: list[dict[str, str]] = field(default_factory=list)
     other: list[dict[str, str]] = field(default_factory=list)
+    bounds: list[Row] = field(default_factory=list)
 
     def to_frame(self) -> Any:
         """Return the rows as a pandas.DataFrame with their columns, indexed by key.

@@ -48,6 +48,8 @@ from analysis.numerics import (
     parallel,
     tails,
 )
+from analysis.numerics import partial as part_of
+from analysis.numerics.decompose import Method
 from analysis.pairs import combine, dominance
 from analysis.pairs.dominance import Finding
 from analysis.process import start
@@ -67,9 +69,10 @@ LEGENDS = (
     function_table.EXPLANATION,
     function_table.BASE_EXPLANATION,
 )
-BASE_TABLE = "base_deciles.csv"
-# The row of an update and its singular values; or why it was not analysed; or another tensor.
-Result = tuple[Row, np.ndarray] | Skipped | Other
+BASE_TABLE, BOUNDS = "base_deciles.csv", "bounds.csv"
+# The row of an update, its singular values and its rows of bounds.csv; or why it was not analysed;
+# or another tensor.
+Result = tuple[Row, np.ndarray, list[Row]] | Skipped | Other
 
 
 def analyse(
@@ -79,7 +82,7 @@ def analyse(
     options: Options | None = None,
     terms: Sequence[combine.Term] = (),
     modules: str | None = None,
-    method: str = "auto",
+    method: str | Method = "auto",
     activations: str | Path | None = None,
     progress: bool = False,
 ) -> Spectra:
@@ -91,7 +94,7 @@ def analyse(
     terms: checkpoints with weights; their weighted sum becomes a further run, "combined", and the
         average of their factors another, "factors" (with -2, … if a run has that name).
     modules: regular expression that is searched for in the names of modules.
-    method: how dense updates are decomposed, "auto" or "svd"; see `decompose.spectrum`.
+    method: how dense updates are decomposed, by name or with settings (`decompose.Method`).
     activations: directory of the inputs' second moments (`multilora.activations`); the rows then
         also have the columns FUNCTION, None for a module that has no moment there.
     progress: show a bar on stderr, if that is a terminal, if a checkpoint takes over two seconds.
@@ -120,7 +123,7 @@ def of_runs(
     options: Options,
     terms: Sequence[combine.Term] = (),
     modules: str | None = None,
-    method: str = "auto",
+    method: str | Method = "auto",
     activations: str | Path | None = None,
     progress: bool = False,
     dense: Matrices | None = None,
@@ -130,6 +133,7 @@ def of_runs(
     dense: how dense updates are decomposed; by default by `method`, here, keeping nothing.
     """
     wanted = names.expression(modules)
+    method = Method(method) if isinstance(method, str) else method
     sources: list[Source] = [(run, partial(checkpoint.scan, run, options)) for run in runs]
     sources += _combined(terms, options, taken={run.name for run in runs})
     inputs = None
@@ -151,7 +155,12 @@ def of_runs(
 def of_updates(entries: Iterable[Entry], run: Run) -> Spectra:
     """Return the spectra of updates in memory, in the form that `analyse` returns."""
     analysed = _results(
-        run, lambda: iter(entries), names.expression(None), "auto", progress=False, dense=Matrices()
+        run,
+        lambda: iter(entries),
+        names.expression(None),
+        Method(),
+        progress=False,
+        dense=Matrices(),
     )
     return _gathered((run, result) for result in analysed)
 
@@ -182,15 +191,17 @@ def _gathered(analysed: Iterable[tuple[Run, Result]]) -> Spectra:
         elif isinstance(result, Skipped):
             spectra.skipped.append(_skip(run, result.name, result.reason))
         else:
-            line, s = result
+            line, s, bounds = result
             if line["key"] in spectra.s:
                 reason = f"{run.path}: {line['module']}: appears twice in the checkpoint"
                 spectra.skipped.append(_skip(run, line["module"], reason))
             else:
                 spectra.rows.append(line)
                 spectra.s[line["key"]] = s
-    drawn = null.drawn(spectra.rows)
-    for line in spectra.rows:
+                spectra.bounds.extend(bounds)
+    whole = [row for row in spectra.rows if row["algorithm"] not in results.PARTIAL]
+    drawn = null.drawn(whole)
+    for line in whole:
         if (line["d_out"], line["d_in"], line["r"]) in drawn and line["spectral_norm"] > 0:
             line |= _against_null(spectra.s[line["key"]], line)
     return spectra
@@ -234,7 +245,7 @@ def _results(
     run: Run,
     read: Callable[[], Iterator[Entry]],
     wanted: re.Pattern[str],
-    method: str,
+    method: Method,
     progress: bool,
     dense: Matrices,
     inputs: Moments | None = None,
@@ -266,14 +277,17 @@ def _results(
                 continue
             update, spectrum = result
             try:
-                function = {} if of_inputs is None else _function_row(update, of_inputs, method)
+                function = (
+                    {} if of_inputs is None else _function_row(update, of_inputs, method.name)
+                )
             except CheckpointError as error:
                 yield Skipped(update.name, str(error))
             except MemoryError:
                 what = f"{update.source}: {update.name}: does not fit into memory"
                 yield Skipped(update.name, what)
             else:
-                yield row(update, spectrum, run) | function, spectrum.s
+                line = row(update, spectrum, run) | function
+                yield line, spectrum.s, part_of.bounds(line["key"], spectrum)
 
 
 def _marked(entries: Iterable[Entry]) -> Iterator[tuple[bool, Entry]]:
@@ -315,9 +329,7 @@ def row(update: Update, spectrum: decompose.Spectrum, run: Run) -> Row:
 
     The columns that need random updates are filled when all rows are there (`null.drawn`).
     """
-    s, (d_out, d_in) = spectrum.s, update.shape
-    floor = spectrum.floor
-    rank = decompose.rank(s, spectrum.error_bound, update, floor)
+    d_out, d_in = update.shape
     line: Row = {
         "key": names.update_key(run.key, update.name, update.part),
         "run": run.name,
@@ -331,14 +343,25 @@ def row(update: Update, spectrum: decompose.Spectrum, run: Run) -> Row:
         "d_in": d_in,
         "r": None if isinstance(update, DenseUpdate) else update.r,
         "capacity": update.capacity,
+        "floor": spectrum.floor,
+        "algorithm": spectrum.algorithm,
+        "error_bound": spectrum.error_bound,
+    }
+    known = _whole if spectrum.norm is None else part_of.columns
+    line |= known(update, spectrum)
+    return {column: line.get(column) for column in results.COLUMNS}
+
+
+def _whole(update: Update, spectrum: decompose.Spectrum) -> Row:
+    """The columns that are known from all singular values."""
+    s, (d_out, d_in), floor = spectrum.s, update.shape, spectrum.floor
+    rank = decompose.rank(s, spectrum.error_bound, update, floor)
+    line: Row = {
         "rank": rank,
         "spectral_norm": metrics.spectral_norm(s),
         "frobenius_norm": metrics.frobenius_norm(s),
         "nuclear_norm": metrics.nuclear_norm(s),
-        "floor": floor,
         "above_floor": rank if floor is None else metrics.rank(s, floor),
-        "algorithm": spectrum.algorithm,
-        "error_bound": spectrum.error_bound,
     }
     if s[0] > 0:
         line |= _concentration(s, d_out, d_in)
@@ -346,7 +369,7 @@ def row(update: Update, spectrum: decompose.Spectrum, run: Run) -> Row:
         if isinstance(update, DenseUpdate):
             tail = tails.hill(s, max(floor or 0.0, spectrum.error_bound))
             line |= zip(results.HILL, tail or (), strict=False)
-    return {column: line.get(column) for column in results.COLUMNS}
+    return line
 
 
 def _concentration(s: np.ndarray, d_out: int, d_in: int) -> Row:
@@ -403,6 +426,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
             command.show([], "\n\n".join(LEGENDS), arguments)
             return 0
         parser.error("the following arguments are required: PATH, or --combine")
+    method = _method(arguments)
     if arguments.base_deciles and not arguments.base:
         parser.error("--base-deciles compares with the base; expected --base too")
     if arguments.page:
@@ -411,7 +435,8 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     terms = [combine.parse(text) for text in arguments.combine]
     read = partial(_read, runs, terms, arguments)
     options = command.reading_options(arguments)
-    settings = {"options": options, "method": arguments.method}
+    settings = {"options": options, "method": method.name, "k": method.k}
+    settings |= {"seconds": method.seconds}
     settings |= {"combine": arguments.combine, "device": arguments.device}
     kept = command.kept(parser, "analysis.spectrum", read, settings, arguments)
     with command.cluster(parser, arguments) as cluster:
@@ -420,10 +445,10 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
             options=options,
             terms=terms,
             modules=arguments.modules,
-            method=arguments.method,
+            method=method,
             activations=arguments.activations,
             progress=True,
-            dense=Matrices(arguments.method, kept, cluster, arguments.device),
+            dense=Matrices(method, kept, cluster, arguments.device),
         )
     for skip in spectra.skipped:
         command.warn(parser, skip["reason"])
@@ -448,6 +473,25 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if not spectra.rows:
         return 2
     return 1 if spectra.skipped or lacking or unread else 0
+
+
+def _method(arguments: argparse.Namespace) -> Method:
+    """Return how dense updates are to be decomposed; UserError if options contradict."""
+    name, k, seconds = arguments.method, arguments.k, arguments.seconds
+    if k is not None and name != "topk" and seconds is None:
+        raise UserError(f"--k {k}: is for --method topk; expected that, or --seconds")
+    if k is not None and k < 1:
+        raise UserError(f"--k {k}; expected at least 1")
+    if seconds is not None and (name != "auto" or not seconds > 0):
+        raise UserError(f"--seconds {seconds:g}: expected more than 0, and --method auto")
+    partly = f"--method {name}" if seconds is None else f"--seconds {seconds:g}"
+    if name in results.PARTIAL or seconds is not None:
+        for option in ("page", "figures", "activations"):
+            if getattr(arguments, option):
+                raise UserError(f"--{option}: needs whole spectra; {partly} does not compute them")
+        if arguments.device != device.CPU:
+            raise UserError(f"--device {arguments.device}: {partly} computes on the CPU")
+    return Method(name, k or decompose.K, seconds)
 
 
 def _read(
@@ -508,7 +552,7 @@ def _write(
 
     read: the inputs to record; against: of `_against_base`, None if it was not asked for.
     """
-    several = len(dominance.checkpoints(spectra.rows)) > 1
+    several = len(dominance.checkpoints(spectra.rows)) > 1 and not spectra.bounds
     compared = several and (arguments.out or not arguments.csv)
     findings = dominance.findings(spectra) if compared else []
     made_by: dict[str, Any] = {}
@@ -520,6 +564,8 @@ def _write(
         further = {}
         if findings:
             further[dominance.TABLE] = store.csv_text(dominance.rows(findings), dominance.COLUMNS)
+        if spectra.bounds:
+            further[BOUNDS] = store.csv_text(spectra.bounds, results.BOUNDS)
         if against is not None:
             further[BASE_TABLE] = store.csv_text(against.rows, deciles.ROW_COLUMNS)
         store.save(arguments.out, spectra, made_by, further)
@@ -547,6 +593,8 @@ def _json(spectra: Spectra, findings: Sequence[Finding], made_by: dict[str, Any]
         "rows": spectra.rows,
         "summary": spectrum_table.summary(spectra.rows),
     }
+    if spectra.bounds:
+        result["bounds"] = spectra.bounds
     if findings:
         result["comparison"] = dominance.rows(findings)
         result["verdicts"] = [dominance.as_json(finding) for finding in findings]
@@ -632,9 +680,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--method",
-        choices=("auto", "svd"),
+        choices=decompose.METHODS,
         default="auto",
-        help="svd: slower, but accurate far below s₁ for dense updates too",
+        help="of dense updates: svd, slower, but accurate far below s₁; topk, the --k largest"
+        " values; density, estimates for matrices that are too large to decompose",
+    )
+    parser.add_argument(
+        "--k", type=int, metavar="K", help=f"values of --method topk (default {decompose.K})"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="use density, or topk, for a dense update whose whole spectrum would take longer on"
+        f" one core of {decompose.RATE / 1e9:g} GFlop/s",
     )
     parser.add_argument(
         "--activations",

@@ -2,10 +2,10 @@
 
 import sys
 
-from benchmarks import callback, fuzz, layers, memory, similarity, spectrum, tasks, training
+from benchmarks import callback, dense, fuzz, layers, memory, similarity, spectrum, tasks, training
 
 statuses = []
-for benchmark in (spectrum, similarity, callback, layers, training, tasks, memory, fuzz):
+for benchmark in (spectrum, dense, similarity, callback, layers, training, tasks, memory, fuzz):
     print(f"== {benchmark.__name__}", flush=True)
     statuses.append(benchmark.main([]))
 sys.exit(max(statuses))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis import CheckpointError, extras
-from analysis.numerics import device, kronecker, metrics, turning
+from analysis.numerics import density, device, kronecker, metrics, topk, turning
 from analysis.numerics.turning import Turning
 from analysis.update import DenseUpdate, KroneckerUpdate, LowRankUpdate, Update, float64
 
@@ -21,6 +21,13 @@ MAX_CONDITION = 1e3
 MAX_CONDITION_OF_VECTORS = 1e2
 SMALLEST_SQUARE = 1e-200  # squares in a Gram matrix that are smaller have lost digits
 LARGEST = 1e300  # beyond it, sums over the singular values of several modules would overflow
+K = 64  # values that "topk" computes by default
+# What a core is taken to do: floating-point operations of a whole spectrum, and entries of ΔW that
+# are multiplied with a few vectors, per second.
+RATE, PASS = 2e10, 1e9
+# From this size on, a Gram matrix is computed in so many panels of columns, its upper triangle left
+# out; smaller ones keep the last digits that were published.
+LARGE, PANELS = 1024, 8
 ROWS = 2048  # rows of a dense update that are converted to float64 at a time
 
 
@@ -30,10 +37,13 @@ class Spectrum:
 
     s: (capacity,), float64, descending.
     algorithm: "cholesky" or "qr" of the factors; "kronecker" from those of two matrices; "gram" or
-        "svd" of a dense update.
+        "svd" of a dense update; "topk" or "density" if s holds only the largest values of one.
     error_bound: |s − exact| is at most this.
     floor: the noise floor of ΔW; None if nothing was rounded.
     noise: the root mean square of its rounding; None if it is not known.
+    norm: ‖ΔW‖_F, if s holds only the largest values; None if it holds all.
+    bounds: measure -> lower bound, upper bound, and when they hold (`topk.Top.bounds`), then.
+    estimates: measure -> estimate of a number that needs all values, after "density".
     """
 
     s: np.ndarray
@@ -41,6 +51,53 @@ class Spectrum:
     error_bound: float
     floor: float | None = None
     noise: float | None = None
+    norm: float | None = None
+    bounds: dict[str, tuple[float, float, str]] | None = None
+    estimates: dict[str, float] | None = None
+
+
+METHODS = ("auto", "svd", "topk", "density")
+
+
+@dataclass(frozen=True)
+class Method:
+    """How updates are decomposed.
+
+    name: "auto", the fastest algorithm that keeps its bound (Cholesky or QR of the factors; for a
+        dense update the eigenvalues of its Gram matrix), or "svd", the most accurate one (QR of the
+        factors; a full SVD). "topk" computes only the k largest values of a dense update (`topk`),
+        "density" the largest ones and estimates of what the others add up to (`density`); a
+        low-rank update is decomposed by "auto" then.
+    k: values of "topk".
+    seconds: for "auto", how long one dense update may take on a core of RATE and PASS; beyond it
+        "density" or, where that takes longer too, "topk" is used. It goes by the shape alone, so
+        that the choice does not depend on how busy the machine is. None for any time.
+
+    Raises ValueError for an unknown name.
+    """
+
+    name: str = "auto"
+    k: int = K
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in METHODS:
+            raise ValueError(f"method is {self.name!r}; expected one of {', '.join(METHODS)}")
+
+    def of(self, shape: tuple[int, int]) -> str:
+        """Return the name that applies to a dense update of a shape (d_out, d_in).
+
+        >>> method = Method("auto", seconds=5)
+        >>> method.of((2048, 2048)), method.of((8192, 8192)), method.of((28672, 8192))
+        ('auto', 'density', 'topk')
+        """
+        if self.name != "auto" or self.seconds is None:
+            return self.name
+        small, large = sorted(shape)
+        if (small**2 * large + 4 / 3 * small**3) / RATE <= self.seconds:
+            return "auto"
+        passes = 2 * (density.STEPS + 16)
+        return "density" if passes * small * large / PASS <= self.seconds else "topk"
 
 
 def singular_values(update: Update, method: str = "auto") -> np.ndarray:
@@ -55,12 +112,10 @@ def singular_values(update: Update, method: str = "auto") -> np.ndarray:
     return spectrum(update, method).s
 
 
-def spectrum(update: Update, method: str = "auto") -> Spectrum:
+def spectrum(update: Update, method: str | Method = "auto") -> Spectrum:
     """Return the singular values of ΔW, the algorithm that was used and its error bound.
 
-    method: "auto", the fastest algorithm that keeps its bound (Cholesky or QR of the factors; for
-    a dense update the eigenvalues of its Gram matrix), or "svd", the most accurate one (QR of the
-    factors; a full SVD). Raises CheckpointError if ΔW holds NaN or Inf.
+    method: its name, or with settings. Raises CheckpointError if ΔW holds NaN or Inf.
 
     >>> nearly_equal = np.array([[1.0, 1.0], [0.0, 1e-9]])  # its columns
     >>> spectrum(LowRankUpdate("q_proj", B=np.eye(2), A=np.eye(2))).algorithm
@@ -68,19 +123,34 @@ def spectrum(update: Update, method: str = "auto") -> Spectrum:
     >>> spectrum(LowRankUpdate("q_proj", B=nearly_equal, A=np.eye(2))).algorithm
     'qr'
     """
-    if method not in ("auto", "svd"):
-        raise ValueError(f"method is {method!r}; expected 'auto' or 'svd'")
+    method = Method(method) if isinstance(method, str) else method
     if isinstance(update, LowRankUpdate):
-        result = _low_rank(update, method)
+        result = _low_rank(update, "svd" if method.name == "svd" else "auto")
     elif isinstance(update, KroneckerUpdate):
         s, bound = kronecker.singular_values(update)
         result = Spectrum(_finite(s, "ΔW", update), "kronecker", bound)
     else:
-        result = _dense_svd(update) if method == "svd" else _dense_gram(update)
+        result = _dense(update, method.of(update.shape), method.k)
         noise = update.noise() if update.noise and result.s[0] > 0 else None
         result = replace(result, floor=_floor(update), noise=noise)
     _check_size(result.s, result.error_bound, update)
     return result
+
+
+def _dense(update: DenseUpdate, name: str, k: int) -> Spectrum:
+    if name == "svd":
+        return _dense_svd(update)
+    if name == "auto":
+        return _dense_gram(update)
+    W = update.load()
+    _magnitude(W, update)
+    found = density.estimate(W) if name == "density" else topk.top(W, k)
+    top = found.top if isinstance(found, density.Density) else found
+    if len(top.s) == update.capacity:
+        return Spectrum(top.s, "svd", top.error_bound)
+    bounds = found.bounds(update.capacity)
+    estimates = found.values if isinstance(found, density.Density) and top.norm else None
+    return Spectrum(top.s, name, top.error_bound, norm=top.norm, bounds=bounds, estimates=estimates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -319,12 +389,15 @@ def _dense_gram(update: DenseUpdate) -> Spectrum:
     size = _magnitude(W, update)
     if size == 0:
         return Spectrum(np.zeros(update.capacity), "gram", 0.0)
-    G = torch.zeros(W.shape[1], W.shape[1], dtype=torch.float64, device=device.current())
+    n = W.shape[1]
+    G = torch.zeros(n, n, dtype=torch.float64, device=device.current())
+    width = -(-n // PANELS) if n >= LARGE else n
     for i in range(0, W.shape[0], ROWS):
         # Divided by the largest entry, so that no square overflows or vanishes.
-        rows = torch.from_numpy(float64(W[i : i + ROWS]) / size).to(G.device)
-        G.addmm_(rows.T, rows)
-    values = torch.linalg.eigvalsh(G).cpu().numpy()[::-1]
+        rows = torch.from_numpy(np.divide(W[i : i + ROWS], size, dtype=np.float64)).to(G.device)
+        for j in range(0, n, width):
+            G[j:, j : j + width].addmm_(rows[:, j:].T, rows[:, j : j + width])
+    values = torch.linalg.eigvalsh(G).cpu().numpy()[::-1]  # of the lower triangle
     s = size * np.sqrt(np.maximum(values, 0.0))
     return Spectrum(s, "gram", float(np.sqrt(max(W.shape) * EPS) * s[0]))
 

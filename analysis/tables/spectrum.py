@@ -194,11 +194,10 @@ def _one(rows: Sequence[Row]) -> str:
     used, capacity = line["effective_rank"], line["capacity"]
     by_chance = _chance(rows)
     beside = "" if by_chance is None else f" ({percent(by_chance)} in a random update)"
-    return (
-        f"{words} {where} the first direction holds"
-        f" {percent(line['top_share_1'])} of ΔW's energy{beside},"
-        f" and {used:.3g} of {capacity:g} directions are in use."
-    )
+    first = f"{words} {where} the first direction holds {percent(line['top_share_1'])} of ΔW's"
+    if used is None:
+        return f"{first} energy{beside}; how many of {capacity:g} are in use was not computed."
+    return f"{first} energy{beside}, and {used:.3g} of {capacity:g} directions are in use."
 
 
 def _ranks(ranks: Sequence[int]) -> str:
@@ -245,7 +244,9 @@ def remarks(rows: Iterable[Row], other: Sequence[Mapping[str, str]]) -> Iterator
     if faint:
         modules = counted(faint, "module")
         yield f"In {modules} more than half of the values lie below the rounding noise."
-    undrawn = sum(row["democracy"] is None and row["spectral_norm"] > 0 for row in rows)
+    yield from _partial(rows)
+    whole = [row for row in rows if row["algorithm"] not in results.PARTIAL]
+    undrawn = sum(row["democracy"] is None and row["spectral_norm"] > 0 for row in whole)
     if undrawn:
         modules = counted(undrawn, "module")
         yield f"No democracy in {modules}: too many shapes to draw random updates of each."
@@ -253,6 +254,21 @@ def remarks(rows: Iterable[Row], other: Sequence[Mapping[str, str]]) -> Iterator
     if other:
         what = "heads, biases and the like"
         yield f"{counted(len(other), 'item')} without ΔW ({what}): --json lists them."
+
+
+def _partial(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield in how many modules only the largest values were computed, and what that means."""
+    counts = [sum(row["algorithm"] == name for row in rows) for name in results.PARTIAL]
+    if counts[0]:
+        yield (
+            f"In {counted(counts[0], 'module')} by topk: the largest values alone, and shares of"
+            " the exact energy; --json and --out have the bounds of the rest."
+        )
+    if counts[1]:
+        yield (
+            f"In {counted(counts[1], 'module')} by density: eff. rank and the like are estimates;"
+            " --json and --out have their intervals."
+        )
 
 
 def _without_noise(rows: Sequence[Row]) -> Iterator[str]:
@@ -276,4 +292,6 @@ def _without_noise(rows: Sequence[Row]) -> Iterator[str]:
 def _mostly_below_floor(row: Row) -> bool:
     """True if more than half of the values that the capacity allows lie below the noise floor."""
     moved = row["spectral_norm"] > 0
-    return row["floor"] is not None and moved and 2 * row["above_floor"] < row["capacity"]
+    above = row["above_floor"]
+    known = row["floor"] is not None and above is not None
+    return known and moved and 2 * above < row["capacity"]

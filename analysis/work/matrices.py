@@ -14,7 +14,7 @@ import numpy as np
 from analysis import CheckpointError
 from analysis.checkpoint import Run
 from analysis.numerics import decompose, device, parallel
-from analysis.numerics.decompose import Spectrum
+from analysis.numerics.decompose import Method, Spectrum
 from analysis.update import DenseUpdate, Entry, Other, Skipped, Update
 from analysis.work import cluster
 from analysis.work.cluster import Cluster
@@ -24,7 +24,7 @@ Decomposed = tuple[Update, Spectrum] | Skipped | Other
 Listed = tuple[Run, DenseUpdate]
 
 
-def decomposed(entry: Entry, method: str) -> Decomposed:
+def decomposed(entry: Entry, method: str | Method) -> Decomposed:
     """An update with its spectrum, or why it has none; an entry that is not an update as it is."""
     if isinstance(entry, Skipped | Other):
         return entry
@@ -47,7 +47,7 @@ class Matrices:
     device: on which they compute (`numerics.device`); dense updates only.
     """
 
-    method: str = "auto"
+    method: str | Method = "auto"
     kept: Kept | None = None
     cluster: Cluster | None = None
     device: str = device.CPU
@@ -131,7 +131,7 @@ def _read(update: DenseUpdate) -> DenseUpdate:
         return update
 
 
-def _spectrum_of(update: DenseUpdate, method: str, name: str) -> Spectrum | Skipped:
+def _spectrum_of(update: DenseUpdate, method: str | Method, name: str) -> Spectrum | Skipped:
     """Return the spectrum alone: the update need not travel back; name: of the device."""
     with device.using(name):
         result = decomposed(update, method)

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from own_files import TASKS
 from peft import LoraConfig, PeftModel
-from tiny_models import layers, llama, matrix, trained
+from safetensors.numpy import load_file, save_file
+from tiny_models import gpt2, layers, llama, matrix, save_base, tiny, trained
 
 from analysis import UserError, checkpoint, extract
 from analysis.formats import Options
@@ -113,7 +115,128 @@ def test_outputs_and_empty_updates(models, tmp_path, capsys):
     base, _ = models
     words = [str(base), "--base", str(base), "--rank", "2", "--out"]
     assert extract.main([*words, str(tmp_path / "lora")]) == 2
-    assert "no matrix has changed" in capsys.readouterr().err
+    assert "ΔW is zero" in capsys.readouterr().err
     assert not (tmp_path / "lora").exists()
     assert extract.main([*words, str(base)]) == 2
     assert "exists" in capsys.readouterr().err
+
+
+def moved(model, seed=2, size=0.1):
+    """The model with every parameter changed, tied ones once."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(size * torch.randn_like(parameter))
+    return model
+
+
+def only_matrices(model, other):
+    """The model with the vectors (norms, biases) of another one."""
+    with torch.no_grad():
+        for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+            if ours.dim() == 1:
+                ours.copy_(theirs)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_gpt2_does_what_the_tuned_one_does(tmp_path, capsys):
+    """Conv1D layers, embeddings of tokens and positions, and a head that is tied."""
+    base, tuned = gpt2(), only_matrices(moved(gpt2()), gpt2())
+    base.save_pretrained(tmp_path / "base")
+    tuned.save_pretrained(tmp_path / "tuned")
+    words = [str(tmp_path / "tuned"), "--base", str(tmp_path / "base"), "--energy", "1"]
+    assert extract.main([*words, "--embeddings", "--out", str(tmp_path / "lora")]) == 0
+    assert "lm_head: is tied" in capsys.readouterr().err
+    model = PeftModel.from_pretrained(gpt2(), tmp_path / "lora").eval()
+    tokens = torch.arange(8)[None]
+    with torch.no_grad():
+        want, before = (m.eval()(tokens).logits for m in (tuned, base))
+        got = model(tokens).logits
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
+    assert (before - want).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("rows", [28, 36])
+def test_a_resized_vocabulary_loads_on_the_base(tmp_path, models, rows, capsys):
+    base, tuned = models
+    file = tuned / "model.safetensors"
+    weights = load_file(file)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        more = np.ones((max(0, rows - 32), 16), np.float32)
+        weights[name] = np.vstack([weights[name][:rows], more])
+    save_file(weights, file, metadata={"format": "pt"})
+    out = tmp_path / "lora"
+    words = [str(tuned), "--base", str(base), "--energy", "1", "--embeddings", "--out", str(out)]
+    assert extract.main(words) == 0
+    assert ("4 new rows" in capsys.readouterr().err) == (rows > 32)
+    of_layers = layers(PeftModel.from_pretrained(llama(), out))
+    W0 = load_file(base / "model.safetensors")
+    for module in ("model.embed_tokens", "lm_head"):
+        with torch.no_grad():
+            dW = of_layers[module].get_delta_weight("default").numpy()
+        shared = min(rows, 32)
+        name = f"{module}.weight"
+        np.testing.assert_allclose(
+            dW[:shared], weights[name][:shared] - W0[name][:shared], atol=1e-5
+        )
+        assert (dW[shared:] == 0).all()
+
+
+def test_kernels_of_convolutions_are_those_of_peft(tmp_path):
+    base, tuned = tiny(), moved(tiny())
+    for model, name in ((base, "base"), (tuned, "tuned")):
+        del model.groups
+        save_base(model, tmp_path / name)
+    out = tmp_path / "lora"
+    words = [str(tmp_path / "tuned"), "--base", str(tmp_path / "base"), "--energy", "1"]
+    assert extract.main([*words, "--modules", "conv|lin|point", "--out", str(out)]) == 0
+    of_layers = layers(PeftModel.from_pretrained(base, out))
+    assert len(of_layers) == 5
+    for name, layer in of_layers.items():
+        with torch.no_grad():
+            dW = layer.get_delta_weight("default")
+        change = getattr(tuned, name).weight - layer.get_base_layer().weight
+        torch.testing.assert_close(dW, change, rtol=0, atol=1e-5)
+
+
+def test_shares_of_what_is_left_out_add_up(models, capsys, tmp_path):
+    result = extracted(models, rank=2)
+    exact = {u.name: np.linalg.norm(u.dense()) for u in checkpoint.read(models[1], base=models[0])}
+    shares = [result.share(name) for name in result.left_out]
+    kept = sum(row["norm"] ** 2 for row in result.rows)
+    whole = kept + sum(norm**2 for norm in result.norms.values())
+    assert sum(shares) == pytest.approx(1 - kept / whole, rel=1e-9)
+    assert result.norms["model.embed_tokens"] == pytest.approx(exact["model.embed_tokens"])
+    base, tuned = models
+    words = [str(tuned), "--base", str(base), "--rank", "2", "--out", str(tmp_path / "lora")]
+    assert extract.main(words) == 0
+    err = capsys.readouterr().err
+    assert "model.embed_tokens: left out: embedding; --embeddings takes it too (" in err
+    assert "more are left out" in err
+
+
+def test_multilora_becomes_one_lora(tmp_path, write_adapter, rng):
+    """n modules of rank r, stacked, are one update of rank n·r; its best LoRA has fewer."""
+    shapes = {"A": (6, 5), "B": (6, 6), "s": (6, 3)}
+    name = "base_model.model.layers.0.q.multilora_"
+    tensors = {name + part: rng.standard_normal(shape) for part, shape in shapes.items()}
+    adapter = write_adapter(tensors, peft_type="MULTILORA", n=3, r=2, lora_alpha=8)
+    words = [str(adapter), "--rank", "4", "--out", str(tmp_path / "lora")]
+    assert extract.main(words) == 0
+    (exact,) = checkpoint.read(adapter)
+    (update,) = checkpoint.read(tmp_path / "lora")
+    U, s, Vh = np.linalg.svd(exact.dense())
+    np.testing.assert_allclose(update.dense(), (U[:, :4] * s[:4]) @ Vh[:4], atol=1e-5 * s[0])
+
+
+def test_one_task_of_several_is_chosen_by_its_name(tmp_path, write_own, capsys):
+    tasks = write_own("mtllora")
+    words = [str(tasks), "--energy", "1", "--out", str(tmp_path / "lora")]
+    assert extract.main(words) == 2
+    assert "one part of several in a module, --part" in capsys.readouterr().err
+    assert extract.main([*words, "--part", TASKS[0]]) == 0
+    exact = {update.part: update.dense() for update in checkpoint.read(tasks)}
+    (update,) = checkpoint.read(tmp_path / "lora")
+    np.testing.assert_allclose(update.dense(), exact[TASKS[0]], atol=1e-5)
+    assert f"layers.0.q {TASKS[1]}: left out" in capsys.readouterr().err

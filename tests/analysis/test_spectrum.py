@@ -981,3 +981,76 @@ def test_only_a_dense_update_of_enough_values_has_an_exponent(write_delta, two_l
     facts = {"floor": 100.0, "W0_frobenius": 1.0, "W0_rms": 0.1}  # all values are noise
     noisy = write_delta({"q": W}, name="noisy", modules={"q": facts})
     assert analyse(noisy).rows[0]["hill"] is None
+
+
+# The largest values alone, and estimates
+
+
+@pytest.fixture
+def large(write_delta, rng):
+    """A dense update that is too large to be decomposed whole without need."""
+    return write_delta({"layers.0.q": rng.standard_normal((300, 280)).astype("f4")})
+
+
+def test_topk_prints_shares_and_says_what_is_missing(large, command):
+    status, out, err = command(large, "--method", "topk", "--k", "30")
+    assert (status, err) == (0, [])
+    assert "of 280 are in use was not computed" in " ".join(out.split())
+    assert "by topk" in " ".join(out.split())
+    result = json.loads(command(large, "--method", "topk", "--k", "30", "--json")[1])
+    (row,) = result["rows"]
+    assert (row["algorithm"], row["effective_rank"]) == ("topk", None)
+    bounds = {bound["measure"]: bound for bound in result["bounds"]}
+    assert bounds["top_share_16"]["low"] <= row["top_share_16"] <= bounds["top_share_16"]["high"]
+    assert "s_30" in bounds
+    assert "s_31" not in bounds
+
+
+def test_density_prints_estimates(large, command):
+    out = " ".join(command(large, "--method", "density")[1].split())
+    assert "directions are in use" in out
+    assert "by density" in out
+
+
+def test_a_budget_of_seconds_says_what_it_picked(large, command, monkeypatch):
+    assert "by " not in command(large, "--seconds", "60")[1].split("‖ΔW‖_F")[-1]
+    monkeypatch.setattr(spectrum.decompose, "RATE", 1.0)
+    assert "by density" in " ".join(command(large, "--seconds", "60")[1].split())
+
+
+def test_bounds_are_written_and_recorded(large, command, tmp_path):
+    assert command(large, "--method", "topk", "--k", "5", "--out", tmp_path / "out")[0] == 0
+    with (tmp_path / "out" / "bounds.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == results.BOUNDS
+    spectra, record = store.load(tmp_path / "out")
+    assert (record["arguments"]["k"], record["arguments"]["method"]) == (5, "topk")
+    assert next(iter(spectra.s.values())).shape == (5,)
+    assert "bounds.csv" in (tmp_path / "out" / "record.json").read_text()
+    assert command(large, "--out", tmp_path / "out")[0] == 0
+    assert not (tmp_path / "out" / "bounds.csv").exists()
+
+
+def test_several_partial_spectra_are_not_compared(large, write_adapter, lora_tensors, command):
+    other = write_adapter(lora_tensors("layers.0.q"))
+    status, out, _ = command(large, other, "--method", "topk", "--k", "5")
+    assert status == 0
+    assert "beyond chance" not in out.split("--explain")[0].split("\n\n")[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--k", "3"], "--k 3: is for --method topk"),
+        (["--method", "topk", "--k", "0"], "--k 0; expected at least 1"),
+        (["--method", "svd", "--seconds", "3"], "--seconds 3: expected more than 0"),
+        (["--seconds", "0"], "expected more than 0"),
+        (["--method", "topk", "--page", "page.html"], "--page: needs whole spectra"),
+        (["--seconds", "9", "--figures", "there"], "--seconds 9 does not compute them"),
+        (["--method", "density", "--activations", "there"], "--activations: needs whole spectra"),
+    ],
+)
+def test_options_that_contradict_are_refused(large, command, options, words):
+    status, out, err = command(large, *options)
+    assert (status, out) == (2, "")
+    assert words in " ".join(err)

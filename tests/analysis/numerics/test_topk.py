@@ -1,25 +1,16 @@
 """The largest singular values: exact where they can be, and bounds that hold everywhere."""
 
+import known_spectra
 import numpy as np
 import pytest
+from known_spectra import SPECTRA, D, N
 
 from analysis.numerics import topk
-
-N, D = 400, 520
-SPECTRA = {
-    "graded over 12 decades": np.logspace(0, -12, N),
-    "clustered": np.repeat([4.0, 2.0, 1.0, 0.5], N // 4),
-    "flat": np.ones(N),
-    "one spike": np.concatenate([[10.0], np.ones(N - 1)]),
-    "rank-deficient": np.concatenate([np.linspace(3, 1, 12), np.zeros(N - 12)]),
-    "falling": 1 / np.arange(1, N + 1),
-}
 
 
 @pytest.fixture(scope="module")
 def bases():
-    rng = np.random.default_rng(1)
-    return tuple(np.linalg.qr(rng.standard_normal((d, N)))[0] for d in (D, N))
+    return known_spectra.bases()
 
 
 @pytest.fixture(params=SPECTRA)
@@ -62,7 +53,7 @@ def test_values_that_stand_out_are_exact(bases, name):
     s = SPECTRA[name]
     found = topk.top((U * s) @ V.T, 4)
     exact = s[: 1 if name == "one spike" else 4]
-    np.testing.assert_allclose(found.s[: exact.size], exact, rtol=1e-9)
+    np.testing.assert_allclose(found.s[: exact.size], exact, rtol=1e-8)
     assert (found.upper[: exact.size] <= exact * (1 + 1e-6)).all()
 
 
@@ -72,9 +63,11 @@ def test_the_norm_is_that_of_the_whole_matrix(matrix):
 
 
 def test_float32_loses_nothing_of_what_is_stored(rng):
-    M = rng.standard_normal((500, 300)).astype(np.float32)
-    single, double = topk.top(M, 3), topk.top(M.astype(np.float64), 3)
-    np.testing.assert_array_equal(single.s, double.s)
+    """The search is in float32, the values found there are those of float64."""
+    M = rng.standard_normal((500, 300)) * np.arange(1, 301) ** -1.0
+    M = M.astype(np.float32)
+    exact = np.linalg.svd(M.astype(np.float64), compute_uv=False)[:3]
+    np.testing.assert_allclose(topk.top(M, 3).s, exact, rtol=1e-8)
 
 
 def test_small_matrices_are_decomposed_whole(rng):
@@ -93,11 +86,61 @@ def test_zero_and_impossible_k():
 
 
 def test_a_bound_without_the_rest_would_fail(bases, monkeypatch):
-    """Negative control: what Q leaves out matters for a flat spectrum after two steps."""
+    """Negative control: what the subspace leaves out matters where the values are close."""
     rng = np.random.default_rng(0)
     M = rng.standard_normal((D, N))
     exact = np.linalg.svd(M, compute_uv=False)[:8]
+    monkeypatch.setattr(topk, "LARGEST", 1)
     assert (topk.top(M, 8).upper >= exact).all()
-    monkeypatch.setattr(topk, "_outside", lambda *_: 0.0)
-    monkeypatch.setattr(topk, "DEPTH", 1)
+    monkeypatch.setattr(topk, "_beyond", lambda *_: 0.0)
     assert (topk.top(M, 8).upper < exact).any()
+
+
+def test_more_equal_values_than_a_block_has_columns_are_found(bases):
+    U, V = bases
+    s = np.concatenate([np.ones(90), np.linspace(0.5, 0, N - 90)])
+    found = topk.top((U * s) @ V.T, 80)
+    np.testing.assert_allclose(found.s, 1, rtol=1e-5)
+    assert found.rest >= 1
+
+
+def test_residuals_are_the_distance_from_some_exact_value(matrix):
+    M, s = matrix
+    found = topk.top(M, 8)
+    distance = np.abs(found.s[:, None] - s).min(axis=1)
+    assert (distance <= found.residual + 1e-14 * s[0]).all()
+
+
+def test_bounds_of_the_whole_spectrum_hold(matrix):
+    M, s = matrix
+    energy = np.sum(s**2)
+    exact = {
+        "s_3": s[2],
+        "top_share_4": np.sum(s[:4] ** 2) / energy,
+        "nuclear_norm": s.sum(),
+        "stable_rank": energy / s[0] ** 2,
+        "participation_ratio": energy**2 / np.sum(s**4),
+    }
+    bounds = topk.top(M, 20).bounds(N)
+    for name, value in exact.items():
+        low, high, _ = bounds[name]
+        assert low * (1 - 1e-9) <= value <= high * (1 + 1e-9), name
+    assert bounds["top_share_16"][0] > 0
+    assert "top_share_10pct" not in bounds
+
+
+def test_the_same_seed_gives_the_same_bytes(matrix):
+    M, _ = matrix
+    a, b, c = topk.top(M, 5), topk.top(M, 5), topk.top(M, 5, seed=1)
+    assert np.array_equal(a.U, b.U)
+    assert np.array_equal(a.upper, b.upper)
+    assert not np.array_equal(a.U, c.U)
+
+
+@pytest.mark.parametrize("size", [1e-36, 1e36])
+def test_squares_of_float32_neither_overflow_nor_vanish(rng, size):
+    M = (rng.standard_normal((200, 150)) * size).astype(np.float32)
+    exact = np.linalg.svd(M.astype(np.float64), compute_uv=False)[:4]
+    found = topk.top(M, 4)
+    assert (found.s <= exact * (1 + 1e-12)).all()
+    assert (exact <= found.upper).all()
