@@ -8,8 +8,8 @@ BLAS: results are bit for bit those of one process with one thread.
 """
 
 import contextlib
-import gc
 import functools
+import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
