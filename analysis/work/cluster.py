@@ -9,6 +9,7 @@ BLAS: results are bit for bit those of one process with one thread.
 
 import contextlib
 import functools
+import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,13 +137,19 @@ def at(address: str, say: Callable[[str], object]) -> Iterator[Cluster]:
 
     what = f"--scheduler {address}"
     with dask.config.set(_QUIET):
+        failed = ""
         try:
             client = distributed.Client(address, timeout=PATIENCE)
         except (OSError, ValueError, TypeError) as error:
+            failed = type(error).__name__
+        if failed:
+            # The finaliser of the half-made client takes a lock: it must not run while another
+            # client holds it.
+            gc.collect()
             raise UserError(
-                f"{what}: no scheduler answers there ({type(error).__name__}); expected the address"
-                " that `dask scheduler` prints, such as tcp://host:8786"
-            ) from None
+                f"{what}: no scheduler answers there ({failed}); expected the address that"
+                " `dask scheduler` prints, such as tcp://host:8786"
+            )
         try:
             yield Cluster(client, what, say)
         finally:
