@@ -87,7 +87,7 @@ class Method:
     def of(self, shape: tuple[int, int]) -> str:
         """Return the name that applies to a dense update of a shape (d_out, d_in).
 
-        >>> method = Method("auto", seconds=5)
+        >>> method = Method("auto", seconds=10)
         >>> method.of((2048, 2048)), method.of((8192, 8192)), method.of((28672, 8192))
         ('auto', 'density', 'topk')
         """

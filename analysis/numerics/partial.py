@@ -19,6 +19,13 @@ def columns(update: Update, spectrum: decompose.Spectrum) -> Row:
 
     rank and above_floor are left out unless they end before the values do. Shares of the energy are
     the lower bounds, which are nearest to the exact ones.
+
+    >>> from analysis.update import DenseUpdate
+    >>> W = np.diag(np.arange(300.0, 0, -1))
+    >>> update = DenseUpdate("q_proj", W.shape, lambda: W)
+    >>> line = columns(update, decompose.spectrum(update, decompose.Method("topk", k=4)))
+    >>> round(line["spectral_norm"], 3), round(line["top_share_4"], 3), "rank" in line
+    (300.0, 0.039, False)
     """
     norm, s, d = spectrum.norm, spectrum.s, min(update.shape)
     if norm is None or spectrum.bounds is None:
@@ -44,7 +51,17 @@ def columns(update: Update, spectrum: decompose.Spectrum) -> Row:
 
 
 def bounds(key: str, spectrum: decompose.Spectrum) -> list[Row]:
-    """Return the rows of bounds.csv of one update, keyed by BOUNDS; none of a whole spectrum."""
+    """Return the rows of bounds.csv of one update, keyed by BOUNDS; none of a whole spectrum.
+
+    >>> from analysis.update import DenseUpdate
+    >>> W = np.diag(np.arange(300.0, 0, -1))
+    >>> update = DenseUpdate("q_proj", W.shape, lambda: W)
+    >>> bounds("run/q_proj", decompose.spectrum(update))
+    []
+    >>> rows = bounds("run/q_proj", decompose.spectrum(update, decompose.Method("topk", k=1)))
+    >>> [row["measure"] for row in rows][:2]
+    ['s_1', 'top_share_1']
+    """
     return [
         dict(zip(BOUNDS, (key, measure, low, high, holds), strict=True))
         for measure, (low, high, holds) in (spectrum.bounds or {}).items()

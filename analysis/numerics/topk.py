@@ -34,12 +34,13 @@ FAILURE = 1e-6  # probability over the random starts that `upper` is too small
 ALWAYS, BUT_FOR = "always", f"but for {FAILURE:g}"
 PROBES, STEPS = 16, 5  # of the Lanczos processes that bound τ
 # A pass over W costs nearly the same for up to about this many columns: it is bound by memory.
+# Smaller k have half of it, and a deeper space for it.
 BLOCK = 32
-SETTLED = 3e-3  # relative change of each value from a subspace to a 1.25 times larger one, at most
+SETTLED = 1e-3  # relative change of each value from a subspace to a 1.25 times larger one, at most
 # A block finds no more copies of one value than it has columns. If τ is so many times the last
 # value found, the search goes on with a further random block, up to ROUNDS times.
 MISSED, ROUNDS = 1.25, 5
-LARGEST = 6  # size of the subspace in units of k, at most
+LARGEST, DEEPEST = 6, 16  # the subspace has at most so many times k vectors, or so many blocks
 # A full decomposition is taken of matrices up to this size, and where more than 1/DENSE of all
 # values are asked for.
 SMALL = 256
@@ -82,7 +83,7 @@ class Top:
 
         >>> W = np.diag(np.arange(30.0, 0, -1))
         >>> low, high = top(W, 4).share(2)
-        >>> low <= (30**2 + 29**2) / np.sum(np.arange(31.0) ** 2) <= high
+        >>> bool(low <= (30**2 + 29**2) / np.sum(np.arange(31.0) ** 2) <= high)
         True
         """
         if self.norm == 0:
@@ -169,7 +170,7 @@ def _whole(M: np.ndarray, k: int) -> Top:
     rounding = max(M.shape) * EPS * float(s[0])
     upper = s[:k] + rounding
     rest = float(s[k]) + rounding if k < len(s) else 0.0
-    return Top(U[:, :k], s[:k], Vh[:k], upper, upper, np.zeros(k), norm, rest, rounding)
+    return Top(U[:, :k], s[:k], Vh[:k], upper, upper, np.full(k, rounding), norm, rest, rounding)
 
 
 def _searched(M: np.ndarray, k: int, seed: int) -> Top:
@@ -240,9 +241,9 @@ def _subspace(
 
     found: orthonormal vectors (n, k) that the subspace is to hold as well; None at first.
     """
-    b = min(BLOCK, min(M.shape) // DENSE)
+    b = min(BLOCK, max(BLOCK // 2, k // 2))
     V = np.zeros((M.shape[1], 0), M.dtype) if found is None else found.astype(M.dtype)
-    most = min(LARGEST * k + 2 * b + V.shape[1], *M.shape)
+    most = min(max(LARGEST * k, DEEPEST * b) + V.shape[1], *M.shape)
     new = _orthonormal(rng.standard_normal((M.shape[1], b)).astype(M.dtype), V)
     last = M @ new
     V, Y = np.hstack([V, new]), np.hstack([M @ V, last])
@@ -278,7 +279,7 @@ def _orthonormal(X: np.ndarray, V: np.ndarray) -> np.ndarray:
 
 
 def _beyond(M: np.ndarray, V: np.ndarray, rng: np.random.Generator) -> float:
-    """Return τ ≥ ‖M (I − VVᵀ)‖₂, but for rounding and with probability 1 − FAILURE."""
+    """Return τ ≥ ‖M (I − VVᵀ)‖₂ but for rounding, and in all rounds but for FAILURE."""
     n, k = V.shape
 
     def without(X: np.ndarray) -> np.ndarray:
@@ -289,7 +290,7 @@ def _beyond(M: np.ndarray, V: np.ndarray, rng: np.random.Generator) -> float:
         return without((M.T @ Y).astype(np.float64))
 
     starts = without(rng.standard_normal((n, PROBES)))
-    return lanczos.norm_bound(lanczos.run(square, starts, STEPS), n - k, FAILURE)
+    return lanczos.norm_bound(lanczos.run(square, starts, STEPS), n - k, FAILURE / ROUNDS)
 
 
 def _bounded(
@@ -306,7 +307,7 @@ def _bounded(
     apart = s + 2 * rho**2 / (gap + np.sqrt(gap**2 + 4 * rho**2) + np.finfo(float).tiny)
     within = np.minimum(np.sqrt(s**2 + tau**2), np.maximum(s, tau) + rho)
     upper = np.where(gap > 0, np.minimum(apart, within), within)
-    residual = np.linalg.norm(R, axis=0)
+    residual = np.linalg.norm(R, axis=0) + rounding
     return Top(
         U, s, V.T, upper + rounding, certain + rounding, residual, norm, tau + rounding, rounding
     )
