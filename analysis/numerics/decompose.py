@@ -88,7 +88,7 @@ class Method:
         """Return the name that applies to a dense update of a shape (d_out, d_in).
 
         >>> method = Method("auto", seconds=5)
-        >>> method.of((2048, 2048)), method.of((8192, 8192)), method.of((28672, 8192))
+        >>> method.of((2048, 2048)), method.of((4096, 4096)), method.of((28672, 8192))
         ('auto', 'density', 'topk')
         """
         if self.name != "auto" or self.seconds is None:

@@ -19,6 +19,13 @@ def columns(update: Update, spectrum: decompose.Spectrum) -> Row:
 
     rank and above_floor are left out unless they end before the values do. Shares of the energy are
     the lower bounds, which are nearest to the exact ones.
+
+    >>> from analysis.update import DenseUpdate
+    >>> W = np.diag(np.arange(64.0, 0, -1))
+    >>> update = DenseUpdate("q_proj", (64, 64), load=lambda: W)
+    >>> spectrum = decompose.spectrum(update, decompose.Method("topk", k=2))
+    >>> round(columns(update, spectrum)["top_share_1"], 4)
+    0.0458
     """
     norm, s, d = spectrum.norm, spectrum.s, min(update.shape)
     if norm is None or spectrum.bounds is None:
@@ -44,7 +51,13 @@ def columns(update: Update, spectrum: decompose.Spectrum) -> Row:
 
 
 def bounds(key: str, spectrum: decompose.Spectrum) -> list[Row]:
-    """Return the rows of bounds.csv of one update, keyed by BOUNDS; none of a whole spectrum."""
+    """Return the rows of bounds.csv of one update, keyed by BOUNDS; none of a whole spectrum.
+
+    >>> from analysis.update import DenseUpdate
+    >>> whole = decompose.spectrum(DenseUpdate("q_proj", (2, 2), load=lambda: np.eye(2)))
+    >>> bounds("q_proj", whole)
+    []
+    """
     return [
         dict(zip(BOUNDS, (key, measure, low, high, holds), strict=True))
         for measure, (low, high, holds) in (spectrum.bounds or {}).items()

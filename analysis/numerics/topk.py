@@ -82,7 +82,7 @@ class Top:
 
         >>> W = np.diag(np.arange(30.0, 0, -1))
         >>> low, high = top(W, 4).share(2)
-        >>> low <= (30**2 + 29**2) / np.sum(np.arange(31.0) ** 2) <= high
+        >>> bool(low <= (30**2 + 29**2) / np.sum(np.arange(31.0) ** 2) <= high)
         True
         """
         if self.norm == 0:

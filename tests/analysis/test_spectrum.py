@@ -19,7 +19,8 @@ from safetensors.numpy import save_file
 from analysis import CheckpointError, UserError, checkpoint, results, spectrum, store
 from analysis.checkpoint import Run
 from analysis.formats import Options
-from analysis.numerics import metrics, null, tails
+from analysis.numerics import decompose, metrics, null, tails
+from analysis.numerics import partial as partial_spectra
 from analysis.pairs import combine, dominance
 from analysis.spectrum import analyse, main, of_updates
 from analysis.tables import dominance as dominance_table
