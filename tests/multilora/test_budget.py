@@ -206,8 +206,8 @@ def test_a_saved_model_is_counted_without_its_weights(tmp_path, capsys):
         (["--model", "llama-7b", "--target_modules", "nothing"], "llama-7b: Target modules"),
         (["--model", "llama-7b", "--target_modules", "(q"], "'(q' is not a valid regex"),
         (
-            ["--model", "llama-7b", "--target_modules", "embed_tokens"],
-            "embed_tokens is of type Embedding",
+            ["--model", "llama-7b", "--target_modules", "norm"],
+            "norm is of type LlamaRMSNorm",
         ),
         (["--model", "llama-7b", "--n", "0"], "n is 0; expected at least 1"),
         (["--model", "/no/such/model"], "/no/such/model"),
