@@ -41,9 +41,9 @@ ORDERS = 3  # statements that one is more dominated than others, before only a c
 # By which measures one is more dominated than others, for a reader who knows none of them.
 BY = {
     Agreement.ALL: "by all measures",
-    Agreement.BOTH: "by its energy shares and by how uneven its top values are",
-    Agreement.SHARES: "by its energy shares only",
-    Agreement.WITHIN: "by how uneven its top values are, not clearly by its energy shares",
+    Agreement.BOTH: "by energy shares and by how uneven the top values are",
+    Agreement.SHARES: "by energy shares only",
+    Agreement.WITHIN: "by how uneven the top values are, not clearly by energy shares",
 }
 
 
