@@ -301,6 +301,25 @@ class _Formats(argparse.Action):
         parser.exit()
 
 
+def add_size_options(
+    parser: argparse.ArgumentParser, rank: str
+) -> argparse._MutuallyExclusiveGroup:
+    """Add the options that say how small an adapter is to be, and return their group.
+
+    rank: what --rank gives.
+    """
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--energy", type=float, metavar="Q", help="share of Σs² in each module")
+    size.add_argument("--rank", type=int, metavar="R", help=rank)
+    return size
+
+
+def add_writing_options(parser: argparse.ArgumentParser, dtypes: Sequence[str], usual: str) -> None:
+    """Add the options of commands that write an adapter; usual: the dtype without --dtype."""
+    parser.add_argument("--dtype", choices=dtypes, help=f"of the factors (default: {usual})")
+    parser.add_argument("--force", action="store_true", help="replace what is at --out")
+
+
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that supply what the files of a checkpoint do not say."""
     group = parser.add_argument_group("what the files of a checkpoint do not say")

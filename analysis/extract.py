@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis import CheckpointError, UserError, checkpoint, command, extras, names, store
+from analysis import CheckpointError, checkpoint, command, names, store
 from analysis.checkpoint import Run
 from analysis.files.place import Place
 from analysis.formats import Options, ties
 from analysis.formats import base as base_model
-from analysis.names import kind_of, layer_of
+from analysis.names import kind_of
 from analysis.numerics import compress, decompose, metrics, parallel, topk
 from analysis.process import start
 from analysis.results import Row
@@ -40,8 +40,8 @@ from analysis.update import (
     float64,
 )
 from analysis.writing import peft as adapter
+from analysis.writing import smaller
 
-DTYPES = ("float32", "float16", "bfloat16")
 BASE = "base_model_name_or_path"
 FULL = "full"  # the method of updates that are differences of weights as the model stores them
 HEAD = "lm_head"  # the head's module where it is tied, so that no tensor says its name
@@ -78,10 +78,7 @@ class Extracted:
     @property
     def error(self) -> float:
         """‖ΔW − BA‖/‖ΔW‖ over all modules together, of the factors as stored."""
-        sizes = np.array([row["norm"] for row in self.rows])
-        errors = np.array([row["error"] for row in self.rows])
-        whole = float(np.linalg.norm(sizes))
-        return float(np.linalg.norm(sizes * errors)) / whole if whole else 0.0
+        return smaller.whole_error(self.rows)
 
 
 def extract(
@@ -106,12 +103,7 @@ def extract(
     Raises UserError unless exactly one of rank and energy is given, and CheckpointError at a module
     that cannot be read.
     """
-    if (rank is None) == (energy is None):
-        raise UserError("expected one of --rank and --energy")
-    if rank is not None and rank < 1:
-        raise UserError(f"--rank {rank}; expected at least 1")
-    if energy is not None and not 0 < energy <= 1:
-        raise UserError(f"--energy {energy:g}; expected a share of the energy, above 0 and up to 1")
+    smaller.check({"rank": rank, "energy": energy})
     wanted = names.expression(modules)
     stored = np.dtype(np.float32) if dtype is None else dtype
     result = Extracted()
@@ -215,21 +207,11 @@ def _add(
     result.updates.append(kept)
     if layout != adapter.LINEAR:
         result.layouts[kept.name] = layout
+    bytes_kept = kept.B.nbytes + kept.A.nbytes
     result.rows.append(
-        {
-            "module": kept.name,
-            "kind": kind_of(kept.name),
-            "layer": layer_of(kept.name),
-            "d_out": update.shape[0],
-            "d_in": update.shape[1],
-            "r": update.capacity,
-            "rank": kept.r,
-            "bytes": update.shape[0] * update.shape[1] * 4,
-            "bytes_kept": kept.B.nbytes + kept.A.nbytes,
-            "energy": 1 - error**2,
-            "norm": size,
-            "error": error,
-        }
+        smaller.row(
+            update, kept.name, kept.r, bytes_kept, energy=1 - error**2, norm=size, error=error
+        )
     )
 
 
@@ -314,18 +296,18 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     adapter.check_free(out, arguments.force)
     run = checkpoint.at(arguments.path, arguments.revision)
     options = command.reading_options(arguments)
-    with extras.named():
-        result = extract(
-            run,
-            options,
-            rank=arguments.rank,
-            energy=arguments.energy,
-            dtype=adapter.dtype_of(arguments.dtype),
-            modules=arguments.modules,
-            embeddings=arguments.embeddings,
-            part=arguments.part,
-            progress=True,
-        )
+    dtype = adapter.dtype_of(arguments.dtype or adapter.DTYPES[0])
+    result = extract(
+        run,
+        options,
+        rank=arguments.rank,
+        energy=arguments.energy,
+        dtype=dtype,
+        modules=arguments.modules,
+        embeddings=arguments.embeddings,
+        part=arguments.part,
+        progress=True,
+    )
     if not result.updates:
         reasons = [*dict.fromkeys(result.left_out.values())][:3] or ["no matrix has changed"]
         raise CheckpointError(
@@ -335,7 +317,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     adapter.write(
         out,
         result.updates,
-        adapter.dtype_of(arguments.dtype),
+        dtype,
         config=config,
         layouts=result.layouts,
         force=arguments.force,
@@ -386,17 +368,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=command.HelpFormatter,
     )
     parser.add_argument("path", metavar="TUNED", help="the checkpoint")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--rank", type=int, metavar="R", help="rank of every module")
-    size.add_argument("--energy", type=float, metavar="Q", help="share of Σs² in each module")
+    command.add_size_options(parser, rank="rank of every module")
     parser.add_argument("--out", required=True, metavar="DIR", help="the adapter that is written")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the factors")
+    command.add_writing_options(parser, adapter.DTYPES, usual=adapter.DTYPES[0])
     parser.add_argument("--modules", metavar="REGEX", help="only modules whose name matches")
     parser.add_argument("--embeddings", action="store_true", help="take embeddings too")
     parser.add_argument(
         "--part", default="", metavar="P", help="of modules with several updates, such as tasks"
     )
-    parser.add_argument("--force", action="store_true", help="replace what is at --out")
     parser.add_argument("--csv", action="store_true", help="print the table of modules as CSV")
     command.add_reading_options(parser)
     return parser

@@ -49,7 +49,6 @@ SUMS, SPECTRA = "sums.safetensors", "merged.safetensors"
 BASE = "base_model_name_or_path"
 COMMON = (BASE, "revision", "task_type", "modules_to_save", "bias")  # of all PEFT methods
 EXTRACT = "make a LoRA of it first with python -m analysis.extract"
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,7 +292,7 @@ def write(
 ) -> float:
     """Write the merged adapter into the directory `out` as PEFT does: all of it or nothing.
 
-    dtype: one of DTYPES; None for that in which the first adapter stores its factors.
+    dtype: one of writer.DTYPES; None for that in which the first adapter stores its factors.
     record: written as record.json, if given.
     force: whether to replace what is there. What was written is read again and compared.
 
@@ -483,10 +482,7 @@ def _parser() -> argparse.ArgumentParser:
         help="heads, biases and other tensors that are saved whole and differ: take those of the"
         " first adapter, or none (default: an error; equal ones are taken over)",
     )
-    parser.add_argument(
-        "--dtype", choices=DTYPES, help="of the factors (default that of the first adapter)"
-    )
-    parser.add_argument("--force", action="store_true", help="replace an adapter in --out")
+    command.add_writing_options(parser, writer.DTYPES, usual="that of the first adapter")
     parser.add_argument(
         "--report",
         metavar="DIR",

@@ -17,11 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis import CheckpointError, UserError, checkpoint, command, store
+from analysis import CheckpointError, checkpoint, command, store
 from analysis.checkpoint import Run
 from analysis.files.place import Place
 from analysis.formats import Options, peft, through_peft
-from analysis.names import kind_of, layer_of
 from analysis.numerics import compress, decompose, metrics
 from analysis.numerics.decompose import Decomposition
 from analysis.process import start
@@ -29,10 +28,9 @@ from analysis.results import Row
 from analysis.tables import truncate as table
 from analysis.update import LowRankUpdate, Other, Remark, Skipped
 from analysis.writing import peft as adapter
-from analysis.writing import single
+from analysis.writing import single, smaller
 
-MEGABYTE = 10**6
-DTYPES = ("float32", "float16", "bfloat16")
+EXTRACT = "python -m analysis.extract makes a LoRA of"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +52,7 @@ class Truncated:
     @property
     def error(self) -> float:
         """‖ΔW − ΔW'‖/‖ΔW‖ over all modules together, of the factors as they are stored."""
-        sizes = np.array([row["norm"] for row in self.rows])
-        errors = np.array([row["error"] for row in self.rows])
-        whole = float(np.linalg.norm(sizes))
-        return float(np.linalg.norm(sizes * errors)) / whole if whole else 0.0
+        return smaller.whole_error(self.rows)
 
 
 def truncate(
@@ -78,7 +73,7 @@ def truncate(
 
     Raises UserError unless exactly one of the three is given and lies in its range.
     """
-    _check(energy, rank, budget)
+    smaller.check({"energy": energy, "rank": rank, "budget": budget})
     kept_dtype = dtype or compress.stored_dtype(updates)
     found = [decompose.decomposition(update, compress.METHOD) for update in updates]
     if budget is not None:
@@ -112,17 +107,6 @@ def as_written(
         for row in result.rows
     ]
     return replace(result, rows=rows)
-
-
-def _check(energy: float | None, rank: int | None, budget: float | None) -> None:
-    if sum(x is not None for x in (energy, rank, budget)) != 1:
-        raise UserError("expected one of --energy, --rank and --budget")
-    if energy is not None and not 0 < energy <= 1:
-        raise UserError(f"--energy {energy:g}; expected a share of the energy, above 0 and up to 1")
-    if rank is not None and rank < 1:
-        raise UserError(f"--rank {rank}; expected at least 1")
-    if budget is not None and not budget > 0:
-        raise UserError(f"--budget {budget / MEGABYTE:g}; expected megabytes, more than 0")
 
 
 def _rank(one: Decomposition, energy: float | None, rank: int | None) -> int:
@@ -164,25 +148,18 @@ def _cut(
     size = metrics.frobenius_norm(one.s)
     whole = r >= one.rank and r == update.r and {update.B.dtype, update.A.dtype} == {dtype}
     cut = update if whole else compress.cut(update, one, r) if r else None
-    per_direction = sum(update.shape)
-    before = sum(M.nbytes for M in (update.B, update.A))
     error = 1.0 if size else 0.0
     if cut is not None:
         error = 0.0 if whole else compress.error(update, compress.rounded(cut, dtype))
-    row: Row = {
-        "module": update.name,
-        "kind": kind_of(update.name),
-        "layer": layer_of(update.name),
-        "d_out": update.shape[0],
-        "d_in": update.shape[1],
-        "r": update.r,
-        "rank": r,
-        "bytes": before,
-        "bytes_kept": r * per_direction * dtype.itemsize,
-        "energy": float(np.sum((one.s[:r] / size) ** 2)) if size else None,
-        "norm": size,
-        "error": error,
-    }
+    row = smaller.row(
+        update,
+        update.name,
+        r,
+        r * sum(update.shape) * dtype.itemsize,
+        energy=float(np.sum((one.s[:r] / size) ** 2)) if size else None,
+        norm=size,
+        error=error,
+    )
     return row, cut
 
 
@@ -191,7 +168,7 @@ class Opened:
     """A checkpoint whose updates can be replaced, and how.
 
     updates: in its order. write: takes a result, the output and whether to replace it; returns the
-    updates as they are stored. dtype: None, or that which the format needs.
+    updates as they are stored.
     """
 
     updates: list[LowRankUpdate]
@@ -237,9 +214,6 @@ def opened(run: Run, options: Options) -> Opened:
     )
 
 
-EXTRACT = "python -m analysis.extract makes a LoRA of"
-
-
 def _refuse_others(place: Place) -> None:
     """Raise CheckpointError for a PEFT adapter whose B·A alone is not ΔW, before it is read."""
     config, where = place.json(peft.CONFIG), place.path / peft.CONFIG
@@ -263,8 +237,8 @@ def _updates(run: Run, options: Options) -> list[LowRankUpdate]:
         if not isinstance(entry, LowRankUpdate) or entry.part:
             what = f"has parts ({entry.part})" if entry.part else "is no product of two factors"
             raise CheckpointError(
-                f"{run.path}: {entry.name}: {what} ({entry.method}); expected plain LoRA (python -m"
-                " analysis.extract makes a LoRA of it)"
+                f"{run.path}: {entry.name}: {what} ({entry.method}); expected plain LoRA"
+                f" ({EXTRACT} it)"
             )
         updates.append(entry)
     if not updates:
@@ -283,7 +257,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """Truncate, write and report; the exit status."""
-    _check(arguments.energy, arguments.rank, arguments.budget)
+    budget = None if arguments.budget is None else arguments.budget * smaller.MEGABYTE
+    asked = {"energy": arguments.energy, "rank": arguments.rank, "budget": budget}
+    smaller.check(asked)
     out = Path(arguments.out)
     adapter.check_free(out, arguments.force)
     run = checkpoint.at(arguments.path, arguments.revision)
@@ -292,7 +268,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         source.updates,
         energy=arguments.energy,
         rank=arguments.rank,
-        budget=arguments.budget * MEGABYTE if arguments.budget is not None else None,
+        budget=budget,
         dtype=adapter.dtype_of(arguments.dtype) if arguments.dtype else None,
     )
     result = as_written(result, source.updates, source.write(result, out, arguments.force))
@@ -320,15 +296,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=command.HelpFormatter,
     )
     parser.add_argument("path", metavar="PATH", help="an adapter, or a file of factors")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--energy", type=float, metavar="Q", help="share of Σs² in each module")
-    size.add_argument("--rank", type=int, metavar="R", help="largest rank of a module")
+    size = command.add_size_options(parser, rank="largest rank of a module")
     size.add_argument("--budget", type=float, metavar="MB", help="megabytes of all factors")
     parser.add_argument(
         "--out", required=True, metavar="PATH", help="a directory for PEFT, else a file"
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="of the factors (default: as they are)")
-    parser.add_argument("--force", action="store_true", help="replace what is at --out")
+    command.add_writing_options(parser, adapter.DTYPES, usual="as they are")
     parser.add_argument("--csv", action="store_true", help="print the table of modules as CSV")
     command.add_reading_options(parser)
     return parser

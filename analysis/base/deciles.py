@@ -6,22 +6,21 @@ of W0 are divided into ten deciles, the largest first, as for the landing.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
-from analysis import CheckpointError, checkpoint
+from analysis import checkpoint
 from analysis.base import vectors as base_vectors
+from analysis.base.beside import collect
 from analysis.base.landing import DECILES, deciles
-from analysis.base.weights import open_base
 from analysis.formats import Options
-from analysis.names import expression
 from analysis.numerics import parallel
 from analysis.numerics.decompose import Basis, Decomposition
 from analysis.numerics.subspaces import SIDES
-from analysis.pairs import meeting
-from analysis.pairs.members import ONE, Member, Members, over_modules
+from analysis.pairs.members import ONE, Listed, Members
 from analysis.results import AgainstBase, Row
 from analysis.update import Update, float64
 
@@ -112,37 +111,10 @@ def analyse(
 
     Rows are keyed by ROW_COLUMNS.
     """
-    options = checkpoint.with_base(options, model)
-    runs = checkpoint.runs(paths, options.revision)
-    collected = meeting.collect(runs, options, expression(modules))
-    weights = {}
-    for run in runs:
-        try:
-            if collected.names(run):
-                names = [update.name for update in collected.updates(run)]
-                weights[run.key] = open_base(model, names)
-        except CheckpointError as error:
-            collected.skip(run, "", f"{run.path}: {error}")
-    updates = [u for run in runs if run.key in weights for u in collected.updates(run)]
-    if updates:
+    beside = collect(paths, model, options, modules)
+    if updates := beside.updates:
         say(_cost(updates, cache))
-
-    def job(members: Members) -> list[Row]:
-        rows = []
-        for run in (run for run in runs if run.key in weights):
-            for member in members.of(run):
-                try:
-                    W0 = weights[run.key].weight(member.update)
-                    rows.append(_row(member, W0, cache))
-                except CheckpointError as error:
-                    members.skip(run, str(error))
-                except MemoryError:
-                    members.skip(run, f"{run.path}: {members.module}: does not fit into memory")
-        return rows
-
-    with parallel.reproducible():
-        rows = [row for of_module in over_modules(job, collected, progress) for row in of_module]
-    return AgainstBase(rows, collected.skipped, collected.other)
+    return beside.rows(Members.listed, partial(_row, cache=cache), progress)
 
 
 def _cost(updates: Sequence[Update], cache: Path | None) -> str:
@@ -152,10 +124,10 @@ def _cost(updates: Sequence[Update], cache: Path | None) -> str:
     return f"{line}; the same time again for W0 + ΔW"
 
 
-def _row(member: Member, W0: np.ndarray, cache: Path | None) -> Row:
+def _row(one: Listed, W0: np.ndarray, cache: Path | None) -> Row:
     """Return the row of one update; cache: directory for the decomposition of W0."""
-    dW = member.update.dense()
-    row: Row = member.columns | {"unseen": unseen(W0, dW)}
+    dW = one.update.dense()
+    row: Row = one.columns | {"unseen": unseen(W0, dW)}
     base = base_vectors.decompose_base(W0, cache)
     tuned = base_vectors.decompose_base(float64(W0) + dW)
     m = base.s.size

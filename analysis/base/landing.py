@@ -9,6 +9,7 @@ how long that takes, and the vectors are kept in a cache.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,12 @@ import numpy as np
 
 from analysis import CheckpointError, checkpoint, extras
 from analysis.base import vectors as base_vectors
-from analysis.base.weights import open_base
+from analysis.base.beside import collect
 from analysis.formats import Options
-from analysis.names import expression
 from analysis.numerics import decompose, metrics, parallel
 from analysis.numerics.decompose import EPS, Basis, Decomposition
 from analysis.pairs import meeting
-from analysis.pairs.members import ONE, Member, Members, over_modules
+from analysis.pairs.members import ONE, Member, Members
 from analysis.results import AgainstBase, Row
 from analysis.update import DenseUpdate, Update, float64
 
@@ -366,20 +366,11 @@ def analyse(
     say: is called with a line about the cost of the decompositions before they start.
     progress: show a bar on stderr if dense modules take longer than two seconds.
     """
-    options = checkpoint.with_base(options, model)
-    runs = checkpoint.runs(paths, options.revision)
-    collected = meeting.collect(runs, options, expression(modules), rename)
-    weights = {}
-    for run in runs:
-        try:
-            if collected.names(run):
-                names = [update.name for update in collected.updates(run)]
-                weights[run.key] = open_base(model, names)
-        except CheckpointError as error:
-            collected.skip(run, "", f"{run.path}: {error}")
-    shapes = [next(iter(by_run.values()))[0].shape for by_run in collected.modules.values()]
+    beside = collect(paths, model, options, modules, rename)
+    modules_of = beside.collected.modules.values()
+    shapes = [next(iter(by_run.values()))[0].shape for by_run in modules_of]
     requested = landing or intruders
-    if weights:
+    if beside.bases:
         with parallel.reproducible():
             landing = requested or base_vectors.estimate(shapes)[0] < SOON
             line = base_vectors.estimate_line(shapes, cache) if requested else ""
@@ -387,31 +378,13 @@ def analyse(
             say(line)
         elif not landing:
             say("the landing of ΔW is left out, because it takes long: see --landing")
-
-    def job(members: Members) -> list[Row]:
-        rows = []
-        for run in (run for run in runs if run.key in weights):
-            for member in members.of(run):
-                try:
-                    W0 = weights[run.key].weight(member.update)
-                    rows.append(
-                        _row(
-                            member,
-                            W0,
-                            with_landing=landing,
-                            with_intruders=intruders,
-                            cache=cache if requested else None,
-                        )
-                    )
-                except CheckpointError as error:
-                    members.skip(run, str(error))
-                except MemoryError:
-                    members.skip(run, f"{run.path}: {members.module}: does not fit into memory")
-        return rows
-
-    with parallel.reproducible():
-        rows = [row for of_module in over_modules(job, collected, progress) for row in of_module]
-    return AgainstBase(rows, collected.skipped, collected.other)
+    row = partial(
+        _row,
+        with_landing=landing,
+        with_intruders=intruders,
+        cache=cache if requested else None,
+    )
+    return beside.rows(Members.of, row, progress)
 
 
 def _row(

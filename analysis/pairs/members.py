@@ -35,8 +35,8 @@ HELD = 2**27  # bytes for the updates of the modules that are compared at the sa
 
 
 @dataclass(frozen=True, eq=False)
-class Member:
-    """An update of a run with its decomposition.
+class Listed:
+    """An update of a run.
 
     module: its name after --map, by which the updates of different runs are matched.
     """
@@ -44,7 +44,6 @@ class Member:
     run: Run
     module: str
     update: Update
-    decomposition: Decomposition
 
     @property
     def columns(self) -> Row:
@@ -63,6 +62,13 @@ class Member:
             "d_in": d_in,
             "capacity": self.update.capacity,
         }
+
+
+@dataclass(frozen=True, eq=False)
+class Member(Listed):
+    """An update of a run with its decomposition."""
+
+    decomposition: Decomposition
 
 
 def pair_columns(a: Member, b: Member) -> Row:
@@ -100,6 +106,10 @@ class Members:
     def of(self, run: Run) -> list[Member]:
         """Return all members of a run, those with ΔW = 0 too."""
         return self._decomposed(run, self._by_run.get(run.key, []))
+
+    def listed(self, run: Run) -> list[Listed]:
+        """Return the updates of a run without decomposing them."""
+        return [Listed(run, self.module, update) for update in self._by_run.get(run.key, [])]
 
     def parts(self, run: Run) -> list[Member]:
         """Return the parts of the module in a run that can be compared with one another."""

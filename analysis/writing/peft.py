@@ -26,6 +26,7 @@ from analysis.formats import peft
 from analysis.numerics import compress
 from analysis.update import LowRankUpdate, Skipped, float64
 
+DTYPES = ("float32", "float16", "bfloat16")  # that factors can be written in
 WEIGHTS = f"{peft.STEM}.safetensors"
 RECORD = store.RECORD
 # Settings of LoRA under which B·A is not ΔW, or starts elsewhere; the adapter that is written has
@@ -153,7 +154,7 @@ def write(
             (new / peft.CONFIG).write_text(text + "\n", encoding="utf-8")
             if record is not None:
                 (new / RECORD).write_text(store.strict_json(dict(record)) + "\n", encoding="utf-8")
-            _check(new, stored, out)
+            check_written(new, stored, out)
     except BaseException:
         if new_directory and out.is_dir() and not any(out.iterdir()):
             out.rmdir()
@@ -280,21 +281,19 @@ def _masked(text: str, places: Sequence[int]) -> str:
     return "".join(letters)
 
 
-def _check(new: Path, stored: Sequence[LowRankUpdate], out: Path) -> None:
-    """Raise CheckpointError unless the adapter in `new` reads as the updates that were meant."""
+def check_written(path: Path, stored: Sequence[LowRankUpdate], out: Path) -> None:
+    """Raise CheckpointError unless the checkpoint at `path` reads as the updates that were meant.
+
+    out: what `path` will be called.
+    """
     found: dict[str, LowRankUpdate] = {}
-    for entry in checkpoint.scan(new):
+    for entry in checkpoint.scan(path):
         if isinstance(entry, Skipped):
             raise CheckpointError(f"{out}: reads wrong after writing: {entry.reason}")
         if isinstance(entry, LowRankUpdate):
             found[entry.name] = entry
-    compare(found, stored, out)
-
-
-def compare(found: Mapping[str, LowRankUpdate], stored: Sequence[LowRankUpdate], out: Path) -> None:
-    """Raise CheckpointError unless the updates found in a file are those that were meant."""
     for update in stored:
-        read = found.get(update.name)
+        read = found.pop(update.name, None)
         same = (
             read is not None
             and math.isclose(read.scale, update.scale, rel_tol=1e-12)
@@ -303,6 +302,5 @@ def compare(found: Mapping[str, LowRankUpdate], stored: Sequence[LowRankUpdate],
         )
         if not same:
             raise CheckpointError(f"{out}: {update.name} reads as another update after writing")
-    meant = {update.name for update in stored}
-    if more := [name for name in found if name not in meant]:
-        raise CheckpointError(f"{out}: {more[0]} reads as an update, and is none")
+    if found:
+        raise CheckpointError(f"{out}: {next(iter(found))} reads as an update, and is none")

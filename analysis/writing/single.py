@@ -18,7 +18,7 @@ from analysis.checkpoint import Source
 from analysis.files import exchange
 from analysis.files.place import Place
 from analysis.formats import diffusers, kohya
-from analysis.update import LowRankUpdate, Skipped
+from analysis.update import LowRankUpdate
 from analysis.writing import peft
 
 SUFFIX = ".safetensors"
@@ -108,7 +108,7 @@ def write(
             tensors[parts["alpha"]] = np.array(update.scale * update.r, np.float32)
     with exchange.replacing(out.parent) as new:
         save_file(tensors, new / out.name, metadata=_metadata(place, stored))
-        _compare(new / out.name, stored, out)
+        peft.check_written(new / out.name, stored, out)
     return stored
 
 
@@ -128,14 +128,3 @@ def _metadata(place: Place, stored: Sequence[LowRankUpdate]) -> dict[str, str] |
         if isinstance(value, str) and not key.startswith(OUTDATED)
     }
     return dict(kept) or None
-
-
-def _compare(file: Path, stored: Sequence[LowRankUpdate], out: Path) -> None:
-    """Raise CheckpointError unless the file reads as the updates that were meant."""
-    found = {}
-    for entry in checkpoint.scan(file):
-        if isinstance(entry, Skipped):
-            raise CheckpointError(f"{out}: reads wrong after writing: {entry.reason}")
-        if isinstance(entry, LowRankUpdate):
-            found[entry.name] = entry
-    peft.compare(found, stored, out)
