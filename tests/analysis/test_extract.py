@@ -240,3 +240,11 @@ def test_one_task_of_several_is_chosen_by_its_name(tmp_path, write_own, capsys):
     (update,) = checkpoint.read(tmp_path / "lora")
     np.testing.assert_allclose(update.dense(), exact[TASKS[0]], atol=1e-5)
     assert f"layers.0.q {TASKS[1]}: left out" in capsys.readouterr().err
+
+
+def test_factors_are_as_large_as_they_are_stored(write_adapter, lora_tensors):
+    """And not as the matrix that they make."""
+    adapter = write_adapter(lora_tensors("l.0.q", d_out=12, d_in=10, r=4), "plain")
+    (row,) = extract.extract(checkpoint.at(adapter), rank=2).rows
+    assert (row["bytes"], row["bytes_kept"]) == (4 * 22 * 4, 2 * 22 * 4)
+    assert (row["r"], row["rank"]) == (4, 2)

@@ -13,6 +13,7 @@ from analysis import spectrum
 from analysis.base import deciles
 from analysis.base.vectors import decompose_base
 from analysis.numerics.decompose import Basis
+from analysis.pairs import members
 
 
 def known(rng, s, d_out, d_in):
@@ -117,6 +118,13 @@ def test_an_adapter_and_a_full_fine_tuning_agree(tuned, write_delta):
     for name in (*deciles.CHANGES, *deciles.KEPT, "unseen"):
         assert one[name] == pytest.approx(two[name], abs=1e-5)
     assert (one["left_chance"], one["right_chance"]) == (2 / 24, 2 / 20)
+
+
+def test_no_update_is_decomposed(tuned, monkeypatch):
+    """Only W0 and W0 + ΔW are; a decomposition of a dense ΔW takes as long as either."""
+    adapter, base = tuned[:2]
+    monkeypatch.setattr(members.Members, "_decompose", lambda *_: pytest.fail("was called"))
+    assert deciles.analyse([adapter], base).rows
 
 
 def test_the_command_prints_and_writes_the_table(tuned, tmp_path, run_main):
