@@ -301,6 +301,18 @@ class _Formats(argparse.Action):
         parser.exit()
 
 
+def add_map_option(parser: argparse.ArgumentParser) -> None:
+    """Add --map, by which modules with other names are matched."""
+    parser.add_argument(
+        "--map",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("REGEX", "REPLACEMENT"),
+        help="rename modules before they are matched by name",
+    )
+
+
 def add_size_options(
     parser: argparse.ArgumentParser, rank: str
 ) -> argparse._MutuallyExclusiveGroup:

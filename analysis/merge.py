@@ -173,7 +173,7 @@ def _layouts(runs: Sequence[Run], rename: Sequence[meeting.Rename]) -> dict[str,
     layouts: dict[str, writer.Layout] = {}
     for run in runs:
         if run.source and run.source.family is peft and _json(run).get("peft_type") == "LORA":
-            for module, layout in writer.original(run.source.place.path).layouts.items():
+            for module, layout in writer.layouts(run.source.place).items():
                 layouts.setdefault(meeting.renamed(module, rename), layout)
     return layouts
 
@@ -198,8 +198,7 @@ def _check(runs: Sequence[Run], collected: Collected, partly: bool) -> None:
     for run in runs:
         if not collected.updates(run):
             raise CheckpointError(f"{run.path}: has no update; expected an adapter")
-    shared = [by_run for by_run in collected.modules.values() if len(by_run) > 1 or len(runs) == 1]
-    if not shared:
+    if not any(len(by_run) > 1 for by_run in collected.modules.values()):
         # The report notes it with the closest names as a hint.
         meeting.sharing([(runs[0], runs[1])], collected)
         raise CheckpointError(collected.skipped[0]["reason"])
@@ -458,14 +457,7 @@ def _parser() -> argparse.ArgumentParser:
         help="directions of each adapter that tsv keeps (default the layer's share, d/n of n"
         " adapters)",
     )
-    parser.add_argument(
-        "--map",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("REGEX", "REPLACEMENT"),
-        help="rename modules before they are matched by name",
-    )
+    command.add_map_option(parser)
     parser.add_argument(
         "--partly",
         action="store_true",

@@ -526,14 +526,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the runs of one method, one per seed, such as --group lora a/ b/; by default the"
         " method and seed in run.json, if there is one",
     )
-    parser.add_argument(
-        "--map",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("REGEX", "REPLACEMENT"),
-        help="rename modules before they are matched by name",
-    )
+    command.add_map_option(parser)
     parser.add_argument(
         "--merge",
         action="store_true",

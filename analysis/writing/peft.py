@@ -75,11 +75,24 @@ class Original:
 def original(path: Path) -> Original:
     """Return what a PEFT LoRA adapter has besides its factors.
 
+    Raises CheckpointError as `layouts`.
+    """
+    place = Place(path)
+    of_modules = layouts(place)  # before anything large is read
+    file = peft.weights(place)
+    tensors = place.tensors(file)
+    others, _ = peft.by_module(tensors, file)
+    carried = {name: tensors[name].load() for name in others}
+    return Original(place.json(peft.CONFIG), of_modules, carried)
+
+
+def layouts(place: Place) -> dict[str, Layout]:
+    """Return how the factors of each module of a PEFT LoRA adapter are stored.
+
     Raises CheckpointError for an adapter whose modules cannot each be replaced by a pair of
     factors: fused layers with parts, several adapters in one file, a convolution in groups, a bias
     of B, factors of a parameter (target_parameters).
     """
-    place = Place(path)
     file, config = peft.weights(place), place.json(peft.CONFIG)
     if config.get("target_parameters"):
         raise CheckpointError(
@@ -87,8 +100,8 @@ def original(path: Path) -> Original:
             " expected modules alone, for which other factors can be written"
         )
     tensors = place.tensors(file)
-    others, modules = peft.by_module(tensors, file)
-    layouts = {}
+    _, modules = peft.by_module(tensors, file)
+    found = {}
     for (module, part), parts in modules.items():
         shapes = {role: tensors[name].shape for role, name in parts.items()}
         pairs = [{f"{stem}{f}{end}" for f in "AB"} for stem, end in PAIRS]
@@ -106,8 +119,8 @@ def original(path: Path) -> Original:
                 f"{file}: {module}: B is {B}, A is {A}: a convolution in groups, or a fused layer"
                 " with parts; expected one product B·A"
             )
-        layouts[module] = Layout(embedding, tuple(A[2:]))
-    return Original(config, layouts, {name: tensors[name].load() for name in others})
+        found[module] = Layout(embedding, tuple(A[2:]))
+    return found
 
 
 PAIRS = (("lora_", ".weight"), ("lora_embedding_", ""))
