@@ -234,9 +234,7 @@ def factors(update: Update, rank: int | None, energy: float | None) -> LowRankUp
     if found.rank == 0:
         return None
     r = rank if energy is None else int(metrics.energy_rank(found.s, energy))
-    root = np.sqrt(found.s[: min(r or 1, found.rank)])
-    B = found.left.vectors(root.size) * root
-    A = root[:, None] * found.right.vectors(root.size).T
+    B, A = compress.factors(found, min(r or 1, found.rank))
     return LowRankUpdate(update.name, B, A, 1.0, "", "extracted", update.source)
 
 

@@ -36,7 +36,6 @@ from analysis.numerics import compress
 from analysis.pairs import combine, meeting
 from analysis.pairs.combine import Term
 from analysis.pairs.meeting import Collected
-from analysis.pairs.merging import ROW_COLUMNS
 from analysis.process import start
 from analysis.results import Merging
 from analysis.tables import merging as merging_table
@@ -44,8 +43,6 @@ from analysis.tables.text import Statement, counted
 from analysis.update import LowRankUpdate, Update
 from analysis.writing import peft as writer
 
-PAIRS, ADAPTERS, MERGED = "merging.csv", "adapters.csv", "merged.csv"
-SUMS, SPECTRA = "sums.safetensors", "merged.safetensors"
 BASE = "base_model_name_or_path"
 COMMON = (BASE, "revision", "task_type", "modules_to_save", "bias")  # of all PEFT methods
 EXTRACT = "make a LoRA of it first with python -m analysis.extract"
@@ -112,7 +109,7 @@ def merge(
     found, updates = report.of_collected(
         runs, collected, partial(_merge_one, method, settings), method, progress
     )
-    failed = [skip for skip in found.skipped if not _is_remark(skip, collected, partly)]
+    failed = [skip for skip in found.skipped if not _is_remark(skip, collected)]
     if failed:
         raise CheckpointError(_first_of([skip["reason"] for skip in failed]))
     low_rank = [update for update in updates if isinstance(update, LowRankUpdate)]
@@ -270,9 +267,12 @@ def _weigh(runs: Sequence[Run], terms: Sequence[Term], collected: Collected) -> 
                 del by_run[run.key]
 
 
-def _is_remark(skip: dict[str, str], collected: Collected, partly: bool) -> bool:
-    """Return whether a note of the report is no obstacle: ΔW = 0, or missing where it may be."""
-    return skip in collected.zero or (partly and "is missing, but is in" in skip["reason"])
+def _is_remark(skip: dict[str, str], collected: Collected) -> bool:
+    """Return whether a note of the report is no obstacle, after what `_check` has refused.
+
+    ΔW = 0; a module that may be missing in some adapters; two adapters of several that share none.
+    """
+    return skip in collected.zero or not skip["module"] or "is missing, but is in" in skip["reason"]
 
 
 def _first_of(reasons: Sequence[str]) -> str:
@@ -366,18 +366,12 @@ def _show(
     """Print the report, followed by `words`, and write it to --report with the record."""
     found = result.found
     if arguments.report:
-        tables = {
-            PAIRS: store.csv_text(found.rows, ROW_COLUMNS),
-            ADAPTERS: store.csv_text(found.adapters, report.ADAPTER),
-            MERGED: store.csv_text(found.merged, report.MERGED),
-        }
-        tensors = {SUMS: found.s, SPECTRA: found.merged_s}
+        tables = {name: store.csv_text(*table) for name, table in report.tables(found).items()}
         notes = {"skipped": found.skipped, "other": found.other}
-        store.write(arguments.report, tensors, tables, {**made_by, **notes})
+        store.write(arguments.report, report.tensors(found), tables, {**made_by, **notes})
     if arguments.json:
-        rows = {"merging": found.rows, "adapters": found.adapters, "merged": found.merged}
-        notes = {"other": found.other, "skipped": found.skipped}
-        command.emit(store.strict_json({"record": made_by, **rows, **notes}))
+        whole = {"record": made_by, **report.listed(found), "skipped": found.skipped}
+        command.emit(store.strict_json(whole))
         return
     blocks = [*merging_table.lines(found), *words]
     command.show(blocks, merging_table.EXPLANATION, arguments)
@@ -478,8 +472,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--report",
         metavar="DIR",
-        help=f"write {PAIRS} (pairs), {ADAPTERS}, {MERGED}, {SUMS}, {SPECTRA} and {store.RECORD}"
-        " there",
+        help=f"write {', '.join(report.FILES)} and {store.RECORD} there",
     )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     parser.add_argument(

@@ -26,7 +26,7 @@ from analysis.merging import report as merging_report
 from analysis.names import kind_of, layer_of
 from analysis.numerics import subspaces
 from analysis.numerics.subspaces import phi
-from analysis.pairs import meeting, merging, repeatability
+from analysis.pairs import meeting, repeatability
 from analysis.pairs.meeting import Pairs
 from analysis.pairs.members import (
     PAIR,
@@ -56,8 +56,6 @@ LEGENDS = (
     f"With --merge:\n\n{merging_table.EXPLANATION}",
     f"With --base:\n\n{base_table.EXPLANATION}",
 )
-MERGE_TABLE, SUMS = "merging.csv", "sums.safetensors"
-ADAPTERS_TABLE, MERGED_TABLE, MERGED_SPECTRA = "adapters.csv", "merged.csv", "merged.safetensors"
 
 
 def analyse(
@@ -408,18 +406,9 @@ def _merged(runs: Sequence[Run], arguments: argparse.Namespace) -> _Report:
     return _Report(
         blocks=[*merging_table.lines(found)],
         legends=[merging_table.EXPLANATION],
-        json={
-            "merging": found.rows,
-            "adapters": found.adapters,
-            "merged": found.merged,
-            "other": found.other,
-        },
-        tables={
-            MERGE_TABLE: (found.rows, merging.ROW_COLUMNS),
-            ADAPTERS_TABLE: (found.adapters, merging_report.ADAPTER),
-            MERGED_TABLE: (found.merged, merging_report.MERGED),
-        },
-        tensors={SUMS: found.s, MERGED_SPECTRA: found.merged_s},
+        json=merging_report.listed(found),
+        tables=merging_report.tables(found),
+        tensors=merging_report.tensors(found),
         skipped=found.skipped,
     )
 
@@ -536,8 +525,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--figures", metavar="DIR", help="draw similarity.png and .pdf there")
     command.add_page_options(parser)
     files = f"{TABLE}, {PHI}, {store.RECORD}"
-    more = f"with --base also {BASE_TABLE}; with --merge instead {MERGE_TABLE} (pairs),"
-    more += f" {ADAPTERS_TABLE}, {MERGED_TABLE}, {SUMS}, {MERGED_SPECTRA}"
+    more = f"with --base also {BASE_TABLE}; with --merge instead"
+    more += f" {', '.join(merging_report.FILES)}"
     command.add_output_options(parser, f"{files} ({more})")
     command.add_reading_options(parser)
     command.add_work_options(parser)

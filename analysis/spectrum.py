@@ -11,7 +11,6 @@ run, module by module.
 import argparse
 import contextlib
 import itertools
-import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,6 +46,7 @@ from analysis.numerics import (
     null,
     parallel,
     tails,
+    topk,
 )
 from analysis.numerics import partial as part_of
 from analysis.numerics.decompose import Method
@@ -57,7 +57,7 @@ from analysis.results import AgainstBase, Row, Spectra
 from analysis.tables import dominance as dominance_table
 from analysis.tables import function as function_table
 from analysis.tables import spectrum as spectrum_table
-from analysis.tables.text import Block
+from analysis.tables.text import Block, counted
 from analysis.update import DenseUpdate, Entry, Other, Skipped, Update
 from analysis.work import matrices
 from analysis.work.matrices import Decomposed, Matrices
@@ -140,7 +140,9 @@ def of_runs(
     if activations is not None:
         inputs = moments.open_moments(activations)
         for path in dict.fromkeys([*(run.path for run in runs), *(term.path for term in terms)]):
-            moments.check_base(inputs, Path(path), options.base)
+            moments.check_trained(inputs, Path(path))
+        if options.base is not None:
+            moments.check_base(inputs, options.base)
     dense = dense or Matrices(method)
     dense.ahead(partial(_dense, sources, wanted), progress)
     return _gathered(
@@ -376,11 +378,7 @@ def _concentration(s: np.ndarray, d_out: int, d_in: int) -> Row:
     """The columns that are ratios, undefined for ΔW = 0."""
     d = min(d_out, d_in)
     return {
-        "top_share_1": metrics.top_share(s, 1),
-        "top_share_4": metrics.top_share(s, 4),
-        "top_share_16": metrics.top_share(s, 16),
-        "top_share_1pct": metrics.top_share(s, max(1, math.ceil(d / 100))),
-        "top_share_10pct": metrics.top_share(s, max(1, math.ceil(d / 10))),
+        **{name: metrics.top_share(s, j) for name, j in topk.counted(d).items()},
         "effective_rank": metrics.effective_rank(s),
         "energy_entropy_rank": metrics.energy_entropy_rank(s),
         "stable_rank": metrics.stable_rank(s),
@@ -435,9 +433,14 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     terms = [combine.parse(text) for text in arguments.combine]
     read = partial(_read, runs, terms, arguments)
     options = command.reading_options(arguments)
-    settings = {"options": options, "method": method.name, "k": method.k}
-    settings |= {"seconds": method.seconds}
-    settings |= {"combine": arguments.combine, "device": arguments.device}
+    settings = {
+        "options": options,
+        "method": method.name,
+        "k": method.k,
+        "seconds": method.seconds,
+        "combine": arguments.combine,
+        "device": arguments.device,
+    }
     kept = command.kept(parser, "analysis.spectrum", read, settings, arguments)
     with command.cluster(parser, arguments) as cluster:
         spectra = of_runs(
@@ -516,11 +519,10 @@ def _warn_of_unknown_inputs(
             " any other module of the checkpoints; expected that of their base"
         )
     if missing:
-        modules = "1 module" if len(missing) == 1 else f"{len(missing)} modules"
         command.warn(
             parser,
-            f"--activations {arguments.activations}: has no second moment of {modules}, such as"
-            f" {missing[0]}: empty columns",
+            f"--activations {arguments.activations}: has no second moment of"
+            f" {counted(len(missing), 'module')}, such as {missing[0]}: empty columns",
         )
 
 

@@ -146,36 +146,33 @@ def _of_dict(value: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
     return found
 
 
-def check_base(moments: Moments, run: Path, given: Path | None) -> None:
-    """Raise UserError if a checkpoint was trained from another model than the moments'.
-
-    run: the checkpoint, whose base is known by its hash if this project trained it.
-    given: the base that the user named; its weights are hashed. None: none was named.
-    """
-    ours = set(moments.sha256.values())
+def check_trained(moments: Moments, run: Path) -> None:
+    """Raise UserError if files of this project say that a checkpoint has another base."""
     trained = _trained_from(run)
-    if trained and set(trained.values()) != ours:
+    if trained and set(trained.values()) != set(moments.sha256.values()):
         raise UserError(
             f"{moments.path}: has the inputs of another model than the base of {run}: their weight"
             f" files have SHA-256 {_first(moments.sha256)} and {_first(trained)}; run {COMMAND}"
             " with that base"
         )
-    if given is None:
-        return
+
+
+def check_base(moments: Moments, given: Path) -> None:
+    """Raise UserError if the base that the user names is another model; its weights are hashed."""
     directory = base.directory(given)
-    if directory.is_dir() and (directory / next(iter(moments.sha256), "")).is_file():
-        hashes = {}
-        for name in moments.sha256:
-            file = directory / name
-            if file.is_file():
-                with file.open("rb") as opened:
-                    hashes[name] = hashlib.file_digest(opened, "sha256").hexdigest()
-        if hashes == moments.sha256:
-            return
+    files = {name: directory / name for name in moments.sha256}
+    there = bool(files) and all(file.is_file() for file in files.values())
+    if there and {name: _sha256(file) for name, file in files.items()} == moments.sha256:
+        return
     raise UserError(
         f"{moments.path}: has the inputs of another model than --base {given}: their weight files"
         f" differ; run {COMMAND} with that base"
     )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _first(sha256: Mapping[str, Any]) -> str:

@@ -90,9 +90,8 @@ def merge(method: str, updates: Sequence[LowRankUpdate], settings: Settings) -> 
 def _cut(exact: Update, updates: Sequence[LowRankUpdate], r: int) -> Merged:
     """Return the best update of rank r of a matrix that was made of `updates`."""
     found = decompose.decomposition(exact)
-    root = np.sqrt(found.s[:r])
-    B, A = found.left.vectors(r) * root, root[:, None] * found.right.vectors(r).T
-    return Merged(merged_update(updates, B, A, exact.method), _lost(found.s, r))
+    merged = merged_update(updates, *compress.factors(found, r), exact.method)
+    return Merged(merged, _lost(found.s, r))
 
 
 def _lost(s: np.ndarray, r: int) -> float:

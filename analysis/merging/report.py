@@ -24,7 +24,7 @@ from analysis.numerics.decompose import EPS, Decomposition
 from analysis.pairs import combine, meeting
 from analysis.pairs.meeting import Collected
 from analysis.pairs.members import ONE, Member, Members, over_modules, pair_columns
-from analysis.pairs.merging import conflict, merge_row, top
+from analysis.pairs.merging import ROW_COLUMNS, conflict, merge_row, of_sum, top, vanishes
 from analysis.results import Merging, Row
 from analysis.update import Update
 
@@ -40,6 +40,10 @@ MERGED = (
     "capacity", "rank", "energy", "spectral_norm", "frobenius_norm", "effective_rank",
     "top_share_1", "rank_90", "rank_99", "alignment_rank", "alignment", "alignment_min", "error",
 )  # fmt: skip
+# Files of a report: pairs, adapters, the whole; the singular values of sums and of the whole.
+PAIRS_TABLE, ADAPTERS_TABLE, MERGED_TABLE = "merging.csv", "adapters.csv", "merged.csv"
+SUMS, SPECTRA = "sums.safetensors", "merged.safetensors"
+FILES = (PAIRS_TABLE, ADAPTERS_TABLE, MERGED_TABLE, SUMS, SPECTRA)
 SIGNS = ("opposite_sign", "sampled", "sample_seed")  # of a pair, its `conflict`
 # The merged update's directions that an alignment looks at leave out a share 0.05 of its norm.
 LEFT_OUT = 0.05
@@ -158,6 +162,26 @@ def _by_part(members: Members, runs: Sequence[Run]) -> Iterator[list[Member]]:
     yield from by_part.values()
 
 
+def tables(found: Merging) -> dict[str, tuple[Sequence[Row], Sequence[str]]]:
+    """Return the tables of a report: file name -> rows and columns."""
+    return {
+        PAIRS_TABLE: (found.rows, ROW_COLUMNS),
+        ADAPTERS_TABLE: (found.adapters, ADAPTER),
+        MERGED_TABLE: (found.merged, MERGED),
+    }
+
+
+def tensors(found: Merging) -> dict[str, dict[str, np.ndarray]]:
+    """Return the singular values of a report: file name -> arrays by key."""
+    return {SUMS: found.s, SPECTRA: found.merged_s}
+
+
+def listed(found: Merging) -> dict[str, Any]:
+    """Return what --json prints of a report, but for what was skipped."""
+    rows = {"merging": found.rows, "adapters": found.adapters, "merged": found.merged}
+    return rows | {"other": found.other}
+
+
 def whole(
     members: Sequence[Member], merged: Update, signs: tuple[Any, ...] | None = None
 ) -> tuple[list[Row], Row, np.ndarray]:
@@ -207,8 +231,9 @@ def whole(
         "top_share_1_before": float(np.mean([row["top_share_1"] for row in adapters])),
         "capacity": merged.capacity,
     }
-    s = np.zeros_like(after.s) if _vanishes(after, found, merged.shape) else after.s
-    row |= _of_merged(s, after, norms)
+    s = np.zeros_like(after.s) if vanishes(after, found, merged.shape) else after.s
+    row |= of_sum(s, norms.tolist()) | {"frobenius_norm": metrics.frobenius_norm(s)}
+    row |= {"rank": after.rank, "top_share_1": metrics.top_share(s, 1)} if s[0] > 0 else {"rank": 0}
     if row["rank"]:
         alignments = [adapter["alignment"] for adapter in adapters]
         row["alignment_rank"] = int(metrics.energy_rank(s, 1 - LEFT_OUT**2))
@@ -283,27 +308,3 @@ def _in_span(C: np.ndarray, G: np.ndarray) -> tuple[np.ndarray, int]:
     kept = values > len(values) * EPS * values[-1]
     inside = C @ Q[:, kept] / np.sqrt(values[kept])
     return np.sum(inside**2, axis=1), int(kept.sum())
-
-
-def _vanishes(after: Decomposition, found: Sequence[Decomposition], shape: tuple[int, int]) -> bool:
-    """Return whether the merged update is indistinguishable from the rounding of its terms."""
-    of_terms = sum(d.error_bound for d in found)
-    rounding = max(shape) * EPS * sum(float(d.s[0]) for d in found)
-    return bool(after.s[0] <= max(after.error_bound, of_terms, rounding))
-
-
-def _of_merged(s: np.ndarray, after: Decomposition, norms: np.ndarray) -> Row:
-    """Return the columns of the merged update's spectrum; ratios are missing if it is zero."""
-    size = norms.max()  # so that no square overflows or vanishes
-    row: Row = {
-        "rank": after.rank if s[0] > 0 else 0,
-        "energy": float((metrics.frobenius_norm(s) / size) ** 2 / np.sum((norms / size) ** 2)),
-        "spectral_norm": metrics.spectral_norm(s),
-        "frobenius_norm": metrics.frobenius_norm(s),
-    }
-    if s[0] > 0:
-        row["effective_rank"] = metrics.effective_rank(s)
-        row["top_share_1"] = metrics.top_share(s, 1)
-        row["rank_90"] = int(metrics.energy_rank(s, 0.9))
-        row["rank_99"] = int(metrics.energy_rank(s, 0.99))
-    return row

@@ -39,17 +39,28 @@ def cut(update: LowRankUpdate, decomposition: Decomposition, r: int) -> LowRankU
     if r < 1:
         raise ValueError(f"r is {r}; expected at least 1")
     r = min(r, update.capacity)
-    root = np.sqrt(decomposition.s[:r])
+    B, A = factors(decomposition, r)
     return replace(
         update,
-        B=decomposition.left.vectors(r) * root,
-        A=root[:, None] * decomposition.right.vectors(r).T,
+        B=B,
+        A=A,
         scale=1.0,
         stacked=1,
         dtypes=update.stored,
         sizes=None,
         inner=None,
     )
+
+
+def factors(decomposition: Decomposition, r: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return B = U √S (d_out, r) and A = √S Vᵀ (r, d_in) of the first r directions.
+
+    >>> B, A = factors(decompose.decomposition(LowRankUpdate("q", np.eye(2), 4 * np.eye(2))), 1)
+    >>> B.shape, A.shape, float(np.linalg.norm(B).round(6))
+    ((2, 1), (1, 2), 2.0)
+    """
+    root = np.sqrt(decomposition.s[:r])
+    return decomposition.left.vectors(r) * root, root[:, None] * decomposition.right.vectors(r).T
 
 
 def rounded(update: LowRankUpdate, dtype: np.dtype) -> LowRankUpdate:

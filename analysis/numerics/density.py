@@ -65,14 +65,13 @@ def estimate(W: np.ndarray, seed: int = SEED) -> Density:
     True
     """
     d = min(W.shape)
-    top = topk.top(W, min(K, d))
+    small = d <= topk.SMALL  # where all values are computed anyhow
+    top = topk.top(W, d if small else min(K, d))
     if top.norm == 0:
         nothing = dict.fromkeys(MEASURES, float("nan"))
         return Density(top, nothing | {"nuclear_norm": 0.0}, dict.fromkeys(MEASURES, 0.0))
-    if d <= topk.SMALL:
-        top = topk.top(W, d)
-        values = _measures(top.s, np.ones(d))
-        return Density(top, values, dict.fromkeys(MEASURES, 0.0))
+    if small:
+        return Density(top, _measures(top.s, np.ones(d)), dict.fromkeys(MEASURES, 0.0))
     T_rest, size = _process(W, top, np.random.default_rng(seed))
     nodes = [_nodes(T_rest, j, size) for j in range(PROBES)]
     values = _pooled(top, nodes, d)

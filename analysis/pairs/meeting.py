@@ -111,6 +111,7 @@ def collect(
     wanted: only modules whose name has a match.
     rename: (pattern, replacement), applied in turn to the names of every checkpoint, so that
         modules with different names can be matched. Raises UserError for an invalid pattern.
+    most: the number of runs of which all numbers are kept; HELD by default.
     """
     collected = Collected()
     most = HELD if most is None else most

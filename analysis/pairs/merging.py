@@ -101,28 +101,27 @@ def merge_row(
         "sum_capacity": total.capacity,
     }
     spectrum = decompose.spectrum(total)
-    vanishes = _vanishes(spectrum, a, decomposition_a, decomposition_b)
-    s = np.zeros_like(spectrum.s) if vanishes else spectrum.s
-    row |= _of_sum(s, norm_a, norm_b)
+    gone = vanishes(spectrum, [decomposition_a, decomposition_b], a.shape)
+    s = np.zeros_like(spectrum.s) if gone else spectrum.s
+    row |= {f"sum_{name}": value for name, value in of_sum(s, [norm_a, norm_b]).items()}
     return {column: row.get(column) for column in COLUMNS}, s
 
 
-def _of_sum(s: np.ndarray, norm_a: float, norm_b: float) -> Row:
-    """Return the columns of the sum from its singular values and the Frobenius norms of its terms.
+def of_sum(s: np.ndarray, norms: Sequence[float]) -> Row:
+    """Return the columns of a sum from its singular values and the Frobenius norms of its terms.
 
-    The ranks are missing if the sum is zero.
+    The effective rank and the ranks are missing if the sum is zero.
     """
-    # Relative to the larger norm, so that no square overflows or vanishes.
-    size = max(norm_a, norm_b)
-    energy = (norm_a / size) ** 2 + (norm_b / size) ** 2
+    size = max(norms)  # so that no square overflows or vanishes
+    energy = sum((norm / size) ** 2 for norm in norms)
     row: Row = {
-        "sum_energy": (metrics.frobenius_norm(s) / size) ** 2 / energy,
-        "sum_spectral_norm": metrics.spectral_norm(s),
+        "energy": float((metrics.frobenius_norm(s) / size) ** 2 / energy),
+        "spectral_norm": metrics.spectral_norm(s),
     }
     if s[0] > 0:
-        row["sum_effective_rank"] = metrics.effective_rank(s)
-        row["sum_rank_90"] = int(metrics.energy_rank(s, 0.9))
-        row["sum_rank_99"] = int(metrics.energy_rank(s, 0.99))
+        row["effective_rank"] = metrics.effective_rank(s)
+        row["rank_90"] = int(metrics.energy_rank(s, 0.9))
+        row["rank_99"] = int(metrics.energy_rank(s, 0.99))
     return row
 
 
@@ -162,15 +161,12 @@ def _shared(which: str, s: np.ndarray, left: np.ndarray, right: np.ndarray) -> R
     return {f"{name}_{which}": min(max(share, 0.0), 1.0) for name, share in shares.items()}
 
 
-def _vanishes(
-    total: Spectrum, a: Update, decomposition_a: Decomposition, decomposition_b: Decomposition
+def vanishes(
+    total: Spectrum | Decomposition, terms: Sequence[Decomposition], shape: tuple[int, int]
 ) -> bool:
-    """Return whether the sum is indistinguishable from the rounding error of its terms.
-
-    total: the spectrum of the sum; a: one of the terms, for its shape.
-    """
-    of_terms = decomposition_a.error_bound + decomposition_b.error_bound
-    rounding = max(a.shape) * EPS * (decomposition_a.s[0] + decomposition_b.s[0])
+    """Return whether a sum is indistinguishable from the rounding error of its terms."""
+    of_terms = sum(term.error_bound for term in terms)
+    rounding = max(shape) * EPS * sum(float(term.s[0]) for term in terms)
     return bool(total.s[0] <= max(total.error_bound, of_terms, rounding))
 
 

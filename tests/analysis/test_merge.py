@@ -279,6 +279,16 @@ def test_adapters_of_other_bases(two, write_adapter):
     assert len(merge.merge(terms, same_base=True).updates) == 2
 
 
+def test_two_of_three_may_share_no_module(two, write_adapter):
+    tensors = load_file(two[0] / "adapter_model.safetensors")
+    q, v = (
+        write_adapter({k: M for k, M in tensors.items() if f".{name}." in k}, name) for name in "qv"
+    )
+    result = merge.merge([Term(1.0, two[0]), Term(1.0, q), Term(1.0, v)], partly=True)
+    W = dense(two[0])
+    close({u.name: u.dense() for u in result.updates}, {name: 2 * M for name, M in W.items()})
+
+
 def test_modules_that_one_lacks_and_other_names(two, write_adapter, rng):
     tensors = load_file(two[0] / "adapter_model.safetensors")
     fewer = write_adapter({k: M for k, M in tensors.items() if ".q." in k}, "fewer")

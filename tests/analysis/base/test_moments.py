@@ -81,10 +81,10 @@ def base_of(tmp_path, name="base"):
 def test_the_base_that_is_named_must_be_the_moments_own(tmp_path):
     base, sha256 = base_of(tmp_path)
     opened = moments.open_moments(write_moments(tmp_path / "m", {"l.q": np.eye(3)}, base=sha256))
-    moments.check_base(opened, tmp_path / "adapter", base)
+    moments.check_base(opened, base)
     other, _ = base_of(tmp_path, "other")
     with pytest.raises(UserError, match=r"inputs of another model than --base .*other: .*differ"):
-        moments.check_base(opened, tmp_path / "adapter", other)
+        moments.check_base(opened, other)
 
 
 @pytest.mark.parametrize(
@@ -99,11 +99,11 @@ def test_the_base_of_a_run_must_be_the_moments_own(tmp_path, file, facts):
     opened = moments.open_moments(write_moments(tmp_path / "m", {"l.q": np.eye(3)}))
     run = tmp_path / "run" / "checkpoint-1"
     run.mkdir(parents=True)
-    moments.check_base(opened, run, None)  # nothing says what it was trained from
+    moments.check_trained(opened, run)  # nothing says what it was trained from
     (run / file).write_text(json.dumps(facts({"model.safetensors": "00"})))
-    moments.check_base(opened, run, None)
+    moments.check_trained(opened, run)
     (run / file).write_text(json.dumps(facts({"model.safetensors": "11"})))
     with pytest.raises(UserError, match=r"than the base of .*checkpoint-1: .*00… .*11…"):
-        moments.check_base(opened, run, None)
+        moments.check_trained(opened, run)
     (run / file).write_text("[]")
-    moments.check_base(opened, run, None)
+    moments.check_trained(opened, run)
